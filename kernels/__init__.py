@@ -1,0 +1,1 @@
+"""Fused operations, one per file: plain-PyTorch reference, Triton kernel and launcher side by side."""

@@ -1,0 +1,166 @@
+"""Which rows run at which layer: branches as rows of one batch, weak rows forking where they first differ.
+
+A branch that runs a network is a :class:`Path`: a condition and one operation per layer.  Paths with the same condition
+share their common prefix of operations, so the layout is a trie; a path that is a prefix of another (an early exit of the
+conditional branch) costs no rows at all.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from segue.kernels.attention import PERTURBATIONS
+
+FULL = "full"
+SKIP = "skip"
+OPERATIONS = (FULL, SKIP, *PERTURBATIONS)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One branch through one network: ``condition`` is a slot index, ``operations`` has one entry per layer that runs."""
+
+    condition: int
+    operations: tuple[str, ...]
+
+    @classmethod
+    def full(cls, condition: int, depth: int) -> "Path":
+        return cls(condition, (FULL,) * depth)
+
+    def common_prefix(self, other: "Path") -> int:
+        """Number of leading layers whose result the two paths share."""
+        if self.condition != other.condition:
+            return 0
+        length = 0
+        for mine, theirs in zip(self.operations, other.operations, strict=False):
+            if mine != theirs:
+                break
+            length += 1
+        return length
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Row block ``target`` starts as a copy of row block ``source``."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Contiguous row blocks ``[start, stop)`` that do the same operation."""
+
+    start: int
+    stop: int
+    operation: str
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """What happens at one layer: forks first, then each group of contiguous active row blocks as one batch."""
+
+    forks: tuple[Fork, ...]
+    groups: tuple[tuple[Segment, ...], ...]
+
+    @property
+    def active(self) -> int:
+        return sum(segment.stop - segment.start for group in self.groups for segment in group)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Row block ``row`` is read after ``layer`` blocks; ``head`` is None for the final head, else the exit layer."""
+
+    row: int
+    layer: int
+    head: int | None
+
+
+class RowLayout:
+    """Row blocks (one per distinct path, each of B rows), and the work of every layer, for one network.
+
+    ``paths`` are the live branches in order; ``readouts[i]`` tells where branch ``i`` is read.  Row blocks are ordered by
+    the layer at which they start, so the rows active at a layer are a prefix wherever skip sets allow it.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], depth: int):
+        self.paths = tuple(paths)
+        self.depth = depth
+        self._check()
+        self.blocks, self._starts, self._sources = self._place()
+        self.readouts = tuple(self._readout(path) for path in self.paths)
+
+    def _check(self) -> None:
+        if not self.paths:
+            raise ValueError("a row layout needs at least one path")
+        for path in self.paths:
+            if not 1 <= len(path.operations) <= self.depth:
+                raise ValueError(f"a path must have 1 to {self.depth} layers, got {len(path.operations)}")
+            for operation in path.operations:
+                if operation not in OPERATIONS:
+                    raise ValueError(f"unknown layer operation {operation!r}; known: {', '.join(OPERATIONS)}")
+
+    def _place(self) -> tuple[tuple[Path, ...], tuple[int, ...], tuple[int, ...]]:
+        """Distinct row blocks with the layer each starts at and the block it forks from (-1: from the embedding)."""
+        distinct: list[Path] = []
+        for path in sorted(self.paths, key=lambda path: -len(path.operations)):  # long first: prefixes become aliases
+            if not any(path.common_prefix(other) == len(path.operations) for other in distinct):
+                distinct.append(path)
+        distinct.sort(key=self.paths.index)
+        starts = [max([0, *(path.common_prefix(other) for other in distinct[:i])]) for i, path in enumerate(distinct)]
+        order = sorted(range(len(distinct)), key=lambda i: starts[i])
+        blocks = tuple(distinct[i] for i in order)
+        starts = tuple(starts[i] for i in order)
+        sources = []
+        for i, path in enumerate(blocks):
+            shared = [j for j in range(i) if starts[i] and path.common_prefix(blocks[j]) == starts[i]]
+            sources.append(shared[0] if shared else -1)
+        return blocks, starts, tuple(sources)
+
+    def _readout(self, path: Path) -> Readout:
+        layer = len(path.operations)
+        row = next(i for i, block in enumerate(self.blocks) if path.common_prefix(block) == layer)
+        # a block that forks later than this exit does not hold the state yet; its source does
+        while self._starts[row] > layer:
+            row = self._sources[row]
+        return Readout(row, layer, None if layer == self.depth else layer)
+
+    @property
+    def conditions(self) -> tuple[int, ...]:
+        """The condition slot of every row block."""
+        return tuple(block.condition for block in self.blocks)
+
+    @property
+    def roots(self) -> tuple[int, ...]:
+        """Row blocks that start from the embedded sample."""
+        return tuple(i for i, source in enumerate(self._sources) if source < 0)
+
+    @cached_property
+    def layers(self) -> tuple[LayerRows, ...]:
+        return tuple(self._layer(layer) for layer in range(self.depth))
+
+    def _layer(self, layer: int) -> LayerRows:
+        forks = tuple(
+            Fork(source, i)
+            for i, (start, source) in enumerate(zip(self._starts, self._sources, strict=True))
+            if source >= 0 and start == layer
+        )
+        groups: list[list[Segment]] = []
+        for i, (block, start) in enumerate(zip(self.blocks, self._starts, strict=True)):
+            if not start <= layer < len(block.operations) or block.operations[layer] == SKIP:
+                continue
+            operation = block.operations[layer]
+            if groups and groups[-1][-1].stop == i:
+                last = groups[-1][-1]
+                if last.operation == operation:
+                    groups[-1][-1] = Segment(last.start, i + 1, operation)
+                else:
+                    groups[-1].append(Segment(i, i + 1, operation))
+            else:
+                groups.append([Segment(i, i + 1, operation)])
+        return LayerRows(forks, tuple(tuple(group) for group in groups))
+
+    @cached_property
+    def block_rows(self) -> int:
+        """Transformer blocks executed per sample, summed over row blocks."""
+        return sum(layer.active for layer in self.layers)

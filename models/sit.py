@@ -1,0 +1,186 @@
+"""DiT (arXiv 2212.09748) and SiT (arXiv 2401.08740): class-conditional transformers on latent patches.
+
+Parameter names are those of the official checkpoints.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from segue.kernels.adaln import gated_residual, modulated_norm
+from segue.kernels.attention import attention, perturbed_attention
+from segue.kernels.readout import combine_then_project, project, unpatchify
+
+from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
+from .rows import FULL, RowLayout, Segment
+from .spec import SiTSpec
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused QKV projection and optional per-head RMSNorm of q and k."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, segments: tuple[Segment, ...] = ()) -> Tensor:
+        """x [R, L, D] -> [R, L, D]; ``segments`` gives the operation of each range of rows (empty: all full)."""
+        rows, tokens, dim = x.shape
+        q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)  # [R, H, L, K]
+        if all(segment.operation == FULL for segment in segments):
+            return self.proj(attention(q, k, v))
+        parts = []
+        for segment in segments:
+            s = slice(segment.start, segment.stop)
+            if segment.operation == FULL:
+                parts.append(attention(q[s], k[s], v[s]))
+            else:
+                parts.append(perturbed_attention(q[s], k[s], v[s], segment.operation))
+        y = self.proj(torch.cat(parts))
+        for segment in segments:
+            if segment.operation == "attention_skip":
+                y[segment.start : segment.stop] = 0
+        return y
+
+
+class Block(nn.Module):
+    """adaLN-Zero transformer block."""
+
+    def __init__(self, spec: SiTSpec):
+        super().__init__()
+        self.attn = Attention(spec.dim, spec.heads, spec.qk_norm)
+        self.mlp = Mlp(spec.dim, spec.mlp_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, 6 * spec.dim))
+        self.mlp_norm_eps = spec.mlp_norm_eps
+
+    def forward(self, h: Tensor, modulation: Tensor, segments: tuple[Segment, ...] = (), inplace: bool = False) -> Tensor:
+        """h [R, L, D], modulation [R, 6 D] -> [R, L, D]; with ``inplace`` the result is written into ``h``."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)  # [R, 1, D]
+        h = gated_residual(h, self.attn(modulated_norm(h, shift_a, scale_a), segments), gate_a, inplace)
+        return gated_residual(h, self.mlp(modulated_norm(h, shift_m, scale_m, self.mlp_norm_eps)), gate_m, inplace)
+
+
+class FinalLayer(nn.Module):
+    """Final norm, modulation and projection to patches; also the shape of an early-exit head."""
+
+    def __init__(self, dim: int, outputs: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """h [R, L, D], modulation [R, 2 D] -> [R, L, outputs]."""
+        shift, scale = modulation[:, None].chunk(2, dim=-1)
+        return self.linear(modulated_norm(h, shift, scale))
+
+
+class ConditionEmbedder(nn.Module):
+    """Time embedding plus label embedding."""
+
+    def __init__(self, spec: SiTSpec):
+        super().__init__()
+        self.t_embedder = TimestepEmbedder(spec.dim, spec.frequency_shift)
+        if spec.parents:
+            self.y_embedder = TieredLabelEmbedder(spec.parents, spec.dim)
+        else:
+            self.y_embedder = LabelEmbedder(spec.num_classes, spec.dim)
+
+    def forward(self, time: Tensor, labels: Tensor) -> Tensor:
+        """time [N], labels [N] -> [N, D]."""
+        return self.t_embedder(time) + self.y_embedder(labels)
+
+
+class SiT(nn.Module):
+    """A DiT or SiT whose layers can run over row prefixes."""
+
+    def __init__(self, spec: SiTSpec):
+        super().__init__()
+        self.spec = spec
+        self.x_embedder = PatchEmbed(spec.patch, spec.channels, spec.dim)
+        # diffusers' DiT holds an embedder in every block; the official layout has one for all
+        self.embedders = nn.ModuleList(ConditionEmbedder(spec) for _ in range(spec.depth if spec.per_block_embedding else 1))
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        outputs = spec.patch**2 * spec.out_channels
+        self.final_layer = FinalLayer(spec.dim, outputs)
+        self.exit_layers = nn.ModuleDict({str(layer): FinalLayer(spec.dim, outputs) for layer in spec.exits})
+        self.register_buffer("pos_embed", self.position_table(spec.height, spec.width), persistent=False)
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """Position table [L, D] for a latent of ``height`` x ``width``."""
+        spec = self.spec
+        spec.check_size(height, width)
+        grid = (height // spec.patch, width // spec.patch, spec.height // spec.patch, spec.width // spec.patch)
+        return sincos_position_table(spec.dim, *grid)
+
+    def initialize(self) -> "SiT":
+        """The initialisation of the DiT paper: Xavier linears, zero gates and zero heads."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        patch = self.x_embedder.proj
+        nn.init.xavier_uniform_(patch.weight.view(patch.weight.shape[0], -1))
+        nn.init.zeros_(patch.bias)
+        for embedder in self.embedders:
+            for index in (0, 2):
+                nn.init.normal_(embedder.t_embedder.mlp[index].weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        for head in (self.final_layer, *self.exit_layers.values()):
+            nn.init.zeros_(head.adaLN_modulation[1].weight)
+            nn.init.zeros_(head.linear.weight)
+        return self
+
+    # --- one plain forward, as in training -------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        """The network's own output [B, C_out, H, W]; with ``exits`` also a dict of the early-exit outputs by layer.
+
+        x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64.
+        """
+        height, width = x.shape[-2:]
+        modulation = self.modulation(time, labels)
+        per_block, final, exit_modulation = self.split_modulation(modulation)
+        h, heads = self.embed(x), {}
+        for layer, block in enumerate(self.blocks):
+            if exits and layer in self.spec.exits:
+                out = self.exit_layers[str(layer)](h, exit_modulation[layer])
+                heads[layer] = unpatchify(out, self.spec.patch, height, width)
+            h = block(h, per_block[layer])
+        out = unpatchify(self.final_layer(h, final), self.spec.patch, height, width)
+        return (out, heads) if exits else out
+
+    def embed(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> tokens [B, L, D]."""
+        height, width = x.shape[-2:]
+        native = (height, width) == (self.spec.height, self.spec.width)
+        table = self.pos_embed if native else self.position_table(height, width).to(self.pos_embed)
+        return self.x_embedder(x.to(self.x_embedder.proj.weight.dtype)) + table
+
+    # --- modulation: everything that depends on time and condition only ---------------------------------------------
+
+    def modulation(self, time: Tensor, labels: Tensor) -> Tensor:
+        """All modulation vectors of N (time, label) pairs as [N, W], ``W = (6 depth + 2 + 2 exits) D``.
+
+        time [N]; labels [N] int64.  Nothing in it depends on the sample, so a run computes it once for all its calls.
+        """
+        conditions = [embedder(time, labels) for embedder in self.embedders]
+        parts = [
+            block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)
+        ]
+        heads = (self.final_layer, *self.exit_layers.values())
+        return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)
+
+    def split_modulation(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], Tensor, dict[int, Tensor]]:
+        """[N, W] -> ([N, 6 D] per block, [N, 2 D] of the final layer, [N, 2 D] per exit layer); views."""
+        spec = self.spec
+        sizes = [6 * spec.dim] * spec.depth + [2 * spec.dim] * (1 + len(spec.exits))
+        parts = modulation.split(sizes, dim=-1)
+        exits = dict(zip(spec.exits, parts[spec.depth + 1 :], strict=True))
+        return parts[: spec.depth], parts[spec.depth], exits

@@ -1,0 +1,125 @@
+"""What the engine needs to know of a network: sizes, prediction type, time convention, labels, FLOPs per layer."""
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Literal
+
+Prediction = Literal["velocity", "data_velocity", "epsilon"]
+TimeInput = Literal["sigma", "data_time", "sigma_x1000", "discrete"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes and conventions common to every diffusion transformer.
+
+    ``prediction`` is the network's own output: ``velocity`` = eps - x0, ``data_velocity`` = x0 - eps (SiT),
+    ``epsilon`` = eps (DiT).  ``time`` is its time input: ``sigma`` in [0, 1] (REPA), ``data_time`` = 1 - sigma (SiT),
+    ``sigma_x1000`` (SD3), ``discrete`` = index into a 1000-step variance-preserving chain (DiT).
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    prediction: Prediction
+    time: TimeInput
+    mlp_ratio: float = 4.0
+    out_channels: int = 0
+    exits: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for field in ("channels", "height", "width", "patch", "dim", "depth", "heads"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads, got dim {self.dim} and heads {self.heads}")
+        if not isfinite(self.mlp_ratio) or self.mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        if not self.out_channels:
+            object.__setattr__(self, "out_channels", self.channels)
+        if self.out_channels < self.channels:
+            raise ValueError(f"out_channels must be at least channels ({self.channels}), got {self.out_channels}")
+        object.__setattr__(self, "exits", tuple(self.exits))
+        for layer in self.exits:
+            if not 1 <= layer < self.depth:
+                raise ValueError(f"an early-exit head must follow block 1 to {self.depth - 1}, got {layer}")
+        self.check_size(self.height, self.width)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def mlp_dim(self) -> int:
+        return int(self.dim * self.mlp_ratio)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ``ValueError`` unless a latent of this size can be cut into patches."""
+        if height < 1 or width < 1 or height % self.patch or width % self.patch:
+            raise ValueError(f"latent size must be a positive multiple of the patch size {self.patch}, got {height} x {width}")
+
+    def tokens(self, height: int, width: int) -> int:
+        """Image tokens L of a latent of ``height`` x ``width``."""
+        return (height // self.patch) * (width // self.patch)
+
+    def block_flops(self, layer: int, tokens: int) -> int:
+        """FLOPs (2 x multiply-add) of one block for one row of ``tokens`` tokens; modulation is in the table."""
+        raise NotImplementedError
+
+    def embed_flops(self, tokens: int) -> int:
+        """FLOPs of the patch embedding of one sample."""
+        return 2 * tokens * self.patch**2 * self.channels * self.dim
+
+    def readout_flops(self, tokens: int) -> int:
+        """FLOPs of one projection to latent patches (only the ``channels`` that the sampler uses)."""
+        return 2 * tokens * self.dim * self.patch**2 * self.channels
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SiTSpec(ModelSpec):
+    """A class-conditional DiT or SiT.
+
+    ``parents[c]`` is the superclass of class ``c``; when given, the label embedding is tiered.  Labels are integers:
+    ``0 .. num_classes - 1`` classes, then the superclasses, then the null label.
+    """
+
+    num_classes: int = 1000
+    parents: tuple[int, ...] = ()
+    frequency_shift: float = 0.0
+    mlp_norm_eps: float = 1e-6
+    qk_norm: bool = False
+    per_block_embedding: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be positive, got {self.num_classes}")
+        object.__setattr__(self, "parents", tuple(self.parents))
+        if self.parents and len(self.parents) != self.num_classes:
+            raise ValueError(f"parents must name one superclass for each of {self.num_classes} classes, got {len(self.parents)}")
+
+    @property
+    def num_parents(self) -> int:
+        return max(self.parents) + 1 if self.parents else 0
+
+    @property
+    def null_label(self) -> int:
+        return self.num_classes + self.num_parents
+
+    def parent_label(self, label: int) -> int:
+        """The label that stands for the superclass of class ``label``."""
+        if not self.parents:
+            raise ValueError(f"model {self.name} has no superclasses")
+        return self.num_classes + self.parents[label]
+
+    def block_flops(self, layer: int, tokens: int) -> int:
+        linear = 2 * tokens * (4 * self.dim**2 + 2 * self.dim * self.mlp_dim)
+        return linear + 4 * tokens**2 * self.dim

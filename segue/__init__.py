@@ -1,0 +1,1 @@
+"""Segue: a sampling engine for diffusion transformers."""

@@ -1,0 +1,1 @@
+"""The herbarium data set, training objectives and the training loop."""
