@@ -1,1 +1,1 @@
-""""""
+"""Benchmarks: cases, timing, cost model, report."""

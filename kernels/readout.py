@@ -7,23 +7,27 @@ from torch import Tensor
 from .adaln import modulated_norm
 
 
-def combine_then_project(h: Tensor, shift: Tensor, scale: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Project the combination of J branches that share one head; the projection runs once instead of J times.
+def combine_then_project(
+    h: Tensor, shift: Tensor, scale: Tensor, coefficients: Tensor, rows: tuple[int, ...], weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Project the combination of the branches that share one head; the projection runs once instead of once per branch.
 
-    ``sum_j c_j (W z_j + b) = W (sum_j c_j z_j) + (sum_j c_j) b`` with ``z_j`` the modulated final norm of branch ``j``.
-    h [J, B, L, D]; shift, scale [J, B, D]; coefficients [J, B] fp32; weight [O, D]; bias [O] -> [B, L, O] fp32.
+    ``sum_j c_j (W z_j + b) = W (sum_j c_j z_j) + (sum_j c_j) b`` with ``z_j`` the modulated final norm of row block
+    ``rows[j]``.  h [J', B, L, D]; shift, scale [J', B, D]; coefficients [B, len(rows)] fp32; weight [O, D]; bias [O]
+    -> [B, L, O] fp32.
     """
-    combined = torch.zeros(h.shape[1:], dtype=torch.float32, device=h.device)
-    for j in range(h.shape[0]):
-        z = modulated_norm(h[j].float(), shift[j, :, None].float(), scale[j, :, None].float())
-        combined.addcmul_(z, coefficients[j, :, None, None])
+    combined = None
+    for j, row in enumerate(rows):
+        z = modulated_norm(h[row].float(), shift[row, :, None].float(), scale[row, :, None].float())
+        z = z * coefficients[:, j, None, None]
+        combined = z if combined is None else combined.add_(z)
     projected = F.linear(combined.to(weight.dtype), weight).float()
-    return torch.addcmul(projected, coefficients.sum(0)[:, None, None], bias.float())
+    return torch.addcmul(projected, coefficients.sum(1)[:, None, None], bias.float())
 
 
 def project(h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Project each branch on its own.  h [J, B, L, D]; shift, scale [J, B, D] -> [J, B, L, O] fp32."""
-    z = modulated_norm(h.float(), shift[:, :, None].float(), scale[:, :, None].float())
+    """Project one branch.  h [B, L, D]; shift, scale [B, D]; weight [O, D]; bias [O] -> [B, L, O] fp32."""
+    z = modulated_norm(h.float(), shift[:, None].float(), scale[:, None].float())
     return F.linear(z.to(weight.dtype), weight, bias).float()
 
 

@@ -54,6 +54,10 @@ class Segment:
     stop: int
     operation: str
 
+    def rows(self, batch: int, origin: int = 0) -> "Segment":
+        """The same range in rows instead of row blocks of ``batch`` rows, counted from row block ``origin``."""
+        return Segment((self.start - origin) * batch, (self.stop - origin) * batch, self.operation)
+
 
 @dataclass(frozen=True)
 class LayerRows:
@@ -164,3 +168,7 @@ class RowLayout:
     def block_rows(self) -> int:
         """Transformer blocks executed per sample, summed over row blocks."""
         return sum(layer.active for layer in self.layers)
+
+    def projections(self, early: bool) -> int:
+        """Projections to latent patches per sample: one per head when branches combine early, else one per branch."""
+        return len({readout.layer for readout in self.readouts}) if early else len(self.readouts)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from segue.kernels.adaln import gated_residual, modulated_norm
 from segue.kernels.attention import attention, perturbed_attention
-from segue.kernels.readout import combine_then_project, project, unpatchify
+from segue.kernels.readout import unpatchify
 
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
-from .rows import FULL, RowLayout, Segment
+from .rows import FULL, Segment
 from .spec import SiTSpec
 
 
@@ -184,3 +184,11 @@ class SiT(nn.Module):
         parts = modulation.split(sizes, dim=-1)
         exits = dict(zip(spec.exits, parts[spec.depth + 1 :], strict=True))
         return parts[: spec.depth], parts[spec.depth], exits
+
+    # --- the row-batched forward ------------------------------------------------------------------------------------
+
+    def rows(self, batch: int, height: int, width: int, **capacity: int):
+        """Static buffers and the row-batched forward for B samples; see :class:`segue.models.sit_rows.SiTRows`."""
+        from .sit_rows import SiTRows
+
+        return SiTRows(self, batch, height, width, **capacity)

@@ -79,6 +79,12 @@ class ModelSpec:
         """FLOPs of one projection to latent patches (only the ``channels`` that the sampler uses)."""
         return 2 * tokens * self.dim * self.patch**2 * self.channels
 
+    def forward_flops(self, height: int, width: int) -> int:
+        """FLOPs of one plain forward of one sample: the unit of relative cost."""
+        tokens = self.tokens(height, width)
+        blocks = sum(self.block_flops(layer, tokens) for layer in range(self.depth))
+        return self.embed_flops(tokens) + blocks + self.readout_flops(tokens)
+
     def to_dict(self) -> dict:
         return asdict(self)
 

@@ -1,0 +1,250 @@
+"""Guidance rules as sums of terms: ``v = v_c + sum_k w_k(sigma) (v_c - v_k)``.
+
+A term names a branch ``k`` (which condition, which network), a weight over the noise level and a window.  Rules add:
+``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from segue.kernels.attention import PERTURBATIONS
+
+from .window import Window
+
+PERTURB_KINDS = ("skip", *PERTURBATIONS)
+
+
+def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    layers = tuple(layers) if not isinstance(layers, int) else (layers,)
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"layers must be integers, got {layer!r}")
+        if layer < 0:
+            raise ValueError(f"layers are counted from 0, got {layer}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers must be distinct, got {layers}")
+    return tuple(sorted(layers))
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """The network with some layers (counted from 0) perturbed.
+
+    ``skip``: the block is bypassed; ``attention_identity`` (PAG), ``attention_skip`` (STG-A), ``attention_blur`` (SEG with
+    infinite blur).
+    """
+
+    kind: str
+    layers: tuple[int, ...]
+
+    def __post_init__(self):
+        if self.kind not in PERTURB_KINDS:
+            raise ValueError(f"unknown perturbation {self.kind!r}; known: {', '.join(PERTURB_KINDS)}")
+        object.__setattr__(self, "layers", _check_layers(self.layers))
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The network's early-exit head after ``layer`` blocks."""
+
+    layer: int
+
+    def __post_init__(self):
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
+            raise ValueError(f"an early-exit head follows at least one block, got layer {self.layer!r}")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Which condition goes through which network.
+
+    ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass) or an
+    integer label; ``network`` is None (the full network), a :class:`Perturb` or an :class:`Exit`; ``model`` names a network
+    of the engine.
+    """
+
+    condition: str | int = "cond"
+    network: Perturb | Exit | None = None
+    model: str = "main"
+
+    def __post_init__(self):
+        if isinstance(self.condition, str) and self.condition not in ("cond", "uncond", "parent"):
+            raise ValueError(f"unknown condition {self.condition!r}; known: cond, uncond, parent, or an integer label")
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether this is the branch that every rule starts from; perturbing no layer changes nothing."""
+        plain = self.network is None or (isinstance(self.network, Perturb) and not self.network.layers)
+        return self.condition == "cond" and plain and self.model == "main"
+
+    def __str__(self) -> str:
+        name = str(self.condition) if isinstance(self.condition, str) else f"label {self.condition}"
+        if isinstance(self.network, Perturb):
+            name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
+        elif isinstance(self.network, Exit):
+            name += f" exit {self.network.layer}"
+        return name if self.model == "main" else f"{name} of {self.model}"
+
+
+COND = Branch()
+UNCOND = Branch("uncond")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight over a window: ``base + delta (1 - 2 p)`` with ``p`` from 0 to 1 across it, or ``function(sigma)``.
+
+    Source of the linear form: the published SGG command line (arXiv 2603.20584).
+    """
+
+    base: float = 0.0
+    delta: float = 0.0
+    function: Callable[[float], float] | None = None
+
+    def __post_init__(self):
+        for name in ("base", "delta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"a weight must be a number, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"a weight must be finite, got {value}")
+
+    def __call__(self, sigma: float, position: float) -> float:
+        """The weight at noise level ``sigma`` and position ``p`` in the window."""
+        if self.function is None:
+            return self.base + self.delta * (1 - 2 * position)
+        value = float(self.function(sigma))
+        if not math.isfinite(value):
+            raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
+        return value
+
+
+@dataclass(frozen=True)
+class Term:
+    """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all)."""
+
+    branch: Branch
+    weight: Weight
+    window: Window = Window()
+    channels: int | None = None
+
+    def __post_init__(self):
+        if self.channels is not None and (not isinstance(self.channels, int) or self.channels < 1):
+            raise ValueError(f"channels must be a positive integer, got {self.channels!r}")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A sum of terms on top of the conditional prediction; no terms is unguided sampling."""
+
+    terms: tuple[Term, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "terms", tuple(self.terms))
+        for term in self.terms:
+            if not isinstance(term, Term):
+                raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
+
+    def __add__(self, other: "Guidance") -> "Guidance":
+        if not isinstance(other, Guidance):
+            return NotImplemented
+        return Guidance(self.terms + other.terms)
+
+    def within(self, window: Window) -> "Guidance":
+        """The same rule with every term confined to ``window``; a term that already has a window is refused."""
+        for term in self.terms:
+            if term.window != Window():
+                raise ValueError(f"a term already has the window {term.window}; give windows in one place")
+        return Guidance(tuple(replace(term, window=window) for term in self.terms))
+
+
+Unguided = Guidance
+
+
+def _weight(value: float | Callable[[float], float], delta: float, offset: float = 0.0) -> Weight:
+    """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
+    if callable(value):
+        if delta:
+            raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
+        return Weight(function=lambda sigma: value(sigma) - offset)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a scale must be a number or a function of sigma, got {value!r}")
+    return Weight(base=value - offset, delta=delta)
+
+
+def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
+    return Guidance((Term(branch, weight, window or Window(), channels),))
+
+
+def CFG(
+    scale: float | Callable[[float], float],
+    *,
+    delta: float = 0.0,
+    window: Window | None = None,
+    condition: str | int = "uncond",
+    channels: int | None = None,
+) -> Guidance:
+    """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
+
+    ``scale`` is a number or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the
+    reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as
+    the official DiT and SiT samplers do.
+    """
+    return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
+
+
+def SkipLayer(
+    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | None = None
+) -> Guidance:
+    """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
+
+    The two-stream form bypasses both streams.  Source: Stability's SD3.5 sampler and STG (arXiv 2411.18664).
+    """
+    return PerturbedLayers(weight, layers, kind="skip", delta=delta, window=window)
+
+
+def PerturbedLayers(
+    weight: float | Callable[[float], float],
+    layers: tuple[int, ...],
+    *,
+    kind: str,
+    delta: float = 0.0,
+    window: Window | None = None,
+) -> Guidance:
+    """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
+    return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
+
+
+def EarlyExit(
+    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | None = None
+) -> Guidance:
+    """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
+    return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
+
+
+def AutoGuidance(
+    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | None = None
+) -> Guidance:
+    """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
+
+    ``model`` names a network that the engine holds beside its own.
+    """
+    if model == "main":
+        raise ValueError("autoguidance needs a second network, got model='main'")
+    return _one_term(Branch(model=model), _weight(weight, delta), window)
+
+
+def from_extrapolation(scale: float) -> float:
+    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``."""
+    return scale - 1
+
+
+def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:
+    """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
+
+    Source: arXiv 2603.20584.  The published SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
+    """
+    if isinstance(switch, bool) or not isinstance(switch, int | float) or not 0 < switch < 1:
+        raise ValueError(f"the switch is a noise level between 0 and 1, got {switch!r}")
+    return strong.within(Window.sigma(switch, 1.0)) + weak.within(Window.sigma(0.0, switch))

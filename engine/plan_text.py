@@ -1,0 +1,63 @@
+"""A plan as text a person can read, and as JSON a machine can."""
+
+from .plan import SOLVER_COLUMNS, Plan
+
+
+def live_names(plan: Plan, live: tuple[int, ...]) -> str:
+    return " | ".join(str(plan.branches[i]) for i in live)
+
+
+def plan_text(plan: Plan) -> str:
+    """One line per run of calls with the same live branches, then the cost and the warnings."""
+    tokens = plan.spec.tokens(plan.height, plan.width)
+    lines = [
+        f"{plan.spec.name}  {plan.height} x {plan.width} ({tokens} tokens)  "
+        f"{plan.solver.name}, {plan.schedule.steps} steps, schedule {plan.schedule.name}",
+        f"{'calls':>9}  {'sigma':>15}  {'rows':>4}  {'blocks':>6}  {'cost':>6}  live branches and weights",
+    ]
+    unit = plan.spec.forward_flops(plan.height, plan.width)
+    for run in plan.runs:
+        rows, blocks, flops = plan.call_cost(run.live)
+        first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
+        weights = plan.weights[run.start : run.stop]
+        names = ["cond"]
+        for i in run.live[1:]:
+            low, high = weights[:, i - 1].min(), weights[:, i - 1].max()
+            names.append(f"{plan.branches[i]} (w {low:.3g})" if high - low < 1e-9 else f"{plan.branches[i]} (w {low:.3g} to {high:.3g})")
+        calls = f"{run.start + 1}-{run.stop}"
+        lines.append(f"{calls:>9}  {first:>7.4f}-{last:.4f}  {rows:>4}  {blocks:>6}  {flops / unit:>5.3f}x  {' | '.join(names)}")
+    cost = plan.cost
+    lines.append(
+        f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, "
+        f"{cost.flops / 1e9:.4g} GFLOP per sample = {cost.relative:.3f}x unguided"
+    )
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines)
+
+
+def plan_dict(plan: Plan) -> dict:
+    """Everything a run needs to be repeated, with plain numbers and strings."""
+    cost = plan.cost
+    return {
+        "model": plan.spec.name,
+        "height": plan.height,
+        "width": plan.width,
+        "solver": plan.solver.name,
+        "schedule": plan.schedule.name,
+        "steps": plan.schedule.steps,
+        "schedule_sigmas": list(plan.schedule.sigmas),
+        "branches": [str(branch) for branch in plan.branches],
+        "sigmas": plan.sigmas.tolist(),
+        "weights": plan.weights.tolist(),
+        "solver_columns": list(SOLVER_COLUMNS),
+        "solver_rows": plan.table.tolist(),
+        "live": [list(live) for live in plan.live],
+        "cost": {
+            "calls": cost.calls,
+            "evaluations": cost.evaluations,
+            "blocks": cost.blocks,
+            "flops": cost.flops,
+            "relative": cost.relative,
+        },
+        "warnings": list(plan.warnings),
+    }

@@ -1,0 +1,136 @@
+"""Plan + networks -> static device tables and the step function.
+
+A :class:`Program` is made for shapes (batch, latent size, branches, capacity) and loaded with numbers (tables, conditions,
+seeds).  ``step(live)`` takes nothing else and returns nothing: it reads the per-sample call counter, gathers its table
+rows, runs the live rows, combines, updates the state and advances the counter.  Every buffer it touches across calls is
+allocated here, so a step can be captured once and replayed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.kernels.combine import gather_rows, solver_update
+from segue.kernels.philox import normal_noise
+
+from .guidance import Branch
+from .plan import Plan
+from .solvers import Solver
+
+
+@dataclass(frozen=True)
+class ProgramKey:
+    """What a program is specialised on.  Weights, windows, sigmas, step count, labels and seeds are not in it."""
+
+    batch: int
+    height: int
+    width: int
+    branches: tuple[Branch, ...]
+    masks: tuple[int, ...]
+    stochastic: bool
+    calls: int
+    labels: int
+
+    @classmethod
+    def of(cls, plan: Plan, batch: int) -> "ProgramKey":
+        solver: Solver = plan.solver
+        capacity = 64
+        while capacity < plan.calls:
+            capacity *= 2
+        per_sample = sum(condition in ("cond", "parent") for condition in plan.conditions)
+        labels = per_sample * batch + len(plan.conditions) - per_sample
+        masks = tuple(int(mask) for mask in plan.masks)
+        return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, labels)
+
+
+class Program:
+    """Static buffers and the step function for B samples; state ``x`` [B, C, H, W] is fp32, in flow coordinates."""
+
+    def __init__(self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device):
+        self.key, self.device = key, device
+        shape = (key.batch, plan.spec.channels, key.height, key.width)
+        channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
+        self.x = torch.zeros(shape, device=device)
+        self.history = torch.zeros(shape, device=device)
+        self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
+        self.solver_table = torch.zeros(key.calls, plan.table.shape[1], device=device)
+        self.coefficient_table = torch.zeros(key.calls, len(key.branches), channels, device=device)
+        self.time_table = torch.zeros(key.calls, dtype=torch.int64, device=device)
+        self.rows = {}
+        for name in dict.fromkeys(branch.model for branch in key.branches):
+            members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
+            row_blocks = len(plan.layout(members, name).blocks)  # all branches at once: no live set needs more
+            self.rows[name] = models[name].rows(
+                key.batch, key.height, key.width, row_blocks=row_blocks, slots=len(plan.conditions), times=key.calls, labels=key.labels
+            )
+        self.plan = plan
+
+    def load(self, plan: Plan, noise: Tensor, labels: Mapping[str | int, Tensor], seeds: list[int]) -> None:
+        """Put a run into the buffers; ``plan`` must have this program's key.
+
+        noise [B, C, H, W], the state at the first noise level; labels: condition -> [B] int64; seeds: B integers.
+        """
+        if ProgramKey.of(plan, self.key.batch) != self.key:
+            raise ValueError("this program was built for other branches or shapes than the plan's")
+        self.plan = plan
+        self.x.copy_(noise)
+        self.history.zero_()
+        self.call.zero_()
+        self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64))
+        self._fill(self.solver_table, plan.table)
+        self._fill(self.coefficient_table, plan.coefficients())
+        times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
+        self._fill(self.time_table, index)
+        slots = torch.stack([labels[condition] for condition in plan.conditions])
+        for rows in self.rows.values():
+            rows.load(torch.from_numpy(times), slots)
+
+    @staticmethod
+    def _fill(table: Tensor, values: np.ndarray) -> None:
+        table[: len(values)].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    @torch.no_grad()
+    def step(self, live: tuple[int, ...]) -> None:
+        """One network call for every sample, with the branches ``live`` of the plan."""
+        row = gather_rows(self.solver_table, self.call)  # [B, 7]
+        output = self.guided_output(live, row[:, 0])
+        noise = None
+        if self.key.stochastic:
+            noise = normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
+        solver_update(self.x, output, self.history, noise, row[:, 1:])
+        self.call += 1
+
+    def guided_output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        """``sum_k c_k o_k`` over the live branches at the current state, [B, C, H, W] fp32, in the network's own output.
+
+        ``scale`` [B] multiplies the state; ``coefficients`` [B, branches, C'] default to the table's row of each sample.
+        """
+        if coefficients is None:
+            coefficients = gather_rows(self.coefficient_table.flatten(1), self.call).view(self.key.batch, len(self.key.branches), -1)
+        time_index = gather_rows(self.time_table, self.call)
+        x = self.x * scale[:, None, None, None]
+        total = None
+        for model in self.plan.models(live):
+            members = self.plan.members(live, model)
+            chosen = torch.stack([coefficients[:, i] for i in members], dim=1)
+            if self.plan.combines_early(live):
+                chosen = chosen[..., 0]
+            part = self.rows[model].forward(x, time_index, self.plan.layout(live, model), chosen)
+            total = part if total is None else total.add_(part)
+        return total
+
+    def branch_output(self, branch: int, scale: Tensor) -> Tensor:
+        """The output of one branch alone, [B, C, H, W] fp32."""
+        ones = torch.ones(self.key.batch, len(self.key.branches), self.coefficient_table.shape[-1], device=self.device)
+        return self.guided_output((branch,), scale, ones)
+
+    def sample_storages(self) -> dict[str, Tensor]:
+        """The buffers that live across calls, by name."""
+        return {
+            "x": self.x, "history": self.history, "call": self.call, "seeds": self.seeds, "solver": self.solver_table,
+            "coefficients": self.coefficient_table, "time": self.time_table,
+        }  # fmt: skip

@@ -1,0 +1,61 @@
+"""The loop over network calls: callbacks, progress, interruption, finite checks.  It knows nothing of guidance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .program import Program
+
+
+@dataclass(frozen=True)
+class CallInfo:
+    """What a callback sees after each network call; ``x`` is the state [B, C, H, W] itself, in flow coordinates."""
+
+    call: int
+    calls: int
+    step: int
+    sigma: float
+    live: tuple[int, ...]
+    x: Tensor
+
+
+Callback = Callable[[CallInfo], bool | None]
+
+
+class NonFiniteError(FloatingPointError):
+    """The latent stopped being finite; the message names the call and the branch where it first appeared."""
+
+
+def run_program(program: Program, callback: Callback | None = None, check_finite: bool = False) -> int:
+    """Run a loaded program to its end; returns the calls made.
+
+    ``callback`` may return False to stop after the current call.  ``check_finite`` synchronises at every call.
+    """
+    plan = program.plan
+    for call, live in enumerate(plan.live):
+        before = program.x.clone() if check_finite else None
+        program.step(live)
+        if check_finite and not torch.isfinite(program.x).all():
+            _report_non_finite(program, call, live, before)
+        if callback is not None:
+            info = CallInfo(call, plan.calls, int(plan.steps[call]), float(plan.sigmas[call]), live, program.x)
+            if callback(info) is False:
+                return call + 1
+    return plan.calls
+
+
+@torch.no_grad()
+def _report_non_finite(program: Program, call: int, live: tuple[int, ...], before: Tensor) -> None:
+    """Evaluate each live branch alone at the state before the call, and raise."""
+    plan = program.plan
+    program.x.copy_(before)
+    program.call.fill_(call)
+    scale = torch.full_like(program.call, float(plan.table[call, 0]), dtype=torch.float32)
+    # each branch runs in a live set of its own: in the sum, 0 * nan would be nan
+    guilty = [str(plan.branches[i]) for i in live if not torch.isfinite(program.branch_output(i, scale)).all()]
+    where = f"branch {', '.join(guilty)}" if guilty else "the guided sum or the solver update (every branch is finite)"
+    raise NonFiniteError(
+        f"the latent is not finite after call {call + 1} of {plan.calls} (sigma {plan.sigmas[call]:.4f}): first in {where}"
+    )

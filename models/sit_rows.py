@@ -1,0 +1,111 @@
+"""The row-batched forward of a DiT or SiT: static buffers, the modulation table, and one call over the live rows."""
+
+import torch
+from torch import Tensor
+
+from segue.kernels.combine import gather_rows
+from segue.kernels.readout import combine_then_project, project, unpatchify
+
+from .rows import FULL, Readout, RowLayout
+from .sit import FinalLayer, SiT
+
+
+class SiTRows:
+    """Buffers of one network for B samples and up to ``row_blocks`` row blocks, and its forward over them.
+
+    ``load`` fills the modulation table for a run; ``forward`` only reads it, so one captured step serves every call.
+    """
+
+    def __init__(self, model: SiT, batch: int, height: int, width: int, row_blocks: int, slots: int, times: int, labels: int):
+        """``slots`` conditions per sample; capacity for ``times`` distinct network times and ``labels`` distinct labels."""
+        spec, weight = model.spec, model.final_layer.linear.weight
+        spec.check_size(height, width)
+        self.model, self.batch, self.height, self.width = model, batch, height, width
+        self.times, self.labels = times, labels
+        rows, tokens = row_blocks * batch, spec.tokens(height, width)
+        modulation = (6 * spec.depth + 2 + 2 * len(spec.exits)) * spec.dim
+        self.hidden = weight.new_empty(rows, tokens, spec.dim)  # [R, L, D]
+        self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
+        self.table = weight.new_zeros(times * labels, modulation)  # row = time index * labels + label index
+        self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
+        self.positions = model.position_table(height, width).to(weight)
+
+    @torch.no_grad()
+    def load(self, times: Tensor, labels: Tensor) -> None:
+        """Compute the modulation of every (time, label) pair of a run.
+
+        times [T] fp64, the distinct network times; labels [slots, B] int64.  Raises ``ValueError`` beyond the capacity.
+        """
+        distinct, index = labels.unique(return_inverse=True)
+        if len(times) > self.times or len(distinct) > self.labels:
+            raise ValueError(
+                f"{len(times)} times and {len(distinct)} labels exceed the capacity {self.times} and {self.labels}"
+            )
+        self.label_index.copy_(index)
+        device = self.table.device
+        pairs_t = times.to(device, torch.float32).repeat_interleave(len(distinct))
+        pairs_y = distinct.to(device).repeat(len(times))
+        values = self.model.modulation(pairs_t, pairs_y).view(len(times), len(distinct), -1)
+        self.table.view(self.times, self.labels, -1)[: len(times), : len(distinct)].copy_(values)
+
+    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
+        """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
+
+        x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
+        [B, branches, C] where a rule treats channels differently (the branches are then combined after the projection).
+        """
+        model, batch = self.model, self.batch
+        blocks = len(layout.blocks)
+        index = torch.cat([time_index * self.labels + self.label_index[slot] for slot in layout.conditions])
+        modulation = gather_rows(self.table, index, out=self.modulation[: blocks * batch])
+        per_block, final, exits = model.split_modulation(modulation)
+        hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
+        tokens = model.x_embedder(x.to(self.hidden.dtype)) + self.positions
+        for root in layout.roots:
+            hidden[root].copy_(tokens)
+        parts = []
+        for layer, (block, schedule) in enumerate(zip(model.blocks, layout.layers, strict=True)):
+            parts += self._read(layer, hidden, exits.get(layer), layout, coefficients)
+            for fork in schedule.forks:
+                hidden[fork.target].copy_(hidden[fork.source])
+            for group in schedule.groups:
+                first, last = group[0].start, group[-1].stop
+                rows = slice(first * batch, last * batch)
+                segments = () if {s.operation for s in group} == {FULL} else tuple(s.rows(batch, first) for s in group)
+                block(self.hidden[rows], per_block[layer][rows], segments, inplace=True)
+        parts += self._read(model.spec.depth, hidden, final, layout, coefficients)
+        patches = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        return unpatchify(patches, model.spec.patch, self.height, self.width)
+
+    def _read(
+        self, layer: int, hidden: Tensor, modulation: Tensor | None, layout: RowLayout, coefficients: Tensor
+    ) -> list[Tensor]:
+        """The contribution [B, L, P P C] of the branches that are read after ``layer`` blocks; empty when there are none."""
+        branches = [i for i, readout in enumerate(layout.readouts) if readout.layer == layer]
+        if not branches:
+            return []
+        readouts = [layout.readouts[i] for i in branches]
+        weight, bias = self._projection(self._head(readouts[0]))
+        shift, scale = modulation.view(-1, self.batch, modulation.shape[-1]).chunk(2, dim=-1)  # [J, B, D]
+        rows = tuple(readout.row for readout in readouts)
+        chosen = coefficients[:, branches[0] : branches[-1] + 1]
+        if len(branches) != chosen.shape[1]:
+            chosen = torch.stack([coefficients[:, i] for i in branches], dim=1)
+        if coefficients.dim() == 2:
+            return [combine_then_project(hidden, shift, scale, chosen, rows, weight, bias)]
+        patch_area = self.model.spec.patch**2
+        return [
+            project(hidden[row], shift[row], scale[row], weight, bias) * chosen[:, i].repeat(1, patch_area)[:, None]
+            for i, row in enumerate(rows)
+        ]
+
+    def _head(self, readout: Readout) -> FinalLayer:
+        return self.model.final_layer if readout.head is None else self.model.exit_layers[str(readout.head)]
+
+    def _projection(self, head: FinalLayer) -> tuple[Tensor, Tensor]:
+        """Weight and bias for the channels the sampler uses (a learned-sigma head has twice as many)."""
+        spec, linear = self.model.spec, head.linear
+        if spec.out_channels == spec.channels:
+            return linear.weight, linear.bias
+        weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, : spec.channels].reshape(-1, spec.dim)
+        return weight, linear.bias.view(-1, spec.out_channels)[:, : spec.channels].reshape(-1)

@@ -1,0 +1,5 @@
+"""``python -m segue``."""
+
+from segue.engine.cli import main
+
+main()
