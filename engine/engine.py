@@ -45,17 +45,30 @@ class Engine:
 
     MAX_PROGRAMS = 8
 
-    def __init__(self, model: nn.Module, models: Mapping[str, nn.Module] | None = None, device: str | torch.device | None = None,
-                 dtype: torch.dtype | None = None):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        models: Mapping[str, nn.Module] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         networks = {"main": model, **(models or {})}
-        self.models = {name: network.to(self.device, self.dtype).eval().requires_grad_(False) for name, network in networks.items()}
+        self.models = {
+            name: network.to(self.device, self.dtype).eval().requires_grad_(False) for name, network in networks.items()
+        }
         self._programs: dict[ProgramKey, Program] = {}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, family: str | None = None, device: str | torch.device | None = None,
-                        dtype: torch.dtype | None = None) -> "Engine":  # fmt: skip
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        family: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Engine":
         """An engine for a bundled model (``herbarium``), a checkpoint file or a diffusers folder.
 
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
@@ -73,8 +86,15 @@ class Engine:
     def specs(self) -> dict[str, ModelSpec]:
         return {name: model.spec for name, model in self.models.items()}
 
-    def plan(self, guidance: Guidance | None = None, steps: int | None = None, schedule: str | Schedule | Sequence[float] | None = None,
-             solver: str | Solver = "euler", height: int | None = None, width: int | None = None) -> Plan:  # fmt: skip
+    def plan(
+        self,
+        guidance: Guidance | None = None,
+        steps: int | None = None,
+        schedule: str | Schedule | Sequence[float] | None = None,
+        solver: str | Solver = "euler",
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Plan:
         """Resolve a rule without running it; ``print(plan)`` shows who runs when and what it costs."""
         height, width = height or self.spec.height, width or self.spec.width
         solver = get_solver(solver)
@@ -153,7 +173,9 @@ class Engine:
             raise ValueError("labels is empty; give at least one label")
         for label in labels:
             if not 0 <= label < self.spec.num_classes:
-                raise ValueError(f"label {label} is out of range: {self.spec.name} has classes 0 to {self.spec.num_classes - 1}")
+                raise ValueError(
+                    f"label {label} is out of range: {self.spec.name} has classes 0 to {self.spec.num_classes - 1}"
+                )
         return labels
 
     def explain(self) -> str:
@@ -164,7 +186,9 @@ class Engine:
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
         for key in self._programs:
             branches = " | ".join(map(str, key.branches))
-            lines.append(f"program: batch {key.batch}, {key.height} x {key.width}, up to {key.calls} calls, branches {branches}")
+            lines.append(
+                f"program: batch {key.batch}, {key.height} x {key.width}, up to {key.calls} calls, branches {branches}"
+            )
         return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from segue.kernels.attention import PERTURBATIONS
 
-from .window import Window
+from .window import EVERYWHERE, Window
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
 
@@ -126,7 +126,7 @@ class Term:
 
     branch: Branch
     weight: Weight
-    window: Window = Window()
+    window: Window = EVERYWHERE
     channels: int | None = None
 
     def __post_init__(self):
@@ -154,7 +154,7 @@ class Guidance:
     def within(self, window: Window) -> "Guidance":
         """The same rule with every term confined to ``window``; a term that already has a window is refused."""
         for term in self.terms:
-            if term.window != Window():
+            if term.window != EVERYWHERE:
                 raise ValueError(f"a term already has the window {term.window}; give windows in one place")
         return Guidance(tuple(replace(term, window=window) for term in self.terms))
 
@@ -174,7 +174,7 @@ def _weight(value: float | Callable[[float], float], delta: float, offset: float
 
 
 def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
-    return Guidance((Term(branch, weight, window or Window(), channels),))
+    return Guidance((Term(branch, weight, window or EVERYWHERE, channels),))
 
 
 def CFG(

@@ -272,10 +272,20 @@ def compile_plan(
     warnings += _coverage_warnings(guidance, sigmas[:-1])
     steps = np.array([row.step for row in rows])
     return Plan(
-        specs=specs, guidance=guidance, schedule=schedule, solver=solver, height=height, width=width, branches=branches,
-        sigmas=np.array([row.sigma for row in rows]), steps=steps, weights=weights[steps],
-        masks=_channel_masks(guidance, branches, spec.channels), table=table, warnings=tuple(warnings),
-    )  # fmt: skip
+        specs=specs,
+        guidance=guidance,
+        schedule=schedule,
+        solver=solver,
+        height=height,
+        width=width,
+        branches=branches,
+        sigmas=np.array([row.sigma for row in rows]),
+        steps=steps,
+        weights=weights[steps],
+        masks=_channel_masks(guidance, branches, spec.channels),
+        table=table,
+        warnings=tuple(warnings),
+    )
 
 
 def _channel_masks(guidance: Guidance, branches: tuple[Branch, ...], channels: int) -> np.ndarray:

@@ -3,8 +3,9 @@
 from .plan import SOLVER_COLUMNS, Plan
 
 
-def live_names(plan: Plan, live: tuple[int, ...]) -> str:
-    return " | ".join(str(plan.branches[i]) for i in live)
+def _span(weights) -> str:
+    first, last = weights[0], weights[-1]
+    return f"{first:.3g}" if abs(last - first) < 1e-9 else f"{first:.3g} to {last:.3g}"
 
 
 def plan_text(plan: Plan) -> str:
@@ -20,12 +21,9 @@ def plan_text(plan: Plan) -> str:
         rows, blocks, flops = plan.call_cost(run.live)
         first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
         weights = plan.weights[run.start : run.stop]
-        names = ["cond"]
-        for i in run.live[1:]:
-            low, high = weights[:, i - 1].min(), weights[:, i - 1].max()
-            names.append(f"{plan.branches[i]} (w {low:.3g})" if high - low < 1e-9 else f"{plan.branches[i]} (w {low:.3g} to {high:.3g})")
-        calls = f"{run.start + 1}-{run.stop}"
-        lines.append(f"{calls:>9}  {first:>7.4f}-{last:.4f}  {rows:>4}  {blocks:>6}  {flops / unit:>5.3f}x  {' | '.join(names)}")
+        names = ["cond", *(f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in run.live[1:])]
+        calls, levels = f"{run.start + 1}-{run.stop}", f"{first:.4f}-{last:.4f}"
+        lines.append(f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {flops / unit:>5.3f}x  {' | '.join(names)}")
     cost = plan.cost
     lines.append(
         f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, "

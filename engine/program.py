@@ -8,13 +8,13 @@ allocated here, so a step can be captured once and replayed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.combine import gather_rows, solver_update
-from segue.kernels.philox import normal_noise
+from segue.kernels.dispatch import REFERENCE, Kernels
 
 from .guidance import Branch
 from .plan import Plan
@@ -32,7 +32,7 @@ class ProgramKey:
     masks: tuple[int, ...]
     stochastic: bool
     calls: int
-    labels: int
+    conditions: int
 
     @classmethod
     def of(cls, plan: Plan, batch: int) -> "ProgramKey":
@@ -41,16 +41,18 @@ class ProgramKey:
         while capacity < plan.calls:
             capacity *= 2
         per_sample = sum(condition in ("cond", "parent") for condition in plan.conditions)
-        labels = per_sample * batch + len(plan.conditions) - per_sample
+        conditions = per_sample * batch + len(plan.conditions) - per_sample
         masks = tuple(int(mask) for mask in plan.masks)
-        return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, labels)
+        return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, conditions)
 
 
 class Program:
     """Static buffers and the step function for B samples; state ``x`` [B, C, H, W] is fp32, in flow coordinates."""
 
-    def __init__(self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device):
-        self.key, self.device = key, device
+    def __init__(
+        self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device, kernels: Kernels = REFERENCE
+    ):
+        self.key, self.device, self.kernels = key, device, kernels
         shape = (key.batch, plan.spec.channels, key.height, key.width)
         channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
         self.x = torch.zeros(shape, device=device)
@@ -65,14 +67,22 @@ class Program:
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
             row_blocks = len(plan.layout(members, name).blocks)  # all branches at once: no live set needs more
             self.rows[name] = models[name].rows(
-                key.batch, key.height, key.width, row_blocks=row_blocks, slots=len(plan.conditions), times=key.calls, labels=key.labels
+                key.batch,
+                key.height,
+                key.width,
+                row_blocks=row_blocks,
+                slots=len(plan.conditions),
+                times=key.calls,
+                conditions=key.conditions,
+                kernels=kernels,
             )
         self.plan = plan
 
-    def load(self, plan: Plan, noise: Tensor, labels: Mapping[str | int, Tensor], seeds: list[int]) -> None:
+    def load(self, plan: Plan, noise: Tensor, conditions: Mapping[str | int, Any], seeds: list[int]) -> None:
         """Put a run into the buffers; ``plan`` must have this program's key.
 
-        noise [B, C, H, W], the state at the first noise level; labels: condition -> [B] int64; seeds: B integers.
+        noise [B, C, H, W], the state at the first noise level; conditions: what the model's rows take for each condition of
+        the plan (labels [B] int64 for class-conditional models); seeds: B integers.
         """
         if ProgramKey.of(plan, self.key.batch) != self.key:
             raise ValueError("this program was built for other branches or shapes than the plan's")
@@ -85,9 +95,8 @@ class Program:
         self._fill(self.coefficient_table, plan.coefficients())
         times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
         self._fill(self.time_table, index)
-        slots = torch.stack([labels[condition] for condition in plan.conditions])
         for rows in self.rows.values():
-            rows.load(torch.from_numpy(times), slots)
+            rows.load(torch.from_numpy(times), [conditions[condition] for condition in plan.conditions])
 
     @staticmethod
     def _fill(table: Tensor, values: np.ndarray) -> None:
@@ -96,12 +105,12 @@ class Program:
     @torch.no_grad()
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
-        row = gather_rows(self.solver_table, self.call)  # [B, 7]
+        row = self.kernels.gather_rows(self.solver_table, self.call)  # [B, 7]
         output = self.guided_output(live, row[:, 0])
         noise = None
         if self.key.stochastic:
-            noise = normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
-        solver_update(self.x, output, self.history, noise, row[:, 1:])
+            noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
+        self.kernels.solver_update(self.x, output, self.history, noise, row[:, 1:])
         self.call += 1
 
     def guided_output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None) -> Tensor:
@@ -110,8 +119,10 @@ class Program:
         ``scale`` [B] multiplies the state; ``coefficients`` [B, branches, C'] default to the table's row of each sample.
         """
         if coefficients is None:
-            coefficients = gather_rows(self.coefficient_table.flatten(1), self.call).view(self.key.batch, len(self.key.branches), -1)
-        time_index = gather_rows(self.time_table, self.call)
+            coefficients = self.kernels.gather_rows(self.coefficient_table.flatten(1), self.call).view(
+                self.key.batch, len(self.key.branches), -1
+            )
+        time_index = self.kernels.gather_rows(self.time_table, self.call)
         x = self.x * scale[:, None, None, None]
         total = None
         for model in self.plan.models(live):
@@ -131,6 +142,11 @@ class Program:
     def sample_storages(self) -> dict[str, Tensor]:
         """The buffers that live across calls, by name."""
         return {
-            "x": self.x, "history": self.history, "call": self.call, "seeds": self.seeds, "solver": self.solver_table,
-            "coefficients": self.coefficient_table, "time": self.time_table,
-        }  # fmt: skip
+            "x": self.x,
+            "history": self.history,
+            "call": self.call,
+            "seeds": self.seeds,
+            "solver": self.solver_table,
+            "coefficients": self.coefficient_table,
+            "time": self.time_table,
+        }

@@ -67,3 +67,6 @@ class Window:
         if self.kind == "sigma":
             return f"sigma ({self.low:g}, {self.high:g}]"
         return f"fraction [{self.low:g}, {self.high:g})"
+
+
+EVERYWHERE = Window()

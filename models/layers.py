@@ -3,8 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segue.kernels.dispatch import REFERENCE, Kernels
 
 
 class TimestepEmbedder(nn.Module):
@@ -71,9 +72,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
         """[R, L, D] -> [R, L, D]."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(kernels.linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
 class PatchEmbed(nn.Module):

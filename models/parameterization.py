@@ -39,7 +39,7 @@ class Parameterization:
 
     def discrete_sigmas(self, steps: int) -> np.ndarray:
         """Flow noise levels of ``steps`` evenly spaced chain indices from 999 to 0, then 0.  Source: DiT's respacing."""
-        indices = np.round(np.linspace(self.TRAIN_STEPS - 1, 0, steps)).astype(int) if steps > 1 else np.array([self.TRAIN_STEPS - 1])
+        indices = np.round(np.linspace(self.TRAIN_STEPS - 1, 0, steps)).astype(int)  # one step: the noisiest index
         return np.append(self._chain[2][indices], 0.0)
 
     def index(self, sigma: np.ndarray) -> np.ndarray:

@@ -6,8 +6,7 @@ Parameter names are those of the official checkpoints.
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.adaln import gated_residual, modulated_norm
-from segue.kernels.attention import attention, perturbed_attention
+from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.readout import unpatchify
 
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
@@ -26,25 +25,33 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, segments: tuple[Segment, ...] = ()) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()) -> Tensor:
         """x [R, L, D] -> [R, L, D]; ``segments`` gives the operation of each range of rows (empty: all full)."""
-        rows, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)  # [R, H, L, K]
-        if all(segment.operation == FULL for segment in segments):
-            return self.proj(attention(q, k, v))
-        parts = []
-        for segment in segments:
-            s = slice(segment.start, segment.stop)
-            if segment.operation == FULL:
-                parts.append(attention(q[s], k[s], v[s]))
-            else:
-                parts.append(perturbed_attention(q[s], k[s], v[s], segment.operation))
-        y = self.proj(torch.cat(parts))
-        for segment in segments:
-            if segment.operation == "attention_skip":
-                y[segment.start : segment.stop] = 0
-        return y
+        q, k, v = kernels.split_heads_norm(self.qkv(x), self.heads)  # [R, H, L, K]
+        q, k = self.q_norm(q), self.k_norm(k)
+        if not segments:
+            return self.proj(kernels.attention(q, k, v))
+        return zero_skipped(self.proj(attend_segments(q, k, v, kernels, segments)), segments)
+
+
+def attend_segments(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
+    """Attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K]."""
+    parts = []
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        if segment.operation == FULL:
+            parts.append(kernels.attention(q[rows], k[rows], v[rows]))
+        else:
+            parts.append(kernels.perturbed_attention(q[rows], k[rows], v[rows], segment.operation))
+    return torch.cat(parts)
+
+
+def zero_skipped(y: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+    """Zero, in place, the attention output of rows that skip attention: their projection bias must not act either."""
+    for segment in segments:
+        if segment.operation == "attention_skip":
+            y[segment.start : segment.stop] = 0
+    return y
 
 
 class Block(nn.Module):
@@ -57,11 +64,12 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, 6 * spec.dim))
         self.mlp_norm_eps = spec.mlp_norm_eps
 
-    def forward(self, h: Tensor, modulation: Tensor, segments: tuple[Segment, ...] = (), inplace: bool = False) -> Tensor:
-        """h [R, L, D], modulation [R, 6 D] -> [R, L, D]; with ``inplace`` the result is written into ``h``."""
+    def forward(self, h: Tensor, modulation: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()) -> Tensor:
+        """h [R, L, D], modulation [R, 6 D] -> [R, L, D], written into ``h`` unless ``kernels`` are the differentiable ones."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)  # [R, 1, D]
-        h = gated_residual(h, self.attn(modulated_norm(h, shift_a, scale_a), segments), gate_a, inplace)
-        return gated_residual(h, self.mlp(modulated_norm(h, shift_m, scale_m, self.mlp_norm_eps)), gate_m, inplace)
+        y = self.attn(kernels.modulated_norm(h, shift_a, scale_a), kernels, segments)
+        h, n = kernels.residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.mlp_norm_eps)
+        return kernels.gated_residual(h, self.mlp(n, kernels), gate_m)
 
 
 class FinalLayer(nn.Module):
@@ -75,7 +83,7 @@ class FinalLayer(nn.Module):
     def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
         """h [R, L, D], modulation [R, 2 D] -> [R, L, outputs]."""
         shift, scale = modulation[:, None].chunk(2, dim=-1)
-        return self.linear(modulated_norm(h, shift, scale))
+        return self.linear(DIFFERENTIABLE.modulated_norm(h, shift, scale))
 
 
 class ConditionEmbedder(nn.Module):
@@ -139,7 +147,9 @@ class SiT(nn.Module):
 
     # --- one plain forward, as in training -------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+    def forward(
+        self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
         """The network's own output [B, C_out, H, W]; with ``exits`` also a dict of the early-exit outputs by layer.
 
         x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64.
@@ -152,7 +162,7 @@ class SiT(nn.Module):
             if exits and layer in self.spec.exits:
                 out = self.exit_layers[str(layer)](h, exit_modulation[layer])
                 heads[layer] = unpatchify(out, self.spec.patch, height, width)
-            h = block(h, per_block[layer])
+            h = block(h, per_block[layer], DIFFERENTIABLE)
         out = unpatchify(self.final_layer(h, final), self.spec.patch, height, width)
         return (out, heads) if exits else out
 
@@ -171,9 +181,7 @@ class SiT(nn.Module):
         time [N]; labels [N] int64.  Nothing in it depends on the sample, so a run computes it once for all its calls.
         """
         conditions = [embedder(time, labels) for embedder in self.embedders]
-        parts = [
-            block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)
-        ]
+        parts = [block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
         heads = (self.final_layer, *self.exit_layers.values())
         return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)
 

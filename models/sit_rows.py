@@ -1,10 +1,12 @@
 """The row-batched forward of a DiT or SiT: static buffers, the modulation table, and one call over the live rows."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from segue.kernels.combine import gather_rows
-from segue.kernels.readout import combine_then_project, project, unpatchify
+from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.readout import unpatchify
 
 from .rows import FULL, Readout, RowLayout
 from .sit import FinalLayer, SiT
@@ -16,27 +18,39 @@ class SiTRows:
     ``load`` fills the modulation table for a run; ``forward`` only reads it, so one captured step serves every call.
     """
 
-    def __init__(self, model: SiT, batch: int, height: int, width: int, row_blocks: int, slots: int, times: int, labels: int):
-        """``slots`` conditions per sample; capacity for ``times`` distinct network times and ``labels`` distinct labels."""
+    def __init__(
+        self,
+        model: SiT,
+        batch: int,
+        height: int,
+        width: int,
+        row_blocks: int,
+        slots: int,
+        times: int,
+        conditions: int,
+        kernels: Kernels = REFERENCE,
+    ):
+        """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct labels."""
         spec, weight = model.spec, model.final_layer.linear.weight
         spec.check_size(height, width)
         self.model, self.batch, self.height, self.width = model, batch, height, width
-        self.times, self.labels = times, labels
+        self.times, self.labels, self.kernels = times, conditions, kernels
         rows, tokens = row_blocks * batch, spec.tokens(height, width)
         modulation = (6 * spec.depth + 2 + 2 * len(spec.exits)) * spec.dim
         self.hidden = weight.new_empty(rows, tokens, spec.dim)  # [R, L, D]
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
-        self.table = weight.new_zeros(times * labels, modulation)  # row = time index * labels + label index
+        self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width).to(weight)
 
     @torch.no_grad()
-    def load(self, times: Tensor, labels: Tensor) -> None:
+    def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
         """Compute the modulation of every (time, label) pair of a run.
 
-        times [T] fp64, the distinct network times; labels [slots, B] int64.  Raises ``ValueError`` beyond the capacity.
+        times [T] fp64, the distinct network times; conditions: labels [B] int64 for each slot.  Raises ``ValueError``
+        beyond the capacity.
         """
-        distinct, index = labels.unique(return_inverse=True)
+        distinct, index = torch.stack(list(conditions)).unique(return_inverse=True)
         if len(times) > self.times or len(distinct) > self.labels:
             raise ValueError(
                 f"{len(times)} times and {len(distinct)} labels exceed the capacity {self.times} and {self.labels}"
@@ -57,7 +71,7 @@ class SiTRows:
         model, batch = self.model, self.batch
         blocks = len(layout.blocks)
         index = torch.cat([time_index * self.labels + self.label_index[slot] for slot in layout.conditions])
-        modulation = gather_rows(self.table, index, out=self.modulation[: blocks * batch])
+        modulation = self.kernels.gather_rows(self.table, index, out=self.modulation[: blocks * batch])
         per_block, final, exits = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         tokens = model.x_embedder(x.to(self.hidden.dtype)) + self.positions
@@ -72,7 +86,7 @@ class SiTRows:
                 first, last = group[0].start, group[-1].stop
                 rows = slice(first * batch, last * batch)
                 segments = () if {s.operation for s in group} == {FULL} else tuple(s.rows(batch, first) for s in group)
-                block(self.hidden[rows], per_block[layer][rows], segments, inplace=True)
+                block(self.hidden[rows], per_block[layer][rows], self.kernels, segments)
         parts += self._read(model.spec.depth, hidden, final, layout, coefficients)
         patches = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         return unpatchify(patches, model.spec.patch, self.height, self.width)
@@ -92,10 +106,11 @@ class SiTRows:
         if len(branches) != chosen.shape[1]:
             chosen = torch.stack([coefficients[:, i] for i in branches], dim=1)
         if coefficients.dim() == 2:
-            return [combine_then_project(hidden, shift, scale, chosen, rows, weight, bias)]
+            return [self.kernels.combine_then_project(hidden, shift, scale, chosen, rows, weight, bias)]
         patch_area = self.model.spec.patch**2
         return [
-            project(hidden[row], shift[row], scale[row], weight, bias) * chosen[:, i].repeat(1, patch_area)[:, None]
+            self.kernels.project(hidden[row], shift[row], scale[row], weight, bias)
+            * chosen[:, i].repeat(1, patch_area)[:, None]
             for i, row in enumerate(rows)
         ]
 

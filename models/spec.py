@@ -110,7 +110,9 @@ class SiTSpec(ModelSpec):
             raise ValueError(f"num_classes must be positive, got {self.num_classes}")
         object.__setattr__(self, "parents", tuple(self.parents))
         if self.parents and len(self.parents) != self.num_classes:
-            raise ValueError(f"parents must name one superclass for each of {self.num_classes} classes, got {len(self.parents)}")
+            raise ValueError(
+                f"parents must name one superclass for each of {self.num_classes} classes, got {len(self.parents)}"
+            )
 
     @property
     def num_parents(self) -> int:

@@ -56,12 +56,27 @@ _SPECIES = (
 
 
 def _species_table() -> dict[str, Tensor]:
-    columns: dict[str, list] = {name: [] for name in (
-        "m", "n1", "n2", "n3", "aspect", "teeth", "depth", "veins", "slope", "palmate", "hue", "light", "color")}
+    columns: dict[str, list] = {
+        name: []
+        for name in ("m", "n1", "n2", "n3", "aspect", "teeth", "depth", "veins", "slope", "palmate", "hue", "light", "color")
+    }
     for genus in _GENERA:
         for aspect, teeth, depth, veins, hue, light in _SPECIES:
-            values = (genus.m, genus.n1, genus.n2, genus.n3, genus.aspect * aspect, teeth, depth, genus.veins + veins,
-                      genus.vein_angle, float(genus.palmate), hue, light, genus.color)
+            values = (
+                genus.m,
+                genus.n1,
+                genus.n2,
+                genus.n3,
+                genus.aspect * aspect,
+                teeth,
+                depth,
+                genus.veins + veins,
+                genus.vein_angle,
+                float(genus.palmate),
+                hue,
+                light,
+                genus.color,
+            )
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
     return {name: torch.tensor(values) for name, values in columns.items()}

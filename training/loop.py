@@ -4,11 +4,11 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segue.models.sit import SiT
@@ -30,7 +30,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     ema: float = 0.999
     clip: float = 1.0
-    dropout: LabelDropout = LabelDropout()
+    dropout: LabelDropout = field(default_factory=LabelDropout)
     exit_weight: float = 0.2
     seed: int = 0
     minutes: float = 0.0  # stop early after this much training time, with the schedule laid over it; 0: no limit
@@ -90,8 +90,11 @@ class Trainer:
         save_file(weights, self.folder / "model.safetensors.part", metadata={"spec": json.dumps(self.spec.to_dict())})
         os.replace(self.folder / "model.safetensors.part", self.folder / "model.safetensors")
         state = {
-            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
         }
         torch.save(state, self.folder / "state.pt.part")
         os.replace(self.folder / "state.pt.part", self.folder / "state.pt")
@@ -167,7 +170,18 @@ class Trainer:
 
 
 STRONG = SiTSpec(
-    name="herbarium", channels=3, height=32, width=32, patch=4, dim=160, depth=12, heads=5, prediction="velocity", time="sigma",
-    exits=(4,), num_classes=24, parents=tuple(c // 4 for c in range(24)),
+    name="herbarium",
+    channels=3,
+    height=32,
+    width=32,
+    patch=4,
+    dim=160,
+    depth=12,
+    heads=5,
+    prediction="velocity",
+    time="sigma",
+    exits=(4,),
+    num_classes=24,
+    parents=tuple(c // 4 for c in range(24)),
 )
 WEAK = replace(STRONG, name="herbarium-weak", dim=96, depth=6, heads=3, exits=())

@@ -36,7 +36,9 @@ def logit_normal_time(count: int, generator: torch.Generator, mean: float = 0.0,
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
 
 
-def plain_loss(model: SiT, x0: Tensor, labels: Tensor, sigma: Tensor, eps: Tensor, exit_weight: float = 0.2) -> dict[str, Tensor]:
+def plain_loss(
+    model: SiT, x0: Tensor, labels: Tensor, sigma: Tensor, eps: Tensor, exit_weight: float = 0.2
+) -> dict[str, Tensor]:
     """``|v - u*|^2`` with ``u* = eps - x0``, plus ``exit_weight`` times the same for every early-exit head.
 
     x0, eps [B, C, H, W]; labels [B]; sigma [B].  The model must predict the velocity at time sigma (REPA's convention).
