@@ -131,7 +131,7 @@ class Engine:
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         elif tuple(noise.shape) != (len(labels), *shape):
             raise ValueError(f"noise must have shape {(len(labels), *shape)}, got {tuple(noise.shape)}")
-        chunk = max_batch or len(labels)
+        chunk = len(labels) if max_batch is None else max_batch
         if chunk < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         latents, calls = [], plan.calls

@@ -1,0 +1,166 @@
+"""The test that matters most: random plans against the naive sampler, and the work done against the work planned."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from naive_sampler import NaiveSampler, executed_blocks
+from tiny_models import tiny_sit
+
+from segue import CFG, AutoGuidance, EarlyExit, Engine, Guidance, PerturbedLayers, SkipLayer, Window
+from segue.engine.plan import branch_path
+from segue.engine.schedule import Schedule
+
+CASES = 300
+# fp32 against fp64, relative to the largest value: up to 60 calls of a network, rounding 6e-8, guidance gains up to 5
+RELATIVE_ERROR = 2e-5
+SOLVERS = ("euler", "heun", "dpm++2m", "ab2", "euler-maruyama", "ddim")
+
+
+class Counter:
+    """Counts rows entering each block of a network, per call."""
+
+    def __init__(self, model):
+        self.rows: list[int] = []
+        self.handles = [block.register_forward_pre_hook(self._hook) for block in model.blocks]
+
+    def _hook(self, _module, arguments):
+        self.rows.append(arguments[0].shape[0])
+
+    def take(self) -> int:
+        total, self.rows = sum(self.rows), []
+        return total
+
+    def close(self):
+        for handle in self.handles:
+            handle.remove()
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """Engines for three parameterisations, sizes and depths, with a weak network each, and fp64 copies."""
+    made = []
+    specs = (
+        {},
+        {"prediction": "data_velocity", "time": "data_time", "channels": 3, "height": 2, "width": 2, "out_channels": 6},
+        {"depth": 7, "exits": (1, 4), "dim": 24, "heads": 3, "height": 6, "width": 6, "patch": 2, "qk_norm": True},
+        {"prediction": "epsilon", "time": "discrete", "out_channels": 8, "frequency_shift": 1.0, "mlp_norm_eps": 1e-5},
+    )
+    for seed, changes in enumerate(specs):
+        main = tiny_sit(seed, **changes)
+        weak = tiny_sit(seed + 10, **(changes | {"depth": 2, "exits": (1,), "dim": 16, "heads": 1}))
+        doubles = {"main": copy.deepcopy(main).double(), "weak": copy.deepcopy(weak).double()}
+        made.append((Engine(main, {"weak": weak}, device="cpu"), doubles))
+    return made
+
+
+def random_window(rng: random.Random, steps: int) -> Window | None:
+    kind = rng.choice(("all", "sigma", "fraction", "steps"))
+    if kind == "all":
+        return None
+    if kind == "steps":
+        first = rng.randint(1, steps)
+        return Window.steps(first, rng.randint(first, steps + 2))
+    low, high = sorted(rng.sample(range(101), 2))
+    return (Window.sigma if kind == "sigma" else Window.fraction)(low / 100, high / 100)
+
+
+def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> Guidance:
+    window = random_window(rng, steps)
+    weight = rng.choice((0.0, round(rng.uniform(-0.5, 2.0), 2), lambda sigma: 1.5 * sigma * (1 - sigma)))
+    delta = 0.0 if callable(weight) or weight == 0.0 else rng.choice((0.0, 0.5, -0.3))
+    kind = rng.choice(("cfg", "cfg", "parent", "label", "skip", "skip", "skip", "perturb", "exit", "weak"))
+    if kind in ("cfg", "parent", "label"):
+        condition = {"cfg": "uncond", "parent": "parent", "label": rng.randrange(spec.num_classes)}[kind]
+        scale = (lambda sigma: 1 + 1.5 * sigma) if callable(weight) else 1 + weight
+        return CFG(scale, delta=delta, window=window, condition=condition, channels=channels)
+    if kind == "exit":
+        return EarlyExit(weight, rng.choice(spec.exits), delta=delta, window=window)
+    if kind == "weak":
+        return AutoGuidance(weight, delta=delta, window=window)
+    layers = tuple(rng.sample(range(spec.depth), rng.choice((0, 1, 1, 2, 2, 3, spec.depth))))
+    if kind == "skip":
+        return SkipLayer(weight, layers, delta=delta, window=window)
+    perturbation = rng.choice(("attention_identity", "attention_skip", "attention_blur"))
+    return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
+
+
+def random_schedule(rng: random.Random, steps: int, solver: str) -> Schedule:
+    levels = sorted((rng.uniform(0.02, 0.98) for _ in range(steps - 1)), reverse=True)
+    start = rng.choice((1.0, 0.99)) if solver != "euler-maruyama" else 1.0
+    return Schedule((start, *levels, 0.0) if rng.random() < 0.5 else (*torch.linspace(start, 0, steps + 1).tolist(),))
+
+
+def random_plan(rng: random.Random, engine: Engine, guidance: Guidance, steps: int, solver: str):
+    """A plan on a random schedule; a discrete model may refuse levels that fall on one index, then another is drawn."""
+    while True:
+        try:
+            return engine.plan(guidance, schedule=random_schedule(rng, steps, solver), solver=solver)
+        except ValueError as error:
+            if "too many" not in str(error):
+                raise
+
+
+def check_counts(engine: Engine, plan, counters: dict, batch: int, labels, seeds, noise) -> torch.Tensor:
+    """Run call by call; the rows that entered the blocks must be the planned ones, and the least possible."""
+    program = engine.load(plan, labels, seeds, noise)
+    for counter in counters.values():
+        counter.take()
+    total = 0
+    for live in plan.live:
+        program.step(live)
+        ran = sum(counter.take() for counter in counters.values())
+        paths = [
+            (
+                (model, plan.branches[i].condition),
+                branch_path(plan.branches[i], plan.conditions, plan.specs[model].depth).operations,
+            )
+            for model in plan.models(live)
+            for i in plan.members(live, model)
+        ]
+        assert ran == batch * plan.call_cost(live)[1] == batch * executed_blocks(paths)
+        total += ran
+    assert total == batch * plan.cost.blocks
+    return program.x.clone()
+
+
+@pytest.mark.parametrize("chunk", range(10))
+def test_random_plans_equal_the_naive_sampler(engines, chunk):
+    worst = 0.0
+    for case in range(chunk * CASES // 10, (chunk + 1) * CASES // 10):
+        rng = random.Random(case)
+        engine, doubles = engines[case % len(engines)]
+        spec = engine.spec
+        steps = rng.choice((1, 1, 2, 3, 5, 8, 13, 60 if case % 10 == 0 else 4))
+        solver, batch = rng.choice(SOLVERS), rng.randint(1, 5)
+        channels = rng.choice((None, None, None, 2))  # one choice per case: terms on one branch must agree
+        guidance = sum((random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3))), Guidance())
+        plan = random_plan(rng, engine, guidance, steps, solver)
+        schedule = plan.schedule
+        labels = [rng.randrange(spec.num_classes) for _ in range(batch)]
+        seeds = [rng.randrange(2**40) for _ in range(batch)]
+        noise = torch.randn(batch, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(case))
+        counters = {name: Counter(model) for name, model in engine.models.items()}
+        try:
+            result = check_counts(engine, plan, counters, batch, labels, seeds, noise)
+        finally:
+            for counter in counters.values():
+                counter.close()
+        again = engine.sample(labels, guidance, schedule=schedule, solver=solver, seeds=seeds, noise=noise)
+        assert torch.equal(again.latents, result), f"case {case}: a second run on the same buffers differs"
+
+        def loop_noise(call, seeds=seeds, shape=noise.shape):
+            from segue.kernels.philox import normal_noise
+
+            calls = torch.full((len(seeds),), call)
+            return normal_noise(torch.tensor(seeds), calls, shape[1:].numel()).view(shape).double()
+
+        naive = NaiveSampler(doubles, guidance, torch.tensor(labels), list(schedule.sigmas))
+        assert np.allclose(naive.sigmas[:-1], plan.sigmas[np.unique(plan.steps, return_index=True)[1]], rtol=1e-12)
+        expected = naive.run(solver, noise, loop_noise)
+        error = float((result - expected).abs().max() / expected.abs().max().clamp_min(1))
+        worst = max(worst, error)
+        assert error < RELATIVE_ERROR, f"case {case}: {solver}, {steps} steps, batch {batch}, error {error:.2e}\n{plan}"
+    print(f"worst relative error of chunk {chunk}: {worst:.2e}")

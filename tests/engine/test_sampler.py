@@ -1,0 +1,97 @@
+"""The loop: callbacks, stopping, exceptions, finite checks, seeds and noise."""
+
+import pytest
+import torch
+from segue import CFG, Engine, NonFiniteError, SkipLayer
+from segue.kernels.philox import normal_noise
+from tiny_models import tiny_sit
+
+RULE = CFG(2.0) + SkipLayer(1.0, (3,))
+
+
+@pytest.fixture
+def engine():
+    return Engine(tiny_sit(), device="cpu")
+
+
+def test_a_callback_sees_every_call_in_order(engine):
+    seen = []
+    run = engine.sample([0, 1], RULE, steps=5, seeds=0, solver="heun", callback=lambda info: seen.append(info))
+    assert [info.call for info in seen] == list(range(9))
+    assert [info.sigma for info in seen] == run.plan.sigmas.tolist()
+    assert [info.step for info in seen] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert run.calls == 9
+
+
+def test_a_callback_may_change_the_state_and_stop_the_run(engine):
+    def freeze(info):
+        info.x.zero_()
+        return info.call < 1
+
+    run = engine.sample([0], RULE, steps=5, seeds=0, callback=freeze)
+    assert run.calls == 2
+    assert not run.latents.any()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_failed_run_leaves_the_engine_usable(engine, error):
+    expected = engine.sample([0, 1], RULE, steps=5, seeds=0).latents
+
+    def fail(info):
+        if info.call == 2:
+            raise error
+
+    with pytest.raises(error):
+        engine.sample([0, 1], RULE, steps=5, seeds=0, callback=fail)
+    assert torch.equal(engine.sample([0, 1], RULE, steps=5, seeds=0).latents, expected)
+
+
+def test_check_finite_names_the_call_and_the_branch(engine):
+    """Block 3 is the first one that the skip-layer branch alone does not run: poison it and only that branch is finite."""
+    block = engine.models["main"].blocks[3]
+
+    def poison(info):
+        if info.call == 1:
+            block.mlp.fc2.bias.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteError, match=r"after call 3 of 5 .*first in branch cond, uncond$"):
+        engine.sample([0, 1], RULE, steps=5, seeds=0, callback=poison, check_finite=True)
+
+
+def test_check_finite_changes_nothing_when_all_is_well(engine):
+    plain = engine.sample([0, 1], RULE, steps=5, seeds=0).latents
+    assert torch.equal(engine.sample([0, 1], RULE, steps=5, seeds=0, check_finite=True).latents, plain)
+
+
+def test_random_seeds_are_recorded_and_repeat(engine):
+    run = engine.sample([0, 1], RULE, steps=2)
+    assert run.seeds[0] != run.seeds[1]
+    assert torch.equal(engine.sample([0, 1], RULE, steps=2, seeds=run.seeds).latents, run.latents)
+
+
+def test_initial_noise_is_the_seeds_own_and_can_be_given(engine):
+    noise = torch.stack([torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
+    given = engine.sample([0, 1], RULE, steps=3, seeds=[5, 6], noise=noise)
+    assert torch.equal(given.latents, engine.sample([0, 1], RULE, steps=3, seeds=[5, 6]).latents)
+
+
+def test_loop_noise_depends_on_seed_and_call_only():
+    seeds, calls = torch.tensor([3, 2**40 + 1, 3]), torch.tensor([0, 7, 1])
+    together = normal_noise(seeds, calls, 63)
+    for i in range(3):
+        assert torch.equal(normal_noise(seeds[i : i + 1], calls[i : i + 1], 63)[0], together[i])
+    assert not torch.equal(together[0], together[2])
+    many = normal_noise(torch.arange(64), torch.zeros(64, dtype=torch.int64), 4097)
+    assert abs(float(many.mean())) < 0.01  # 262,208 numbers: standard error 0.002
+    assert abs(float(many.std()) - 1) < 0.01
+    correlation = torch.corrcoef(many)
+    assert float((correlation - torch.eye(64)).abs().max()) < 0.08  # 64 rows of 4,097: standard error 0.016
+
+
+def test_unknown_keywords_and_bad_shapes_are_refused(engine):
+    with pytest.raises(TypeError, match="step_count"):
+        engine.sample([0], RULE, step_count=5)
+    with pytest.raises(ValueError, match=r"noise must have shape \(1, 4, 6, 10\), got \(1, 4, 6, 6\)"):
+        engine.sample([0], RULE, steps=2, noise=torch.zeros(1, 4, 6, 6))
+    with pytest.raises(ValueError, match="max_batch must be at least 1, got 0"):
+        engine.sample([0], RULE, steps=2, max_batch=0)

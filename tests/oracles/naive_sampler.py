@@ -1,0 +1,197 @@
+"""The naive sampler: every branch evaluated in full, alone, in fp64; solvers as textbooks write them; no tables, no rows.
+
+It shares with the engine only the network's modules and the guidance dataclasses that state the question.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segue.engine.guidance import Branch, Exit, Guidance, Perturb
+from segue.engine.window import Window
+from segue.kernels.dispatch import DIFFERENTIABLE
+from segue.models.rows import Segment
+from segue.models.sit import SiT
+
+
+def branch_labels(branch: Branch, labels: Tensor, spec) -> Tensor:
+    if branch.condition == "cond":
+        return labels
+    if branch.condition == "uncond":
+        return torch.full_like(labels, spec.null_label)
+    if branch.condition == "parent":
+        return torch.tensor([spec.parent_label(int(label)) for label in labels])
+    return torch.full_like(labels, branch.condition)
+
+
+def full_forward(model: SiT, x: Tensor, time: float, labels: Tensor, network: Perturb | Exit | None) -> Tensor:
+    """One branch, all layers, first ``channels`` output channels."""
+    spec, batch = model.spec, x.shape[0]
+    modulation = model.modulation(torch.full((batch,), time, dtype=torch.float64), labels)
+    per_block, final, exits = model.split_modulation(modulation)
+    h = model.embed(x)
+    for layer, block in enumerate(model.blocks):
+        if isinstance(network, Exit) and network.layer == layer:
+            return patches_to_image(model.exit_layers[str(layer)](h, exits[layer]), spec, x)
+        segments: tuple[Segment, ...] = ()
+        if isinstance(network, Perturb) and layer in network.layers:
+            if network.kind == "skip":
+                continue
+            segments = (Segment(0, batch, network.kind),)
+        h = block(h, per_block[layer], DIFFERENTIABLE, segments)
+    return patches_to_image(model.final_layer(h, final), spec, x)
+
+
+def patches_to_image(patches: Tensor, spec, x: Tensor) -> Tensor:
+    """[B, L, P P C_out] -> [B, C, H, W], written with loops over the patch grid."""
+    out = torch.empty(x.shape[0], spec.out_channels, *x.shape[2:], dtype=patches.dtype)
+    p, columns = spec.patch, x.shape[3] // spec.patch
+    for index in range(patches.shape[1]):
+        i, j = index // columns, index % columns
+        tile = patches[:, index].view(-1, p, p, spec.out_channels).permute(0, 3, 1, 2)
+        out[:, :, i * p : (i + 1) * p, j * p : (j + 1) * p] = tile
+    return out[:, : spec.channels]
+
+
+def in_window(window: Window, index: int, count: int, sigma: float) -> bool:
+    if window.kind == "all":
+        return True
+    if window.kind == "sigma":
+        return window.low < sigma <= window.high
+    if window.kind == "fraction":
+        return window.low <= index / count < window.high
+    return window.low <= index + 1 <= window.high
+
+
+def variance_preserving_levels() -> list[tuple[float, float]]:
+    """(alpha, s) of the 1000 levels of DiT's chain."""
+    levels, product = [], 1.0
+    for i in range(1000):
+        product *= 1 - (1e-4 + (2e-2 - 1e-4) * i / 999)
+        levels.append((math.sqrt(product), math.sqrt(1 - product)))
+    return levels
+
+
+@dataclass
+class NaiveSampler:
+    """Holds fp64 copies of the networks.  A discrete model moves the levels to the nearest log signal-to-noise ratio."""
+
+    models: dict[str, SiT]
+    guidance: Guidance
+    labels: Tensor
+    sigmas: list[float]
+
+    def __post_init__(self):
+        self.discrete = self.models["main"].spec.time == "discrete"
+        if self.discrete:
+            self.levels = variance_preserving_levels()
+            self.indices = [self.nearest(sigma) if sigma > 0 else None for sigma in self.sigmas]
+            self.sigmas = [0.0 if i is None else self.levels[i][1] / sum(self.levels[i]) for i in self.indices]
+
+    def nearest(self, sigma: float) -> int:
+        if sigma >= 1:
+            return 999
+        wanted = math.log(sigma / (1 - sigma))
+        return min(range(1000), key=lambda i: abs(math.log(self.levels[i][1] / self.levels[i][0]) - wanted))
+
+    def term_weight(self, term, step: int) -> float:
+        """The weight of a term at a step, zero outside its window."""
+        count = len(self.sigmas) - 1
+        chosen = [i for i in range(count) if in_window(term.window, i, count, self.sigmas[i])]
+        if step not in chosen:
+            return 0.0
+        if term.weight.function is not None:
+            return term.weight.function(self.sigmas[step])
+        position = chosen.index(step) / (len(chosen) - 1) if len(chosen) > 1 else 0.5
+        return term.weight.base + term.weight.delta * (1 - 2 * position)
+
+    def output(self, branch: Branch, y: Tensor, sigma: float) -> Tensor:
+        """Velocity ``eps - x0`` of one branch at state ``y``."""
+        model = self.models[branch.model]
+        labels = branch_labels(branch, self.labels, self.models["main"].spec)
+        if self.discrete:
+            index = self.indices[self.sigmas.index(sigma)]
+            alpha, s = self.levels[index]
+            x = (alpha + s) * y  # the variance-preserving state
+            eps = full_forward(model, x, float(index), labels, branch.network)
+            return eps - (x - s * eps) / alpha
+        time = {"sigma": sigma, "data_time": 1 - sigma}[model.spec.time]
+        out = full_forward(model, y, time, labels, branch.network)
+        return -out if model.spec.prediction == "data_velocity" else out
+
+    def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
+        """The guided velocity."""
+        conditional = self.output(Branch(), y, sigma)
+        guided = conditional.clone()
+        for term in self.guidance.terms:
+            weight = self.term_weight(term, step)
+            correction = weight * (conditional - self.output(term.branch, y, sigma))
+            if term.channels is not None:
+                correction[:, term.channels :] = 0
+            guided += correction
+        return guided
+
+    @torch.no_grad()
+    def run(self, solver: str, noise: Tensor, loop_noise=None) -> Tensor:
+        y, previous = noise.double(), None
+        if self.discrete:
+            y = y / sum(self.levels[self.indices[0]])
+        for i, (s, t) in enumerate(zip(self.sigmas, self.sigmas[1:], strict=False)):
+            v = self.velocity(y, s, i)
+            if solver in ("euler", "ddim"):
+                y = self._ddim(y, v, s, t) if solver == "ddim" else y + (t - s) * v
+            elif solver == "heun":
+                ahead = y + (t - s) * v
+                y = y + (t - s) / 2 * (v + self.velocity(ahead, t, i)) if t > 0 else ahead
+            elif solver == "ab2":
+                y, previous = self._adams_bashforth(y, v, s, t, previous)
+            elif solver == "dpm++2m":
+                y, previous = self._dpm(y, v, s, t, previous)
+            elif solver == "euler-maruyama":
+                last = i == len(self.sigmas) - 2
+                score = -(y + (1 - s) * v) / s
+                y = y + (v - s * score) * (t - s)  # w = 2 s, half of it times the score
+                if not last:
+                    y = y + math.sqrt(2 * s * (s - t)) * loop_noise(i)
+            else:
+                raise ValueError(solver)
+        return y
+
+    @staticmethod
+    def _ddim(y: Tensor, v: Tensor, s: float, t: float) -> Tensor:
+        x0, eps = y - s * v, y + (1 - s) * v
+        return (1 - t) * x0 + t * eps
+
+    @staticmethod
+    def _adams_bashforth(y, v, s, t, previous):
+        if previous is None:
+            return y + (t - s) * v, (v, s)
+        v_old, s_old = previous
+        slope = (v - v_old) / (s - s_old)  # the line through two velocities, integrated from s to t
+        return y + (t - s) * v + slope * (t - s) ** 2 / 2, (v, s)
+
+    @staticmethod
+    def _dpm(y, v, s, t, previous):
+        x0 = y - s * v
+        if t == 0:
+            return x0, (x0, s)
+        if s == 1:
+            return (1 - t) * x0 + t * y, (x0, s)
+
+        def lam(sigma):
+            return math.log((1 - sigma) / sigma)
+
+        estimate = x0
+        if previous is not None and previous[1] < 1:
+            r = (lam(s) - lam(previous[1])) / (lam(t) - lam(s))
+            estimate = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous[0]
+        h = lam(t) - lam(s)
+        return t / s * y - (1 - t) * math.expm1(-h) * estimate, (x0, s)
+
+
+def executed_blocks(operations: list[tuple[object, tuple[str, ...]]]) -> int:
+    """Blocks that must run when equal work is done once: distinct (condition, prefix of operations) that are not skips."""
+    distinct = {(condition, path[: i + 1]) for condition, path in operations for i in range(len(path)) if path[i] != "skip"}
+    return len(distinct)
