@@ -1,0 +1,31 @@
+"""Seeds that are printed, deterministic property tests, and GPU tests that skip themselves."""
+
+import os
+import zlib
+
+import hypothesis
+import pytest
+import torch
+
+SEED_VARIABLE = "SEGUE_TEST_SEED"
+
+# wall-clock deadlines would make results depend on the machine; a fixed search makes CI repeatable
+hypothesis.settings.register_profile("segue", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("segue")
+
+
+@pytest.fixture
+def seed(request) -> int:
+    """A seed of the test's own, printed with a failure; set SEGUE_TEST_SEED to try another."""
+    value = int(os.environ.get(SEED_VARIABLE) or zlib.crc32(request.node.nodeid.encode()) & 0xFFFF)
+    print(f"seed {value} ({SEED_VARIABLE}={value} repeats it)")
+    return value
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` skip where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; none is present"))
