@@ -1,23 +1,19 @@
-"""The Engine: a model with its guidance networks, ready to plan and to sample."""
+"""The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segue.models.parameterization import Parameterization
-from segue.models.spec import ModelSpec
-
-from .guidance import Guidance, Unguided
+from .core import EngineCore, ScheduleLike, check_seeds
+from .guidance import Guidance
 from .images import latents_to_images
-from .plan import Plan, compile_plan
-from .program import Program, ProgramKey
-from .sampler import Callback, run_program
-from .schedule import Schedule, resolve_schedule
-from .solvers import Solver, get_solver
+from .plan import Plan
+from .program import Program
+from .sampler import Callback
+from .solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -37,28 +33,11 @@ class SampleRun:
         return latents_to_images(self.latents)
 
 
-class Engine:
-    """Samples from a network.  ``models`` holds further networks by name, for autoguidance.
+class Engine(EngineCore):
+    """Samples from a class-conditional DiT or SiT.  ``models`` holds further networks by name, for autoguidance.
 
     Use :meth:`from_pretrained` for a bundled model, a checkpoint file or a folder.
     """
-
-    MAX_PROGRAMS = 8
-
-    def __init__(
-        self,
-        model: nn.Module,
-        models: Mapping[str, nn.Module] | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        networks = {"main": model, **(models or {})}
-        self.models = {
-            name: network.to(self.device, self.dtype).eval().requires_grad_(False) for name, network in networks.items()
-        }
-        self._programs: dict[ProgramKey, Program] = {}
 
     @classmethod
     def from_pretrained(
@@ -68,6 +47,7 @@ class Engine:
         family: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        graphs: bool | None = None,
     ) -> "Engine":
         """An engine for a bundled model (``herbarium``), a checkpoint file or a diffusers folder.
 
@@ -76,30 +56,7 @@ class Engine:
         from segue.models.weights import load_model
 
         model, others = load_model(source, family=family)
-        return cls(model, others, device, dtype)
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.models["main"].spec
-
-    @property
-    def specs(self) -> dict[str, ModelSpec]:
-        return {name: model.spec for name, model in self.models.items()}
-
-    def plan(
-        self,
-        guidance: Guidance | None = None,
-        steps: int | None = None,
-        schedule: str | Schedule | Sequence[float] | None = None,
-        solver: str | Solver = "euler",
-        height: int | None = None,
-        width: int | None = None,
-    ) -> Plan:
-        """Resolve a rule without running it; ``print(plan)`` shows who runs when and what it costs."""
-        height, width = height or self.spec.height, width or self.spec.width
-        solver = get_solver(solver)
-        resolved = resolve_schedule(schedule, steps, solver, Parameterization(self.spec), self.spec.tokens(height, width))
-        return compile_plan(guidance or Unguided(), resolved, solver, self.specs, height, width)
+        return cls(model, others, device, dtype, graphs)
 
     def sample(
         self,
@@ -108,7 +65,7 @@ class Engine:
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
-        schedule: str | Schedule | Sequence[float] | None = None,
+        schedule: ScheduleLike | None = None,
         solver: str | Solver = "euler",
         height: int | None = None,
         width: int | None = None,
@@ -126,43 +83,39 @@ class Engine:
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
-        shape = (self.spec.channels, plan.height, plan.width)
-        if noise is None:
-            noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        elif tuple(noise.shape) != (len(labels), *shape):
-            raise ValueError(f"noise must have shape {(len(labels), *shape)}, got {tuple(noise.shape)}")
-        chunk = len(labels) if max_batch is None else max_batch
-        if chunk < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
-        latents, calls = [], plan.calls
-        for first in range(0, len(labels), chunk):
-            part = slice(first, first + chunk)
-            program = self.load(plan, labels[part], seeds[part], noise[part])
-            calls = run_program(program, callback, check_finite)
-            latents.append(program.x.clone())
-            if calls < plan.calls:
-                break
-        return SampleRun(torch.cat(latents), plan, tuple(labels), tuple(seeds), calls, self.spec.name)
+        noise = self.draw_noise(plan, seeds) if noise is None else self.check_noise(plan, noise, len(labels))
+        latents, calls = self.run(
+            plan,
+            self._conditions(plan, labels),
+            seeds,
+            self._first_state(plan, noise),
+            max_batch=max_batch,
+            callback=callback,
+            check_finite=check_finite,
+        )
+        return SampleRun(latents, plan, tuple(labels), tuple(seeds), calls, self.spec.name)
 
     def load(self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Program:
-        """A program holding this run, new or reused; ``noise`` [B, C, H, W] is unit normal."""
-        key = ProgramKey.of(plan, len(labels))
-        if key not in self._programs:
-            if len(self._programs) >= self.MAX_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[key] = Program(key, plan, self.models, self.device)
-        program = self._programs[key]
-        state = noise.to(self.device, torch.float32) * plan.parameterization.prior_scale(float(plan.sigmas[0]))
-        program.load(plan, state, self._condition_labels(plan, labels), list(seeds))
-        return program
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal."""
+        return self.prepare(plan, self._conditions(plan, labels), seeds, self._first_state(plan, noise))
 
-    def _condition_labels(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:
-        """Labels [B] of every condition of a plan."""
-        spec = self.spec
-        table = {"cond": list(labels), "uncond": [spec.null_label] * len(labels)}
-        if "parent" in plan.conditions:
-            table["parent"] = [spec.parent_label(label) for label in labels]
-        table |= {label: [label] * len(labels) for label in plan.conditions if isinstance(label, int)}
+    @staticmethod
+    def _first_state(plan: Plan, noise: Tensor) -> Tensor:
+        return noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
+
+    def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:
+        """Labels [B] for every condition of a plan."""
+        spec, count = self.spec, len(labels)
+        table: dict[str | int, list[int]] = {}
+        for condition in plan.conditions:
+            if condition == "cond":
+                table[condition] = list(labels)
+            elif condition == "uncond":
+                table[condition] = [spec.null_label] * count
+            elif condition == "parent":
+                table[condition] = [spec.parent_label(label) for label in labels]
+            else:
+                table[condition] = [condition] * count
         return {name: torch.tensor(values) for name, values in table.items()}
 
     def _check_labels(self, labels: Sequence[int]) -> list[int]:
@@ -171,37 +124,8 @@ class Engine:
         labels = [int(label) for label in labels]
         if not labels:
             raise ValueError("labels is empty; give at least one label")
+        top = self.spec.num_classes - 1
         for label in labels:
-            if not 0 <= label < self.spec.num_classes:
-                raise ValueError(
-                    f"label {label} is out of range: {self.spec.name} has classes 0 to {self.spec.num_classes - 1}"
-                )
+            if not 0 <= label <= top:
+                raise ValueError(f"label {label} is out of range: {self.spec.name} has classes 0 to {top}")
         return labels
-
-    def explain(self) -> str:
-        """What is loaded, where it runs and which programs exist."""
-        lines = [f"device {self.device}, dtype {self.dtype}"]
-        for name, model in self.models.items():
-            count = sum(parameter.numel() for parameter in model.parameters())
-            lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
-        for key in self._programs:
-            branches = " | ".join(map(str, key.branches))
-            lines.append(
-                f"program: batch {key.batch}, {key.height} x {key.width}, up to {key.calls} calls, branches {branches}"
-            )
-        return "\n".join(lines)
-
-
-def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
-    """One seed in [0, 2^63) per sample."""
-    if seeds is None:
-        return [secrets.randbits(32) for _ in range(count)]
-    if isinstance(seeds, int):
-        seeds = range(seeds, seeds + count)
-    seeds = [int(seed) for seed in seeds]
-    if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds do not fit {count} samples")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"a seed must lie in [0, 2^63), got {seed}")
-    return seeds

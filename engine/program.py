@@ -6,7 +6,7 @@ rows, runs the live rows, combines, updates the state and advances the counter. 
 allocated here, so a step can be captured once and replayed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segue.kernels.dispatch import REFERENCE, Kernels
 
+from .graph import CapturedStep, StepGraphs
 from .guidance import Branch
 from .plan import Plan
 from .solvers import Solver
@@ -77,6 +78,18 @@ class Program:
                 kernels=kernels,
             )
         self.plan = plan
+        self.graphs: StepGraphs | None = None
+
+    def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
+        """Capture steps with ``capture`` and replay them from now on."""
+        self.graphs = StepGraphs(self, capture)
+
+    def advance(self, live: tuple[int, ...]) -> None:
+        """:meth:`step`, replayed from its graph where graphs are in use."""
+        if self.graphs is None:
+            self.step(live)
+        else:
+            self.graphs.advance(live)
 
     def load(self, plan: Plan, noise: Tensor, conditions: Mapping[str | int, Any], seeds: list[int]) -> None:
         """Put a run into the buffers; ``plan`` must have this program's key.
@@ -139,14 +152,6 @@ class Program:
         ones = torch.ones(self.key.batch, len(self.key.branches), self.coefficient_table.shape[-1], device=self.device)
         return self.guided_output((branch,), scale, ones)
 
-    def sample_storages(self) -> dict[str, Tensor]:
-        """The buffers that live across calls, by name."""
-        return {
-            "x": self.x,
-            "history": self.history,
-            "call": self.call,
-            "seeds": self.seeds,
-            "solver": self.solver_table,
-            "coefficients": self.coefficient_table,
-            "time": self.time_table,
-        }
+    def state(self) -> tuple[Tensor, ...]:
+        """What a step changes: the sample, what the solver left behind, the call counter."""
+        return self.x, self.history, self.call

@@ -36,7 +36,7 @@ def run_program(program: Program, callback: Callback | None = None, check_finite
     plan = program.plan
     for call, live in enumerate(plan.live):
         before = program.x.clone() if check_finite else None
-        program.step(live)
+        program.advance(live)
         if check_finite and not torch.isfinite(program.x).all():
             _report_non_finite(program, call, live, before)
         if callback is not None:

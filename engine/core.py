@@ -1,0 +1,163 @@
+"""What every engine does whatever its conditions are: hold networks, plan, keep programs, run them, explain itself."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.models.parameterization import Parameterization
+from segue.models.spec import ModelSpec
+
+from .graph import CudaCapture
+from .guidance import Guidance, Unguided
+from .plan import Plan, compile_plan
+from .program import Program, ProgramKey
+from .sampler import Callback, run_program
+from .schedule import Schedule, resolve_schedule
+from .solvers import Solver, get_solver
+
+ScheduleLike = str | Schedule | Sequence[float]
+
+
+class EngineCore:
+    """Networks on a device, and the programs built for them.  ``models["main"]`` is the network that is sampled.
+
+    ``graphs`` captures steps as CUDA graphs (default: on CUDA); ``False`` runs the same steps eagerly.
+    """
+
+    MAX_PROGRAMS = 8
+
+    def __init__(
+        self,
+        model: nn.Module,
+        models: Mapping[str, nn.Module] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        graphs: bool | None = None,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        networks = {"main": model, **(models or {})}
+        self.models = {
+            name: network.to(self.device, self.dtype).eval().requires_grad_(False) for name, network in networks.items()
+        }
+        if graphs and self.device.type != "cuda":
+            raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
+        use_graphs = self.device.type == "cuda" if graphs is None else graphs
+        self._capture = CudaCapture(self.device) if use_graphs else None
+        self._programs: dict[ProgramKey, Program] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.models["main"].spec
+
+    @property
+    def specs(self) -> dict[str, ModelSpec]:
+        return {name: model.spec for name, model in self.models.items()}
+
+    def plan(
+        self,
+        guidance: Guidance | None = None,
+        steps: int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver = "euler",
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Plan:
+        """Resolve a rule without running it; ``print(plan)`` shows who runs when and what it costs.
+
+        ``height`` and ``width`` are the latent size, by default the model's own.
+        """
+        height = self.spec.height if height is None else height
+        width = self.spec.width if width is None else width
+        self.spec.check_size(height, width)
+        solver = get_solver(solver)
+        resolved = resolve_schedule(schedule, steps, solver, Parameterization(self.spec), self.spec.tokens(height, width))
+        rule = Unguided() if guidance is None else guidance
+        return compile_plan(rule, resolved, solver, self.specs, height, width)
+
+    def draw_noise(self, plan: Plan, seeds: Sequence[int]) -> Tensor:
+        """Unit normal noise [B, C, H, W] fp32, one generator per sample, the same numbers on every machine."""
+        shape = (self.spec.channels, plan.height, plan.width)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def check_noise(self, plan: Plan, noise: Tensor, count: int) -> Tensor:
+        """``noise`` if it has the shape of ``count`` samples, else ``ValueError``."""
+        shape = (count, self.spec.channels, plan.height, plan.width)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+        return noise
+
+    def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
+        """A program holding this run, new or reused.
+
+        conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
+        at the first noise level in flow coordinates.
+        """
+        key = ProgramKey.of(plan, len(seeds))
+        if key not in self._programs:
+            if len(self._programs) >= self.MAX_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            program = Program(key, plan, self.models, self.device)
+            if self._capture is not None:
+                program.use_graphs(self._capture)
+            self._programs[key] = program
+        program = self._programs[key]
+        program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
+        return program
+
+    def run(
+        self,
+        plan: Plan,
+        conditions: Mapping[str | int, Any],
+        seeds: Sequence[int],
+        state: Tensor,
+        *,
+        max_batch: int | None = None,
+        callback: Callback | None = None,
+        check_finite: bool = False,
+    ) -> tuple[Tensor, int]:
+        """Run a plan for B samples in batches of at most ``max_batch``; returns (latents [B, C, H, W] fp32, calls made)."""
+        chunk = len(seeds) if max_batch is None else max_batch
+        if chunk < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        latents, calls = [], plan.calls
+        for first in range(0, len(seeds), chunk):
+            part = slice(first, first + chunk)
+            program = self.prepare(plan, {name: value[part] for name, value in conditions.items()}, seeds[part], state[part])
+            calls = run_program(program, callback, check_finite)
+            latents.append(program.x.clone())
+            if calls < plan.calls:
+                break
+        return torch.cat(latents), calls
+
+    def explain(self) -> str:
+        """What is loaded, where it runs, which programs and graphs exist."""
+        lines = [f"device {self.device}, dtype {self.dtype}, graphs {'on' if self._capture else 'off'}"]
+        for name, model in self.models.items():
+            count = sum(parameter.numel() for parameter in model.parameters())
+            lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
+        for key, program in self._programs.items():
+            branches = " | ".join(map(str, key.branches))
+            lines.append(
+                f"program: batch {key.batch}, {key.height} x {key.width}, up to {key.calls} calls, branches {branches}"
+            )
+            lines += [f"  {line}" for line in (program.graphs.explain() if program.graphs else [])]
+        return "\n".join(lines)
+
+
+def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
+    """One seed in [0, 2^63) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random."""
+    if seeds is None:
+        return [secrets.randbits(32) for _ in range(count)]
+    if isinstance(seeds, int):
+        seeds = range(seeds, seeds + count)
+    seeds = [int(seed) for seed in seeds]
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds do not fit {count} samples")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"a seed must lie in [0, 2^63), got {seed}")
+    return seeds

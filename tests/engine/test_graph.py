@@ -1,0 +1,93 @@
+"""Capture and replay.  On CPU the capture is a recorder, which shows what is captured when; on CUDA it is the real one."""
+
+import pytest
+import torch
+from tiny_models import tiny_sit
+
+from segue import CFG, SGG, Engine, SkipLayer
+from segue.engine.graph import CapturedStep
+
+RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)
+
+
+class Recorder:
+    """Captures by remembering the function; warms up like the real one."""
+
+    def __init__(self, fail_at: int | None = None):
+        self.captures, self.replays, self.fail_at = 0, 0, fail_at
+
+    def __call__(self, function):
+        function()
+        self.captures += 1
+        if self.captures == self.fail_at:
+            raise RuntimeError("capture failed")
+
+        def replay():
+            self.replays += 1
+            function()
+
+        return CapturedStep(replay, 0)
+
+
+def load(engine, plan, seed=0):
+    return engine.load(plan, [0, 4], [1, 2], torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(seed)))
+
+
+def run(program):
+    for live in program.plan.live:
+        program.advance(live)
+    return program.x.clone()
+
+
+def test_each_live_set_is_captured_once_and_warm_up_leaves_no_trace():
+    engine = Engine(tiny_sit(), device="cpu")
+    plan = engine.plan(RULE, steps=6)
+    eager = run(load(engine, plan))
+    recorder = Recorder()
+    program = load(engine, plan)
+    program.use_graphs(recorder)
+    assert torch.equal(run(program), eager)
+    assert (recorder.captures, recorder.replays) == (2, 6)
+
+
+def test_other_numbers_do_not_capture_again():
+    engine = Engine(tiny_sit(), device="cpu")
+    recorder = Recorder()
+    load(engine, engine.plan(RULE, steps=6)).use_graphs(recorder)
+    for scale, switch, steps, schedule in ((3.0, 0.5, 6, "linear"), (1.5, 0.3, 11, "shift"), (7.0, 0.8, 28, "shift=2")):
+        rule = SGG(CFG(scale), SkipLayer(scale / 2, (1, 3)), switch)
+        plan = engine.plan(rule, steps=steps, schedule=schedule)
+        program = load(engine, plan, seed=steps)
+        assert program.graphs is not None
+        captured = run(program)
+        program.graphs, kept = None, program.graphs
+        assert torch.equal(run(load(engine, plan, seed=steps)), captured)
+        program.graphs = kept
+    assert recorder.captures == 2
+
+
+def test_a_failed_capture_restores_the_state():
+    engine = Engine(tiny_sit(), device="cpu")
+    plan = engine.plan(RULE, steps=6)
+    program = load(engine, plan)
+    program.use_graphs(Recorder(fail_at=1))
+    before = [tensor.clone() for tensor in program.state()]
+    with pytest.raises(RuntimeError, match="capture failed"):
+        program.advance(plan.live[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, program.state(), strict=True))
+
+
+@pytest.mark.gpu
+def test_replay_equals_eager_bit_for_bit_and_does_not_drift_or_leak():
+    engine = Engine(tiny_sit(dim=64), device="cuda", dtype=torch.bfloat16)
+    eager_engine = Engine(tiny_sit(dim=64), device="cuda", dtype=torch.bfloat16, graphs=False)
+    plan = engine.plan(RULE, steps=28)
+    first = run(load(engine, plan))
+    assert torch.equal(first, run(load(eager_engine, plan)))
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    for _ in range(1000 // 28 + 1):
+        last = run(load(engine, plan))
+    torch.cuda.synchronize()
+    assert torch.equal(first, last)
+    assert torch.cuda.memory_allocated() <= held + first.numel() * first.element_size()
