@@ -7,13 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds
 from .guidance import Guidance
 from .images import latents_to_images
 from .plan import Plan
 from .program import Program
 from .sampler import Callback
+from .schedule import Schedule
 from .solvers import Solver
+from .velocity import GuidedVelocity
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,25 @@ class Engine(EngineCore):
             check_finite=check_finite,
         )
         return SampleRun(latents, plan, tuple(labels), tuple(seeds), calls, self.spec.name)
+
+    def denoiser(
+        self,
+        guidance: Guidance | None,
+        labels: Sequence[int],
+        *,
+        schedule: Sequence[float] | Schedule | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Denoiser:
+        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one sample per label.
+
+        Give ``schedule`` (the levels the sampler will visit, ending in 0) for windows in steps or fractions, or to make all
+        tables at once.
+        """
+        labels = self._check_labels(labels)
+        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        return Denoiser(GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas))
 
     def load(self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Program:
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal."""

@@ -110,6 +110,9 @@ ADAMS_BASHFORTH = Solver("ab2", _adams_bashforth_rows)
 EULER_MARUYAMA = euler_maruyama()
 DDIM = Solver("ddim", _euler_rows)  # in flow coordinates DDIM is Euler's method, for every parameterisation
 
+# not a sampler: each call leaves the guided velocity in the state, for loops that belong to someone else
+VELOCITY = Solver("velocity", lambda sigmas: [SolverRow(s, i, 0.0, 1.0) for i, s in enumerate(sigmas[:-1])])
+
 SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM)}
 
 

@@ -1,0 +1,20 @@
+"""k-diffusion's contract on top of a guided velocity: ``model(x, sigma[B]) -> denoised`` with ``denoised = x - sigma v``.
+
+Only the contract; the package itself is not needed.
+"""
+
+from torch import Tensor
+
+from ..velocity import GuidedVelocity
+
+
+class Denoiser:
+    """A callable for samplers that want the clean estimate; ``x`` is in flow coordinates, ``(1 - sigma) x0 + sigma eps``."""
+
+    def __init__(self, velocity: GuidedVelocity):
+        self.velocity = velocity
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x [B, C, H, W]; sigma [B] -> the estimate of x0, [B, C, H, W] in the dtype of ``x``."""
+        level = sigma.view(-1, 1, 1, 1).to(x.device)
+        return (x.float() - level * self.velocity(x, sigma).to(x.device)).to(x.dtype)

@@ -1,0 +1,94 @@
+"""The guided velocity as a function of state and noise level, for sampling loops that belong to someone else.
+
+It is a program whose solver leaves the velocity itself in the state, so live branches, forks and graphs are those of a run.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core import EngineCore
+from .guidance import Guidance, Unguided
+from .plan import Plan, compile_plan
+from .program import Program
+from .schedule import Schedule
+from .solvers import VELOCITY
+
+
+class GuidedVelocity:
+    """``v(x, sigma)`` under a guidance rule, for B samples of one size.
+
+    ``conditions(plan)`` gives what the model's rows take for each condition of a plan.  With ``sigmas``, the levels the
+    caller will ask for, all tables are made once; other levels are added as they come.  Windows in steps or fractions
+    and weights with a delta need ``sigmas``; windows in sigma do not.
+    """
+
+    def __init__(
+        self,
+        engine: EngineCore,
+        guidance: Guidance | None,
+        conditions: Callable[[Plan], Mapping[str | int, Any]],
+        height: int,
+        width: int,
+        sigmas: Schedule | None = None,
+    ):
+        self.engine, self.conditions = engine, conditions
+        self.guidance = Unguided() if guidance is None else guidance
+        self.height, self.width = height, width
+        if sigmas is None:
+            for term in self.guidance.terms:
+                if term.window.kind in ("steps", "fraction"):
+                    raise ValueError(f"the window {term.window} needs the schedule: give the sigmas that will be asked for")
+                if term.weight.delta:
+                    raise ValueError(
+                        f"the delta {term.weight.delta:g} needs the schedule: give the sigmas that will be asked for"
+                    )
+        self.fixed = sigmas is not None
+        self.plan: Plan | None = self._compile(sigmas) if sigmas is not None else None
+        self.program: Program | None = None
+
+    def _compile(self, schedule: Schedule) -> Plan:
+        return compile_plan(self.guidance, schedule, VELOCITY, self.engine.specs, self.height, self.width)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x [B, C, H, W], any float dtype; sigma [B] in (0, 1] -> velocity [B, C, H, W] fp32.
+
+        Reads ``sigma`` on the host.  A new batch size, or a level outside the tables, loads the program again.
+        """
+        levels = sigma.detach().double().cpu().numpy()
+        if levels.shape != (x.shape[0],) or not ((levels > 0) & (levels <= 1)).all():
+            raise ValueError(f"sigma must hold {x.shape[0]} noise levels in (0, 1], got {levels.tolist()}")
+        self._load(x, levels)
+        return self.at_calls(x, self._calls(levels))
+
+    def at_calls(self, x: Tensor, calls: np.ndarray) -> Tensor:
+        """The velocity at rows ``calls`` [B] of the loaded plan."""
+        program, plan = self.program, self.plan
+        program.x.copy_(x)
+        program.call.copy_(torch.from_numpy(calls))
+        # samples at different levels share one call: a branch that is dead for some has weight zero there
+        live = tuple(sorted({branch for call in set(calls.tolist()) for branch in plan.live[call]}))
+        program.advance(live)
+        return program.x.clone()
+
+    def _calls(self, levels: np.ndarray) -> np.ndarray:
+        wanted = self.plan.parameterization.snap(levels)
+        return np.abs(self.plan.sigmas[None] - wanted[:, None]).argmin(axis=1)
+
+    def _load(self, x: Tensor, levels: np.ndarray) -> None:
+        """Make sure that the program holds these levels for this batch and that no other run has taken it over."""
+        plan, tolerance = self.plan, 1e-6  # an fp32 copy of a level is that level
+        if plan is not None:
+            known = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1) <= tolerance
+            if self.fixed and not known.all():
+                raise ValueError(f"sigma {levels[~known][0]:.6g} is not one of the {plan.calls} levels this was made for")
+            stale = self.program is None or self.program.plan is not plan or len(self.program.x) != len(x)
+            if known.all() and not stale:
+                return
+        if not self.fixed:
+            self.plan = self._compile(Schedule((*sorted(set(levels.tolist()), reverse=True), 0.0)))
+        seeds = [0] * len(x)  # the velocity uses no noise
+        self.program = self.engine.prepare(self.plan, self.conditions(self.plan), seeds, x.float())

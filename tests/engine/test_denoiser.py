@@ -1,0 +1,67 @@
+"""The k-diffusion contract, driven by loops written here: Euler over denoised estimates equals the engine's own run."""
+
+import pytest
+import torch
+from tiny_models import tiny_sit
+
+from segue import CFG, SGG, Engine, SkipLayer, Window
+
+LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
+ERROR = 2e-5  # the loop divides by sigma and multiplies again: a few more roundings per call than the engine
+
+
+@pytest.fixture(scope="module", params=[{}, {"prediction": "data_velocity", "time": "data_time"}], ids=["flow", "sit"])
+def engine(request):
+    return Engine(tiny_sit(**request.param), device="cpu")
+
+
+def euler_over_denoised(denoiser, x, sigmas):
+    for s, t in zip(sigmas, sigmas[1:], strict=False):
+        derivative = (x - denoiser(x, torch.full((len(x),), s))) / s
+        x = x + derivative * (t - s)
+    return x
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["levels known", "levels as they come"])
+@pytest.mark.parametrize("rule", [None, CFG(2.5), SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)], ids=["none", "cfg", "sgg"])
+def test_a_foreign_euler_loop_equals_the_engine(engine, rule, known):
+    run = engine.sample(LABELS, rule, steps=7, seeds=SEEDS, schedule="shift")
+    sigmas = run.plan.schedule.sigmas
+    denoiser = engine.denoiser(rule, LABELS, schedule=sigmas if known else None)
+    x = euler_over_denoised(denoiser, engine.draw_noise(run.plan, SEEDS), sigmas)
+    assert (x - run.latents).abs().max() <= ERROR * run.latents.abs().max()
+
+
+def test_samples_at_different_levels_are_evaluated_together(engine):
+    rule = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)
+    x = torch.randn(3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.9, 0.3, 0.7])
+    together = engine.denoiser(rule, LABELS)(x, sigma)
+    for i in range(3):
+        alone = engine.denoiser(rule, LABELS[i : i + 1])(x[i : i + 1], sigma[i : i + 1])
+        assert (alone[0] - together[i]).abs().max() <= ERROR * together.abs().max()
+
+
+def test_two_denoisers_may_take_turns(engine):
+    """They share a program; each finds its own numbers again."""
+    x = torch.randn(3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
+    sigma = torch.full((3,), 0.6)
+    first, second = engine.denoiser(CFG(2.0), LABELS), engine.denoiser(CFG(4.0), [1, 1, 2])
+    expected = first(x, sigma), second(x, sigma)
+    assert torch.equal(first(x, sigma), expected[0])
+    assert torch.equal(second(x, sigma), expected[1])
+    assert not torch.equal(*expected)
+
+
+def test_step_windows_need_the_levels(engine):
+    rule = CFG(2.0, window=Window.steps(1, 3))
+    with pytest.raises(ValueError, match="window steps 1-3 needs the schedule"):
+        engine.denoiser(rule, LABELS)
+    with pytest.raises(ValueError, match=r"delta 0\.5 needs the schedule"):
+        engine.denoiser(CFG(2.0, delta=0.5), LABELS)
+    denoiser = engine.denoiser(rule, LABELS, schedule=[1.0, 0.5, 0.0])
+    x = torch.zeros(3, 4, 6, 10)
+    with pytest.raises(ValueError, match=r"sigma 0\.7 is not one of the 2 levels"):
+        denoiser(x, torch.full((3,), 0.7))
+    with pytest.raises(ValueError, match=r"noise levels in \(0, 1\], got \[0\.0, 0\.0, 0\.0\]"):
+        denoiser(x, torch.zeros(3))
