@@ -48,6 +48,8 @@ class Engine(EngineCore):
         source: str | Path,
         *,
         family: str | None = None,
+        heads: int | None = None,
+        exit_layer: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
@@ -55,10 +57,11 @@ class Engine(EngineCore):
         """An engine for a bundled model (``herbarium``), a checkpoint file or a diffusers folder.
 
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
+        ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.
         """
         from segue.models.weights import load_model
 
-        model, others = load_model(source, family=family)
+        model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
         return cls(model, others, device, dtype, graphs)
 
     def sample(

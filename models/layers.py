@@ -56,8 +56,9 @@ class TieredLabelEmbedder(nn.Module):
         self.class_table = nn.Embedding(classes + 1, dim)
         parent_of = [*parents, *range(num_parents), num_parents]
         class_of = [*range(classes), *([classes] * (num_parents + 1))]
-        self.register_buffer("parent_of", torch.tensor(parent_of), persistent=False)
-        self.register_buffer("class_of", torch.tensor(class_of), persistent=False)
+        # on the CPU even when the module is built on the meta device: checkpoints do not hold these tables
+        self.register_buffer("parent_of", torch.tensor(parent_of, device="cpu"), persistent=False)
+        self.register_buffer("class_of", torch.tensor(class_of, device="cpu"), persistent=False)
 
     def forward(self, labels: Tensor) -> Tensor:
         """labels [N] int64 -> [N, D]."""
@@ -92,13 +93,13 @@ def sincos_position_table(dim: int, rows: int, columns: int, base_rows: int, bas
     """Two-dimensional sine-cosine position table [rows * columns, dim] in fp32, columns in the first half.
 
     Positions are scaled to the grid the model was trained on (``base_*``), which is the identity for that grid.
-    Source: MAE, as used by DiT; the scaling is diffusers'.
+    Computed on the CPU whatever the default device.  Source: MAE, as used by DiT; the scaling is diffusers'.
     """
     if dim % 4:
         raise ValueError(f"dim must be a multiple of 4 for a 2-D position table, got {dim}")
-    frequency = 1.0 / 10000.0 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4.0))
-    y = torch.arange(rows, dtype=torch.float64) * (base_rows / rows)
-    x = torch.arange(columns, dtype=torch.float64) * (base_columns / columns)
+    frequency = 1.0 / 10000.0 ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4.0))
+    y = torch.arange(rows, dtype=torch.float64, device="cpu") * (base_rows / rows)
+    x = torch.arange(columns, dtype=torch.float64, device="cpu") * (base_columns / columns)
 
     def features(position: Tensor) -> Tensor:
         angle = position[:, None] * frequency

@@ -124,6 +124,12 @@ class SiT(nn.Module):
         grid = (height // spec.patch, width // spec.patch, spec.height // spec.patch, spec.width // spec.patch)
         return sincos_position_table(spec.dim, *grid)
 
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table [L, D] added to the tokens: at the native size the buffer, which may be a checkpoint's own."""
+        if (height, width) == (self.spec.height, self.spec.width):
+            return self.pos_embed
+        return self.position_table(height, width).to(self.pos_embed)
+
     def initialize(self) -> "SiT":
         """The initialisation of the DiT paper: Xavier linears, zero gates and zero heads."""
         for module in self.modules():
@@ -168,10 +174,7 @@ class SiT(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> tokens [B, L, D]."""
-        height, width = x.shape[-2:]
-        native = (height, width) == (self.spec.height, self.spec.width)
-        table = self.pos_embed if native else self.position_table(height, width).to(self.pos_embed)
-        return self.x_embedder(x.to(self.x_embedder.proj.weight.dtype)) + table
+        return self.x_embedder(x.to(self.x_embedder.proj.weight.dtype)) + self.positions(*x.shape[-2:])
 
     # --- modulation: everything that depends on time and condition only ---------------------------------------------
 

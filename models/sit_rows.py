@@ -41,7 +41,7 @@ class SiTRows:
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
-        self.positions = model.position_table(height, width).to(weight)
+        self.positions = model.positions(height, width).to(weight)
 
     @torch.no_grad()
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from segue.models.checkpoint_files import RUN_FILE
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
+from segue.models.weights import save_model
 
 from .herbarium import Herbarium
 from .objective import LabelDropout, logit_normal_time, plain_loss
@@ -86,9 +87,7 @@ class Trainer:
     def save(self) -> None:
         """Write the EMA weights and the resume state; each file is replaced whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
-        save_file(weights, self.folder / "model.safetensors.part", metadata={"spec": json.dumps(self.spec.to_dict())})
-        os.replace(self.folder / "model.safetensors.part", self.folder / "model.safetensors")
+        save_model(self.ema.module, self.folder / RUN_FILE)
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),

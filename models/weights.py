@@ -1,0 +1,204 @@
+"""Strict loading and saving of networks: every tensor of a checkpoint is used, or ignored for a stated reason, or an error."""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .bundled import BUNDLED, bundled_files
+from .checkpoint_files import Checkpoint, read_checkpoint
+from .diffusers_layout import diffusers_layout
+from .layout import Hints, Layout
+from .official_layout import official_layout
+from .sit import SiT
+from .spec import SiTSpec
+
+log = logging.getLogger(__name__)
+SPEC_KEY = "spec"  # entry of the safetensors header that holds the spec as JSON
+SHOWN = 3  # keys named in an error
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a checkpoint; keys are the file's own.  ``ignored`` maps keys to reasons."""
+
+    path: Path
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[str, ...]
+    ignored: Mapping[str, str]
+
+    def check(self) -> None:
+        """Raise ``ValueError`` naming the first keys that are missing, unexpected or mis-shaped, with their counts."""
+        faults = {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": self.misshaped}
+        parts = [f"{len(keys)} {fault} ({_first(keys)})" for fault, keys in faults.items() if keys]
+        if parts:
+            raise ValueError(f"the tensors in {self.path} do not fit the network: {'; '.join(parts)}")
+
+    def __str__(self) -> str:
+        reasons = [f"{reason}: {_first(self._ignored_for(reason))}" for reason in dict.fromkeys(self.ignored.values())]
+        return f"{self.path}: {self.loaded} tensors loaded, {len(self.ignored)} ignored" + "".join(f"; {r}" for r in reasons)
+
+    def _ignored_for(self, reason: str) -> list[str]:
+        return [key for key, value in self.ignored.items() if value == reason]
+
+
+def _first(keys: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The network of ``source``, and further networks by name (the bundled herbarium has ``weak``).
+
+    ``source``: a bundled name, a checkpoint file or a folder; see :func:`load_network` for the rest.
+    """
+    if isinstance(source, str) and source in BUNDLED:
+        if family or heads or exit_layer:
+            raise ValueError(f"the bundled model {source} states its own spec; family, heads and exit_layer do not apply")
+        networks = {name: load_network(path)[0] for name, path in bundled_files(source).items()}
+        return networks.pop("main"), networks
+    if not Path(source).exists():
+        raise FileNotFoundError(f"{str(source)!r} is neither a bundled model ({', '.join(BUNDLED)}) nor a file or folder here")
+    return load_network(source, family, heads=heads, exit_layer=exit_layer)[0], {}
+
+
+def load_network(
+    source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
+) -> tuple[SiT, LoadReport]:
+    """One network from a file or folder, on the CPU in the dtype it is stored in, with a report of every tensor.
+
+    Reads our own files, diffusers' ``DiTTransformer2DModel``, and the official DiT, SiT, REPA and SGG layouts, of whose torch
+    files the EMA weights are taken.  ``family`` (``dit``, ``sit``, ``repa``) is needed for official files, ``heads`` for
+    widths that were never published; ``exit_layer`` is the block before the branch head (default: the file's training
+    arguments, else 4).  Parameters may be views of the memory-mapped file.  Raises ``ValueError`` or
+    ``FileNotFoundError`` with one sentence.
+    """
+    hints = Hints(family, heads, exit_layer)
+    checkpoint = read_checkpoint(source)
+    layout = find_layout(checkpoint, hints)
+    if layout.spec.depth > len(checkpoint.tensors):
+        raise ValueError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for {layout.spec.depth} blocks")
+    with torch.device("meta"):
+        model = SiT(layout.spec)
+    tensors, report = _gather(checkpoint, layout, model)
+    report.check()
+    model.load_state_dict(tensors, assign=True)
+    if layout.positions:
+        model.pos_embed = checkpoint.tensors[layout.positions][0]
+    dtypes = {value.dtype for value in tensors.values()}
+    common = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    log.info("%s", report)
+    return model.to(common).eval(), report
+
+
+def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
+    """Recognise the layout of a checkpoint; raises ``ValueError`` if it is none of ours or lacks what it needs."""
+    if SPEC_KEY in checkpoint.metadata:
+        hints.refuse(("family", "heads", "exit_layer"), f"{checkpoint.path} states its own spec")
+        return Layout(stored_spec(checkpoint), lambda name: (name,))
+    if any(key.startswith("transformer_blocks.") for key in checkpoint.tensors):
+        return diffusers_layout(checkpoint, hints)
+    if any(key.startswith("blocks.") for key in checkpoint.tensors):
+        return official_layout(checkpoint, hints)
+    raise ValueError(
+        f"{checkpoint.path} has the tensor names of no known network: {_first(list(checkpoint.tensors)) or 'none'}"
+    )
+
+
+def _gather(checkpoint: Checkpoint, layout: Layout, model: SiT) -> tuple[dict[str, Tensor], LoadReport]:
+    """The parameters of ``model`` by name, from their keys in the checkpoint."""
+    tensors, missing, misshaped, used = {}, [], [], {*layout.ignored, layout.positions}
+    for name, expected in model.state_dict().items():
+        keys = layout.sources(name)
+        used.update(keys)
+        absent = [key for key in keys if key not in checkpoint.tensors]
+        if absent:
+            missing += absent
+            continue
+        parts = [checkpoint.tensors[key] for key in keys]
+        wanted = (expected.shape[0] // len(keys), *expected.shape[1:])
+        wrong = [
+            f"{key} {list(part.shape)} for {list(wanted)}"
+            for key, part in zip(keys, parts, strict=True)
+            if part.shape != wanted
+        ]
+        misshaped += wrong
+        if not wrong:
+            tensors[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    unexpected = [key for key in checkpoint.tensors if key not in used]
+    ignored = {**checkpoint.ignored, **layout.ignored}
+    return tensors, LoadReport(checkpoint.path, len(tensors), tuple(missing), tuple(unexpected), tuple(misshaped), ignored)
+
+
+# --- our own files ---------------------------------------------------------------------------------------------------
+
+
+def save_model(model: SiT, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a network with its spec as safetensors; the file appears whole or not at all.
+
+    ``metadata`` adds strings to the header.  The position table is computed on loading, not stored.  Raises ``OSError`` if
+    the file cannot be written.
+    """
+    path = Path(path)
+    header = {**(metadata or {}), SPEC_KEY: json.dumps(model.spec.to_dict())}
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    part = path.with_name(path.name + ".part")
+    try:
+        part.touch()
+        mode = part.stat().st_mode  # what the process may give; safetensors alone would leave the file to its owner
+        save_file(tensors, part, metadata=header)
+        part.chmod(mode)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write the checkpoint {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def stored_spec(checkpoint: Checkpoint) -> SiTSpec:
+    """The spec in the header of one of our own files."""
+
+    def refuse_constant(name: str):
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        values = json.loads(checkpoint.metadata[SPEC_KEY], parse_constant=refuse_constant)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, got a {type(values).__name__}")
+        fields = {field.name: field for field in dataclasses.fields(SiTSpec)}
+        for name, value in values.items():
+            if name not in fields:
+                raise ValueError(f"unknown field {name!r}")
+            _check_type(name, value, fields[name].type)
+        return SiTSpec(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the spec in {checkpoint.path} is not valid: {error}") from error
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Whether a JSON value suits a field of that type: integers for tuples of integers, strings for named choices."""
+    if kind is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    elif kind is int or kind is bool:
+        good = type(value) is kind
+    elif kind in (tuple[int, ...], tuple[str, ...]):
+        good = isinstance(value, list) and all(type(item) is kind.__args__[0] for item in value)
+    else:
+        good = isinstance(value, str) and value in getattr(kind, "__args__", (value,))
+    if not good:
+        raise ValueError(f"{name} cannot be {value!r}")
