@@ -34,6 +34,7 @@ class ProgramKey:
     stochastic: bool
     calls: int
     conditions: int
+    text_tokens: int
 
     @classmethod
     def of(cls, plan: Plan, batch: int) -> "ProgramKey":
@@ -41,10 +42,9 @@ class ProgramKey:
         capacity = 64
         while capacity < plan.calls:
             capacity *= 2
-        per_sample = sum(condition in ("cond", "parent") for condition in plan.conditions)
-        conditions = per_sample * batch + len(plan.conditions) - per_sample
+        conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
-        return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, conditions)
+        return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, conditions, text)
 
 
 class Program:
@@ -76,6 +76,7 @@ class Program:
                 times=key.calls,
                 conditions=key.conditions,
                 kernels=kernels,
+                **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
             )
         self.plan = plan
         self.graphs: StepGraphs | None = None

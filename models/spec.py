@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Literal
+from typing import ClassVar, Literal
 
 Prediction = Literal["velocity", "data_velocity", "epsilon"]
 TimeInput = Literal["sigma", "data_time", "sigma_x1000", "discrete"]
@@ -30,6 +30,7 @@ class ModelSpec:
     mlp_ratio: float = 4.0
     out_channels: int = 0
     exits: tuple[int, ...] = ()
+    text_tokens: ClassVar[int] = 0  # tokens of a text condition; 0: the condition is a label
 
     def __post_init__(self):
         for field in ("channels", "height", "width", "patch", "dim", "depth", "heads"):
@@ -66,6 +67,11 @@ class ModelSpec:
     def tokens(self, height: int, width: int) -> int:
         """Image tokens L of a latent of ``height`` x ``width``."""
         return (height // self.patch) * (width // self.patch)
+
+    def distinct_conditions(self, conditions: tuple[str | int, ...], batch: int) -> int:
+        """How many different conditions B samples can have: labels and superclasses differ, the null label does not."""
+        per_sample = sum(condition in ("cond", "parent") for condition in conditions)
+        return per_sample * batch + len(conditions) - per_sample
 
     def block_flops(self, layer: int, tokens: int) -> int:
         """FLOPs (2 x multiply-add) of one block for one row of ``tokens`` tokens; modulation is in the table."""
