@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
+from .device import resolve_device, resolve_dtype
 from .graph import CudaCapture
 from .guidance import Guidance, Unguided
 from .plan import Plan, compile_plan
@@ -34,11 +35,11 @@ class EngineCore:
         model: nn.Module,
         models: Mapping[str, nn.Module] | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         graphs: bool | None = None,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
         networks = {"main": model, **(models or {})}
         self.models = {
             name: network.to(self.device, self.dtype).eval().requires_grad_(False) for name, network in networks.items()

@@ -23,10 +23,10 @@ class Window:
                 raise ValueError(f"a window bound must be a finite number, got {value!r}")
         if self.kind == "steps":
             if self.low != int(self.low) or self.high != int(self.high) or self.low < 1 or self.high < self.low:
-                raise ValueError(f"steps of a window count from 1 with first <= last, got {self.low} to {self.high}")
+                raise ValueError(f"steps of a window count from 1 with first <= last, got {self.low:g} to {self.high:g}")
         elif self.kind in ("all", "sigma", "fraction"):
             if not 0 <= self.low < self.high <= 1:
-                raise ValueError(f"a {self.kind} window needs 0 <= low < high <= 1, got {self.low} to {self.high}")
+                raise ValueError(f"a {self.kind} window needs 0 <= low < high <= 1, got {self.low:g} to {self.high:g}")
         else:
             raise ValueError(f"unknown kind of window {self.kind!r}; known: all, sigma, fraction, steps")
 

@@ -100,7 +100,7 @@ class SiTSpec(ModelSpec):
     """A class-conditional DiT or SiT.
 
     ``parents[c]`` is the superclass of class ``c``; when given, the label embedding is tiered.  Labels are integers:
-    ``0 .. num_classes - 1`` classes, then the superclasses, then the null label.
+    ``0 .. num_classes - 1`` classes, then the superclasses, then the null label.  ``class_names`` are for people.
     """
 
     num_classes: int = 1000
@@ -109,9 +109,13 @@ class SiTSpec(ModelSpec):
     mlp_norm_eps: float = 1e-6
     qk_norm: bool = False
     per_block_embedding: bool = False
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names must name each of {self.num_classes} classes, got {len(self.class_names)}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be positive, got {self.num_classes}")
         object.__setattr__(self, "parents", tuple(self.parents))

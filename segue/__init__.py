@@ -1,58 +1,46 @@
 """Segue: a sampling engine for diffusion transformers."""
 
-from segue.engine.engine import Engine, SampleRun
-from segue.engine.guidance import (
-    CFG,
-    SGG,
-    AutoGuidance,
-    Branch,
-    EarlyExit,
-    Exit,
-    Guidance,
-    Perturb,
-    PerturbedLayers,
-    SkipLayer,
-    Term,
-    Unguided,
-    Weight,
-    from_extrapolation,
-)
-from segue.engine.plan import Plan, compile_plan
-from segue.engine.sampler import CallInfo, NonFiniteError
-from segue.engine.schedule import Schedule, flow_shift, from_scheduler, from_sigmas, linear, resolution_shift
-from segue.engine.solvers import Solver, euler_maruyama
-from segue.engine.window import Window
+import importlib
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CFG",
-    "SGG",
-    "AutoGuidance",
-    "Branch",
-    "CallInfo",
-    "EarlyExit",
-    "Engine",
-    "Exit",
-    "Guidance",
-    "NonFiniteError",
-    "Perturb",
-    "PerturbedLayers",
-    "Plan",
-    "SampleRun",
-    "Schedule",
-    "SkipLayer",
-    "Solver",
-    "Term",
-    "Unguided",
-    "Weight",
-    "Window",
-    "compile_plan",
-    "euler_maruyama",
-    "flow_shift",
-    "from_extrapolation",
-    "from_scheduler",
-    "from_sigmas",
-    "linear",
-    "resolution_shift",
-]
+# Public names by the module they live in.  A module is imported when one of its names is first used, so `import segue` and
+# `segue --help` do not wait for torch.
+_MODULES = {
+    "segue.engine.engine": ("Engine", "SampleRun"),
+    "segue.engine.guidance": (
+        "CFG",
+        "SGG",
+        "AutoGuidance",
+        "Branch",
+        "EarlyExit",
+        "Exit",
+        "Guidance",
+        "Perturb",
+        "PerturbedLayers",
+        "SkipLayer",
+        "Term",
+        "Unguided",
+        "Weight",
+        "from_extrapolation",
+    ),
+    "segue.engine.plan": ("Plan", "compile_plan"),
+    "segue.engine.presets": ("parse_rule",),
+    "segue.engine.sampler": ("CallInfo", "NonFiniteError"),
+    "segue.engine.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
+    "segue.engine.solvers": ("Solver", "euler_maruyama"),
+    "segue.engine.window": ("Window",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segue' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,34 @@
+"""Where an engine runs and in which precision, from what a caller wrote."""
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """A device that is present; None is CUDA where there is one, else the CPU.  Raises ``ValueError``."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"unknown device {device!r}; write cpu, cuda, cuda:INDEX or mps") from None
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = present.get(resolved.type, 0)
+    if (resolved.index or 0) >= count:
+        counted = {name: number for name, number in present.items() if number}
+        have = ", ".join(name if number == 1 else f"{name}:0 to {name}:{number - 1}" for name, number in counted.items())
+            name if number == 1 else f"{name}:0 to {name}:{number - 1}" for name, number in present.items() if number
+        )
+        raise ValueError(f"device {str(device)!r} is not present; this machine has: {have}")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """A floating-point dtype; None is bfloat16 on CUDA and float32 elsewhere.  Raises ``ValueError``."""
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved not in DTYPES.values():
+        raise ValueError(f"unknown dtype {str(dtype)!r}; accepted: {', '.join(DTYPES)}")
+    return resolved
