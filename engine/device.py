@@ -18,8 +18,6 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if (resolved.index or 0) >= count:
         counted = {name: number for name, number in present.items() if number}
         have = ", ".join(name if number == 1 else f"{name}:0 to {name}:{number - 1}" for name, number in counted.items())
-            name if number == 1 else f"{name}:0 to {name}:{number - 1}" for name, number in present.items() if number
-        )
         raise ValueError(f"device {str(device)!r} is not present; this machine has: {have}")
     return resolved
 
