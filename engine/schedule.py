@@ -43,11 +43,11 @@ class Schedule:
         return np.array(self.sigmas, dtype=np.float64)
 
     def truncate(self, strength: float) -> "Schedule":
-        """The last ``round(strength * steps)`` steps, at least one: where image-to-image starts."""
+        """The last steps, as image-to-image runs them: ``steps - floor(steps (1 - strength))``, diffusers' count."""
         if not 0 < strength <= 1:
             raise ValueError(f"strength must lie in (0, 1], got {strength}")
-        kept = max(1, round(strength * self.steps))
-        return Schedule(self.sigmas[self.steps - kept :], self.name)
+        skipped = int(max(self.steps - self.steps * strength, 0))
+        return Schedule(self.sigmas[skipped:], self.name)
 
 
 def linear(steps: int, start: float = 1.0) -> Schedule:
