@@ -1,14 +1,27 @@
-"""Adaptive layer norm (adaLN): LayerNorm, modulation and the gated residual around it."""
+"""Adaptive layer norm (adaLN): LayerNorm, modulation and the gated residual around it.
+
+Every operation of this file is one pass over the hidden state: ``h' = h + gate * y`` rounded to the dtype of ``h`` and
+written back, then ``LayerNorm(h') * (1 + scale) + shift`` once or twice.  Source: DiT (arXiv 2212.09748), adaLN-Zero block;
+two modulated outputs of one norm: the dual-attention blocks of SD3.5.
+"""
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fp8 import FP8, FP8_MAX, quantize_rows
+from .launch import launch_config, size_class
+from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+
+MAX_WIDTH = 8192  # a row is held in registers
+
 
 def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """``LayerNorm(h) * (1 + scale) + shift`` (no affine), in the dtype of ``h``.
 
-    h [R, L, D]; shift, scale [R, 1, D].  Source: DiT (arXiv 2212.09748), adaLN-Zero block.
+    h [R, L, D]; shift, scale [R, 1, D].
     """
     n = F.layer_norm(h, h.shape[-1:], eps=eps)
     return torch.addcmul(shift, n, 1 + scale).to(h.dtype)
@@ -30,6 +43,35 @@ def residual_modulated_norm(
     return h, modulated_norm(h, shift, scale, eps)
 
 
+def modulated_norm2(
+    h: Tensor, shift: Tensor, scale: Tensor, shift2: Tensor, scale2: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """One LayerNorm with two modulations; returns ``(n, n2)``.  Shapes as :func:`modulated_norm`."""
+    n = F.layer_norm(h, h.shape[-1:], eps=eps)
+    return torch.addcmul(shift, n, 1 + scale).to(h.dtype), torch.addcmul(shift2, n, 1 + scale2).to(h.dtype)
+
+
+def residual_modulated_norm2(
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, shift2: Tensor, scale2: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``h += gate * y`` in place, then :func:`modulated_norm2`; returns ``(h, n, n2)``."""
+    gated_residual(h, y, gate)
+    return h, *modulated_norm2(h, shift, scale, shift2, scale2, eps)
+
+
+def modulated_norm_fp8(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """:func:`modulated_norm` in fp32, quantised by rows: ``(q [R, L, D] float8_e4m3fn, row scale [R, L] fp32)``."""
+    return quantize_rows(modulated_norm(h.float(), shift.float(), scale.float(), eps))
+
+
+def residual_modulated_norm_fp8(
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``h += gate * y`` in place, then :func:`modulated_norm_fp8`; returns ``(h, q, row scale)``."""
+    gated_residual(h, y, gate)
+    return h, *modulated_norm_fp8(h, shift, scale, eps)
+
+
 def gated_residual_differentiable(h: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """``h + gate * y`` as a new tensor, for training."""
     return torch.addcmul(h, y, gate.to(h.dtype))
@@ -41,3 +83,183 @@ def residual_modulated_norm_differentiable(
     """:func:`residual_modulated_norm` without writing into ``h``, for training."""
     h = gated_residual_differentiable(h, y, gate)
     return h, modulated_norm(h, shift, scale, eps)
+
+
+@jit(do_not_specialize=["tokens"])
+def adaln_kernel(
+    p_h,
+    p_y,
+    p_gate,
+    p_shift,
+    p_scale,
+    p_shift2,
+    p_scale2,
+    p_n,
+    p_n2,
+    p_row_scale,
+    tokens,
+    h_row,
+    h_token,
+    y_row,
+    y_token,
+    gate_row,
+    shift_row,
+    scale_row,
+    shift2_row,
+    scale2_row,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    FP8_TOP: tl.constexpr,
+):
+    """Grid (token blocks, R).  Two-pass mean and variance in fp32; ``FP8_TOP`` > 0 quantises the first output by rows."""
+    row = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * TOKENS
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    if RESIDUAL:
+        b_gate = tl.load(p_gate + row * gate_row + o_d, mask=m_d, other=0.0).to(tl.float32)
+    if OUTPUTS > 0:
+        b_shift = tl.load(p_shift + row * shift_row + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_scale = tl.load(p_scale + row * scale_row + o_d, mask=m_d, other=0.0).to(tl.float32) + 1.0
+    if OUTPUTS > 1:
+        b_shift2 = tl.load(p_shift2 + row * shift2_row + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_scale2 = tl.load(p_scale2 + row * scale2_row + o_d, mask=m_d, other=0.0).to(tl.float32) + 1.0
+    for token in range(first, tl.minimum(first + TOKENS, tokens)):
+        o_h = row * h_row + token * h_token + o_d
+        b_h = tl.load(p_h + o_h, mask=m_d, other=0.0).to(tl.float32)
+        if RESIDUAL:
+            b_y = tl.load(p_y + row * y_row + token * y_token + o_d, mask=m_d, other=0.0).to(tl.float32)
+            b_new = (b_h + b_gate * b_y).to(p_h.dtype.element_ty)
+            tl.store(p_h + o_h, b_new, mask=m_d)
+            b_h = b_new.to(tl.float32)  # normalise what is stored, so that fused and separate calls agree to the bit
+        if OUTPUTS > 0:
+            centred = tl.where(m_d, b_h - tl.sum(b_h, 0) / D, 0.0)
+            b_x = centred * tl.rsqrt(tl.sum(centred * centred, 0) / D + eps)
+            o_n = (row * tokens + token) * D + o_d
+            b_n = b_x * b_scale + b_shift
+            if FP8_TOP > 0:
+                row_scale = tl.maximum(tl.max(tl.abs(b_n), 0), 1e-12) / FP8_TOP
+                tl.store(p_row_scale + row * tokens + token, row_scale)
+                b_n = tl.clamp(b_n / row_scale, -FP8_TOP, FP8_TOP)
+            tl.store(p_n + o_n, b_n.to(p_n.dtype.element_ty), mask=m_d)
+            if OUTPUTS > 1:
+                tl.store(p_n2 + o_n, (b_x * b_scale2 + b_shift2).to(p_n2.dtype.element_ty), mask=m_d)
+
+
+def _run(
+    h: Tensor,
+    residual: tuple[Tensor, Tensor] | None,
+    modulations: tuple[tuple[Tensor, Tensor], ...],
+    outputs: tuple[Tensor, ...],
+    eps: float = 0.0,
+    row_scale: Tensor | None = None,
+) -> None:
+    """Launch the kernel; ``outputs`` are contiguous [R, L, D], one per (shift, scale) pair."""
+    rows, tokens, width = h.shape
+    if width > MAX_WIDTH:
+        raise ValueError(f"the fused norm holds a row of at most {MAX_WIDTH} channels, got {width}")
+    if h.stride(-1) != 1:
+        work = h.contiguous()
+        _run(work, residual, modulations, outputs, eps, row_scale)
+        if residual:
+            h.copy_(work)
+        return
+    y, gate = (dense(residual[0]), _vector(residual[1], h)) if residual else (h, h)
+    if y.shape != h.shape:
+        raise ValueError(f"the residual branch must have the shape {tuple(h.shape)} of the state, got {tuple(y.shape)}")
+    (shift, scale), (shift2, scale2) = [(_vector(a, h), _vector(b, h)) for a, b in modulations] + [(h, h)] * (2 - len(outputs))
+    n, n2 = (*outputs, h, h)[:2]
+    config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096, 8192)), architecture(h.device))
+    arguments = {"p_h": h, "p_y": y, "p_gate": gate, "p_shift": shift, "p_scale": scale, "p_shift2": shift2}
+    arguments |= {"p_scale2": scale2, "p_n": n, "p_n2": n2, "p_row_scale": h if row_scale is None else row_scale}
+    arguments |= {"tokens": tokens, "h_row": h.stride(0), "h_token": h.stride(1), "y_row": y.stride(0), "y_token": y.stride(1)}
+    arguments |= {"gate_row": gate.stride(0), "shift_row": shift.stride(0), "scale_row": scale.stride(0)}
+    arguments |= {"shift2_row": shift2.stride(0), "scale2_row": scale2.stride(0), "eps": eps, "D": width}
+    arguments |= {"BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "RESIDUAL": residual is not None}
+    arguments |= {"OUTPUTS": len(outputs), "FP8_TOP": 0.0 if row_scale is None else FP8_MAX}
+    launch(adaln_kernel, (-(-tokens // config.rows), rows), arguments, config.warps)
+
+
+def _vector(x: Tensor, h: Tensor) -> Tensor:
+    """A modulation vector [R, 1, D] (or [1, 1, D], repeated by stride) with contiguous channels."""
+    rows, _, width = h.shape
+    if x.shape not in ((rows, 1, width), (1, 1, width)):
+        raise ValueError(f"a modulation vector must have shape {(rows, 1, width)}, got {tuple(x.shape)}")
+    return dense(x).expand(rows, 1, width)
+
+
+def _output(h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(h.shape, dtype=dtype or h.dtype, device=h.device)
+
+
+def modulated_norm_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """:func:`modulated_norm` as one kernel."""
+    n = _output(h)
+    _run(h, None, ((shift, scale),), (n,), eps)
+    return n
+
+
+def gated_residual_triton(h: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """:func:`gated_residual` as one kernel."""
+    _run(h, (y, gate), (), ())
+    return h
+
+
+def residual_modulated_norm_triton(
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """:func:`residual_modulated_norm` as one kernel."""
+    n = _output(h)
+    _run(h, (y, gate), ((shift, scale),), (n,), eps)
+    return h, n
+
+
+def modulated_norm2_triton(
+    h: Tensor, shift: Tensor, scale: Tensor, shift2: Tensor, scale2: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """:func:`modulated_norm2` as one kernel."""
+    n, n2 = _output(h), _output(h)
+    _run(h, None, ((shift, scale), (shift2, scale2)), (n, n2), eps)
+    return n, n2
+
+
+def residual_modulated_norm2_triton(
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, shift2: Tensor, scale2: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`residual_modulated_norm2` as one kernel."""
+    n, n2 = _output(h), _output(h)
+    _run(h, (y, gate), ((shift, scale), (shift2, scale2)), (n, n2), eps)
+    return h, n, n2
+
+
+def modulated_norm_fp8_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """:func:`modulated_norm_fp8` as one kernel."""
+    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], device=h.device)
+    _run(h, None, ((shift, scale),), (q,), eps, row_scale)
+    return q, row_scale
+
+
+def residual_modulated_norm_fp8_triton(
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`residual_modulated_norm_fp8` as one kernel."""
+    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], device=h.device)
+    _run(h, (y, gate), ((shift, scale),), (q,), eps, row_scale)
+    return h, q, row_scale
+
+
+def bytes_moved(rows: int, tokens: int, width: int, itemsize: int, residual: bool, outputs: int, fp8: bool = False) -> int:
+    """Least device-memory traffic: ``h`` in, with a residual ``y`` in and ``h`` out, each output out, the vectors once."""
+    state = rows * tokens * width
+    written = outputs * state * (1 if fp8 else itemsize) + (4 * rows * tokens if fp8 else 0)
+    vectors = rows * width * itemsize * (residual + 2 * outputs)
+    return state * itemsize * (3 if residual else 1) + written + vectors
+
+
+def flops(rows: int, tokens: int, width: int, residual: bool, outputs: int) -> int:
+    """Residual 2, mean 1, variance 3 and normalisation 1 when there is an output, modulation 2 for each, per element."""
+    return rows * tokens * width * (2 * residual + (5 if outputs else 0) + 2 * outputs)
