@@ -1,93 +1,65 @@
-"""The training loop: AdamW, EMA, resume, checkpoints, progress and a log."""
+"""The training loop: AdamW, EMA, resume, checkpoints and a log."""
 
-import json
 import math
-import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segue.models.checkpoint_files import RUN_FILE
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
-from segue.models.weights import save_model
 
-from .herbarium import Herbarium
-from .objective import LabelDropout, logit_normal_time, plain_loss
+from .herbarium import herbarium_loader
+from .objective import logit_normal_time, plain_loss
+from .run_folder import RunFolder, Start
+from .settings import TrainSettings
 
+LOG_EVERY = 50
+_NOISE_STREAM = 1 << 31  # first generator index of the training noise; the indices below belong to the leaves
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """One training run; every field is a command-line option."""
-
-    steps: int = 10_000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    final_learning_rate: float = 0.05  # fraction of learning_rate at the last step (cosine)
-    weight_decay: float = 0.0
-    ema: float = 0.999
-    clip: float = 1.0
-    dropout: LabelDropout = field(default_factory=LabelDropout)
-    exit_weight: float = 0.2
-    seed: int = 0
-    minutes: float = 0.0  # stop early after this much training time, with the schedule laid over it; 0: no limit
-    checkpoint_every: int = 500
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    compile: bool = False
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"dtype must be bfloat16 or float32, got {self.dtype!r}")
+Callback = Callable[["Trainer", dict[str, float]], bool | None]
 
 
 class Trainer:
-    """Trains one network; ``folder`` holds model.safetensors (EMA), state.pt (resume), spec.json and log.jsonl."""
+    """Trains one network in one folder (see :class:`.run_folder.RunFolder`).
 
-    def __init__(self, spec: SiTSpec, settings: TrainSettings, folder: Path):
-        self.spec, self.settings, self.folder = spec, settings, Path(folder)
-        torch.manual_seed(settings.seed)
-        self.model = SiT(spec).initialize().to(settings.device)
+    The network, every batch and every draw of noise depend on the settings and the step alone, so a run that was resumed
+    equals one that was not, bit for bit, on one machine with one number of threads.
+    """
+
+    def __init__(self, spec: SiTSpec, settings: TrainSettings, folder: str | Path, start: Start = "new"):
+        self.spec, self.settings, self.folder = spec, settings, RunFolder(folder)
+        self.folder.open(spec, settings, start)
+        self.step = 0
+        self.seconds = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = SiT(spec).initialize().to(settings.device)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
         )
+        if start == "resume":
+            self._resume()
         if settings.compile:
             self.model.compile()
-        self.data = Herbarium(settings.batch_size, settings.seed)
-        self.step = 0
-        self.seconds = 0.0
 
     # --- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def resume(self) -> bool:
-        """Continue from ``folder`` if it holds a state; returns whether it did."""
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        return True
+    def _resume(self) -> None:
+        state = self.folder.load_state()
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        self.folder.cut_log(self.step)
 
     def save(self) -> None:
-        """Write the EMA weights and the resume state; each file is replaced whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.ema.module, self.folder / RUN_FILE)
+        """Write the EMA weights, the resume state and the record."""
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -95,10 +67,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        torch.save(state, self.folder / "state.pt.part")
-        os.replace(self.folder / "state.pt.part", self.folder / "state.pt")
-        record = {"spec": self.spec.to_dict(), "settings": asdict(self.settings), "step": self.step, "seconds": self.seconds}
-        (self.folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        self.folder.save(self.ema.module, state)
+        self.folder.write_record(self.spec, self.settings, self.step, self.seconds)
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -109,78 +79,66 @@ class Trainer:
         return min(1.0, max(self.step / self.settings.steps, self.seconds / limit if limit else 0.0))
 
     def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine down to ``final_learning_rate`` of the peak."""
         s = self.settings
         warm = min(1.0, (self.step + 1) / max(1, s.warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
         return s.learning_rate * warm * (s.final_learning_rate + (1 - s.final_learning_rate) * cosine)
 
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step on one new batch; returns the losses."""
-        s = self.settings
-        x0, labels = self.data.batch(self.step)
-        generator = torch.Generator().manual_seed((s.seed << 32) + (1 << 31) + self.step)
-        labels = s.dropout(labels, self.spec, generator)
-        sigma = logit_normal_time(x0.shape[0], generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        x0, labels, sigma, eps = (tensor.to(s.device) for tensor in (x0, labels, sigma, eps))
+    def train_step(self, x0: Tensor, labels: Tensor) -> dict[str, float]:
+        """One optimiser step on images x0 [B, C, H, W] and labels [B]; returns the losses and the gradient's norm."""
+        losses = self._losses(x0, labels)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        with torch.autocast(torch.device(s.device).type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
-            losses = plain_loss(self.model, x0, labels, sigma, eps, s.exit_weight)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {self.step}; the last checkpoint is in {self.folder}")
+            raise FloatingPointError(f"the gradient is {norm.item()} at step {self.step}; the last checkpoint was kept")
         self.optimizer.step()
         self.ema.update_parameters(self.model)
         self.step += 1
         return {name: value.item() for name, value in losses.items()} | {"gradient": norm.item()}
 
-    def run(self, report=lambda trainer, losses: None) -> None:
-        """Train to the end, calling ``report(trainer, mean losses)`` about every 50 steps."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sums: dict[str, float] = {}
-        count = 0
-        try:
-            while self.progress < 1:
-                began = time.perf_counter()
-                losses = self.train_step()
-                self.seconds += time.perf_counter() - began
-                count += 1
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                if self.step % 50 == 0 or self.progress >= 1:
-                    means = {name: value / count for name, value in sums.items()}
-                    self._log(means)
-                    report(self, means)
-                    sums, count = {}, 0
-                if self.step % self.settings.checkpoint_every == 0:
-                    self.save()
-        finally:
-            if self.step:
-                self.save()
+    def _losses(self, x0: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The losses at noise levels, noise and dropped labels that depend on the seed and the step only."""
+        s = self.settings
+        generator = torch.Generator().manual_seed((s.seed << 32) + _NOISE_STREAM + self.step)
+        labels = s.dropout(labels, self.spec, generator)
+        sigma = logit_normal_time(x0.shape[0], generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        x0, labels, sigma, eps = (tensor.to(s.device) for tensor in (x0, labels, sigma, eps))
+        with torch.autocast(torch.device(s.device).type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
+            return plain_loss(self.model, x0, labels, sigma, eps, s.exit_weight)
 
-    def _log(self, losses: dict[str, float]) -> None:
+    def run(self, callback: Callback | None = None) -> bool:
+        """Train to the end, or until ``callback(trainer, losses)`` returns False; both are saved.
+
+        The callback runs after every step.  Returns whether the run reached its end.  An exception leaves the last checkpoint
+        as it was.
+        """
+        s = self.settings
+        batches = iter(herbarium_loader(s.batch_size, s.seed, self.step, s.workers))
+        window: list[dict[str, float]] = []
+        while self.progress < 1:
+            began = time.perf_counter()
+            losses = self.train_step(*next(batches))
+            self.seconds += time.perf_counter() - began
+            window.append(losses)
+            finished = self.progress >= 1
+            if finished or self.step % LOG_EVERY == 0:
+                self._log(window)
+                window = []
+            stopped = callback is not None and callback(self, losses) is False
+            if finished or stopped or self.step % s.checkpoint_every == 0:
+                self.save()
+            if stopped and not finished:
+                return False
+        return True
+
+    def _log(self, window: list[dict[str, float]]) -> None:
+        """Append the means over the steps since the last row."""
         rate = self.step * self.settings.batch_size / max(self.seconds, 1e-9)
         row = {"step": self.step, "seconds": round(self.seconds, 1), "images_per_s": round(rate, 2), "lr": self.learning_rate()}
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(json.dumps(row | {name: round(value, 5) for name, value in losses.items()}) + "\n")
-
-
-STRONG = SiTSpec(
-    name="herbarium",
-    channels=3,
-    height=32,
-    width=32,
-    patch=4,
-    dim=160,
-    depth=12,
-    heads=5,
-    prediction="velocity",
-    time="sigma",
-    exits=(4,),
-    num_classes=24,
-    parents=tuple(c // 4 for c in range(24)),
-)
-WEAK = replace(STRONG, name="herbarium-weak", dim=96, depth=6, heads=3, exits=())
+        means = {name: round(sum(losses[name] for losses in window) / len(window), 5) for name in window[0]}
+        self.folder.log(row | means)

@@ -1,4 +1,4 @@
-"""What the network regresses to: the flow-matching velocity, plainly, with an early-exit head trained alongside."""
+"""What the network regresses to: the flow-matching velocity, plainly, with early-exit heads trained alongside."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,11 @@ from segue.models.spec import SiTSpec
 
 @dataclass(frozen=True)
 class LabelDropout:
-    """Independent dropouts of the label: of the class (its superclass remains, tiered models only) and of everything."""
+    """Probabilities of two independent dropouts of the label.
+
+    ``everything`` leaves the null label.  ``species`` leaves the superclass (tiered models only); where both strike, the null
+    label remains.
+    """
 
     everything: float = 0.1
     species: float = 0.0

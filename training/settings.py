@@ -1,0 +1,72 @@
+"""The settings of one training run."""
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from .herbarium import MAX_SEED
+from .objective import LabelDropout
+
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Length, optimiser, objective and machine of one run, validated.
+
+    The run ends after ``steps`` optimiser steps, or after ``minutes`` of training if that comes first (0: no time limit); the
+    cosine of the learning rate is laid over whichever is nearer to its end.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    final_learning_rate: float = 0.05  # fraction of learning_rate at the last step
+    weight_decay: float = 0.0
+    ema: float = 0.999
+    clip: float = 1.0
+    dropout: LabelDropout = field(default_factory=LabelDropout)
+    exit_weight: float = 0.2
+    seed: int = 0
+    minutes: float = 0.0
+    checkpoint_every: int = 500
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    compile: bool = False
+    workers: int = 0  # processes that draw leaves; 0 draws them between the steps
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup", "workers", "weight_decay", "exit_weight", "minutes"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "finite and at least 0")
+        for name in ("learning_rate", "clip"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "finite and positive")
+        self._require("final_learning_rate", 0 <= self.final_learning_rate <= 1, "in [0, 1]")
+        self._require("ema", 0 <= self.ema < 1, "in [0, 1)")
+        self._require("seed", 0 <= self.seed < MAX_SEED, "in [0, 2^31)")
+        self._require("dtype", self.dtype in DTYPES, " or ".join(DTYPES))
+        self._require("device", self.device.split(":")[0] in ("cpu", "cuda"), "cpu or cuda")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {self.device!r}, but there is no CUDA device here")
+
+        if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise ValueError("compile needs a C++ compiler; set CXX, install one, or train without")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainSettings":
+        """The inverse of ``dataclasses.asdict``; raises ``ValueError`` for a setting that does not exist."""
+        unknown = values.keys() - {setting.name for setting in fields(cls)}
+        if unknown:
+            raise ValueError(f"there is no training setting {sorted(unknown)[0]!r}")
+        return cls(**{**values, "dropout": LabelDropout(**values.get("dropout", {}))})
+
+    def _require(self, name: str, holds: bool, accepted: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {accepted}, got {getattr(self, name)!r}")

@@ -1,0 +1,33 @@
+"""A sheet of real leaves: one labelled row per species."""
+
+import torch
+from PIL import Image
+
+from segue.engine.images import latents_to_images
+from segue.engine.sheets import labelled_sheet
+
+from .herbarium import MAX_SEED
+from .leaves import draw_leaves
+from .species import SPECIES
+
+MAX_PER_SPECIES = 1 << 16
+
+
+def leaf(species: int, index: int, seed: int) -> Image.Image:
+    """Leaf ``index`` of a species: it depends on these three numbers only, not on the sheet it is drawn for."""
+    generator = torch.Generator().manual_seed((seed << 32) + (species << 16) + index)
+    return latents_to_images(draw_leaves(torch.tensor([species]), generator))[0]
+
+
+def species_sheet(species: list[int], per_species: int = 8, seed: int = 0, zoom: int = 2) -> Image.Image:
+    """``per_species`` new leaves of each of the given species, enlarged ``zoom`` times, under the species' name."""
+    if not species:
+        raise ValueError("species is empty; give at least one")
+    if not 1 <= per_species <= MAX_PER_SPECIES:
+        raise ValueError(f"per_species must lie in [1, {MAX_PER_SPECIES}], got {per_species}")
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed must lie in [0, 2^31), got {seed}")
+    if zoom < 1:
+        raise ValueError(f"zoom must be at least 1, got {zoom}")
+    rows = [(f"{label}  {SPECIES[label]}", [leaf(label, i, seed) for i in range(per_species)]) for label in species]
+    return labelled_sheet(rows, zoom)
