@@ -7,6 +7,7 @@ from .adaln import (
     gated_residual,
     gated_residual_differentiable,
     modulated_norm,
+    modulated_norm2,
     residual_modulated_norm,
     residual_modulated_norm_differentiable,
 )
@@ -23,6 +24,7 @@ class Kernels:
     """One callable per operation; the signatures are those of the reference functions of the same name."""
 
     modulated_norm: Callable = modulated_norm
+    modulated_norm2: Callable = modulated_norm2
     gated_residual: Callable = gated_residual
     residual_modulated_norm: Callable = residual_modulated_norm
     split_heads_norm: Callable = split_heads_norm

@@ -59,6 +59,13 @@ class Segment:
         return Segment((self.start - origin) * batch, (self.stop - origin) * batch, self.operation)
 
 
+def group_rows(group: tuple[Segment, ...], batch: int) -> tuple[slice, tuple[Segment, ...]]:
+    """The rows of a group of adjacent segments, and the segments within them; none where every row does the full operation."""
+    first, last = group[0].start, group[-1].stop
+    plain = all(segment.operation == FULL for segment in group)
+    return slice(first * batch, last * batch), () if plain else tuple(segment.rows(batch, first) for segment in group)
+
+
 @dataclass(frozen=True)
 class LayerRows:
     """What happens at one layer: forks first, then each group of contiguous active row blocks as one batch."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from segue.kernels.dispatch import REFERENCE, Kernels
 from segue.kernels.readout import unpatchify
 
-from .rows import FULL, Readout, RowLayout
+from .read_rows import chosen, read_branches
+from .rows import Readout, RowLayout, group_rows
 from .sit import FinalLayer, SiT
 
 
@@ -83,9 +84,7 @@ class SiTRows:
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
             for group in schedule.groups:
-                first, last = group[0].start, group[-1].stop
-                rows = slice(first * batch, last * batch)
-                segments = () if {s.operation for s in group} == {FULL} else tuple(s.rows(batch, first) for s in group)
+                rows, segments = group_rows(group, batch)
                 block(self.hidden[rows], per_block[layer][rows], self.kernels, segments)
         parts += self._read(model.spec.depth, hidden, final, layout, coefficients)
         patches = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
@@ -102,17 +101,7 @@ class SiTRows:
         weight, bias = self._projection(self._head(readouts[0]))
         shift, scale = modulation.view(-1, self.batch, modulation.shape[-1]).chunk(2, dim=-1)  # [J, B, D]
         rows = tuple(readout.row for readout in readouts)
-        chosen = coefficients[:, branches[0] : branches[-1] + 1]
-        if len(branches) != chosen.shape[1]:
-            chosen = torch.stack([coefficients[:, i] for i in branches], dim=1)
-        if coefficients.dim() == 2:
-            return [self.kernels.combine_then_project(hidden, shift, scale, chosen, rows, weight, bias)]
-        patch_area = self.model.spec.patch**2
-        return [
-            self.kernels.project(hidden[row], shift[row], scale[row], weight, bias)
-            * chosen[:, i].repeat(1, patch_area)[:, None]
-            for i, row in enumerate(rows)
-        ]
+        return [read_branches(self.kernels, hidden, shift, scale, rows, chosen(coefficients, branches), weight, bias)]
 
     def _head(self, readout: Readout) -> FinalLayer:
         return self.model.final_layer if readout.head is None else self.model.exit_layers[str(readout.head)]

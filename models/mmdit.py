@@ -1,0 +1,282 @@
+"""MMDiT: the transformer of SD3 (arXiv 2403.03206) and SD3.5, an image and a text stream joined in attention.
+
+Parameter names are those of the published checkpoints.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
+from segue.kernels.readout import unpatchify
+
+from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
+from .mmdit_spec import MMDiTSpec
+from .rows import Segment
+from .sit import FinalLayer, attend_segments, zero_skipped
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Prompts as the network takes them: ``context`` [B, M, text_dim], ``pooled`` [B, pooled_dim]."""
+
+    context: Tensor
+    pooled: Tensor
+
+    def __post_init__(self):
+        if self.context.dim() != 3 or self.pooled.dim() != 2 or len(self.context) != len(self.pooled):
+            raise ValueError(
+                "a text condition needs context [B, M, text_dim] and pooled [B, pooled_dim], "
+                f"got {list(self.context.shape)} and {list(self.pooled.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def __getitem__(self, part: slice) -> "TextCondition":
+        """The prompts of a range of samples."""
+        return TextCondition(self.context[part], self.pooled[part])
+
+
+class StreamAttention(nn.Module):
+    """The projections of one stream around an attention; ``outputs`` is False where the stream ends there."""
+
+    def __init__(self, spec: MMDiTSpec, outputs: bool = True):
+        super().__init__()
+        self.qkv = nn.Linear(spec.dim, 3 * spec.dim)
+        self.ln_q = nn.RMSNorm(spec.head_dim, eps=1e-6) if spec.qk_norm else None
+        self.ln_k = nn.RMSNorm(spec.head_dim, eps=1e-6) if spec.qk_norm else None
+        self.proj = nn.Linear(spec.dim, spec.dim) if outputs else None
+
+    @property
+    def norm_weights(self) -> tuple[Tensor, Tensor] | None:
+        """RMSNorm weights [K] of queries and keys, if any."""
+        return None if self.ln_q is None else (self.ln_q.weight, self.ln_k.weight)
+
+
+class StreamBlock(nn.Module):
+    """What one stream owns of a joint block; the text stream of the last block ends at the attention."""
+
+    def __init__(self, spec: MMDiTSpec, chunks: int, dual: bool = False, last: bool = False):
+        super().__init__()
+        self.attn = StreamAttention(spec, outputs=not last)
+        self.attn2 = StreamAttention(spec) if dual else None
+        self.mlp = None if last else Mlp(spec.dim, spec.mlp_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, chunks * spec.dim))
+
+
+class JointBlock(nn.Module):
+    """One MMDiT block over both streams, optionally with a second attention over the image alone (SD3.5-medium)."""
+
+    def __init__(self, spec: MMDiTSpec, layer: int):
+        super().__init__()
+        self.heads, self.dim, self.scale_first = spec.heads, spec.dim, spec.scale_first
+        self.image_chunks, self.text_chunks = spec.modulation_chunks(layer)
+        self.context_block = StreamBlock(spec, self.text_chunks, last=spec.is_last(layer))
+        self.x_block = StreamBlock(spec, self.image_chunks, dual=layer in spec.dual_layers)
+
+    def forward(
+        self, h: Tensor, c: Tensor, modulation: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Image h [R, L, D] and text c [R, M, D], with modulation [R, W], to the same; the last block leaves ``c`` alone.
+
+        Written into ``h`` and ``c`` unless ``kernels`` are the differentiable ones.  ``segments`` gives the operation of each
+        range of rows (empty: all full).
+        """
+        vectors = modulation[:, None].split(self.dim, dim=-1)  # each [R, 1, D]
+        image, text = vectors[: self.image_chunks], vectors[self.image_chunks :]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = image[:6]
+        second = self.x_block.attn2
+        if second is None:
+            n = kernels.modulated_norm(h, shift_a, scale_a)
+        else:
+            n, n2 = kernels.modulated_norm2(h, shift_a, scale_a, *image[6:8])
+        y, z = self._joint_attention(n, self._text_norm(c, text, kernels), kernels, segments)
+        if second is not None:
+            h = kernels.gated_residual(h, y, gate_a)
+            y, gate_a = self._image_attention(second, n2, kernels, segments), image[8]
+        h, n = kernels.residual_modulated_norm(h, y, gate_a, shift_m, scale_m)
+        h = kernels.gated_residual(h, self.x_block.mlp(n, kernels), gate_m)
+        if z is not None:
+            c, n = kernels.residual_modulated_norm(c, z, *text[2:5])
+            c = kernels.gated_residual(c, self.context_block.mlp(n, kernels), text[5])
+        return h, c
+
+    def _text_norm(self, c: Tensor, text: tuple[Tensor, ...], kernels: Kernels) -> Tensor:
+        shift, scale = text[:2]
+        if len(text) == 2 and self.scale_first:
+            shift, scale = scale, shift
+        return kernels.modulated_norm(c, shift, scale)
+
+    def _joint_attention(
+        self, n: Tensor, m: Tensor, kernels: Kernels, segments: tuple[Segment, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
+        image, text = self.x_block.attn, self.context_block.attn
+        weights = image.norm_weights, text.norm_weights
+        q, k, v = kernels.joint_heads_norm(image.qkv(n), text.qkv(m), self.heads, *weights)  # [R, H, L + M, K]
+        tokens = n.shape[1]
+        o = attend_joint(q, k, v, tokens, kernels, segments) if segments else kernels.attention(q, k, v)
+        y = zero_skipped(image.proj(o[:, :tokens]), segments)
+        return y, None if text.proj is None else zero_skipped(text.proj(o[:, tokens:]), segments)
+
+    def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
+        """The second attention, n [R, L, D] -> [R, L, D]."""
+        q, k, v = kernels.split_heads_norm(attn.qkv(n), self.heads, *(attn.norm_weights or ()))
+        o = attend_segments(q, k, v, kernels, segments) if segments else kernels.attention(q, k, v)
+        return zero_skipped(attn.proj(o), segments)
+
+
+def attend_joint(q: Tensor, k: Tensor, v: Tensor, tokens: int, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
+    """Joint attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
+
+    A blur acts on the queries of the first ``tokens`` tokens, the image: text has no space to blur over.
+    """
+    parts = []
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        if segment.operation == "attention_blur":
+            image, text = q[rows, :, :tokens], q[rows, :, tokens:]
+            blurred = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
+            parts.append(torch.cat([blurred, kernels.attention(text, k[rows], v[rows])], dim=1))
+        else:
+            alone = Segment(0, segment.stop - segment.start, segment.operation)
+            parts.append(attend_segments(q[rows], k[rows], v[rows], kernels, (alone,)))
+    return torch.cat(parts)
+
+
+class PooledEmbedder(nn.Module):
+    """A two-layer perceptron on the pooled text embedding."""
+
+    def __init__(self, pooled_dim: int, dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(pooled_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[N, pooled_dim] -> [N, D]."""
+        return self.mlp(pooled.to(self.mlp[0].weight.dtype))
+
+
+class MMDiT(nn.Module):
+    """SD3 or SD3.5 with layers that can run over row prefixes.
+
+    ``joint_blocks`` hold the two streams; ``pos_embed`` [1, S S, D] is the position table, cropped at its centre.
+    """
+
+    def __init__(self, spec: MMDiTSpec):
+        super().__init__()
+        self.spec = spec
+        self.x_embedder = PatchEmbed(spec.patch, spec.channels, spec.dim)
+        self.t_embedder = TimestepEmbedder(spec.dim)
+        self.y_embedder = PooledEmbedder(spec.pooled_dim, spec.dim)
+        self.context_embedder = nn.Linear(spec.text_dim, spec.dim)
+        self.joint_blocks = nn.ModuleList(JointBlock(spec, layer) for layer in range(spec.depth))
+        self.final_layer = FinalLayer(spec.dim, spec.patch**2 * spec.out_channels)
+        side = spec.position_size
+        table = torch.empty(1, side**2, spec.dim)
+        if not table.is_meta:  # a checkpoint brings its own
+            base = (spec.height // spec.patch, spec.width // spec.patch)
+            table.copy_(sincos_position_table(spec.dim, side, side, *base))
+        self.register_buffer("pos_embed", table)
+
+    @classmethod
+    def from_diffusers(cls, module: nn.Module, share: bool = True) -> "MMDiT":
+        """The network of a live diffusers ``SD3Transformer2DModel``; see :func:`.mmdit_diffusers.from_diffusers`."""
+        from .mmdit_diffusers import from_diffusers
+
+        return from_diffusers(module, share)
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """Position table [L, D] for a latent of ``height`` x ``width``: the centre of the full table."""
+        spec = self.spec
+        spec.check_size(height, width)
+        rows, columns, side = height // spec.patch, width // spec.patch, spec.position_size
+        top, left = (side - rows) // 2, (side - columns) // 2
+        grid = self.pos_embed.view(side, side, spec.dim)
+        return grid[top : top + rows, left : left + columns].reshape(-1, spec.dim)
+
+    # --- one plain forward ------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, time: Tensor, condition: TextCondition, skip_layers: tuple[int, ...] = ()) -> Tensor:
+        """The velocity [B, C, H, W] in the dtype of the weights.
+
+        x [B, C, H, W]; time [B] = 1000 sigma; ``skip_layers`` are bypassed by both streams.
+        """
+        height, width = x.shape[-2:]
+        for layer in skip_layers:
+            if not 0 <= layer < self.spec.depth:
+                raise ValueError(f"layer {layer} does not exist: {self.spec.name} has layers 0 to {self.spec.depth - 1}")
+        per_block, final = self.split_modulation(self.modulation(self.embed_condition(time, condition.pooled)))
+        h = self.embed(x, self.position_table(height, width))
+        c = self.embed_context(condition.context)
+        for layer, block in enumerate(self.joint_blocks):
+            if layer not in skip_layers:
+                h, c = block(h, c, per_block[layer], DIFFERENTIABLE)
+        shift, scale = self.final_shift_scale(final[:, None])
+        patches = self.final_layer.linear(DIFFERENTIABLE.modulated_norm(h, shift, scale))
+        return unpatchify(patches, self.spec.patch, height, width)
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, C, H, W], positions [L, D] -> tokens [B, L, D]; the sum is rounded once, as diffusers does."""
+        weight = self.x_embedder.proj.weight
+        return (self.x_embedder(x.to(weight.dtype)) + positions).to(weight.dtype)
+
+    def embed_context(self, context: Tensor) -> Tensor:
+        """Token embeddings of prompts [N, M, text_dim] -> [N, M, D]; a run does this once."""
+        return self.context_embedder(context.to(self.context_embedder.weight.dtype))
+
+    # --- modulation: everything that depends on time and pooled text only ---------------------------------------------
+
+    def embed_condition(self, time: Tensor, pooled: Tensor) -> Tensor:
+        """time [..., ] broadcast against pooled [..., pooled_dim] -> [..., D], each embedded once.
+
+        ``embed_condition(time[:, None], pooled)`` holds every pair.
+        """
+        return self.t_embedder(time.flatten()).unflatten(0, time.shape) + self.y_embedder(pooled)
+
+    def modulation(self, condition: Tensor, out: Tensor | None = None) -> Tensor:
+        """All modulation vectors of conditions [..., D] as [..., W], written to ``out`` when given.
+
+        Linear by linear, so that filling a table needs no second table.
+        """
+        if out is None:
+            out = condition.new_empty(*condition.shape[:-1], self.modulation_width)
+        activated, start = F.silu(condition), 0
+        for linear in self._modulation_linears():
+            out[..., start : start + linear.out_features] = linear(activated)
+            start += linear.out_features
+        return out
+
+    def _modulation_linears(self) -> list[nn.Linear]:
+        streams = [stream for block in self.joint_blocks for stream in (block.x_block, block.context_block)]
+        return [owner.adaLN_modulation[1] for owner in (*streams, self.final_layer)]
+
+    @property
+    def modulation_sizes(self) -> list[int]:
+        """Columns of the modulation that each block and then the final layer use."""
+        spec = self.spec
+        return [*(sum(spec.modulation_chunks(layer)) * spec.dim for layer in range(spec.depth)), 2 * spec.dim]
+
+    @property
+    def modulation_width(self) -> int:
+        return sum(self.modulation_sizes)
+
+    def split_modulation(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """[N, W] -> ([N, W_b] per block, [N, 2 D] of the final layer); views."""
+        *per_block, final = modulation.split(self.modulation_sizes, dim=-1)
+        return tuple(per_block), final
+
+    def final_shift_scale(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., 2 D] -> (shift, scale), each [..., D], whatever the order in which the weights hold them."""
+        first, second = final.chunk(2, dim=-1)
+        return (second, first) if self.spec.scale_first else (first, second)
+
+    # --- the row-batched forward ------------------------------------------------------------------------------------
+
+    def rows(self, batch: int, height: int, width: int, **capacity: int):
+        """Static buffers and the row-batched forward for B samples; see :class:`segue.models.mmdit_rows.MMDiTRows`."""
+        from .mmdit_rows import MMDiTRows
+
+        return MMDiTRows(self, batch, height, width, **capacity)

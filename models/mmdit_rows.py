@@ -1,0 +1,110 @@
+"""The row-batched forward of an MMDiT: both streams in static buffers, the modulation table, one call over the live rows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.readout import unpatchify
+
+from .mmdit import MMDiT, TextCondition
+from .read_rows import read_branches
+from .rows import RowLayout, group_rows
+
+
+class MMDiTRows:
+    """Buffers of one network for B samples and up to ``row_blocks`` row blocks, and its forward over them.
+
+    ``load`` embeds the prompts and fills the modulation table for a run; ``forward`` only reads them, so one captured step
+    serves every call.
+    """
+
+    def __init__(
+        self,
+        model: MMDiT,
+        batch: int,
+        height: int,
+        width: int,
+        row_blocks: int,
+        slots: int,
+        times: int,
+        conditions: int,
+        kernels: Kernels = REFERENCE,
+        text_tokens: int | None = None,
+    ):
+        """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct pooled texts.
+
+        ``text_tokens`` is the prompt length M, by default the model's.
+        """
+        spec, weight = model.spec, model.final_layer.linear.weight
+        spec.check_size(height, width)
+        self.model, self.batch, self.height, self.width = model, batch, height, width
+        self.times, self.conditions, self.kernels = times, conditions, kernels
+        rows, text = row_blocks * batch, text_tokens or spec.text_tokens
+        self.hidden = weight.new_empty(rows, spec.tokens(height, width), spec.dim)  # [R, L, D]
+        self.text = weight.new_empty(rows, text, spec.dim)  # [R, M, D]
+        self.context = weight.new_zeros(slots, batch, text, spec.dim)  # the embedded prompts, which every call starts from
+        self.modulation = weight.new_empty(rows, model.modulation_width)  # [R, W], this call's rows of the table
+        self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
+        self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
+        self.positions = model.position_table(height, width)
+
+    @torch.no_grad()
+    def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
+        """Embed the prompts, and compute the modulation of every (time, pooled text) pair of a run.
+
+        times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot.
+        Raises ``ValueError`` for another shape and beyond the capacity.
+        """
+        slots, device = len(self.context), self.table.device
+        wanted = (self.batch, self.context.shape[2], self.model.spec.text_dim), (self.batch, self.model.spec.pooled_dim)
+        shapes = [(tuple(condition.context.shape), tuple(condition.pooled.shape)) for condition in conditions]
+        for shape in shapes:
+            if shape != wanted:
+                raise ValueError(
+                    f"context and pooled must have shapes {wanted[0]} and {wanted[1]}, got {shape[0]} and {shape[1]}"
+                )
+        if len(shapes) != slots:
+            raise ValueError(f"these rows hold {slots} conditions, got {len(shapes)}")
+        pooled = torch.cat([condition.pooled.to(device) for condition in conditions])
+        distinct, index = pooled.unique(dim=0, return_inverse=True)
+        if len(times) > self.times or len(distinct) > self.conditions:
+            raise ValueError(
+                f"{len(times)} times and {len(distinct)} prompts exceed the capacity {self.times} and {self.conditions}"
+            )
+        self.condition_index.copy_(index.view(slots, self.batch))
+        for slot, condition in zip(self.context, conditions, strict=True):
+            slot.copy_(self.model.embed_context(condition.context.to(device)))
+        embedded = self.model.embed_condition(times.to(device, torch.float32)[:, None], distinct)  # [T, N, D]
+        table = self.table.view(self.times, self.conditions, -1)
+        self.model.modulation(embedded, out=table[: len(times), : len(distinct)])
+
+    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
+        """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
+
+        x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
+        [B, branches, C] where a rule treats channels differently (the branches are then combined after the projection).
+        """
+        model, batch, blocks = self.model, self.batch, len(layout.blocks)
+        index = torch.cat([time_index * self.conditions + self.condition_index[slot] for slot in layout.conditions])
+        modulation = self.kernels.gather_rows(self.table, index, out=self.modulation[: blocks * batch])
+        per_block, final = model.split_modulation(modulation)
+        hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
+        text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
+        tokens = model.embed(x, self.positions)
+        for root in layout.roots:
+            hidden[root].copy_(tokens)
+            text[root].copy_(self.context[layout.conditions[root]])
+        for layer, (block, schedule) in enumerate(zip(model.joint_blocks, layout.layers, strict=True)):
+            for fork in schedule.forks:
+                hidden[fork.target].copy_(hidden[fork.source])
+                text[fork.target].copy_(text[fork.source])
+            for group in schedule.groups:
+                rows, segments = group_rows(group, batch)
+                block(self.hidden[rows], self.text[rows], per_block[layer][rows], self.kernels, segments)
+        shift, scale = model.final_shift_scale(final.view(-1, batch, final.shape[-1]))  # [J, B, D]
+        linear = model.final_layer.linear
+        rows = tuple(readout.row for readout in layout.readouts)
+        patches = read_branches(self.kernels, hidden, shift, scale, rows, coefficients, linear.weight, linear.bias)
+        return unpatchify(patches, model.spec.patch, self.height, self.width)

@@ -1,0 +1,114 @@
+"""Sizes and FLOPs of the MMDiT of SD3 and SD3.5 (arXiv 2403.03206; dual attention: Stability's MMDiT-X)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .spec import ModelSpec, Prediction, TimeInput
+
+
+@dataclass(frozen=True)
+class MMDiTSpec(ModelSpec):
+    """A text-to-image transformer with an image and a text stream.
+
+    ``text_dim`` and ``pooled_dim`` are the widths of a prompt's token and pooled embeddings; ``dual_layers`` the blocks with
+    a second, image-only attention; ``position_size`` the side of the position table in patches, cropped at its centre for a
+    latent; ``text_tokens`` the prompt length M that costs and buffers are made for.  ``scale_first``: the last modulations of
+    both streams hold (scale, shift), as diffusers stores them, not (shift, scale), as published.
+    """
+
+    prediction: Prediction = "velocity"
+    time: TimeInput = "sigma_x1000"
+    text_dim: int = 4096
+    pooled_dim: int = 2048
+    position_size: int = 192
+    dual_layers: tuple[int, ...] = ()
+    qk_norm: bool = False
+    scale_first: bool = False
+    text_tokens: int = 333
+
+    def __post_init__(self):
+        for field in ("text_dim", "pooled_dim", "position_size", "text_tokens"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+        super().__post_init__()
+        if self.exits:
+            raise ValueError(f"an MMDiT has no early-exit heads, got exits {self.exits}")
+        if self.out_channels != self.channels:
+            raise ValueError(f"an MMDiT has as many output as input channels ({self.channels}), got {self.out_channels}")
+        object.__setattr__(self, "dual_layers", tuple(sorted(self.dual_layers)))
+        for layer in self.dual_layers:
+            if not 0 <= layer < self.depth:
+                raise ValueError(f"dual attention must be in blocks 0 to {self.depth - 1}, got {layer}")
+
+    @classmethod
+    def from_config(cls, config: Mapping, name: str) -> "MMDiTSpec":
+        """The spec of a diffusers ``SD3Transformer2DModel`` configuration.
+
+        Raises ``ValueError`` for what this network cannot express.
+        """
+        missing = [key for key in ("num_layers", "num_attention_heads", "attention_head_dim") if key not in config]
+        if missing:
+            raise ValueError(f"the transformer configuration of {name} lacks {', '.join(missing)}")
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        if config.get("caption_projection_dim", dim) != dim:
+            raise ValueError(f"caption_projection_dim must equal the width {dim}, got {config['caption_projection_dim']}")
+        if config.get("qk_norm") not in (None, "rms_norm"):
+            raise ValueError(f"qk_norm must be None or 'rms_norm', got {config['qk_norm']!r}")
+        sample, channels = config.get("sample_size", 128), config.get("in_channels", 16)
+        return cls(
+            name=name,
+            channels=channels,
+            height=sample,
+            width=sample,
+            patch=config.get("patch_size", 2),
+            dim=dim,
+            depth=config["num_layers"],
+            heads=config["num_attention_heads"],
+            out_channels=config.get("out_channels") or channels,
+            text_dim=config.get("joint_attention_dim", 4096),
+            pooled_dim=config.get("pooled_projection_dim", 2048),
+            position_size=config.get("pos_embed_max_size", 96),
+            dual_layers=tuple(config.get("dual_attention_layers", ())),
+            qk_norm=config.get("qk_norm") is not None,
+            scale_first=True,
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ``ValueError`` unless a latent of this size can be cut into patches that the position table covers."""
+        super().check_size(height, width)
+        if max(height, width) > self.patch * self.position_size:
+            raise ValueError(
+                f"latent size must be at most {self.patch * self.position_size} (the position table), got {height} x {width}"
+            )
+
+    def distinct_conditions(self, conditions: tuple[str | int, ...], batch: int) -> int:
+        """Every sample may have its own prompt and its own negative prompt."""
+        return len(conditions) * batch
+
+    def is_last(self, layer: int) -> bool:
+        """Whether this is the last block, after whose attention the text stream ends."""
+        return layer == self.depth - 1
+
+    def modulation_chunks(self, layer: int) -> tuple[int, int]:
+        """Modulation vectors of the image and of the text stream of one block."""
+        return (9 if layer in self.dual_layers else 6), (2 if self.is_last(layer) else 6)
+
+    def block_flops(self, layer: int, tokens: int) -> int:
+        """FLOPs of one joint block for one row of ``tokens`` image tokens and ``text_tokens`` text tokens."""
+        joint = tokens + self.text_tokens
+        flops = 2 * joint * 3 * self.dim**2 + 4 * joint**2 * self.dim  # QKV of both streams, joint attention
+        leaving = tokens if self.is_last(layer) else joint
+        flops += 2 * leaving * (self.dim**2 + 2 * self.dim * self.mlp_dim)  # out-projection and MLP
+        if layer in self.dual_layers:
+            flops += 2 * tokens * 4 * self.dim**2 + 4 * tokens**2 * self.dim
+        return flops
+
+    def module_flops(self, height: int, width: int) -> int:
+        """FLOPs of one forward of the whole module for one sample.
+
+        That is :meth:`forward_flops` and what a run computes once for all its calls: the text embedding and the modulation.
+        """
+        vectors = sum(sum(self.modulation_chunks(layer)) for layer in range(self.depth)) + 2
+        once = 2 * self.text_tokens * self.text_dim * self.dim + 2 * vectors * self.dim**2
+        return self.forward_flops(height, width) + once
