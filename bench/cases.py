@@ -1,0 +1,211 @@
+"""What is measured: models of the published shapes with random weights, the guidance rules, and their inputs."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from segue.engine.core import EngineCore
+from segue.engine.guidance import Guidance
+from segue.engine.plan import Plan
+from segue.engine.presets import parse_rule
+from segue.engine.sampler import run_program
+from segue.models.mmdit import MMDiT, TextCondition
+from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.sit import SiT
+from segue.models.sizes import VAE_FACTOR, dit_spec, sit_spec
+from segue.models.spec import ModelSpec, SiTSpec
+from segue.models.weights import load_model
+
+SEED = 20603
+SCALE, WEIGHT = 4.5, 3.0  # the published SGG recipe
+SGG_LAYERS = (7, 8, 9)
+RULES = ("none", "cfg", "slg", "sgg", "sgg-exit")
+BUNDLED = "herbarium"
+BUNDLED_LAYERS = (7, 8)
+EXIT_LAYER = 4
+
+
+def sd3_spec(depth: int, dim: int, dual: int = 0, qk_norm: bool = True, position_size: int = 192, name: str = "") -> MMDiTSpec:
+    """An SD3 or SD3.5 at 1024 x 1024 pixels; the first ``dual`` blocks have the second attention."""
+    return MMDiTSpec(
+        name=name,
+        channels=16,
+        height=128,
+        width=128,
+        patch=2,
+        dim=dim,
+        depth=depth,
+        heads=dim // 64,
+        dual_layers=tuple(range(dual)),
+        qk_norm=qk_norm,
+        position_size=position_size,
+    )
+
+
+SPECS: dict[str, Callable[[], ModelSpec]] = {
+    "sit-s/2": lambda: sit_spec("S/2", exits=(EXIT_LAYER,)),
+    "sit-b/2": lambda: sit_spec("B/2", exits=(EXIT_LAYER,)),
+    "sit-xl/2": lambda: sit_spec("XL/2", exits=(EXIT_LAYER,)),
+    "dit-xl/2": lambda: dit_spec("XL/2", exits=(EXIT_LAYER,)),
+    "sd3-medium": lambda: sd3_spec(24, 1536, qk_norm=False),
+    "sd3.5-medium": lambda: sd3_spec(24, 1536, dual=13, position_size=384),
+    "sd3.5-large": lambda: sd3_spec(38, 2432),
+}
+_NAME = re.compile(r"([^@:]+)(?:@(\d+))?(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A model of the benchmark, written ``NAME[@WIDTH][:SIZE]``: hidden width and image side in pixels.
+
+    A narrower width keeps depth and head dimension, so the plan's cost ratios hardly change.
+    """
+
+    text: str
+    name: str
+    spec: ModelSpec
+
+    @classmethod
+    def parse(cls, text: str, size: int | None = None) -> "BenchModel":
+        """Raises ``ValueError`` for an unknown name, a width that is no multiple of the head dimension, a bad size."""
+        match = _NAME.fullmatch(text)
+        known = (BUNDLED, *SPECS)
+        if not match or match[1] not in known:
+            raise ValueError(f"unknown model {text!r}; write NAME, NAME@WIDTH or NAME:SIZE with one of: {', '.join(known)}")
+        name, width = match[1], match[2]
+        pixels = int(match[3]) if match[3] else size
+        spec = load_model(BUNDLED)[0].spec if name == BUNDLED else SPECS[name]()
+        if width:
+            spec = narrowed(spec, int(width))
+        if pixels:
+            spec = resized(spec, pixels)
+        return cls(text, name, replace(spec, name=text))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks that the weak branch skips."""
+        return BUNDLED_LAYERS if self.name == BUNDLED else SGG_LAYERS
+
+    def rule(self, text: str) -> Guidance:
+        """A rule of ``RULES`` with this model's numbers, switched after half of the steps, or any rule written in full.
+
+        Raises ``ValueError`` where the model cannot follow it.
+        """
+        layers, half = ",".join(map(str, self.layers)), "switch=fraction:0.5"
+        exit_layer = self.spec.exits[0] if self.spec.exits else None
+        if text == "sgg-exit" and exit_layer is None:
+            raise ValueError(f"{self.text} has no early-exit head, so sgg-exit does not apply")
+        written = {
+            "cfg": f"cfg:scale={SCALE}",
+            "slg": f"slg:weight={WEIGHT},layers={layers}",
+            "sgg": f"sgg:scale={SCALE},weight={WEIGHT},layers={layers},{half}",
+            "sgg-exit": f"sgg-exit:scale={SCALE},weight={WEIGHT},layer={exit_layer},{half}",
+        }
+        return parse_rule(written.get(text, text)).guidance
+
+    def build(self, device: torch.device) -> tuple[nn.Module, dict[str, nn.Module]]:
+        """The network in fp32 and further networks by name; the bundled model brings its weights, others get random ones."""
+        if self.name == BUNDLED:
+            return load_model(BUNDLED)
+        network = MMDiT if isinstance(self.spec, MMDiTSpec) else SiT
+        with torch.device(device):
+            model = network(self.spec)
+        return randomize(model, SEED), {}
+
+
+def narrowed(spec: ModelSpec, width: int) -> ModelSpec:
+    """The same depth and head dimension at another width."""
+    if width < spec.head_dim or width % spec.head_dim or width % 4:
+        raise ValueError(f"width must be a multiple of 4 and of the head dimension {spec.head_dim}, got {width}")
+    return replace(spec, dim=width, heads=width // spec.head_dim)
+
+
+def resized(spec: ModelSpec, pixels: int) -> ModelSpec:
+    """The same network for square images of ``pixels``; raises ``ValueError`` where they cannot be cut into patches."""
+    factor = 1 if spec.channels == 3 else VAE_FACTOR
+    if pixels < 1 or pixels % (factor * spec.patch):
+        raise ValueError(f"the image side must be a positive multiple of {factor * spec.patch} pixels, got {pixels}")
+    return replace(spec, height=pixels // factor, width=pixels // factor)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int) -> nn.Module:
+    """Fill parameters with normal numbers: matrices keep unit variance, vectors are small; nothing is zero."""
+    generators = {}
+    for parameter in model.parameters():
+        device = parameter.device
+        generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 25
+        parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+@dataclass
+class Workload:
+    """A model on a device with a batch of conditions and noise: everything a timed run needs."""
+
+    model: BenchModel
+    engine: EngineCore
+    batch: int
+
+    @classmethod
+    def make(
+        cls, model: BenchModel, batch: int, device: torch.device, dtype: torch.dtype, graphs: bool | None = None
+    ) -> "Workload":
+        network, others = model.build(device)
+        return cls(model, EngineCore(network, others, device, dtype, graphs), batch)
+
+    def plan(self, guidance: Guidance, steps: int) -> Plan:
+        """The plan at the model's benchmark size."""
+        spec = self.model.spec
+        return self.engine.plan(guidance, steps, height=spec.height, width=spec.width)
+
+    def state(self, plan: Plan) -> Tensor:
+        """Noise at the first level, [B, C, H, W] fp32 on the device."""
+        noise = self.engine.draw_noise(plan, range(self.batch)).to(self.engine.device)
+        return noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
+
+    def conditions(self, plan: Plan) -> Mapping[str | int, Tensor | TextCondition]:
+        """What the model's rows take for each condition of the plan."""
+        device = self.engine.device
+        return random_conditions(self.engine.spec, plan.conditions, self.batch, device, self.engine.dtype)
+
+    def sampler(self, plan: Plan) -> Callable[[], Tensor]:
+        """A function that draws the batch by the engine, set-up of its tables included, and returns [B, C, H, W] fp32."""
+        conditions, state, seeds = self.conditions(plan), self.state(plan), range(self.batch)
+
+        def draw() -> Tensor:
+            program = self.engine.prepare(plan, conditions, seeds, state)
+            run_program(program)
+            return program.x
+
+        return draw
+
+
+def random_conditions(
+    spec: ModelSpec, names: tuple[str | int, ...], batch: int, device: torch.device, dtype: torch.dtype
+) -> dict[str | int, Tensor | TextCondition]:
+    """Labels [B], or random prompt embeddings, for every named condition."""
+    if isinstance(spec, SiTSpec):
+        labels = torch.arange(batch) % spec.num_classes
+        return {name: _labels(spec, name, labels) for name in names}
+    made = {}
+    for index, name in enumerate(names):
+        generator = torch.Generator(device).manual_seed(SEED + index)
+        shape = (batch, spec.text_tokens, spec.text_dim)
+        context = torch.randn(shape, generator=generator, device=device).to(dtype)
+        made[name] = TextCondition(context, torch.randn(batch, spec.pooled_dim, generator=generator, device=device).to(dtype))
+    return made
+
+
+def _labels(spec: SiTSpec, name: str | int, labels: Tensor) -> Tensor:
+    if name == "cond":
+        return labels
+    if name == "uncond":
+        return torch.full_like(labels, spec.null_label)
+    if name == "parent":
+        return torch.tensor([spec.parent_label(int(label)) for label in labels])
+    return torch.full_like(labels, int(name))

@@ -1,0 +1,133 @@
+"""Result rows: one measured value with everything needed to judge and repeat it, as JSON lines and as CSV."""
+
+import csv
+import json
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .timing import Statistic
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and with what a run was made."""
+
+    device: str
+    threads: int
+    versions: dict[str, str]
+    commit: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value.  ``case`` names what was set up, ``variant`` what was run, ``metric`` what was measured.
+
+    ``expected`` is what the plan or the measured ceiling predicts, where there is such a figure; ``note`` says what was run
+    where the name does not.
+    """
+
+    suite: str
+    case: str
+    variant: str
+    metric: str
+    value: float
+    unit: str
+    p20: float
+    p80: float
+    n: int
+    device: str
+    threads: int
+    dtype: str
+    versions: dict[str, str]
+    commit: str
+    command: str
+    date: str
+    expected: float | None = None
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, str]:
+        """What must agree for two rows to measure the same thing."""
+        return (self.suite, self.case, self.variant, self.metric, self.dtype, self.device)
+
+    def __str__(self) -> str:
+        text = f"{self.suite} {self.case} | {self.variant} | {self.metric} {self.value:.4g} {self.unit}"
+        text += f" ({self.p20:.4g} to {self.p80:.4g}, n = {self.n})"
+        return text if self.expected is None else f"{text}, expected {self.expected:.4g}"
+
+
+def make_row(
+    environment: Environment,
+    suite: str,
+    case: str,
+    variant: str,
+    metric: str,
+    unit: str,
+    statistic: Statistic,
+    dtype: str,
+    expected: float | None = None,
+    note: str = "",
+) -> Row:
+    """A row dated now (UTC, seconds)."""
+    return Row(
+        suite=suite,
+        case=case,
+        variant=variant,
+        metric=metric,
+        value=statistic.median,
+        unit=unit,
+        p20=statistic.p20,
+        p80=statistic.p80,
+        n=statistic.n,
+        dtype=dtype,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        expected=expected,
+        note=note,
+        **asdict(environment),
+    )
+
+
+def parse_rows(text: str, source: str) -> list[Row]:
+    """Rows of JSON lines; raises ``ValueError`` naming ``source`` and the line that is not a row."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{source}, line {number} is not a result row: {error}") from None
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSON-lines file; raises ``ValueError`` when it is missing or damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no result file {path}")
+    return parse_rows(path.read_text(encoding="utf-8"), str(path))
+
+
+def append_rows(path: Path, rows: list[Row]) -> None:
+    """Add rows to a JSON-lines file in one write, so that an interrupted run leaves whole lines."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(asdict(row), sort_keys=True) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """The same rows as a CSV table; versions as one JSON cell."""
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(asdict(row) | {"versions": json.dumps(row.versions, sort_keys=True)})
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """The last row of every key, in order of first appearance."""
+    return list({row.key: row for row in rows}.values())

@@ -1,0 +1,158 @@
+"""What the machine did meanwhile: clocks, power, energy and memory; absent values are None, never zero."""
+
+import importlib
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from .rows import Environment
+
+PACKAGES = ("segue", "torch", "triton", "diffusers", "numpy")
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # the value of clear_refs that resets the peak resident size; see proc(5)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of the accelerator: MHz, W, J since the driver was loaded, bytes; None where it does not tell."""
+
+    sm_clock: float | None
+    memory_clock: float | None
+    power: float | None
+    energy: float | None
+    memory: float | None
+
+
+class Telemetry:
+    """Reads the accelerator through nvidia-ml-py.  ``reason`` says why there is nothing to read, else it is None."""
+
+    def __init__(self, device: torch.device):
+        self._nvml, self._handle = None, None
+        self.reason = self._connect(device)
+
+    def _connect(self, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return f"clocks, power and energy are read on NVIDIA GPUs only, and the device is {device}"
+        try:
+            nvml = importlib.import_module("pynvml")
+        except ImportError:
+            return "clocks, power and energy are not read: nvidia-ml-py is not installed"
+        try:
+            nvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        except nvml.NVMLError as error:
+            return f"clocks, power and energy are not read: {error}"
+        self._nvml = nvml
+        return None
+
+    def read(self) -> Reading | None:
+        """The present state, None when there is nothing to read."""
+        nvml = self._nvml
+        if nvml is None:
+            return None
+
+        def ask(function, *arguments, scale: float = 1.0) -> float | None:
+            try:
+                return float(function(self._handle, *arguments)) * scale
+            except nvml.NVMLError:  # this card or driver does not report it
+                return None
+
+        memory = nvml.nvmlDeviceGetMemoryInfo(self._handle).used
+        return Reading(
+            sm_clock=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            memory_clock=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+            power=ask(nvml.nvmlDeviceGetPowerUsage, scale=1e-3),
+            energy=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, scale=1e-3),
+            memory=float(memory),
+        )
+
+
+class PeakMemory:
+    """Peak memory of the work since :meth:`reset`: device allocations on CUDA, the process's resident size on Linux."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    @property
+    def metric(self) -> str:
+        return "peak device memory" if self.device.type == "cuda" else "peak resident memory"
+
+    def reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self._resettable:
+            CLEAR_REFS.write_text(RESET_PEAK)
+
+    def read(self) -> int | None:
+        """Bytes, None where the system does not tell."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resident_peak(STATUS.read_text()) if self._resettable else None
+
+    @property
+    def _resettable(self) -> bool:
+        return STATUS.is_file() and CLEAR_REFS.exists()
+
+
+def resident_peak(status: str) -> int | None:
+    """Bytes of the ``VmHWM`` line of a /proc status text, None without one."""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def device_name(device: torch.device) -> str:
+    """The card's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(names) or 1} cores"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a figure depends on; missing ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def current_commit(folder: Path) -> str:
+    """Short commit of the checkout that holds ``folder``, with ``+changes`` if tracked files differ; else ``unknown``."""
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if head.returncode:
+            return "unknown"
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results", ":!README.md"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def environment(device: torch.device, command: str) -> Environment:
+    """The environment that every row of this run carries."""
+    return Environment(
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        versions=package_versions(),
+        commit=current_commit(Path(__file__).resolve().parent),
+        command=command,
+    )
