@@ -151,6 +151,15 @@ class Guidance:
             return NotImplemented
         return Guidance(self.terms + other.terms)
 
+    def needs_schedule(self) -> str:
+        """What in the rule has no meaning at one noise level alone, only along a schedule; empty if nothing."""
+        for term in self.terms:
+            if term.window.kind in ("steps", "fraction"):
+                return f"the window {term.window}"
+            if term.weight.delta:
+                return f"the delta {term.weight.delta:g}"
+        return ""
+
     def within(self, window: Window) -> "Guidance":
         """The same rule with every term confined to ``window``; a term that already has a window is refused."""
         for term in self.terms:

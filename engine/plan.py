@@ -188,8 +188,14 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
             raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
 
 
-def _weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """Summed weights [steps, K] of the guidance branches; windows are resolved here and nowhere else."""
+def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[Branch, ...], np.ndarray, list[str]]:
+    """The branches, the summed weights [steps, K] of those after the conditional one, and what is odd about the windows.
+
+    Windows are resolved here and nowhere else.
+    """
+    guided = [term.branch for term in guidance.terms if not term.branch.is_conditional]
+    branches = (COND, *dict.fromkeys(guided))
+    warnings: list[str] = []
     weights = np.zeros((len(step_sigmas), len(branches) - 1))
     for term in guidance.terms:
         chosen = np.flatnonzero(term.window.select(step_sigmas))
@@ -203,7 +209,7 @@ def _weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.n
         for rank, step in enumerate(chosen):
             position = rank / (len(chosen) - 1) if len(chosen) > 1 else 0.5
             weights[step, branches.index(term.branch) - 1] += term.weight(float(step_sigmas[step]), position)
-    return weights
+    return branches, weights, warnings
 
 
 def _coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
@@ -265,10 +271,7 @@ def compile_plan(
         if term.channels is not None and term.channels > spec.channels:
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
     table, rows = _solver_table(solver, sigmas, parameterization)
-    guided = [term.branch for term in guidance.terms if not term.branch.is_conditional]
-    branches = (COND, *dict.fromkeys(guided))
-    warnings: list[str] = []
-    weights = _weights(guidance, branches, sigmas[:-1], warnings)
+    branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
     warnings += _coverage_warnings(guidance, sigmas[:-1])
     steps = np.array([row.step for row in rows])
     return Plan(

@@ -38,14 +38,8 @@ class GuidedVelocity:
         self.engine, self.conditions = engine, conditions
         self.guidance = Unguided() if guidance is None else guidance
         self.height, self.width = height, width
-        if sigmas is None:
-            for term in self.guidance.terms:
-                if term.window.kind in ("steps", "fraction"):
-                    raise ValueError(f"the window {term.window} needs the schedule: give the sigmas that will be asked for")
-                if term.weight.delta:
-                    raise ValueError(
-                        f"the delta {term.weight.delta:g} needs the schedule: give the sigmas that will be asked for"
-                    )
+        if sigmas is None and (what := self.guidance.needs_schedule()):
+            raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")
         self.fixed = sigmas is not None
         self.plan: Plan | None = self._compile(sigmas) if sigmas is not None else None
         self.program: Program | None = None
