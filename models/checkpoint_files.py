@@ -20,6 +20,8 @@ _DIFFUSERS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_FILES = tuple(
     f"{_DIFFUSERS_STEM}{end}" for suffix in (".safetensors", ".bin") for end in (suffix, f"{suffix}.index.json")
 )
+# the other networks in a single file of a whole pipeline, often of other dtypes: not read
+OTHER_NETWORKS = {"first_stage_model.": "the VAE", "text_encoders.": "a text encoder", "conditioner.": "a text encoder"}
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every key
 
 
@@ -86,8 +88,8 @@ def _read_file(path: Path, name: str) -> Checkpoint:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} has an unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-        return Checkpoint(path, name, _without_prefix(tensors), metadata=metadata)
+        tensors, metadata, ignored = _read_safetensors(path)
+        return Checkpoint(path, name, _without_prefix(tensors), metadata=metadata, ignored=ignored)
     content = _read_torch(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
@@ -124,10 +126,15 @@ def _read_shards(index: Path, name: str) -> Checkpoint:
     return Checkpoint(index, name, tensors)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Tensors, header, and the keys of other networks with the reason why they were not read."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            keys = list(file.keys())
+            owners = {key: owner for key in keys for prefix, owner in OTHER_NETWORKS.items() if key.startswith(prefix)}
+            tensors = {key: file.get_tensor(key) for key in keys if key not in owners}
+            ignored = {key: f"a tensor of {owner}" for key, owner in owners.items()}
+            return tensors, dict(file.metadata() or {}), ignored
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 

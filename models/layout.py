@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .sizes import family_of
-from .spec import SiTSpec
+from .spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Layout:
     """``sources(name)`` are the keys whose tensors, joined along dimension 0, are the parameter ``name`` of our network."""
 
-    spec: SiTSpec
+    spec: ModelSpec
     sources: Callable[[str], tuple[str, ...]]
     ignored: Mapping[str, str] = field(default_factory=dict)  # keys that are not needed, with the reason
     positions: str | None = None  # key of a stored position table [1, L, D], used at the native size

@@ -33,11 +33,11 @@ def official_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     family_name = _family(checkpoint, hints)
     family = FAMILIES[family_name]
     _check_training(checkpoint, family_name)
-    dim, channels, patch, _ = _shape(checkpoint, "x_embedder.proj.weight", 4)
+    dim, channels, patch, _ = shape_of(checkpoint, "x_embedder.proj.weight", 4)
     depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
-    outputs, _ = _shape(checkpoint, "final_layer.linear.weight", 2)
-    rows, _ = _shape(checkpoint, "y_embedder.embedding_table.weight", 2)
-    hidden, _ = _shape(checkpoint, "blocks.0.mlp.fc1.weight", 2)
+    outputs, _ = shape_of(checkpoint, "final_layer.linear.weight", 2)
+    rows, _ = shape_of(checkpoint, "y_embedder.embedding_table.weight", 2)
+    hidden, _ = shape_of(checkpoint, "blocks.0.mlp.fc1.weight", 2)
     if outputs % patch**2:
         raise ValueError(f"final_layer.linear.weight in {checkpoint.path} has {outputs} rows, not a multiple of {patch}^2")
     grid = _position_grid(checkpoint, dim)
@@ -53,7 +53,7 @@ def official_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
         heads=_heads(checkpoint, hints, dim),
         prediction=family.prediction,
         time=family.time,
-        mlp_ratio=_ratio(hidden, dim),
+        mlp_ratio=mlp_ratio(hidden, dim),
         out_channels=outputs // patch**2,
         exits=exits,
         num_classes=rows - 1,  # the last row is the null label
@@ -95,7 +95,7 @@ def _heads(checkpoint: Checkpoint, hints: Hints, dim: int) -> int:
     if hints.heads is not None:
         return hints.heads
     if "blocks.0.attn.q_norm.weight" in checkpoint.tensors:
-        return dim // _shape(checkpoint, "blocks.0.attn.q_norm.weight", 1)[0]
+        return dim // shape_of(checkpoint, "blocks.0.attn.q_norm.weight", 1)[0]
     known = {size.dim: size.heads for size in SIZES.values()}
     if dim not in known:
         raise ValueError(f"{checkpoint.path} has width {dim}, which is no published size: give the number of attention heads")
@@ -117,7 +117,7 @@ def _exits(checkpoint: Checkpoint, hints: Hints) -> tuple[int, ...]:
 
 def _position_grid(checkpoint: Checkpoint, dim: int) -> int:
     """Side of the square grid that the stored position table [1, L, D] belongs to, which it must equal."""
-    shape = _shape(checkpoint, "pos_embed", 3)
+    shape = shape_of(checkpoint, "pos_embed", 3)
     grid = math.isqrt(shape[1])
     if shape != (1, grid**2, dim):
         raise ValueError(f"pos_embed in {checkpoint.path} is {list(shape)}; expected 1 x a square number of positions x {dim}")
@@ -130,7 +130,7 @@ def _position_grid(checkpoint: Checkpoint, dim: int) -> int:
     return grid
 
 
-def _shape(checkpoint: Checkpoint, key: str, dims: int) -> tuple[int, ...]:
+def shape_of(checkpoint: Checkpoint, key: str, dims: int) -> tuple[int, ...]:
     """Shape of a tensor that the sizes are read from."""
     tensor: Tensor | None = checkpoint.tensors.get(key)
     if tensor is None:
@@ -140,7 +140,7 @@ def _shape(checkpoint: Checkpoint, key: str, dims: int) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _ratio(hidden: int, dim: int) -> float:
+def mlp_ratio(hidden: int, dim: int) -> float:
     """``mlp_ratio`` with ``int(dim * mlp_ratio) == hidden``, whatever the rounding."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
