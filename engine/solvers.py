@@ -110,8 +110,13 @@ ADAMS_BASHFORTH = Solver("ab2", _adams_bashforth_rows)
 EULER_MARUYAMA = euler_maruyama()
 DDIM = Solver("ddim", _euler_rows)  # in flow coordinates DDIM is Euler's method, for every parameterisation
 
-# not a sampler: each call leaves the guided velocity in the state, for loops that belong to someone else
-VELOCITY = Solver("velocity", lambda sigmas: [SolverRow(s, i, 0.0, 1.0) for i, s in enumerate(sigmas[:-1])])
+
+def velocity_solver(base: Solver) -> Solver:
+    """The calls of ``base``, each of which leaves the guided velocity in the state: for loops that belong to someone else."""
+    return Solver(f"velocity of {base.name}", lambda sigmas: [SolverRow(r.sigma, r.step, 0.0, 1.0) for r in base.rows(sigmas)])
+
+
+VELOCITY = velocity_solver(EULER)
 
 SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM)}
 

@@ -15,7 +15,7 @@ from .guidance import Guidance, Unguided
 from .plan import Plan, compile_plan
 from .program import Program
 from .schedule import Schedule
-from .solvers import VELOCITY
+from .solvers import VELOCITY, Solver
 
 
 class GuidedVelocity:
@@ -23,7 +23,8 @@ class GuidedVelocity:
 
     ``conditions(plan)`` gives what the model's rows take for each condition of a plan.  With ``sigmas``, the levels the
     caller will ask for, all tables are made once; other levels are added as they come.  Windows in steps or fractions
-    and weights with a delta need ``sigmas``; windows in sigma do not.
+    and weights with a delta need ``sigmas``; windows in sigma do not.  ``solver`` (a ``velocity_solver``) says which calls
+    the caller makes for ``sigmas``: by default one per step.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class GuidedVelocity:
         height: int,
         width: int,
         sigmas: Schedule | None = None,
+        solver: Solver = VELOCITY,
     ):
-        self.engine, self.conditions = engine, conditions
+        self.engine, self.conditions, self.solver = engine, conditions, solver
         self.guidance = Unguided() if guidance is None else guidance
         self.height, self.width = height, width
         if sigmas is None and (what := self.guidance.needs_schedule()):
@@ -45,7 +47,7 @@ class GuidedVelocity:
         self.program: Program | None = None
 
     def _compile(self, schedule: Schedule) -> Plan:
-        return compile_plan(self.guidance, schedule, VELOCITY, self.engine.specs, self.height, self.width)
+        return compile_plan(self.guidance, schedule, self.solver, self.engine.specs, self.height, self.width)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B, C, H, W], any float dtype; sigma [B] in (0, 1] -> velocity [B, C, H, W] fp32.
@@ -84,5 +86,9 @@ class GuidedVelocity:
                 return
         if not self.fixed:
             self.plan = self._compile(Schedule((*sorted(set(levels.tolist()), reverse=True), 0.0)))
+        self.load(x)
+
+    def load(self, x: Tensor) -> None:
+        """Put the plan and its conditions into a program for a batch like ``x``, ready for :meth:`at_calls`."""
         seeds = [0] * len(x)  # the velocity uses no noise
         self.program = self.engine.prepare(self.plan, self.conditions(self.plan), seeds, x.float())
