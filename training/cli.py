@@ -35,10 +35,12 @@ def train(
 ) -> None:
     """Train a network on the herbarium.
 
-    Ctrl-C finishes the step in hand, saves and exits with 130; --resume continues with the run's own settings, as if nothing
-    had happened.  Options that are not given are the recipe's.
+    Options that are not given are the recipe's, or the run's own with --resume.
+    Ctrl-C finishes the step in hand, saves, and exits with 130.
 
-    Example: segue train --recipe herbarium --out runs/herbarium --compile
+    [bold]Example[/bold]
+
+    segue train --recipe herbarium --out runs/herbarium --compile
     """
     from dataclasses import asdict
 
@@ -93,11 +95,7 @@ def _run(spec, settings, out: Path, start) -> int:
             display.show(trainer, losses)
             return stop.signal is None
 
-        try:
-            finished = trainer.run(after_step)
-        except FloatingPointError as error:
-            console.print(f"training stopped: {error}", soft_wrap=True)
-            return 1
+        finished = trainer.run(after_step)
     end = "done" if finished else "stopped; continue with --resume"
     console.print(f"{end}: step {trainer.step}, {trainer.seconds:.0f} s of training, weights in {out}", soft_wrap=True)
     return 0 if finished else stop.exit_code
@@ -110,7 +108,9 @@ def export(
 ) -> None:
     """Write the averaged weights of a training run as one small file.
 
-    Example: segue export runs/herbarium --out herbarium.safetensors
+    [bold]Example[/bold]
+
+    segue export runs/herbarium --out herbarium.safetensors
     """
     from .export import export_run
 
@@ -124,12 +124,15 @@ def herbarium(
     species: Annotated[str, typer.Option(help="all, numbers, ranges, names or genera, comma-separated.")] = "all",
     per_species: Annotated[int, typer.Option(help="Leaves of each species.")] = 8,
     seed: Annotated[int, typer.Option(help="Another seed, other leaves.")] = 0,
-    zoom: Annotated[int, typer.Option(help="Screen pixels per leaf pixel.")] = 2,
+    zoom: Annotated[int | None, typer.Option(min=1, help="Enlargement; default to about 96 pixels.")] = None,
 ) -> None:
     """Draw real leaves, one labelled row per species.
 
-    Example: segue herbarium --out leaves.png --species Acerites,7 --per-species 12
+    [bold]Example[/bold]
+
+    segue herbarium --out leaves.png --species Acerites,7 --per-species 12
     """
+    from segue.engine.files import check_writable
     from segue.engine.images import save_png
     from segue.engine.selection import parse_labels
 
@@ -137,10 +140,9 @@ def herbarium(
     from .species import NUM_SPECIES, SPECIES
 
     labels = parse_labels(species, NUM_SPECIES, SPECIES, "the herbarium")
+    check_writable(out, folder=False)
     sheet = species_sheet(labels, per_species, seed, zoom)
     record = {"species": labels, "per_species": per_species, "seed": seed, "zoom": zoom}
-    try:
-        save_png(sheet, out, f"herbarium, species {species}, seed {seed}", {"herbarium": record})
-    except OSError as error:
-        raise OSError(f"cannot write {out}: {error.strerror or error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_png(sheet, out, f"herbarium, species {species}, seed {seed}", {"herbarium": record})
     typer.echo(f"{out}: {len(labels)} species, {per_species} leaves each")

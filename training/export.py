@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from segue.engine.files import check_writable
 from segue.models.sit import SiT
 from segue.models.weights import load_network, save_model
 
@@ -21,6 +22,7 @@ def export_run(folder: Path, path: Path, dtype: str = "float16") -> SiT:
     """
     if dtype not in EXPORT_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(EXPORT_DTYPES)}, got {dtype!r}")
+    check_writable(path, folder=False)
     run = RunFolder(folder)
     record = run.existing()
     recipe = get_recipe(record["spec"].get("name"))
@@ -33,5 +35,6 @@ def export_run(folder: Path, path: Path, dtype: str = "float16") -> SiT:
             raise ValueError(f"{name} in {folder} is not finite in {dtype}")
     images = record["step"] * record["settings"]["batch_size"]
     facts = {"seed": record["settings"]["seed"], "steps": record["step"], "images": images, "seconds": round(record["seconds"])}
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, path, {"recipe": recipe.spec.name} | {name: str(value) for name, value in facts.items()})
     return model

@@ -48,8 +48,13 @@ def herbarium_loader(batch_size: int, seed: int = 0, start: int = 0, workers: in
     """A DataLoader over :class:`Herbarium`; batches come in the same order for any number of workers."""
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
-    data = Herbarium(batch_size, seed, start)
-    return DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=_leave_interrupts_to_the_parent)
+    return DataLoader(
+        Herbarium(batch_size, seed, start),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # else every iterator draws a number from the caller's
+    )
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:

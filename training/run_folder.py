@@ -2,14 +2,13 @@
 
 import json
 import pickle
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from segue.engine.files import check_writable, whole_file
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 from segue.models.weights import save_model
@@ -41,14 +40,15 @@ class RunFolder:
         if start == "resume":
             self.check_same("spec", spec.to_dict())
             self.check_same("settings", asdict(settings))
-            self._check_writable()
+            check_writable(self.path, folder=True)
             return
         present = [name for name in FILES if (self.path / name).exists()]
         if present and (start == "new" or record is None):
             raise ValueError(f"{self.path} already holds {present[0]}; resume that run, replace it, or choose another folder")
         if record is not None and record["spec"].get("name") != spec.name:
             raise ValueError(f"{self.path} holds a run of {record['spec'].get('name')}, not of {spec.name}")
-        self._check_writable()
+        check_writable(self.path, folder=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         for name in present:
             (self.path / name).unlink()
         self.write_record(spec, settings, step=0, seconds=0.0)
@@ -77,7 +77,8 @@ class RunFolder:
 
     def write_record(self, spec: SiTSpec, settings: TrainSettings, step: int, seconds: float) -> None:
         record = {"spec": spec.to_dict(), "settings": asdict(settings), "step": step, "seconds": seconds}
-        self._replace(RECORD, lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
+        with whole_file(self.path / RECORD) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n")
 
     def check_same(self, part: Literal["spec", "settings"], wanted: dict[str, Any]) -> None:
         """Raise ``ValueError`` unless that part of the record agrees with ``wanted`` in all that may not change."""
@@ -92,7 +93,8 @@ class RunFolder:
     def save(self, weights: SiT, state: dict[str, Any]) -> None:
         """Write the EMA weights and the resume state; each file is replaced whole or not at all."""
         save_model(weights, self.path / WEIGHTS)
-        self._replace(STATE, lambda part: torch.save(state, part))
+        with whole_file(self.path / STATE) as part:
+            torch.save(state, part)
 
     def load_state(self) -> dict[str, Any] | None:
         """The resume state on the CPU, or None if the run stopped before its first checkpoint."""
@@ -118,22 +120,5 @@ class RunFolder:
         path = self.path / LOG
         if path.exists():
             rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self._replace(LOG, lambda part: part.write_text("".join(f"{row}\n" for row in rows)))
-
-    # --- files ---------------------------------------------------------------------------------------------------------
-
-    def _check_writable(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise OSError(f"cannot write into the folder {self.path}: {error.strerror or error}") from error
-
-    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
-        part = self.path / f"{name}.part"
-        try:
-            write(part)
-            part.replace(self.path / name)
-        finally:
-            part.unlink(missing_ok=True)
+            with whole_file(path) as part:
+                part.write_text("".join(f"{row}\n" for row in rows))

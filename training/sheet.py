@@ -19,7 +19,7 @@ def leaf(species: int, index: int, seed: int) -> Image.Image:
     return latents_to_images(draw_leaves(torch.tensor([species]), generator))[0]
 
 
-def species_sheet(species: list[int], per_species: int = 8, seed: int = 0, zoom: int = 2) -> Image.Image:
+def species_sheet(species: list[int], per_species: int = 8, seed: int = 0, zoom: int | None = None) -> Image.Image:
     """``per_species`` new leaves of each of the given species, enlarged ``zoom`` times, under the species' name."""
     if not species:
         raise ValueError("species is empty; give at least one")
@@ -27,7 +27,5 @@ def species_sheet(species: list[int], per_species: int = 8, seed: int = 0, zoom:
         raise ValueError(f"per_species must lie in [1, {MAX_PER_SPECIES}], got {per_species}")
     if not 0 <= seed < MAX_SEED:
         raise ValueError(f"seed must lie in [0, 2^31), got {seed}")
-    if zoom < 1:
-        raise ValueError(f"zoom must be at least 1, got {zoom}")
-    rows = [(f"{label}  {SPECIES[label]}", [leaf(label, i, seed) for i in range(per_species)]) for label in species]
+    rows = [(SPECIES[label], [leaf(label, i, seed) for i in range(per_species)]) for label in species]
     return labelled_sheet(rows, zoom)
