@@ -1,6 +1,6 @@
 """Launch configurations by architecture, operation and shape class.  Written by ``python -m segue.kernels.tune``."""
 
-from .launch import LaunchConfig, RowLaunch
+from .launch import AttentionLaunch, LaunchConfig, RowLaunch
 
 PROVENANCE: dict[str, str] = {}
 
@@ -11,6 +11,11 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d2048"): RowLaunch(4, 4),
         ("adaln", "d4096"): RowLaunch(4, 8),
         ("adaln", "d8192"): RowLaunch(2, 16),
+        ("heads", "any"): RowLaunch(64, 4),
+        ("attention", "k32"): AttentionLaunch(128, 64, 4, 3),
+        ("attention", "k64"): AttentionLaunch(128, 64, 8, 3),
+        ("attention", "k96"): AttentionLaunch(128, 64, 8, 3),
+        ("attention", "k128"): AttentionLaunch(128, 64, 8, 3),
     }
     for a in ("sm_80", "sm_90", "sm_100", "gfx942")
 }
