@@ -174,7 +174,8 @@ class SiT(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> tokens [B, L, D]."""
-        return self.x_embedder(x.to(self.x_embedder.proj.weight.dtype)) + self.positions(*x.shape[-2:])
+        dtype = self.x_embedder.proj.weight.dtype
+        return self.x_embedder(x.to(dtype)) + self.positions(*x.shape[-2:]).to(dtype)
 
     # --- modulation: everything that depends on time and condition only ---------------------------------------------
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,9 @@ from .bundled import BUNDLED, bundled_files
 from .checkpoint_files import Checkpoint, read_checkpoint
 from .diffusers_layout import diffusers_layout
 from .layout import Hints, Layout
+from .mmdit import MMDiT
+from .mmdit_spec import MMDiTSpec
+from .mmdit_weights import is_mmdit, mmdit_layout
 from .official_layout import official_layout
 from .sit import SiT
 from .spec import SiTSpec
@@ -79,31 +82,39 @@ def load_model(
 
 def load_network(
     source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
-) -> tuple[SiT, LoadReport]:
-    """One network from a file or folder, on the CPU in the dtype it is stored in, with a report of every tensor.
+) -> tuple[SiT | MMDiT, LoadReport]:
+    """One network from a file or folder, on the CPU, with a report of every tensor.
 
-    Reads our own files, diffusers' ``DiTTransformer2DModel``, and the official DiT, SiT, REPA and SGG layouts, of whose torch
-    files the EMA weights are taken.  ``family`` (``dit``, ``sit``, ``repa``) is needed for official files, ``heads`` for
-    widths that were never published; ``exit_layer`` is the block before the branch head (default: the file's training
-    arguments, else 4).  Parameters may be views of the memory-mapped file.  Raises ``ValueError`` or
+    Parameters keep the dtype they are stored in (fp32 if a file mixes dtypes) and may be views of the memory-mapped file.
+
+    Reads our own files, diffusers' ``DiTTransformer2DModel`` and ``SD3Transformer2DModel``, the published SD3 single files,
+    and the official DiT, SiT, REPA and SGG layouts, of whose torch files the EMA weights are taken.  ``family`` (``dit``,
+    ``sit``, ``repa``) is needed for official files, ``heads`` for widths that were never published; ``exit_layer`` is the
+    block before the branch head (default: the file's training arguments, else 4).  Raises ``ValueError`` or
     ``FileNotFoundError`` with one sentence.
     """
     hints = Hints(family, heads, exit_layer)
     checkpoint = read_checkpoint(source)
     layout = find_layout(checkpoint, hints)
+    model, report = _build(checkpoint, layout)
+    log.info("%s", report)
+    return model.eval(), report
+
+
+def _build(checkpoint: Checkpoint, layout: Layout) -> tuple[SiT | MMDiT, LoadReport]:
+    """The network of a layout, its parameters taken from the checkpoint without initialising or copying them first."""
     if layout.spec.depth > len(checkpoint.tensors):
         raise ValueError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for {layout.spec.depth} blocks")
     with torch.device("meta"):
-        model = SiT(layout.spec)
+        model = (MMDiT if isinstance(layout.spec, MMDiTSpec) else SiT)(layout.spec)
     tensors, report = _gather(checkpoint, layout, model)
     report.check()
-    model.load_state_dict(tensors, assign=True)
-    if layout.positions:
-        model.pos_embed = checkpoint.tensors[layout.positions][0]
     dtypes = {value.dtype for value in tensors.values()}
     common = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    log.info("%s", report)
-    return model.to(common).eval(), report
+    model.load_state_dict({name: value.to(common) for name, value in tensors.items()}, assign=True)
+    if layout.positions:
+        model.pos_embed = checkpoint.tensors[layout.positions][0].float()
+    return model, report
 
 
 def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
@@ -111,6 +122,8 @@ def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     if SPEC_KEY in checkpoint.metadata:
         hints.refuse(("family", "heads", "exit_layer"), f"{checkpoint.path} states its own spec")
         return Layout(stored_spec(checkpoint), lambda name: (name,))
+    if is_mmdit(checkpoint):
+        return mmdit_layout(checkpoint, hints)
     if any(key.startswith("transformer_blocks.") for key in checkpoint.tensors):
         return diffusers_layout(checkpoint, hints)
     if any(key.startswith("blocks.") for key in checkpoint.tensors):
@@ -120,7 +133,7 @@ def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     )
 
 
-def _gather(checkpoint: Checkpoint, layout: Layout, model: SiT) -> tuple[dict[str, Tensor], LoadReport]:
+def _gather(checkpoint: Checkpoint, layout: Layout, model: SiT | MMDiT) -> tuple[dict[str, Tensor], LoadReport]:
     """The parameters of ``model`` by name, from their keys in the checkpoint."""
     tensors, missing, misshaped, used = {}, [], [], {*layout.ignored, layout.positions}
     for name, expected in model.state_dict().items():
@@ -180,25 +193,24 @@ def stored_spec(checkpoint: Checkpoint) -> SiTSpec:
         values = json.loads(checkpoint.metadata[SPEC_KEY], parse_constant=refuse_constant)
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, got a {type(values).__name__}")
-        fields = {field.name: field for field in dataclasses.fields(SiTSpec)}
+        types = get_type_hints(SiTSpec)
+        known = {field.name for field in dataclasses.fields(SiTSpec)}
         for name, value in values.items():
-            if name not in fields:
+            if name not in known:
                 raise ValueError(f"unknown field {name!r}")
-            _check_type(name, value, fields[name].type)
+            if not _suits(value, types[name]):
+                raise ValueError(f"{name} cannot be {value!r}")
         return SiTSpec(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the spec in {checkpoint.path} is not valid: {error}") from error
 
 
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    """Whether a JSON value suits a field of that type: integers for tuples of integers, strings for named choices."""
+def _suits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value can be a field of that type: a number, a boolean, a string, a named choice, a tuple of one type."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_suits(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if kind is float:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    elif kind is int or kind is bool:
-        good = type(value) is kind
-    elif kind in (tuple[int, ...], tuple[str, ...]):
-        good = isinstance(value, list) and all(type(item) is kind.__args__[0] for item in value)
-    else:
-        good = isinstance(value, str) and value in getattr(kind, "__args__", (value,))
-    if not good:
-        raise ValueError(f"{name} cannot be {value!r}")
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
