@@ -71,13 +71,7 @@ class EngineCore:
 
         ``height`` and ``width`` are the latent size, by default the model's own.
         """
-        height = self.spec.height if height is None else height
-        width = self.spec.width if width is None else width
-        self.spec.check_size(height, width)
-        solver = get_solver(solver)
-        resolved = resolve_schedule(schedule, steps, solver, Parameterization(self.spec), self.spec.tokens(height, width))
-        rule = Unguided() if guidance is None else guidance
-        return compile_plan(rule, resolved, solver, self.specs, height, width)
+        return resolve_plan(self.specs, guidance, steps, schedule, solver, height, width)
 
     def draw_noise(self, plan: Plan, seeds: Sequence[int]) -> Tensor:
         """Unit normal noise [B, C, H, W] fp32, one generator per sample, the same numbers on every machine."""
@@ -147,6 +141,24 @@ class EngineCore:
             )
             lines += [f"  {line}" for line in (program.graphs.explain() if program.graphs else [])]
         return "\n".join(lines)
+
+
+def resolve_plan(
+    specs: Mapping[str, ModelSpec],
+    guidance: Guidance | None = None,
+    steps: int | None = None,
+    schedule: ScheduleLike | None = None,
+    solver: str | Solver = "euler",
+    height: int | None = None,
+    width: int | None = None,
+) -> Plan:
+    """:meth:`EngineCore.plan` for networks that are known by their specs only."""
+    spec, solver = specs["main"], get_solver(solver)
+    height = spec.height if height is None else height
+    width = spec.width if width is None else width
+    spec.check_size(height, width)
+    resolved = resolve_schedule(schedule, steps, solver, Parameterization(spec), spec.tokens(height, width))
+    return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
 
 
 def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:

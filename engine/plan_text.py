@@ -2,35 +2,54 @@
 
 from .plan import SOLVER_COLUMNS, Plan
 
+COLUMNS = ("calls", "sigma", "rows", "blocks", "cost", "live branches and weights")
+
 
 def _span(weights) -> str:
     first, last = weights[0], weights[-1]
     return f"{first:.3g}" if abs(last - first) < 1e-9 else f"{first:.3g} to {last:.3g}"
 
 
+def heading(plan: Plan) -> str:
+    """Model, size, solver and schedule in one line."""
+    tokens = plan.spec.tokens(plan.height, plan.width)
+    return (
+        f"{plan.spec.name}  {plan.height} x {plan.width} ({tokens} tokens)  "
+        f"{plan.solver.name}, {plan.schedule.steps} steps, schedule {plan.schedule.name}"
+    )
+
+
 def plan_text(plan: Plan) -> str:
     """One line per run of calls with the same live branches, then the cost and the warnings."""
-    tokens = plan.spec.tokens(plan.height, plan.width)
-    lines = [
-        f"{plan.spec.name}  {plan.height} x {plan.width} ({tokens} tokens)  "
-        f"{plan.solver.name}, {plan.schedule.steps} steps, schedule {plan.schedule.name}",
-        f"{'calls':>9}  {'sigma':>15}  {'rows':>4}  {'blocks':>6}  {'cost':>6}  live branches and weights",
-    ]
-    unit = plan.spec.forward_flops(plan.height, plan.width)
+    calls, levels, rows, blocks, cost, branches = COLUMNS
+    lines = [heading(plan), f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {cost:>6}  {branches}"]
+    for calls, levels, rows, blocks, cost, branches in run_cells(plan):
+        lines.append(f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {cost:>6}  {branches}")
+    lines.append(cost_text(plan))
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines)
+
+
+def run_cells(plan: Plan) -> list[tuple[str, str, str, str, str, str]]:
+    """The cells of :data:`COLUMNS` for each run of calls with the same live branches."""
+    unit, table = plan.spec.forward_flops(plan.height, plan.width), []
     for run in plan.runs:
         rows, blocks, flops = plan.call_cost(run.live)
         first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
         weights = plan.weights[run.start : run.stop]
         names = ["cond", *(f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in run.live[1:])]
         calls, levels = f"{run.start + 1}-{run.stop}", f"{first:.4f}-{last:.4f}"
-        lines.append(f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {flops / unit:>5.3f}x  {' | '.join(names)}")
+        table.append((calls, levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
+    return table
+
+
+def cost_text(plan: Plan) -> str:
+    """The whole cost in one line."""
     cost = plan.cost
-    lines.append(
+    return (
         f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, "
         f"{cost.flops / 1e9:.4g} GFLOP per sample = {cost.relative:.3f}x unguided"
     )
-    lines += [f"warning: {warning}" for warning in plan.warnings]
-    return "\n".join(lines)
 
 
 def plan_dict(plan: Plan) -> dict:

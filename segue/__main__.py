@@ -1,5 +1,28 @@
-"""``python -m segue``."""
+"""The command line, ``segue`` or ``python -m segue``: the commands of every folder in one program."""
 
-from segue.engine.cli import main
+import typer
 
-main()
+from segue.engine import cli as engine_commands
+from segue.engine.cli_errors import CommandGroup
+from segue.training import cli as training_commands
+
+app = typer.Typer(
+    name="segue",
+    cls=CommandGroup,
+    help="Guided sampling for diffusion transformers at close to the cost of unguided sampling.",
+    epilog="Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 interrupted, 1 anything else.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+# each folder adds its own commands
+engine_commands.register(app)
+training_commands.register(app)
+
+
+def main() -> None:
+    app(prog_name="segue")
+
+
+if __name__ == "__main__":
+    main()

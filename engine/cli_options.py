@@ -1,0 +1,157 @@
+"""Options that several commands share: their types for typer, and what they are once collected."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "sgg", "euler", 28
+_MODEL, _RULE, _RUN, _OUT = "Model", "Guidance", "Run", "Output"
+
+
+def _option(*names: str, panel: str, shown: str | bool = False, **settings):
+    return typer.Option(
+        *names, rich_help_panel=panel, show_default=shown if isinstance(shown, bool) else str(shown), **settings
+    )
+
+
+ModelOption = Annotated[
+    str | None,
+    _option("--model", panel=_MODEL, shown=DEFAULT_MODEL, help="A bundled model, a checkpoint file or a folder."),
+]
+PlanModelOption = Annotated[
+    str | None,
+    _option(
+        "--model",
+        panel=_MODEL,
+        shown=DEFAULT_MODEL,
+        help="As in segue sample, or a published size without weights: DiT-XL/2, SiT-B/4-512.",
+    ),
+]
+FamilyOption = Annotated[
+    str | None,
+    _option("--family", panel=_MODEL, help="dit, sit or repa, for checkpoints whose tensor names do not tell."),
+]
+DeviceOption = Annotated[
+    str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
+]
+DtypeOption = Annotated[
+    str | None,
+    _option("--dtype", panel=_MODEL, help="float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32."),
+]
+
+RuleOption = Annotated[
+    str | None,
+    _option(
+        "--guidance",
+        "-g",
+        panel=_RULE,
+        shown=DEFAULT_RULE,
+        help="none, cfg, slg, pag, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
+    ),
+]
+RulesOption = Annotated[
+    list[str] | None,
+    _option("--rule", "-r", panel=_RULE, shown="none, cfg, slg, sgg", help="A rule as in segue sample; repeat the option."),
+]
+ScaleOption = Annotated[str | None, _option("--scale", panel=_RULE, help="Scale of cfg and sgg; 1 is off.")]
+WeightOption = Annotated[str | None, _option("--weight", panel=_RULE, help="Weight of the weak branch; 0 is off.")]
+LayersOption = Annotated[str | None, _option("--layers", panel=_RULE, help="Perturbed blocks, counted from 0: 7,8 or 7-9.")]
+SwitchOption = Annotated[
+    str | None, _option("--switch", panel=_RULE, help="Noise level where sgg changes over, or fraction:0.5.")
+]
+ExitOption = Annotated[str | None, _option("--exit-layer", panel=_RULE, help="Blocks before the early-exit head.")]
+WindowOption = Annotated[
+    str | None,
+    _option("--window", panel=_RULE, help="Where the rule acts: sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14."),
+]
+DeltaOption = Annotated[str | None, _option("--delta", panel=_RULE, help="Adds DELTA (1 - 2 p), p from 0 to 1 in the window.")]
+
+StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEFAULT_STEPS), help="Steps of the solver.")]
+SolverOption = Annotated[
+    str | None,
+    _option("--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama or ddim."),
+]
+ScheduleOption = Annotated[
+    str | None,
+    _option("--schedule", panel=_RUN, shown="the model's own", help="native, linear, shift, shift=VALUE or resolution."),
+]
+ClassesOption = Annotated[
+    str | None,
+    _option("--classes", "--labels", panel=_RUN, help="all, numbers, ranges, names or first words of names: 0,3,8-11."),
+]
+SeedsOption = Annotated[
+    str | None,
+    _option("--seeds", panel=_RUN, shown="0", help="A list or range, one for each picture, or one number that counts up."),
+]
+CountOption = Annotated[int | None, _option("--count", panel=_RUN, shown="1", help="Pictures of each class.")]
+MaxBatchOption = Annotated[int | None, _option("--max-batch", panel=_RUN, shown="all", help="Pictures drawn at once.")]
+FiniteOption = Annotated[
+    bool | None,
+    _option("--check-finite", panel=_RUN, help="Stop at the first call whose result is not finite, and name the branch."),
+]
+FromOption = Annotated[
+    Path | None, _option("--from", panel=_RUN, help="Draw a picture again, from the record inside its PNG file.")
+]
+PromptOption = Annotated[str | None, typer.Option("--prompt", hidden=True)]
+
+OutOption = Annotated[
+    Path | None, _option("--out", "-o", panel=_OUT, shown="the folder out", help="A folder, or one PNG file.")
+]
+SheetOption = Annotated[Path | None, _option("--out", "-o", panel=_OUT, shown="out/compare.png", help="The PNG file to write.")]
+GridOption = Annotated[
+    bool | None, _option("--grid/--no-grid", panel=_OUT, shown="grid", help="Also all pictures in one grid.png.")
+]
+ColumnsOption = Annotated[int | None, _option("--columns", panel=_OUT, min=1, help="Columns of the grid.")]
+ZoomOption = Annotated[
+    int | None, _option("--zoom", panel=_OUT, min=1, shown="to about 96 pixels", help="Enlargement in grids and sheets.")
+]
+JsonOption = Annotated[bool, _option("--json", panel=_OUT, help="Print a JSON summary for machines.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model, where and in which precision; None is the default."""
+
+    model: str | None
+    family: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to draw and how; None is the default."""
+
+    steps: int | None = None
+    solver: str | None = None
+    schedule: str | None = None
+    classes: str | None = None
+    seeds: str | None = None
+    count: int | None = None
+    max_batch: int | None = None
+    check_finite: bool | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go and how they are laid out; None is the default."""
+
+    out: Path | None = None
+    grid: bool | None = None
+    columns: int | None = None
+    zoom: int | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class RuleOptions:
+    """A rule as text, and flags that belong to it, by the name of the rule's option."""
+
+    text: str | None
+    flags: dict[str, str]
+
+    @classmethod
+    def of(cls, text: str | None, **flags: str | None) -> "RuleOptions":
+        return cls(text, {name: value for name, value in flags.items() if value is not None})
