@@ -1,0 +1,53 @@
+# Every target works on a fresh checkout: it creates .venv, installs the versions of constraints.txt and does its job.
+# Nothing is installed again until pyproject.toml, setup.py or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST_ARGS ?=
+INPUTS := pyproject.toml setup.py constraints.txt
+
+# the build runs in the same environment: an isolated one would not obey the constraints
+define install
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing segue into $(VENV)"
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable "$(1)"
+	@touch $@
+endef
+
+# one thread per test worker: threads of two workers on two cores would fight
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help demo test test-all lint bench gpu
+
+help:
+	@echo "make demo      install, and draw out/demo.png: four guidance rules side by side"
+	@echo "make test      the tests that fit into 15 minutes on two cores"
+	@echo "make test-all  those, and the slow sweeps"
+	@echo "make lint      style and format"
+	@echo "make bench     measure (not there yet)"
+	@echo "make gpu       one visit to a GPU (not there yet)"
+
+demo: $(VENV)/.core
+	$(BIN)/segue compare --out out/demo.png
+
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.test
+	$(PYTEST) $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench gpu:
+	@echo "make $@: there is no benchmark to run yet" >&2; exit 1
+
+$(VENV)/.core: $(INPUTS)
+	$(call install,.)
+
+$(VENV)/.test: $(INPUTS)
+	$(call install,.[test])
