@@ -186,7 +186,7 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
 
 
 def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """:func:`attention` as one kernel, for any lengths, strides and head dim up to 128; inputs are copied only if K is strided."""
+    """:func:`attention` as one kernel, for any lengths and head dims up to 128; only strided channels are copied."""
     rows, heads, queries, head_dim = q.shape
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"the attention kernel takes head dims up to {MAX_HEAD_DIM}, got {head_dim}")

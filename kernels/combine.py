@@ -1,11 +1,16 @@
 """The solver update on the fp32 state, and the gather of table rows by the per-sample call counter."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
+from .launch import launch_config
+from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+
 
 def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of a device table.  table [N, W], index [R] int64 -> [R, W], written to ``out`` when given."""
+    """Rows of a device table.  table [N, W] or [N], index [R] int64 -> [R, W] or [R], written to ``out`` when given."""
     return torch.index_select(table, 0, index, out=out)
 
 
@@ -21,3 +26,89 @@ def solver_update(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | No
         updated += d * noise
     torch.add(e * x, f * output, out=history)
     x.copy_(updated)
+
+
+@jit(do_not_specialize=["entries"])
+def gather_kernel(
+    p_table, p_index, p_out, entries, table_row, index_step, out_row, W: tl.constexpr, BLOCK: tl.constexpr, POISON: tl.constexpr
+):
+    """Grid (column blocks, R).  A row beyond the table reads as NaN (-1 in an integer table) instead of foreign memory."""
+    row = tl.program_id(1).to(tl.int64)
+    o_w = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_w = o_w < W
+    index = tl.load(p_index + row * index_step).to(tl.int64) + tl.zeros([BLOCK], tl.int64)
+    m_x = m_w & (index >= 0) & (index < entries)
+    b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=POISON)
+    tl.store(p_out + row * out_row + o_w, b_x, mask=m_w)
+
+
+def gather_rows_triton(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """:func:`gather_rows` as one kernel."""
+    width = table.shape[1] if table.dim() == 2 else 1
+    shape = (len(index), *table.shape[1:])
+    if out is None:
+        out = torch.empty(shape, dtype=table.dtype, device=table.device)
+    elif out.shape != shape or out.dtype != table.dtype or out.stride(-1) != 1:
+        raise ValueError(f"out must be {shape} {table.dtype} with contiguous rows, got {tuple(out.shape)} {out.dtype}")
+    table = dense(table) if table.dim() == 2 else table
+    config = launch_config("gather", "any", architecture(table.device))
+    block = min(config.block, next_power_of_two(width))
+    arguments = {"p_table": table, "p_index": index, "p_out": out, "entries": len(table), "table_row": table.stride(0)}
+    arguments |= {"index_step": index.stride(0), "out_row": out.stride(0), "W": width, "BLOCK": block}
+    arguments |= {"POISON": float("nan") if table.is_floating_point() else -1}
+    launch(gather_kernel, (-(-width // block), len(index)), arguments, config.warps)
+    return out
+
+
+@jit(do_not_specialize=["elements"])
+def solver_kernel(
+    p_x, p_output, p_history, p_noise, p_row, elements, row_sample, row_column, NOISE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Grid (element blocks, B); all operands are contiguous."""
+    sample = tl.program_id(1).to(tl.int64)
+    o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < elements
+    o_x = sample * elements + o_x
+    p_row += sample * row_sample
+    a = tl.load(p_row).to(tl.float32)
+    b = tl.load(p_row + row_column).to(tl.float32)
+    c = tl.load(p_row + 2 * row_column).to(tl.float32)
+    e = tl.load(p_row + 4 * row_column).to(tl.float32)
+    f = tl.load(p_row + 5 * row_column).to(tl.float32)
+    b_x = tl.load(p_x + o_x, mask=m_x)
+    b_o = tl.load(p_output + o_x, mask=m_x)
+    b_h = tl.load(p_history + o_x, mask=m_x)
+    b_new = a * b_x + b * b_o + c * b_h
+    if NOISE:
+        d = tl.load(p_row + 3 * row_column).to(tl.float32)
+        b_new += d * tl.load(p_noise + o_x, mask=m_x)
+    tl.store(p_history + o_x, e * b_x + f * b_o, mask=m_x)
+    tl.store(p_x + o_x, b_new, mask=m_x)
+
+
+def solver_update_triton(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor) -> None:
+    """:func:`solver_update` as one kernel; ``x`` and ``history`` must be contiguous."""
+    if not (x.is_contiguous() and history.is_contiguous()):
+        raise ValueError("the state and the history must be contiguous to be updated in place")
+    if len(x) == 0:
+        return
+    config = launch_config("solver", "any", architecture(x.device))
+    arguments = {"p_x": x, "p_output": output.contiguous(), "p_history": history}
+    arguments |= {"p_noise": x if noise is None else noise.contiguous(), "p_row": row, "elements": x[0].numel()}
+    arguments |= {"row_sample": row.stride(0), "row_column": row.stride(1), "NOISE": noise is not None, "BLOCK": config.block}
+    launch(solver_kernel, (-(-x[0].numel() // config.block), len(x)), arguments, config.warps)
+
+
+def gather_bytes_moved(rows: int, width: int, itemsize: int) -> int:
+    """Each gathered row in and out, and its index."""
+    return rows * (2 * width * itemsize + 8)
+
+
+def bytes_moved(samples: int, elements: int, noise: bool) -> int:
+    """Of the solver update: state, output and history in (and noise), state and history out, in fp32."""
+    return 4 * samples * elements * (5 + noise)
+
+
+def flops(samples: int, elements: int, noise: bool) -> int:
+    """Of the solver update: three products and two sums for the state, two and one for the history, two for the noise."""
+    return samples * elements * (8 + 2 * noise)

@@ -1,6 +1,6 @@
 """Launch configurations by architecture, operation and shape class.  Written by ``python -m segue.kernels.tune``."""
 
-from .launch import AttentionLaunch, LaunchConfig, RowLaunch
+from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, RowLaunch
 
 PROVENANCE: dict[str, str] = {}
 
@@ -12,6 +12,10 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d4096"): RowLaunch(4, 8),
         ("adaln", "d8192"): RowLaunch(2, 16),
         ("heads", "any"): RowLaunch(64, 4),
+        ("gather", "any"): FlatLaunch(1024, 4),
+        ("solver", "any"): FlatLaunch(1024, 4),
+        ("philox", "any"): FlatLaunch(128, 4),
+        ("correction", "any"): FlatLaunch(4096, 8),
         ("attention", "k32"): AttentionLaunch(128, 64, 4, 3),
         ("attention", "k64"): AttentionLaunch(128, 64, 8, 3),
         ("attention", "k96"): AttentionLaunch(128, 64, 8, 3),

@@ -1,0 +1,109 @@
+"""Solver update, gather and noise."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from segue.kernels.combine import gather_rows, gather_rows_triton, solver_update, solver_update_triton
+from segue.kernels.philox import normal_noise, normal_noise_triton, random_words, random_words_triton
+from segue.kernels.triton_runtime import observe_launches
+
+
+def update(function):
+    """The in-place update as a function of its operands."""
+
+    def call(x, output, history, noise, row):
+        function(x, output, history, noise, row)
+        return x, history
+
+    return call
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 6, 10), (3, 16, 7, 13)], ids=str)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_solver_update_against_fp64(shape, noisy, normal, judge):
+    x, output, history = normal(3, *shape)
+    noise = normal(*shape) if noisy else None
+    row = normal(shape[0], 7)[:, 1:]  # the engine passes six of seven gathered columns
+    with observe_launches() as launches:
+        judge(update(solver_update_triton), update(solver_update), x, output, history, noise, row)
+    assert [launch.name for launch in launches] == ["solver_kernel"]
+
+
+def test_solver_update_reads_any_layout_of_its_inputs(normal, judge):
+    x, history = normal(2, 2, 4, 6, 10)
+    output, noise = normal(2, 2, 6, 10, 4).permute(0, 1, 4, 2, 3)
+    judge(update(solver_update_triton), update(solver_update), x, output, history, noise, normal(6, 2).T)
+
+
+def test_solver_update_refuses_a_state_that_it_could_not_write(normal):
+    x, history = normal(2, 2, 4, 6, 10)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        solver_update_triton(x.transpose(2, 3), x, history, None, normal(2, 6))
+
+
+@pytest.mark.parametrize("width", [1, 7, 1024, 4609])
+def test_gather_is_index_select(width, dtype, normal):
+    table = normal(11, width + 3, dtype=dtype)[:, :width]
+    index = torch.tensor([3, 0, 10, 3, 7], device=table.device)[::2]
+    buffer = normal(5, width, dtype=dtype)
+    untouched = buffer[3:].clone()
+    out = gather_rows_triton(table, index, out=buffer[:3])
+    assert torch.equal(out, gather_rows(table, index)) and out.data_ptr() == buffer.data_ptr()
+    assert torch.equal(buffer[3:], untouched)
+    assert torch.equal(gather_rows_triton(table, index), out)
+
+
+def test_gather_from_a_vector_of_integers(device):
+    table = torch.arange(50, 90, device=device)
+    index = torch.tensor([0, 39, 5, 5], device=device)
+    assert torch.equal(gather_rows_triton(table, index), table[index])
+
+
+def test_gather_outside_the_table_reads_no_foreign_memory(normal, device):
+    index = torch.tensor([0, 4, -1, 3], device=device)
+    out = gather_rows_triton(normal(4, 5), index)
+    assert out.isfinite().all(1).tolist() == [True, False, False, True]
+    assert gather_rows_triton(torch.arange(4, device=device), index).tolist() == [0, -1, -1, 3]
+    with pytest.raises(ValueError, match=r"out must be \(4, 5\)"):
+        gather_rows_triton(normal(4, 5), index, out=normal(4, 6))
+
+
+SEEDS = (0, 1, 0xFFFFFFFF, 2**32, 2**63 - 1, 123456789012345)
+
+
+@pytest.mark.parametrize("numel", [1, 4, 63, 1030])
+def test_words_are_the_same_to_the_bit(numel, device):
+    seeds = torch.tensor(SEEDS, device=device)
+    calls = torch.tensor([0, 1, 2, 999, 2**31, 7], device=device)
+    with observe_launches() as launches:
+        ours = random_words_triton(seeds, calls, numel)
+    assert [launch.name for launch in launches] == ["philox_kernel"]
+    assert torch.equal(ours, random_words(seeds, calls, numel))
+
+
+def test_known_words_of_the_published_generator(device):
+    """Counter and key zero, from the test vectors that Random123 publishes for philox4x32-10."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    expected = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert random_words_triton(zero, zero, 4).tolist() == [expected]
+
+
+def test_noise_equals_the_reference_to_rounding(device):
+    seeds = torch.tensor(SEEDS, device=device)
+    calls = torch.arange(6, device=device)
+    ours, theirs = normal_noise_triton(seeds, calls, 1025), normal_noise(seeds, calls, 1025)
+    # the angle, below 2 pi, rounds to 2^-22; a radius is below 6
+    assert (ours - theirs).abs().max() < 6 * 2**-22 + 1e-6
+    assert abs(float(ours.mean())) < 0.06 and abs(float(ours.std()) - 1) < 0.06
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**63 - 1), call=st.integers(0, 2**31 - 1), numel=st.integers(1, 40), batch=st.integers(1, 4))
+def test_a_sample_does_not_depend_on_its_batch(device, seed, call, numel, batch):
+    seeds = torch.tensor([seed] + [seed ^ i for i in range(1, batch)], device=device)
+    calls = torch.full_like(seeds, call)
+    alone = normal_noise_triton(seeds[:1], calls[:1], numel)
+    assert torch.equal(normal_noise_triton(seeds, calls, numel)[0], alone[0])
+    assert torch.equal(random_words_triton(seeds, calls, numel), random_words(seeds, calls, numel))
