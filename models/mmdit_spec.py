@@ -47,29 +47,35 @@ class MMDiTSpec(ModelSpec):
 
         Raises ``ValueError`` for what this network cannot express.
         """
-        missing = [key for key in ("num_layers", "num_attention_heads", "attention_head_dim") if key not in config]
-        if missing:
-            raise ValueError(f"the transformer configuration of {name} lacks {', '.join(missing)}")
-        dim = config["num_attention_heads"] * config["attention_head_dim"]
-        if config.get("caption_projection_dim", dim) != dim:
+
+        def integer(key: str, default: int | None = None) -> int:
+            value = config.get(key, default)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{key} must be a positive integer, got {value!r}")
+            return value
+
+        heads, dual = integer("num_attention_heads"), config.get("dual_attention_layers", ())
+        dim, sample, channels = heads * integer("attention_head_dim"), integer("sample_size", 128), integer("in_channels", 16)
+        if integer("caption_projection_dim", dim) != dim:
             raise ValueError(f"caption_projection_dim must equal the width {dim}, got {config['caption_projection_dim']}")
         if config.get("qk_norm") not in (None, "rms_norm"):
             raise ValueError(f"qk_norm must be None or 'rms_norm', got {config['qk_norm']!r}")
-        sample, channels = config.get("sample_size", 128), config.get("in_channels", 16)
+        if not isinstance(dual, list | tuple) or not all(type(layer) is int for layer in dual):
+            raise ValueError(f"dual_attention_layers must be a list of integers, got {dual!r}")
         return cls(
             name=name,
             channels=channels,
             height=sample,
             width=sample,
-            patch=config.get("patch_size", 2),
+            patch=integer("patch_size", 2),
             dim=dim,
-            depth=config["num_layers"],
-            heads=config["num_attention_heads"],
-            out_channels=config.get("out_channels") or channels,
-            text_dim=config.get("joint_attention_dim", 4096),
-            pooled_dim=config.get("pooled_projection_dim", 2048),
-            position_size=config.get("pos_embed_max_size", 96),
-            dual_layers=tuple(config.get("dual_attention_layers", ())),
+            depth=integer("num_layers"),
+            heads=heads,
+            out_channels=channels if config.get("out_channels") is None else integer("out_channels"),
+            text_dim=integer("joint_attention_dim", 4096),
+            pooled_dim=integer("pooled_projection_dim", 2048),
+            position_size=integer("pos_embed_max_size", 96),
+            dual_layers=tuple(dual),
             qk_norm=config.get("qk_norm") is not None,
             scale_first=True,
         )

@@ -54,6 +54,11 @@ class Inputs:
     contexts: tuple[Tensor, Tensor]
     pooled: tuple[Tensor, Tensor]
 
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        """The same in another dtype; times stay fp32."""
+        contexts, pooled = (tuple(value.to(dtype) for value in pair) for pair in (self.contexts, self.pooled))
+        return Inputs(self.x.to(dtype), self.time, contexts, pooled)
+
 
 def sd3_inputs(seed: int, height: int = 16, width: int = 16, batch: int = 2) -> Inputs:
     """Random inputs; every sample has its own time, prompt and negative prompt."""
