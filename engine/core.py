@@ -1,5 +1,6 @@
 """What every engine does whatever its conditions are: hold networks, plan, keep programs, run them, explain itself."""
 
+import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ class EngineCore:
         self.dtype = resolve_dtype(dtype, self.device)
         networks = {"main": model, **(models or {})}
         self.models = {
-            name: network.to(self.device, self.dtype).eval().requires_grad_(False) for name, network in networks.items()
+            name: network.to(self.device, self.dtype).eval() for name, network in networks.items()
         }
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
@@ -116,8 +117,8 @@ class EngineCore:
     ) -> tuple[Tensor, int]:
         """Run a plan for B samples in batches of at most ``max_batch``; returns (latents [B, C, H, W] fp32, calls made)."""
         chunk = len(seeds) if max_batch is None else max_batch
-        if chunk < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        if not isinstance(chunk, int) or chunk < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
         latents, calls = [], plan.calls
         for first in range(0, len(seeds), chunk):
             part = slice(first, first + chunk)
@@ -161,13 +162,24 @@ def resolve_plan(
     return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
 
 
+def whole_numbers(values: Sequence[int], what: str) -> list[int]:
+    """``values`` as integers; anything that is not a list of whole numbers raises ``TypeError``."""
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{what} must be a list of whole numbers, got {values!r}")
+    values = list(values)
+    for value in values:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{what} must be whole numbers, got {value!r}")
+    return [operator.index(value) for value in values]
+
+
 def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     """One seed in [0, 2^63) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random."""
     if seeds is None:
         return [secrets.randbits(32) for _ in range(count)]
     if isinstance(seeds, int):
         seeds = range(seeds, seeds + count)
-    seeds = [int(seed) for seed in seeds]
+    seeds = whole_numbers(seeds, "seeds")
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds do not fit {count} samples")
     for seed in seeds:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .adapters.kdiffusion import Denoiser
-from .core import EngineCore, ScheduleLike, check_seeds
+from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
 from .guidance import Guidance
 from .images import latents_to_images
 from .plan import Plan
@@ -16,7 +17,11 @@ from .program import Program
 from .sampler import Callback
 from .schedule import Schedule
 from .solvers import Solver
+from .sources import is_sd3_pipeline, local_source
 from .velocity import GuidedVelocity
+
+if TYPE_CHECKING:
+    from .prompt_engine import PromptEngine
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,37 @@ class Engine(EngineCore):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
-    ) -> "Engine":
-        """An engine for a bundled model (``herbarium``), a checkpoint file or a diffusers folder.
+    ) -> "Engine | PromptEngine":
+        """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
+
+        SD3 and SD3.5 give a :class:`~segue.engine.prompt_engine.PromptEngine`.
 
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
         ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.
         """
+        from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
 
+        from .prompt_engine import PromptEngine
+
+        source = local_source(source)
+        if is_sd3_pipeline(source):
+            return PromptEngine.from_folder(source, device=device, dtype=dtype, graphs=graphs)
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
+        if isinstance(model.spec, MMDiTSpec):
+            return PromptEngine(model, None, device, dtype, graphs)
         return cls(model, others, device, dtype, graphs)
+
+    @classmethod
+    def from_pipe(cls, pipe, *, graphs: bool | None = None) -> "PromptEngine":
+        """An engine on a live diffusers Stable Diffusion 3 pipeline; the weights are shared, not copied."""
+        from .prompt_engine import PromptEngine
+
+        return PromptEngine.from_pipe(pipe, graphs=graphs)
+
+    def generate(self, prompt, *_, **__):
+        """Refuses: a class-label model takes labels, not prompts."""
+        raise TypeError(f"{self.spec.name} is a class-label model and takes no prompt, got {prompt!r}; use sample(labels)")
 
     def sample(
         self,
@@ -144,9 +170,7 @@ class Engine(EngineCore):
         return {name: torch.tensor(values) for name, values in table.items()}
 
     def _check_labels(self, labels: Sequence[int]) -> list[int]:
-        if isinstance(labels, str) or not hasattr(labels, "__iter__"):
-            raise TypeError(f"labels must be a list of integers, got {labels!r}; {self.spec.name} is a class-label model")
-        labels = [int(label) for label in labels]
+        labels = whole_numbers(labels, f"labels of the class-label model {self.spec.name}")
         if not labels:
             raise ValueError("labels is empty; give at least one label")
         top = self.spec.num_classes - 1

@@ -16,7 +16,7 @@ PERTURB_KINDS = ("skip", *PERTURBATIONS)
 
 
 def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
-    layers = tuple(layers) if not isinstance(layers, int) else (layers,)
+    layers = tuple(layers) if hasattr(layers, "__iter__") else (layers,)
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int):
             raise TypeError(f"layers must be integers, got {layer!r}")

@@ -125,6 +125,6 @@ def get_solver(solver: str | Solver) -> Solver:
     """A solver by name, or as given."""
     if isinstance(solver, Solver):
         return solver
-    if solver not in SOLVERS:
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
     return SOLVERS[solver]

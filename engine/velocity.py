@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segue.models.spec import ModelSpec
+
 from .core import EngineCore
 from .guidance import Guidance, Unguided
 from .plan import Plan, compile_plan
@@ -24,7 +26,7 @@ class GuidedVelocity:
     ``conditions(plan)`` gives what the model's rows take for each condition of a plan.  With ``sigmas``, the levels the
     caller will ask for, all tables are made once; other levels are added as they come.  Windows in steps or fractions
     and weights with a delta need ``sigmas``; windows in sigma do not.  ``solver`` (a ``velocity_solver``) says which calls
-    the caller makes for ``sigmas``: by default one per step.
+    the caller makes for ``sigmas``: by default one per step.  ``specs`` replace the engine's (another prompt length).
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class GuidedVelocity:
         width: int,
         sigmas: Schedule | None = None,
         solver: Solver = VELOCITY,
+        specs: Mapping[str, ModelSpec] | None = None,
     ):
         self.engine, self.conditions, self.solver = engine, conditions, solver
+        self.specs = engine.specs if specs is None else specs
         self.guidance = Unguided() if guidance is None else guidance
         self.height, self.width = height, width
         if sigmas is None and (what := self.guidance.needs_schedule()):
@@ -47,7 +51,7 @@ class GuidedVelocity:
         self.program: Program | None = None
 
     def _compile(self, schedule: Schedule) -> Plan:
-        return compile_plan(self.guidance, schedule, self.solver, self.engine.specs, self.height, self.width)
+        return compile_plan(self.guidance, schedule, self.solver, self.specs, self.height, self.width)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B, C, H, W], any float dtype; sigma [B] in (0, 1] -> velocity [B, C, H, W] fp32.

@@ -1,0 +1,288 @@
+"""The Engine for text-to-image models (SD3, SD3.5), with diffusers' text encoders, scheduler and VAE around it."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.models.mmdit import TextCondition
+
+from .adapters.kdiffusion import Denoiser
+from .core import EngineCore, ScheduleLike, check_seeds, resolve_plan
+from .guidance import Guidance
+from .plan import Plan
+from .prompts import ENCODERS, PromptEmbeddings, check_prompts, encode_prompts
+from .sampler import Callback
+from .schedule import Schedule, check_steps, from_scheduler
+from .solvers import Solver
+from .vae import decode_latents, encode_image
+from .velocity import GuidedVelocity
+
+
+@dataclass(frozen=True)
+class PromptRun:
+    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty without a VAE or when not asked for."""
+
+    latents: Tensor
+    plan: Plan
+    seeds: tuple[int, ...]
+    calls: int
+    model: str
+    prompts: tuple[str, ...] = ()
+    images: list = field(default_factory=list)
+
+
+class PromptEngine(EngineCore):
+    """Samples from an MMDiT.  ``pipe`` is the diffusers pipeline whose encoders, scheduler and VAE are used, if any."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pipe: Any = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        graphs: bool | None = None,
+    ):
+        super().__init__(model, None, device, dtype, graphs)
+        self.pipe = pipe
+
+    @classmethod
+    def from_pipe(cls, pipe, *, graphs: bool | None = None) -> "PromptEngine":
+        """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied."""
+        from segue.models.mmdit import MMDiT
+
+        transformer = pipe.transformer
+        model = MMDiT.from_diffusers(transformer, share=True)
+        return cls(model, pipe, transformer.device, transformer.dtype, graphs)
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, device=None, dtype: torch.dtype | None = None, graphs: bool | None = None
+    ) -> "PromptEngine":
+        """An engine from a saved diffusers SD3 pipeline (or a hub id)."""
+        from diffusers import StableDiffusion3Pipeline
+
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
+        return cls.from_pipe(pipe, graphs=graphs)
+
+    # --- prompts -------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = "", *, max_sequence_length: int = 256
+    ) -> PromptEmbeddings:
+        """Encode prompts once for any number of runs; ``negative_prompt=None`` leaves the unconditional branch out."""
+        pipe = self._need_pipe("encode prompts")
+        prompts = check_prompts(prompt)
+        negatives = None if negative_prompt is None else check_prompts(negative_prompt, len(prompts))
+        return encode_prompts(pipe, prompts, negatives, self.device, max_sequence_length)
+
+    def free_text_encoders(self) -> None:
+        """Drop the text encoders and their memory; embeddings made before stay usable."""
+        pipe = self._need_pipe("free the text encoders")
+        for name in ENCODERS:
+            setattr(pipe, name, None)
+
+    def offload_text_encoders(self, device: str | torch.device = "cpu") -> None:
+        """Move the text encoders to another device; ``encode`` needs them back on the engine's."""
+        pipe = self._need_pipe("offload the text encoders")
+        for name in ENCODERS:
+            encoder = getattr(pipe, name, None)
+            if encoder is not None:
+                encoder.to(device)
+
+    def _need_pipe(self, purpose: str):
+        if self.pipe is None:
+            raise ValueError(
+                f"this engine has a transformer only: it cannot {purpose}; build it with from_pipe or a pipeline folder"
+            )
+        return self.pipe
+
+    # --- planning ------------------------------------------------------------------------------------------------------
+
+    def native_schedule(self, steps: int, height: int, width: int) -> Schedule:
+        """The noise levels of the pipeline's own scheduler for a latent of ``height`` x ``width``."""
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        options = {}
+        if scheduler.config.get("use_dynamic_shifting", False):
+            options["mu"] = dynamic_shift(scheduler.config, self.spec.tokens(height, width))
+        scheduler.set_timesteps(steps, device="cpu", **options)
+        return from_scheduler(scheduler)
+
+    def plan(
+        self,
+        guidance: Guidance | None = None,
+        steps: int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        text_tokens: int | None = None,
+    ) -> Plan:
+        """As :meth:`EngineCore.plan`; schedule and solver default to those of the pipeline's scheduler.
+
+        ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default
+        the model's.
+        """
+        height = self.spec.height if height is None else height
+        width = self.spec.width if width is None else width
+        self.spec.check_size(height, width)
+        if self.pipe is not None and schedule in (None, "native"):
+            schedule = self.native_schedule(28 if steps is None else check_steps(steps), height, width)
+            steps = None
+        if solver is None:
+            solver = "heun" if self.pipe is not None and "Heun" in type(self.pipe.scheduler).__name__ else "euler"
+        specs = self.specs
+        if text_tokens is not None:
+            specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
+        if strength != 1.0:
+            schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
+            steps = None
+        return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
+
+    # --- sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        embeddings: PromptEmbeddings,
+        guidance: Guidance | None = None,
+        *,
+        steps: int | None = None,
+        seeds: Sequence[int] | int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        noise: Tensor | None = None,
+        latents: Tensor | None = None,
+        strength: float = 1.0,
+        max_batch: int | None = None,
+        callback: Callback | None = None,
+        check_finite: bool = False,
+    ) -> PromptRun:
+        """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
+
+        ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
+        is noised to the first level of the last ``strength`` part of the schedule.
+        """
+        seeds = check_seeds(seeds, len(embeddings))
+        if strength != 1.0 and latents is None:
+            raise ValueError(f"strength {strength} needs a start: pass latents or an image")
+        if latents is not None:
+            height, width = latents.shape[-2:]
+        length = embeddings.positive.context.shape[1]
+        plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
+        noise = self.draw_noise(plan, seeds) if noise is None else self.check_noise(plan, noise, len(embeddings))
+        state = noise.float()
+        if latents is not None:
+            sigma = float(plan.sigmas[0])
+            state = sigma * state + (1 - sigma) * self.check_noise(plan, latents, len(embeddings)).float().to(state.device)
+        result, calls = self.run(
+            plan,
+            self._conditions(plan, embeddings),
+            seeds,
+            state,
+            max_batch=max_batch,
+            callback=callback,
+            check_finite=check_finite,
+        )
+        return PromptRun(result, plan, tuple(seeds), calls, self.spec.name)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        guidance: Guidance | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_images: int = 1,
+        seeds: Sequence[int] | int | None = None,
+        image: Any = None,
+        strength: float = 0.6,
+        max_sequence_length: int = 256,
+        **options,
+    ) -> PromptRun:
+        """Prompts to images.  ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.
+
+        ``image`` (PIL, array or tensor) starts from a picture at ``strength``.  Other keywords are those of :meth:`sample`.
+        """
+        pipe = self._need_pipe("generate images from prompts")
+        prompts = check_prompts(prompt)
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        size = self._latent_size(height, width)
+        plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size)
+        negative = negative_prompt if "uncond" in plan.conditions else None
+        embeddings = self.encode(prompts, negative, max_sequence_length=max_sequence_length).repeat(num_images)
+        if image is not None:
+            options |= {"latents": encode_image(pipe, image, *size).expand(len(embeddings), -1, -1, -1), "strength": strength}
+        run = self.sample(embeddings, guidance, seeds=seeds, height=size[0], width=size[1], **options)
+        images = decode_latents(pipe, run.latents)
+        pipe.maybe_free_model_hooks()
+        names = tuple(name for name in prompts for _ in range(num_images))
+        return PromptRun(run.latents, run.plan, run.seeds, run.calls, run.model, names, images)
+
+    def denoiser(
+        self,
+        guidance: Guidance | None,
+        embeddings: PromptEmbeddings,
+        *,
+        schedule: Sequence[float] | Schedule | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Denoiser:
+        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
+        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
+        conditions = partial(self._conditions, embeddings=embeddings)
+        return Denoiser(GuidedVelocity(self, guidance, conditions, *size, sigmas, specs=specs))
+
+    def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
+        table: dict[str | int, TextCondition] = {}
+        for condition in plan.conditions:
+            if condition not in ("cond", "uncond"):
+                raise ValueError(f"the condition {condition!r} needs class labels, and {self.spec.name} takes prompts")
+            table[condition] = embeddings.positive if condition == "cond" else embeddings.negative
+        if table.get("uncond", embeddings.positive) is None:
+            raise ValueError("the rule has an unconditional branch, and the embeddings hold no negative prompt")
+        return table
+
+    # --- pictures ------------------------------------------------------------------------------------------------------
+
+    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Pixels to latent size."""
+        factor = self.pipe.vae_scale_factor
+        sizes = []
+        for name, pixels, native in (("height", height, self.spec.height), ("width", width, self.spec.width)):
+            if pixels is None:
+                sizes.append(native)
+                continue
+            if pixels < 1 or pixels % (factor * self.spec.patch):
+                raise ValueError(f"{name} must be a positive multiple of {factor * self.spec.patch}, got {pixels}")
+            sizes.append(pixels // factor)
+        return sizes[0], sizes[1]
+
+    def use_vae_tiling(self, on: bool = True) -> None:
+        """Decode large images in tiles, to save memory."""
+        vae = self._need_pipe("decode").vae
+        (vae.enable_tiling if on else vae.disable_tiling)()
+
+
+def dynamic_shift(config, tokens: int) -> float:
+    """``mu`` of diffusers' dynamic shifting: linear in the number of image tokens."""
+    base_tokens, top_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    mu = base + (top - base) * (tokens - base_tokens) / (top_tokens - base_tokens)
+    if not math.isfinite(mu):
+        raise ValueError(f"the scheduler's dynamic shift gives mu = {mu} for {tokens} tokens")
+    return mu

@@ -1,0 +1,155 @@
+"""The prompt engine against diffusers' own pipeline, run to the end: fp32 latents of the same prompts and noise."""
+
+import pytest
+import torch
+from tiny_sd3 import tiny_pipeline
+
+from segue import CFG, Engine, SkipLayer, Window
+from segue.engine.prompt_engine import PromptEngine
+
+# whole runs of up to 9 calls in fp32, two implementations of the same products: a few hundred roundings of 6e-8
+RUN_ERROR = 2e-5
+PROMPTS = ["a leaf", "two red leaves"]
+
+
+@pytest.fixture(scope="module", params=["sd3", "sd3.5-medium", "sd3.5-large"])
+def kind(request):
+    return request.param
+
+
+def scheduler(name: str):
+    from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+    if name == "heun":
+        return FlowMatchHeunDiscreteScheduler(shift=3.0)
+    if name == "dynamic":
+        return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64)
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def upstream(pipe, seeds, **options) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(generator=generators, output_type="latent", num_inference_steps=5, **options).images
+
+
+def check(run, expected):
+    assert run.latents.shape == expected.shape
+    assert (run.latents - expected).abs().max() <= RUN_ERROR * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic", "heun"])
+@pytest.mark.parametrize("scale", [1.0, 4.5])
+def test_whole_runs_equal_the_pipeline(kind, name, scale):
+    pipe = tiny_pipeline(kind, scheduler=scheduler(name))
+    expected = upstream(pipe, [3, 4], prompt=PROMPTS, negative_prompt="blurry", guidance_scale=scale)
+    engine = Engine.from_pipe(pipe)
+    run = engine.generate(PROMPTS, "blurry", CFG(scale), steps=5, seeds=[3, 4])
+    check(run, expected)
+    assert run.plan.cost.evaluations == len(run.plan.sigmas) * (1 if scale == 1.0 else 2)
+
+
+def test_stability_skip_layer_window_equals_the_pipeline(kind):
+    """diffusers skips where ``start * n < i < stop * n`` for step i from 0."""
+    pipe = tiny_pipeline(kind, scheduler=scheduler("static"))
+    options = {"skip_guidance_layers": [1, 3], "skip_layer_guidance_scale": 2.8, "skip_layer_guidance_start": 0.1}
+    expected = upstream(pipe, [3], prompt=PROMPTS[0], guidance_scale=4.5, skip_layer_guidance_stop=0.7, **options)
+    rule = CFG(4.5) + SkipLayer(2.8, (1, 3), window=Window.steps(2, 4))  # 0.5 < i < 3.5
+    check(Engine.from_pipe(pipe).generate(PROMPTS[0], "", rule, steps=5, seeds=[3]), expected)
+
+
+def test_several_images_per_prompt_are_prompt_major(kind):
+    pipe = tiny_pipeline(kind)
+    expected = upstream(pipe, [1, 2, 3, 4], prompt=PROMPTS, num_images_per_prompt=2, guidance_scale=3.0)
+    run = Engine.from_pipe(pipe).generate(PROMPTS, "", CFG(3.0), steps=5, seeds=[1, 2, 3, 4], num_images=2)
+    check(run, expected)
+    assert run.prompts == (PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1])
+    assert len(run.images) == 4
+
+
+def test_pictures_equal_the_pipelines(kind):
+    pipe = tiny_pipeline(kind)
+    expected = pipe(PROMPTS[0], generator=torch.Generator().manual_seed(0), num_inference_steps=3, guidance_scale=3.0).images[0]
+    image = Engine.from_pipe(pipe).generate(PROMPTS[0], "", CFG(3.0), steps=3, seeds=[0]).images[0]
+    assert image.size == expected.size
+    difference = torch.tensor(list(image.tobytes()), dtype=torch.int16) - torch.tensor(
+        list(expected.tobytes()), dtype=torch.int16
+    )
+    assert difference.abs().max() <= 1  # a rounding may fall to the other side
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_image_to_image_equals_the_pipeline(strength):
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    pipe = tiny_pipeline("sd3.5-medium", scheduler=scheduler("static"))
+    clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    other = StableDiffusion3Img2ImgPipeline(**pipe.components)
+    seeded = torch.Generator().manual_seed(9)
+    expected = other(
+        PROMPTS[0],
+        image=clean,
+        strength=strength,
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        generator=seeded,
+        output_type="latent",
+    ).images
+    engine = Engine.from_pipe(pipe)
+    # a tensor with the latent's channels is taken as a latent upstream, and is not scaled
+    run = engine.sample(engine.encode(PROMPTS[0]), CFG(3.0), steps=5, seeds=[9], latents=clean, strength=strength)
+    check(run, expected)
+
+
+def test_embeddings_serve_many_runs_and_outlive_the_encoders():
+    engine = Engine.from_pipe(tiny_pipeline("sd3.5-medium"))
+    expected = engine.generate(PROMPTS, "blurry", CFG(3.0), steps=3, seeds=0).latents
+    embeddings = engine.encode(PROMPTS, "blurry")
+    engine.free_text_encoders()
+    assert torch.equal(engine.sample(embeddings, CFG(3.0), steps=3, seeds=0).latents, expected)
+    with pytest.raises(ValueError, match="text encoders were freed"):
+        engine.encode("a leaf")
+
+
+def test_the_denoiser_drives_a_foreign_loop():
+    engine = Engine.from_pipe(tiny_pipeline("sd3.5-medium"))
+    embeddings = engine.encode(PROMPTS, "blurry")
+    run = engine.sample(embeddings, CFG(3.0), steps=4, seeds=[1, 2])
+    model = engine.denoiser(CFG(3.0), embeddings)
+    x, levels = engine.draw_noise(run.plan, [1, 2]), run.plan.schedule.sigmas
+    for s, t in zip(levels, levels[1:], strict=False):
+        x = x + (x - model(x, torch.full((2,), s))) / s * (t - s)
+    assert (x - run.latents).abs().max() <= RUN_ERROR * run.latents.abs().max()
+
+
+def test_a_saved_pipeline_loads_and_draws_the_same(tmp_path):
+    pipe = tiny_pipeline("sd3.5-medium")
+    expected = Engine.from_pipe(pipe).generate("a leaf", "", CFG(3.0), steps=3, seeds=0).latents
+    pipe.save_pretrained(tmp_path / "pipeline")
+    engine = Engine.from_pretrained(tmp_path / "pipeline", device="cpu")
+    assert isinstance(engine, PromptEngine)
+    assert torch.equal(engine.generate("a leaf", "", CFG(3.0), steps=3, seeds=0).latents, expected)
+    alone = Engine.from_pretrained(tmp_path / "pipeline" / "transformer", device="cpu")
+    embeddings = engine.encode("a leaf")
+    schedule = engine.plan(steps=3).schedule
+    assert torch.equal(alone.sample(embeddings, CFG(3.0), schedule=schedule, seeds=0).latents, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.generate([], guidance=CFG(2.0)), "prompt is empty"),
+        (lambda e: e.generate("a leaf", height=7), "height must be a positive multiple of 4, got 7"),
+        (lambda e: e.generate("a leaf", num_images=0), "num_images must be at least 1, got 0"),
+        (lambda e: e.generate("a leaf", ["x", "y"], CFG(2.0)), "2 negative prompts do not fit 1 prompts"),
+        (lambda e: e.generate("a leaf", guidance=CFG(2.0, condition="parent")), "condition 'parent' needs superclasses"),
+        (lambda e: e.sample(e.encode("a leaf", None), CFG(2.0), steps=2), "hold no negative prompt"),
+        (lambda e: e.sample(e.encode("a leaf"), steps=2, strength=0.5), r"strength 0\.5 needs a start"),
+        (lambda e: e.generate("a leaf", guidance=SkipLayer(1.0, (6,))), "layer 6 does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, message):
+    engine = Engine.from_pipe(tiny_pipeline("sd3.5-medium"))
+    with pytest.raises(ValueError, match=message):
+        call(engine)
+    with pytest.raises(TypeError, match="step_count"):
+        engine.generate("a leaf", step_count=3)
