@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from full_depth_sd3 import TEXT_TOKENS, diffusers_sd3, reference, sd3_inputs
+from step_trace import HOST_SYNCHRONISING, trace_step
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from segue import CFG, PerturbedLayers, SkipLayer, Window, flow_shift
@@ -120,6 +121,23 @@ def test_counted_flops_equal_the_plan(pair):
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             rows.forward(inputs.x, torch.arange(2), layout, torch.ones(2, len(live)))
         assert counter.get_total_flops() == 2 * plan.call_cost(live)[2]
+
+
+@pytest.mark.parametrize("kind", ["skip", "attention_blur"])
+def test_a_step_can_be_captured(pair, kind):
+    """Two steps with one live set do the same operations on the same storages, without synchronising with the host."""
+    _, model = pair
+    inputs, engine = sd3_inputs(2, 10, 14), EngineCore(model, device="cpu")
+    rule = CFG(2.0, window=Window.steps(1, 4)) + PerturbedLayers(1.0, layers=(7, 9), kind=kind)
+    plan = compile_plan(rule, flow_shift(8), "euler", replace(model.spec, text_tokens=TEXT_TOKENS), 10, 14)
+    prompts = dict(zip(("cond", "uncond"), conditions(inputs), strict=True))
+    program = engine.prepare(plan, prompts, [0, 0], inputs.x)
+    for live in plan.live_sets:
+        program.step(live)
+        first, second = trace_step(program, live), trace_step(program, live)
+        assert len(first.operations) > 500
+        assert first.operations == second.operations
+        assert not [name for name, _ in first.operations if any(word in name for word in HOST_SYNCHRONISING)]
 
 
 # --- perturbed attention ----------------------------------------------------------------------------------------------
