@@ -90,10 +90,11 @@ def unshared(model: MMDiT, module: nn.Module) -> tuple[str, ...]:
     return tuple(stale)
 
 
-def packing_obstacle(module: nn.Module) -> str | None:
+def packing_obstacle(module: nn.Module, model: MMDiT | None = None) -> str | None:
     """Why the weights of a transformer cannot be packed and shared, in one sentence; None if they can.
 
     Then its own modules must run: LoRA layers, quantised or offloaded linears, hooks, other attention processors.
+    ``model``: an earlier network of the same configuration, to save the time of making an empty one.
     """
     from diffusers import SD3Transformer2DModel
     from diffusers.models.attention_processor import JointAttnProcessor2_0
@@ -107,7 +108,7 @@ def packing_obstacle(module: nn.Module) -> str | None:
         if type(processor) is not JointAttnProcessor2_0:
             return f"{name} is a {type(processor).__name__}"
     try:
-        model = _empty(module)
+        model = _empty(module) if model is None else model
     except ValueError as error:
         return str(error)
     sources = [source for name in model.state_dict() for source in diffusers_sources(name)]
@@ -143,11 +144,16 @@ def _tensor_obstacle(held: Mapping[str, Tensor], sources: list[str]) -> str | No
     return None
 
 
+def diffusers_spec(module: nn.Module) -> MMDiTSpec:
+    """The spec of a live ``SD3Transformer2DModel``."""
+    name = str(module.config.get("_name_or_path") or type(module).__name__)
+    return MMDiTSpec.from_config(module.config, name.rstrip("/").rpartition("/")[2])
+
+
 def _empty(module: nn.Module) -> MMDiT:
     """Our network for the module's configuration, on the meta device."""
-    name = str(module.config.get("_name_or_path") or type(module).__name__)
     with torch.device("meta"):
-        return MMDiT(MMDiTSpec.from_config(module.config, name.rstrip("/").rpartition("/")[2]))
+        return MMDiT(diffusers_spec(module))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 # Public names by the module they live in.  A module is imported when one of its names is first used, so `import segue` and
 # `segue --help` do not wait for torch.
 _MODULES = {
+    "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
     "segue.engine.engine": ("Engine", "SampleRun"),
     "segue.engine.guidance": (
         "CFG",

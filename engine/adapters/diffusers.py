@@ -1,0 +1,213 @@
+"""Guidance inside a live diffusers SD3 pipeline: ``attach(pipe, guidance)``, ``detach(pipe)``.
+
+The pipeline's own loop keeps running (schedulers, callbacks, image-to-image, output types).  Only the forward of its
+transformer is replaced, on the instance: it returns the guided velocity for both halves of a classifier-free batch, so that
+the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.models.mmdit import TextCondition
+from segue.models.mmdit_diffusers import diffusers_spec
+from segue.models.module_rows import ModuleNetwork, check_layout
+
+from ..core import EngineCore
+from ..guidance import Guidance
+from ..plan import Plan, compile_plan
+from ..schedule import linear
+from ..solvers import VELOCITY
+from ..velocity import GuidedVelocity
+from .forward_slot import ForwardSlot, own_forward
+from .packing import PackedTransformer, check_own_forward, check_transformer, module_path_reason
+from .scheduler_calls import SchedulerCalls
+from .transformer_call import Remembered, TransformerCall
+
+
+def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None = None) -> "Attachment":
+    """Guide a live SD3 or SD3.5 pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
+
+    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
+    an unconditional branch need.  Attaching again replaces the rule.  ``graphs`` captures steps on packed weights as CUDA
+    graphs (default: on CUDA).  Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
+    Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
+    """
+    if guidance is not None and not isinstance(guidance, Guidance):
+        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
+    transformer = getattr(pipe, "transformer", None)
+    check_transformer(transformer)
+    guidance = Guidance() if guidance is None else guidance
+    compile_plan(guidance, linear(28), VELOCITY, diffusers_spec(transformer))  # branches that do not exist are refused here
+    present = attachment_of(transformer)
+    if present is not None:
+        if present.pipe is not pipe:
+            raise ValueError("another pipeline with the same transformer is attached; detach that one first")
+        present.stop()
+        present.guidance, present.graphs = guidance, graphs
+        return present
+    check_own_forward(transformer)
+    attachment = Attachment(pipe, guidance, graphs)
+    ForwardSlot.of(transformer).put(attachment.forward)
+    return attachment
+
+
+def detach(pipe: Any) -> None:
+    """Put a pipeline back as it was before :func:`attach`.  Raises ``ValueError`` if nothing is attached to it."""
+    transformer = getattr(pipe, "transformer", None)
+    present = None if transformer is None else attachment_of(transformer)
+    if present is None or present.pipe is not pipe:
+        raise ValueError(f"nothing is attached to this {type(pipe).__name__}")
+    ForwardSlot.of(transformer).put(own_forward(transformer))
+    present.stop()
+
+
+def attachment_of(transformer: torch.nn.Module) -> "Attachment | None":
+    """What is attached to a transformer, if anything."""
+    present = getattr(ForwardSlot.of(transformer).forward, "__self__", None)
+    return present if isinstance(present, Attachment) else None
+
+
+@dataclass
+class Run:
+    """One run of the pipeline: the inputs it started with, the calls its scheduler makes, and the velocity at them."""
+
+    start: Remembered
+    calls: SchedulerCalls
+    velocity: GuidedVelocity
+
+
+class Attachment:
+    """What stands in for a transformer's forward while a rule is attached to its pipeline.
+
+    The network and its buffers are made by the first run and kept; whether the weights can be packed is asked anew at the
+    start of every run, so that LoRA, offloading and quantisation may come and go.
+    """
+
+    def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
+        self.pipe, self.guidance, self.graphs = pipe, guidance, graphs
+        self.module_reason: str | None = None
+        self._run: Run | None = None
+        self._engine: EngineCore | None = None
+        self._packed: PackedTransformer | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the current or last run; None before the first."""
+        return None if self._run is None else self._run.velocity.plan
+
+    def explain(self) -> str:
+        """Which path the last run took and why, what the engine holds, and the plan."""
+        if self._run is None:
+            return "attached; no run yet"
+        if self.module_reason is None:
+            lines = ["path: packed weights, shared with the pipeline", self._engine.explain()]
+        else:
+            lines = [f"path: the transformer's own modules, because {self.module_reason}"]
+        return "\n".join([*lines, str(self.plan)])
+
+    def stop(self) -> None:
+        """Forget the run, and let go of network and buffers."""
+        self._run = self._engine = None
+        if self._packed is not None:
+            self._packed.unpack()
+            self._packed = None
+
+    @torch.no_grad()
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+        timestep: Tensor,
+        block_controlnet_hidden_states: Sequence[Tensor] | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        skip_layers: list[int] | None = None,
+    ) -> Any:
+        """In the place of ``SD3Transformer2DModel.forward``: the guided velocity, once for each half of the batch."""
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        if skip_layers is not None:
+            raise ValueError(
+                f"the pipeline's own skip_guidance_layers={skip_layers} cannot join an attached rule; "
+                "give SkipLayer(weight, layers, window=...) to segue.attach instead"
+            )
+        call = TransformerCall.of(
+            getattr(self.pipe, "do_classifier_free_guidance", False),
+            hidden_states,
+            encoder_hidden_states,
+            pooled_projections,
+            block_controlnet_hidden_states,
+            joint_attention_kwargs,
+        )
+        with call.scaled_lora(self.pipe.transformer):
+            velocity = self._velocity(call, timestep)
+        sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _velocity(self, call: TransformerCall, timestep: Tensor) -> Tensor:
+        """[B, C, H, W] fp32."""
+        run = self._run
+        if run is None or not run.calls.is_current(self.pipe.scheduler) or not run.start.matches(call):
+            run = self._run = self._start(call, SchedulerCalls.of(self.pipe.scheduler), timestep)
+        index = run.calls.call(timestep)
+        network = self._engine.models["main"]
+        if isinstance(network, ModuleNetwork):
+            network.inputs = call.inputs(run.velocity.plan.conditions)
+        return run.velocity.at_calls(call.latents, np.full(len(call.latents), index))
+
+    def _start(self, call: TransformerCall, calls: SchedulerCalls, timestep: Tensor) -> Run:
+        """Choose the path, compile the plan and load the prompts for the run that begins with this call."""
+        self._run = None
+        index = calls.call(timestep)
+        call.check_halves()
+        self._choose_engine(call)
+        network = self._engine.models["main"]
+        network.spec = replace(network.spec, text_tokens=call.context.shape[1])
+
+        def texts(plan: Plan) -> dict[str | int, TextCondition]:
+            # without a negative prompt its rows are dead (checked below) and hold the prompt
+            return {name: call.text(name if name in call.conditions else "cond") for name in plan.conditions}
+
+        size = call.latents.shape[-2:]
+        velocity = GuidedVelocity(self._engine, self.guidance, texts, *size, calls.schedule, calls.solver)
+        _check_conditions(velocity.plan, call, index)
+        if isinstance(network, ModuleNetwork):
+            check_layout(velocity.plan.layout(tuple(range(len(velocity.plan.branches)))))
+        velocity.load(call.latents)
+        return Run(Remembered(call), calls, velocity)
+
+    def _choose_engine(self, call: TransformerCall) -> None:
+        """Keep the engine at hand if path and weights are still the same, else make another."""
+        transformer = self.pipe.transformer
+        check_transformer(transformer)
+        model = None if self._packed is None else self._packed.model
+        self.module_reason = call.module_path_reason() or module_path_reason(transformer, model)
+        if self.module_reason is None:
+            if self._packed is None or not self._packed.is_current():
+                self.stop()
+                self._packed = PackedTransformer(transformer)
+                model = self._packed.model
+                device, dtype = model.final_layer.linear.weight.device, model.final_layer.linear.weight.dtype
+                self._engine = EngineCore(model, None, device, dtype, self.graphs)
+        elif self._packed is not None or self._engine is None or self._engine.device != call.hidden.device:
+            self.stop()
+            network = ModuleNetwork(transformer, diffusers_spec(transformer))
+            self._engine = EngineCore(network, None, call.hidden.device, call.hidden.dtype, graphs=False)
+
+
+def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:
+    """Raise ``ValueError`` if a branch that is live from call ``index`` on has a condition that the pipeline does not give."""
+    for number in range(index, plan.calls):
+        for branch in plan.live[number]:
+            condition = plan.branches[branch].condition
+            if condition not in call.conditions:
+                raise ValueError(
+                    f"the rule evaluates the {condition} branch at call {number + 1} of {plan.calls}, and the pipeline gives "
+                    "only the prompt; pass guidance_scale > 1 to the pipeline (any value: it has no other effect)"
+                )

@@ -1,0 +1,103 @@
+"""How the transformer of a live pipeline can run: packed, through its own modules, or not at all."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from segue.models.mmdit import MMDiT
+from segue.models.mmdit_diffusers import packing_obstacle, unshared
+
+from .forward_slot import ForwardSlot, own_forward, own_forward_in_place
+
+# diffusers' hooks that only move or cast weights around a module's own forward
+HARMLESS_HOOKS = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook", "LayerwiseCastingHook")
+
+
+def check_transformer(transformer: nn.Module) -> None:
+    """Raise ``TypeError`` or ``ValueError``, in one sentence, for a transformer that cannot follow a row plan."""
+    from diffusers import SD3Transformer2DModel
+
+    if type(transformer).__name__ == "OptimizedModule" or getattr(transformer, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "the transformer is compiled as a whole, which fixes its rows; compile its blocks instead: "
+            "for block in pipe.transformer.transformer_blocks: block.compile()"
+        )
+    if not isinstance(transformer, SD3Transformer2DModel):
+        raise TypeError(f"a pipeline with an SD3Transformer2DModel is needed, got {type(transformer).__name__}")
+    for name, hook in _diffusers_hooks(transformer):
+        if type(hook).__name__ not in HARMLESS_HOOKS:
+            raise ValueError(
+                f"{name or 'the transformer'} has a {type(hook).__name__}, which keeps state between calls of fixed rows; "
+                "remove it"
+            )
+    _check_fused_attention(transformer)
+
+
+def _check_fused_attention(transformer: nn.Module) -> None:
+    """diffusers' fused attention leaves out the QK norm, and fails on the second attention of a block."""
+    config = transformer.config
+    if config.qk_norm is None and not config.dual_attention_layers:
+        return
+    for name, processor in transformer.attn_processors.items():
+        if type(processor).__name__ == "FusedJointAttnProcessor2_0":
+            raise ValueError(
+                f"{name} is fused, and diffusers' fused attention drops the QK norm that this transformer needs; "
+                "call pipe.transformer.unfuse_qkv_projections()"
+            )
+
+
+def check_own_forward(transformer: nn.Module) -> None:
+    """Raise ``ValueError`` if someone else has replaced the transformer's forward."""
+    forward = ForwardSlot.of(transformer).forward
+    if forward != own_forward(transformer):
+        name = getattr(forward, "__qualname__", type(forward).__name__)
+        raise ValueError(f"the transformer's forward was replaced by {name}; undo that before attaching")
+
+
+def module_path_reason(transformer: nn.Module, model: MMDiT | None = None) -> str | None:
+    """Why the transformer must run through its own modules, in one sentence; None if its weights can be packed.
+
+    ``model``: a network packed from it before, which saves time.
+    """
+    for name, module in transformer.named_modules():
+        where = name or "the transformer"
+        if hasattr(module, "_hf_hook"):
+            return f"{where} has an accelerate hook ({type(module._hf_hook).__name__}): its weights move"
+        if module._compiled_call_impl is not None:
+            return f"{where} is compiled"
+        if getattr(module, "_chunk_size", None) is not None:
+            return f"{where} runs its feed-forward in chunks"
+    for name, hook in _diffusers_hooks(transformer):
+        return f"{name or 'the transformer'} has a {type(hook).__name__}: its weights move"
+    with own_forward_in_place(transformer):
+        return packing_obstacle(transformer, model)
+
+
+def _diffusers_hooks(transformer: nn.Module) -> Iterator[tuple[str, object]]:
+    for name, module in transformer.named_modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in registry.hooks.values() if registry is not None else ():
+            yield name, hook
+
+
+class PackedTransformer:
+    """The packed network of a live transformer, sharing its weights; :meth:`unpack` gives them back their own storages."""
+
+    def __init__(self, transformer: nn.Module):
+        self.transformer = transformer
+        places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
+        with own_forward_in_place(transformer):
+            self.model = MMDiT.from_diffusers(transformer, share=True)
+        self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
+
+    def is_current(self) -> bool:
+        """Whether the transformer still holds the weights that were packed, where they were."""
+        return not unshared(self.model, self.transformer)
+
+    def unpack(self) -> None:
+        """Undo the packing.  Values, layouts and parameter objects stay; one matrix at a time is held twice."""
+        self.model = None
+        for parameter in self._packed:
+            if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
+                parameter.data = parameter.data.clone()
+        self._packed = []
