@@ -42,9 +42,7 @@ class EngineCore:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         networks = {"main": model, **(models or {})}
-        self.models = {
-            name: network.to(self.device, self.dtype).eval() for name, network in networks.items()
-        }
+        self.models = {name: network.to(self.device, self.dtype).eval() for name, network in networks.items()}
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
@@ -74,10 +72,10 @@ class EngineCore:
         """
         return resolve_plan(self.specs, guidance, steps, schedule, solver, height, width)
 
-    def draw_noise(self, plan: Plan, seeds: Sequence[int]) -> Tensor:
-        """Unit normal noise [B, C, H, W] fp32, one generator per sample, the same numbers on every machine."""
+    def draw_noise(self, plan: Plan, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Unit normal noise [B, C, H, W], one generator per sample, the same numbers on every machine."""
         shape = (self.spec.channels, plan.height, plan.width)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds])
 
     def check_noise(self, plan: Plan, noise: Tensor, count: int) -> Tensor:
         """``noise`` if it has the shape of ``count`` samples, else ``ValueError``."""

@@ -148,6 +148,17 @@ class Program:
             total = part if total is None else total.add_(part)
         return total
 
+    def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
+        """The outputs of the live branches at the current state, each [B, C, H, W] in the dtype of the weights."""
+        time_index = self.kernels.gather_rows(self.time_table, self.call)
+        scale = self.kernels.gather_rows(self.solver_table, self.call)[:, 0]
+        x = self.x * scale[:, None, None, None]
+        outputs = {}
+        for model in self.plan.models(live):
+            parts = self.rows[model].forward(x, time_index, self.plan.layout(live, model), None)
+            outputs |= dict(zip(self.plan.members(live, model), parts, strict=True))
+        return [outputs[i] for i in live]
+
     def branch_output(self, branch: int, scale: Tensor) -> Tensor:
         """The output of one branch alone, [B, C, H, W] fp32."""
         ones = torch.ones(self.key.batch, len(self.key.branches), self.coefficient_table.shape[-1], device=self.device)

@@ -16,6 +16,7 @@ from segue.models.mmdit import TextCondition
 from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds, resolve_plan
 from .guidance import Guidance
+from .parity import run_as_diffusers
 from .plan import Plan
 from .prompts import ENCODERS, PromptEmbeddings, check_prompts, encode_prompts
 from .sampler import Callback
@@ -109,12 +110,16 @@ class PromptEngine(EngineCore):
 
     def native_schedule(self, steps: int, height: int, width: int) -> Schedule:
         """The noise levels of the pipeline's own scheduler for a latent of ``height`` x ``width``."""
+        return from_scheduler(self._scheduler(steps, height, width))
+
+    def _scheduler(self, steps: int, height: int, width: int) -> Any:
+        """A copy of the pipeline's scheduler with its timesteps set."""
         scheduler = copy.deepcopy(self.pipe.scheduler)
         options = {}
         if scheduler.config.get("use_dynamic_shifting", False):
             options["mu"] = dynamic_shift(scheduler.config, self.spec.tokens(height, width))
         scheduler.set_timesteps(steps, device="cpu", **options)
-        return from_scheduler(scheduler)
+        return scheduler
 
     def plan(
         self,
@@ -167,12 +172,15 @@ class PromptEngine(EngineCore):
         max_batch: int | None = None,
         callback: Callback | None = None,
         check_finite: bool = False,
+        numerics: str = "segue",
     ) -> PromptRun:
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
 
         ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
-        is noised to the first level of the last ``strength`` part of the schedule.
+        is noised to the first level of the last ``strength`` part of the schedule.  ``numerics="diffusers"`` reproduces the
+        pipeline's roundings, with its scheduler, instead of state and combination in fp32.
         """
+        self._check_numerics(numerics, schedule, solver, max_batch, check_finite)
         seeds = check_seeds(seeds, len(embeddings))
         if strength != 1.0 and latents is None:
             raise ValueError(f"strength {strength} needs a start: pass latents or an image")
@@ -180,21 +188,32 @@ class PromptEngine(EngineCore):
             height, width = latents.shape[-2:]
         length = embeddings.positive.context.shape[1]
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
-        noise = self.draw_noise(plan, seeds) if noise is None else self.check_noise(plan, noise, len(embeddings))
-        state = noise.float()
+        if noise is None:
+            noise = self.draw_noise(plan, seeds, self.dtype if numerics == "diffusers" else torch.float32)
+        state = self.check_noise(plan, noise, len(embeddings)).float()
         if latents is not None:
             sigma = float(plan.sigmas[0])
             state = sigma * state + (1 - sigma) * self.check_noise(plan, latents, len(embeddings)).float().to(state.device)
-        result, calls = self.run(
-            plan,
-            self._conditions(plan, embeddings),
-            seeds,
-            state,
-            max_batch=max_batch,
-            callback=callback,
-            check_finite=check_finite,
-        )
+        conditions = self._conditions(plan, embeddings)
+        if numerics == "diffusers":
+            program = self.prepare(plan, conditions, seeds, state)
+            scheduler = self._scheduler(28 if steps is None else steps, plan.height, plan.width)
+            scheduler.set_begin_index(len(scheduler.timesteps) - plan.calls)
+            result, calls = run_as_diffusers(program, scheduler, self.dtype, callback)
+        else:
+            options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite}
+            result, calls = self.run(plan, conditions, seeds, state, **options)
         return PromptRun(result, plan, tuple(seeds), calls, self.spec.name)
+
+    def _check_numerics(self, numerics: str, schedule, solver, max_batch, check_finite) -> None:
+        if numerics not in ("segue", "diffusers"):
+            raise ValueError(f"unknown numerics {numerics!r}; known: segue, diffusers")
+        given = {"schedule": schedule, "solver": solver, "max_batch": max_batch, "check_finite": check_finite or None}
+        given = [name for name, value in given.items() if value is not None]
+        if numerics == "diffusers" and given:
+            raise ValueError(f"numerics='diffusers' runs the pipeline's scheduler as it is and takes no {' or '.join(given)}")
+        if numerics == "diffusers":
+            self._need_pipe("reproduce its scheduler's roundings")
 
     def generate(
         self,

@@ -80,11 +80,12 @@ class MMDiTRows:
         table = self.table.view(self.times, self.conditions, -1)
         self.model.modulation(embedded, out=table[: len(times), : len(distinct)])
 
-    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor | None) -> Tensor:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
 
         x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
-        [B, branches, C] where a rule treats channels differently (the branches are then combined after the projection).
+        [B, branches, C] where a rule treats channels differently (the branches are then combined after the projection);
+        None keeps the branches apart, [branches, B, C, H, W] in the dtype of the weights.
         """
         model, batch, blocks = self.model, self.batch, len(layout.blocks)
         index = torch.cat([time_index * self.conditions + self.condition_index[slot] for slot in layout.conditions])
@@ -107,4 +108,6 @@ class MMDiTRows:
         linear = model.final_layer.linear
         rows = tuple(readout.row for readout in layout.readouts)
         patches = read_branches(self.kernels, hidden, shift, scale, rows, coefficients, linear.weight, linear.bias)
+        if coefficients is None:
+            return torch.stack([unpatchify(branch, model.spec.patch, self.height, self.width) for branch in patches])
         return unpatchify(patches, model.spec.patch, self.height, self.width)

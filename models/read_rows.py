@@ -12,15 +12,19 @@ def read_branches(
     shift: Tensor,
     scale: Tensor,
     rows: tuple[int, ...],
-    coefficients: Tensor,
+    coefficients: Tensor | None,
     weight: Tensor,
     bias: Tensor,
 ) -> Tensor:
     """``sum_i c_i (W z_i + b)`` over the branches read from row blocks ``rows``, [B, L, P P C] fp32.
 
     hidden [J, B, L, D]; shift, scale [J, B, D] of the head; coefficients [B, branches] fp32, or [B, branches, C] where a rule
-    treats channels differently; weight [P P C, D]; bias [P P C].
+    treats channels differently; weight [P P C, D]; bias [P P C].  Without coefficients the branches stay apart:
+    [branches, B, L, P P C] in the dtype of the weights.
     """
+    if coefficients is None:
+        parts = [kernels.project(hidden[row], shift[row], scale[row], weight, bias) for row in rows]
+        return torch.stack(parts).to(weight.dtype)
     if coefficients.dim() == 2:
         return kernels.combine_then_project(hidden, shift, scale, coefficients, rows, weight, bias)
     patch_area = len(weight) // coefficients.shape[-1]
