@@ -20,6 +20,7 @@ from .schedule import Schedule
 
 FORMAT = 1
 VALUES_PER_TENSOR = 64
+PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
 
 
 def fingerprint(models: Mapping[str, nn.Module]) -> str:
@@ -78,17 +79,33 @@ class Record:
     def from_dict(cls, record: Any, name: str) -> "Record":
         """The record of the file ``name``; ``ValueError`` if it is not one that this version can redraw."""
         try:
+            if "sheet" in record:
+                raise ValueError("it is a sheet of several rules, which segue compare draws")
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']!r}, not {FORMAT}")
             values = {field.name: record[field.name] for field in fields(cls)}
             made = cls(**values | {"origin": Origin(**record["origin"])})
-            if made.index is not None and not 0 <= made.index < len(made.labels):
-                raise ValueError(f"its index {made.index} is out of range")
+            made._check()
             return made
         except KeyError as error:
             raise ValueError(f"{name} holds no record that can be redrawn: it lacks {error}") from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} holds no record that can be redrawn: {error}") from None
+
+    def _check(self) -> None:
+        """Raise ``ValueError`` or ``KeyError`` for what no picture of ours can hold; the engine checks the values."""
+        for name in ("labels", "seeds"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not all(type(value) is int for value in values) or not values:
+                raise ValueError(f"its {name} are {values!r}")
+        if len(self.labels) != len(self.seeds) or type(self.max_batch) is not int or self.max_batch < 1:
+            raise ValueError(f"{len(self.labels)} labels, {len(self.seeds)} seeds and batches of {self.max_batch!r} do not fit")
+        if self.index is not None and self.index not in range(len(self.labels)):
+            raise ValueError(f"its index {self.index!r} is out of range")
+        if self.index is None and not (isinstance(self.layout, list) and len(self.layout) == 2):
+            raise ValueError(f"its layout is {self.layout!r}")
+        for key in PLAN_KEYS:
+            _ = self.plan[key]
 
     def part(self, index: int) -> "Record":
         """The record of one picture of a run: the batch it was drawn in and its place there."""

@@ -1,0 +1,344 @@
+"""What cannot be done is said in one sentence with the offending value, before any work, and leaves nothing behind."""
+
+import functools
+import json
+
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import save_tiny
+from typer.testing import CliRunner
+
+from segue import CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, Schedule, SkipLayer, Window, parse_rule
+from segue.__main__ import app
+
+NAN = float("nan")
+
+
+def words(value) -> str:
+    """A short name for a parameter: what was given, not what was expected."""
+    given = " ".join(value) if isinstance(value, list) else str(value) if isinstance(value, dict) else ""
+    return given[:40]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return save_tiny(folder / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine.from_pretrained(model)
+
+
+@pytest.fixture(scope="module")
+def broken(folder, model):
+    """Checkpoints that must not load, by name."""
+    whole = model.read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "header.safetensors").write_bytes(whole[:20])
+    (folder / "garbage.pt").write_bytes(b"these are no weights")
+    with safe_open(model, "pt") as file:
+        header = file.metadata()
+    tensors = load_file(model)
+    save_file(tensors | {"blocks.3.attn.qkv.bias": torch.zeros(7)}, folder / "misshaped.safetensors", metadata=header)
+    fewer = {key: value for key, value in tensors.items() if "blocks.3.mlp" not in key}
+    save_file(fewer, folder / "lacking.safetensors", metadata=header)
+    torch.save({"model": tensors, "hook": functools.partial(print, "loaded")}, folder / "pickled.pt")
+    torch.save({"model": tensors}, folder / "whole.pt")
+    (folder / "cut.pt").write_bytes((folder / "whole.pt").read_bytes()[:-4000])
+    return folder
+
+
+# --- the API ---------------------------------------------------------------------------------------------------------
+
+RULES = [
+    (lambda: CFG(NAN), ValueError, "nan"),
+    (lambda: CFG(float("inf")), ValueError, "inf"),
+    (lambda: CFG("3"), TypeError, "'3'"),
+    (lambda: CFG(3.0, delta=NAN), ValueError, "nan"),
+    (lambda: CFG(3.0, condition="nobody"), ValueError, "'nobody'"),
+    (lambda: CFG(3.0, windw=None), TypeError, "windw"),
+    (lambda: SkipLayer(2.0, (7, -1)), ValueError, "-1"),
+    (lambda: SkipLayer(2.0, 7.5), TypeError, "7.5"),
+    (lambda: SkipLayer(2.0, (7, 7)), ValueError, r"\(7, 7\)"),
+    (lambda: SkipLayer(2.0, "7,8"), TypeError, "'7'"),
+    (lambda: PerturbedLayers(1.0, (3,), kind="shake"), ValueError, "'shake'"),
+    (lambda: EarlyExit(1.0, 0), ValueError, "0"),
+    (lambda: AutoGuidance(1.0, model="main"), ValueError, "'main'"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), switch=1.5), ValueError, "1.5"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), switch=NAN), ValueError, "nan"),
+    (lambda: SGG(CFG(3.0, window=Window.steps(1, 2)), SkipLayer(2.0, (7,)), 0.6), ValueError, "steps 1-2"),
+    (lambda: Window.sigma(0.8, 0.2), ValueError, "0.8 to 0.2"),
+    (lambda: Window.sigma(0.5, 0.5), ValueError, "0.5 to 0.5"),
+    (lambda: Window.fraction(0.0, 1.2), ValueError, "1.2"),
+    (lambda: Window.steps(14, 1), ValueError, "14 to 1"),
+    (lambda: Window.steps(0, 3), ValueError, "0 to 3"),
+    (lambda: Window.sigma(0.0, NAN), ValueError, "nan"),
+    (lambda: parse_rule("cgf"), ValueError, "'cgf'"),
+    (lambda: parse_rule("cfg:scal=3"), ValueError, "'scal'"),
+    (lambda: parse_rule("cfg:scale=NaN"), ValueError, "nan"),
+    (lambda: parse_rule("slg", "some model"), ValueError, "'some model'"),
+    (lambda: Schedule((0.2, 0.8, 0.0)), ValueError, "0.2 followed by 0.8"),
+    (lambda: Schedule((1.0, NAN)), ValueError, "nan"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "value"), RULES)
+def test_a_rule_or_schedule_out_of_range_cannot_be_made(make, error, value):
+    with pytest.raises(error, match=value):
+        make()
+
+
+RUNS = [
+    ({"guidance": "cfg"}, TypeError, "'cfg'"),
+    ({"guidance": SkipLayer(1.0, (12,))}, ValueError, "layer 12 .* layers 0 to 11"),
+    ({"guidance": EarlyExit(1.0, 5)}, ValueError, "after layer 5; it has: 4"),
+    ({"guidance": AutoGuidance(1.0)}, ValueError, "'weak'; the engine holds: main"),
+    ({"guidance": CFG(2.0, condition=9)}, ValueError, "label 9 .* 0 to 4"),
+    ({"guidance": CFG(2.0, channels=5)}, ValueError, "channels 5 .* 3 latent channels"),
+    ({"guidance": CFG(lambda sigma: NAN)}, ValueError, "nan at sigma"),
+    ({"steps": 0}, ValueError, "got 0"),
+    ({"steps": -3}, ValueError, "got -3"),
+    ({"steps": 2.5}, TypeError, "got 2.5"),
+    ({"steps": 5, "schedule": [1.0, 0.5, 0.0]}, ValueError, "steps is 5, but .* 2 steps"),
+    ({"schedule": "cosine"}, ValueError, "'cosine'"),
+    ({"schedule": "shift=x"}, ValueError, "'shift=x'"),
+    ({"schedule": "shift=-1"}, ValueError, "-1"),
+    ({"solver": "rk45"}, ValueError, "'rk45'"),
+    ({"solver": ["euler"]}, ValueError, "euler"),
+    ({"labels": [5]}, ValueError, "label 5 .* 0 to 4"),
+    ({"labels": [-1]}, ValueError, "label -1"),
+    ({"labels": [1.5]}, TypeError, "1.5"),
+    ({"labels": []}, ValueError, "empty"),
+    ({"labels": "a red leaf"}, TypeError, "class-label model .* 'a red leaf'"),
+    ({"labels": ["a red leaf"]}, TypeError, "class-label model .* 'a red leaf'"),
+    ({"prompt": "a red leaf"}, TypeError, "prompt"),
+    ({"seeds": [1, 2, 3]}, ValueError, "3 seeds do not fit 2 samples"),
+    ({"seeds": [1, -2]}, ValueError, "-2"),
+    ({"seeds": [1, 0.5]}, TypeError, "0.5"),
+    ({"seeds": "12"}, TypeError, "'12'"),
+    ({"max_batch": 0}, ValueError, "0"),
+    ({"max_batch": 1.5}, ValueError, "1.5"),
+    ({"height": 0}, ValueError, "0 x 12"),
+    ({"width": 7}, ValueError, "8 x 7"),
+    ({"noise": torch.zeros(2, 3, 8, 8)}, ValueError, r"\(2, 3, 8, 8\)"),
+    ({"step": 3}, TypeError, "step"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "value"), RUNS, ids=words)
+def test_a_run_is_refused_before_any_call(engine, monkeypatch, options, error, value):
+    monkeypatch.setattr("segue.engine.core.run_program", lambda *_: pytest.fail("the network was called"))
+    with pytest.raises(error, match=value) as caught:
+        engine.sample(**({"labels": [0, 1]} | options))
+    assert "\n" not in str(caught.value)
+
+
+ENGINES = [
+    ({"device": "tpu"}, "'tpu'"),
+    ({"device": "abacus"}, "'abacus'"),
+    ({"device": "cuda:99"}, "'cuda:99'"),
+    ({"dtype": "float3"}, "'float3'; accepted: float32"),
+    ({"dtype": torch.int32}, "int32"),
+    ({"family": "dit"}, "family"),
+]
+
+
+@pytest.mark.parametrize(("options", "value"), ENGINES)
+def test_an_engine_is_refused(model, options, value):
+    with pytest.raises(ValueError, match=value):
+        Engine.from_pretrained(model, **options)
+
+
+CHECKPOINTS = [
+    ("missing.safetensors", "missing.safetensors"),
+    ("truncated.safetensors", "truncated.safetensors is truncated"),
+    ("header.safetensors", "header.safetensors is truncated"),
+    ("garbage.pt", "garbage.pt is truncated or not"),
+    ("cut.pt", "cut.pt is truncated or not"),
+    ("misshaped.safetensors", r"1 mis-shaped \(blocks.3.attn.qkv.bias \[7\] for \[48\]\)"),
+    ("lacking.safetensors", "4 missing"),
+    ("pickled.pt", "functools.partial, which is code"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CHECKPOINTS)
+def test_a_broken_checkpoint_is_refused(broken, name, value):
+    with pytest.raises((ValueError, FileNotFoundError), match=value):
+        Engine.from_pretrained(broken / name)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(model, tmp_path, monkeypatch):
+    """Runs a command that must be refused; returns its sentence."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Engine, "sample", lambda *_, **__: pytest.fail("sampling began"))
+
+    def run(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        given = "--model" in arguments or "--from" in arguments
+        result = CliRunner().invoke(app, [*arguments, *([] if given else ["--model", str(model)])])
+        assert result.exit_code == 2, result.exception
+        assert result.stdout == ""
+        assert result.stderr.startswith("segue: ")
+        assert result.stderr.count("\n") == 1
+        assert "Traceback" not in result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+        return result.stderr
+
+    return run
+
+
+ARGUMENTS = [
+    (["-g", "cgf"], "'cgf'; known: none, cfg"),
+    (["-g", "cfg:scal=3"], "no option 'scal'; it has: scale"),
+    (["-g", "cfg", "--layers", "7"], "no option 'layers'"),
+    (["-g", "cfg + slg", "--scale", "4"], "scale 4 belongs to one rule"),
+    (["-g", "cfg:scale=2", "--scale", "4"], "given twice, as 2 and as 4"),
+    (["--guidnace", "cfg"], "No such option: --guidnace"),
+    (["-g", "cfg", "--scale", "nan"], "nan"),
+    (["-g", "cfg", "--scale", "much"], "'much'"),
+    (["--layers", "12"], "layer 12 does not exist: herbarium has layers 0 to 11"),
+    (["--layers", "9-7"], "'9-7'"),
+    (["-g", "exit", "--exit-layer", "5"], "after layer 5; it has: 4"),
+    (["-g", "ag"], "'weak'"),
+    (["--switch", "1.5"], "1.5"),
+    (["-g", "cfg", "--window", "sigma:0.8,0.2"], "0.8 to 0.2"),
+    (["-g", "cfg", "--window", "steps:3,2"], "3 to 2"),
+    (["-g", "cfg", "--window", "sigma:0.5,0.5"], "0.5 to 0.5"),
+    (["-g", "cfg", "--window", "night"], "'night'"),
+    (["--steps", "0"], "got 0"),
+    (["--steps", "-4"], "got -4"),
+    (["--steps", "many"], "'many'"),
+    (["--solver", "rk45"], "'rk45'; known: euler"),
+    (["--schedule", "cosine"], "'cosine'; known:"),
+    (["--dtype", "float3"], "'float3'"),
+    (["--device", "abacus"], "'abacus'"),
+    (["--device", "cuda:99"], "'cuda:99'"),
+    (["--family", "dit"], "family"),
+    (["--classes", "5"], "class 5 is out of range: herbarium has classes 0 to 4"),
+    (["--classes", "a red leaf"], "no class 'a red leaf'"),
+    (["--classes", "0-3", "--seeds", "1,2,3"], "3 seeds do not fit 4 pictures"),
+    (["--seeds", "-1"], "'-1'"),
+    (["--count", "0"], "0"),
+    (["--max-batch", "0"], "got 0"),
+    (["--prompt", "a red leaf"], "class-label model and takes no prompt, got 'a red leaf'"),
+    (["--model", "nowhere.safetensors"], "'nowhere.safetensors'"),
+    (["--out", "leaf.jpg"], "leaf.jpg"),
+    (["--out", "all.png", "--no-grid"], "5 pictures without a grid need a folder, got the file all.png"),
+    (["--zoom", "0"], "'0'"),
+    (["leaves"], "leaves"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "value"), ARGUMENTS, ids=words)
+def test_sample_refuses(refused, arguments, value):
+    assert value in refused("sample", *arguments)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, name.split(".")[0]) for name, _ in CHECKPOINTS])
+def test_sample_refuses_a_broken_checkpoint(refused, broken, name, value):
+    assert value in refused("sample", "--model", str(broken / name))
+
+
+@pytest.mark.parametrize("command", ["sample", "compare"])
+def test_output_that_cannot_be_written_is_refused_before_sampling(refused, tmp_path, command):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.png").mkdir()
+    for out in ("file/inner/one.png", "folder.png", "/proc/nowhere/one.png"):
+        assert f"cannot write to {out}" in refused(command, "--out", out)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_output_folder_that_can_be_made_is_not_made_for_a_refused_run(refused):
+    refused("sample", "--out", "new/folder", "--steps", "0")
+
+
+OTHERS = [
+    (["compare", "-r", "cfg", "-r", "cgf"], "'cgf'"),
+    (["compare", "--out", "folder"], "folder"),
+    (["compare", "--steps", "0"], "got 0"),
+    (["plan", "--layers", "12"], "layer 12"),
+    (["plan", "--model", "DiT-XXL/2"], "'XXL/2'"),
+    (["plan", "--model", "DiT-XL/3", "-g", "none"], "'XL/3'"),
+    (["plan", "--model", "DiT-XL/2"], "sgg needs scale and weight and layers and switch: model 'DiT-XL/2-256'"),
+    (["smaple"], "'smaple'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "value"), OTHERS, ids=words)
+def test_other_commands_refuse(refused, arguments, value):
+    assert value in refused(*arguments)
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def record(folder, model):
+    """The record of a picture of the tiny model."""
+    drawn = CliRunner().invoke(
+        app, ["sample", "--model", str(model), "--steps", "2", "--classes", "1", "--out", str(folder / "drawn.png")]
+    )
+    assert drawn.exit_code == 0
+    return json.loads(Image.open(folder / "drawn.png").info["segue"])
+
+
+def picture_with(path, chunk: str | None):
+    info = PngInfo()
+    if chunk is not None:
+        info.add_text("segue", chunk)
+    Image.new("RGB", (12, 8)).save(path, pnginfo=info)
+    return path
+
+
+CHANGES = [
+    ({"format": 99}, "its format is 99"),
+    ({"rule": "cgf"}, "'cgf'"),
+    ({"index": 7}, "its index 7 is out of range"),
+    ({"labels": None}, "its labels are None"),
+    ({"seeds": [1, 2]}, "1 labels, 2 seeds"),
+    ({"plan": {}}, "lacks 'schedule'"),
+    ({"index": None}, "its layout is None"),
+    ({"sheet": {}}, "a sheet of several rules"),
+    ({"rule": "cfg:scale=2"}, "resolves the weights of 'cfg:scale=2' differently"),
+]
+
+
+@pytest.mark.parametrize(("change", "value"), CHANGES, ids=words)
+def test_a_record_that_does_not_hold_is_refused(refused, tmp_path, record, change, value):
+    picture_with(tmp_path / "picture.png", json.dumps(record | change))
+    assert value in refused("sample", "--from", "picture.png")
+
+
+def test_a_file_without_a_usable_record_is_refused(refused, tmp_path, record):
+    (tmp_path / "text.png").write_text("no picture")
+    picture_with(tmp_path / "plain.png", None)
+    picture_with(tmp_path / "broken.png", "{")
+    picture_with(tmp_path / "list.png", "[1]")
+    del record["plan"]
+    picture_with(tmp_path / "lacking.png", json.dumps(record))
+    assert "text.png is not a picture" in refused("sample", "--from", "text.png")
+    assert "plain.png carries no 'segue' record" in refused("sample", "--from", "plain.png")
+    assert "not valid JSON" in refused("sample", "--from", "broken.png")
+    assert "list.png holds no record" in refused("sample", "--from", "list.png")
+    assert "lacks 'plan'" in refused("sample", "--from", "lacking.png")
+    assert "nowhere.png" in refused("sample", "--from", "nowhere.png")
+
+
+@pytest.mark.parametrize("option", ["--steps 5", "-g cfg", "--seeds 3", "--dtype float32", "--scale 2"])
+def test_options_that_the_record_holds_are_refused(refused, tmp_path, record, option):
+    picture_with(tmp_path / "picture.png", json.dumps(record))
+    assert "leave" in refused("sample", "--from", "picture.png", *option.split())
