@@ -235,6 +235,7 @@ def parse_rule(text: str, model: str = "", options: Mapping[str, str] | None = N
 
 def _parse_one(text: str, model: str, extra: dict[str, str]) -> NamedRule:
     name, _, rest = text.partition(":")
+    name = name.strip()
     if name not in KINDS:
         raise ValueError(f"unknown guidance rule {name!r}; known: {', '.join(KINDS)}")
     kind = KINDS[name]
