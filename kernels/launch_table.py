@@ -1,6 +1,6 @@
 """Launch configurations by architecture, operation and shape class.  Written by ``python -m segue.kernels.tune``."""
 
-from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, RowLaunch
+from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, RowLaunch
 
 PROVENANCE: dict[str, str] = {}
 
@@ -16,6 +16,12 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("solver", "any"): FlatLaunch(1024, 4),
         ("philox", "any"): FlatLaunch(128, 4),
         ("correction", "any"): FlatLaunch(4096, 8),
+        ("linear", "m64"): MatmulLaunch(64, 64, 64, 8, 4, 3),
+        ("linear", "m512"): MatmulLaunch(128, 128, 64, 8, 8, 3),
+        ("linear", "m4096"): MatmulLaunch(128, 256, 64, 8, 8, 3),
+        ("linear_residual", "m64"): MatmulLaunch(64, 64, 64, 8, 4, 3),
+        ("linear_residual", "m512"): MatmulLaunch(128, 128, 64, 8, 8, 3),
+        ("linear_residual", "m4096"): MatmulLaunch(128, 128, 64, 8, 8, 3),
         ("attention", "k32"): AttentionLaunch(128, 64, 4, 3),
         ("attention", "k64"): AttentionLaunch(128, 64, 8, 3),
         ("attention", "k96"): AttentionLaunch(128, 64, 8, 3),

@@ -1,0 +1,101 @@
+"""Linear layers with an epilogue, and two streams in one launch."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from segue.kernels import mlp
+from segue.kernels.triton_runtime import interpreting, observe_launches
+
+# (R, L, D, E): one token, odd sizes in every dimension, D of DiT-XL and SD3.5-large, more tiles than programs
+SHAPES = [(1, 1, 64, 64), (2, 63, 72, 200), (1, 199, 48, 33), (1, 5, 1152, 130), (1, 3, 2432, 64), (3, 111, 64, 300)]
+
+
+def layer(normal, inputs, outputs, dtype):
+    return normal(outputs, inputs, dtype=dtype) / inputs**0.5, normal(outputs, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_gelu(shape, dtype, normal, judge):
+    rows, tokens, inputs, outputs = shape
+    x = normal(rows + 1, tokens, inputs, dtype=dtype)[:rows] * 2
+    with observe_launches() as launches:
+        judge(mlp.linear_gelu_triton, mlp.linear_gelu, x, *layer(normal, inputs, outputs, dtype))
+    assert [launch.name for launch in launches] == ["linear_kernel"]
+
+
+@pytest.mark.skipif(interpreting(), reason="cuBLASLt needs a CUDA device")
+def test_cublaslt_epilogue(dtype, normal, judge):
+    x = normal(2, 199, 192, dtype=dtype)
+    judge(mlp.linear_gelu_cublaslt, mlp.linear_gelu, x, *layer(normal, 192, 768, dtype))
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_linear_gated_residual(shape, dtype, normal, judge):
+    rows, tokens, inputs, outputs = shape
+    h, x = normal(rows, tokens, outputs, dtype=dtype), normal(rows, tokens, inputs, dtype=dtype)
+    gate = normal(rows, 3 * outputs, dtype=dtype)[:, None].chunk(3, dim=-1)[1]
+    judge(mlp.linear_gated_residual_triton, mlp.linear_gated_residual, h, x, *layer(normal, inputs, outputs, dtype), gate)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("text", [1, 33, 140])
+def test_two_streams_in_one_launch(text, gelu, dtype, normal, judge):
+    image = (normal(2, 63, 72, dtype=dtype), *layer(normal, 72, 136, dtype))
+    other = (normal(2, text, 72, dtype=dtype), *layer(normal, 72, 136, dtype))
+    with observe_launches() as launches:
+        judge(mlp.grouped_linear_triton, mlp.grouped_linear, *image, *other, gelu)
+    assert [launch.name for launch in launches] == ["linear_kernel"]
+
+
+def test_token_slices_are_read_in_place(dtype, normal, judge):
+    """The joint attention output is cut by tokens: image first, text behind."""
+    joint = normal(3, 40, 64, dtype=dtype)
+    weights = (*layer(normal, 64, 64, dtype), *layer(normal, 64, 64, dtype))
+
+    def call(function):
+        return lambda joint, w, b, w2, b2: function(joint[:, :29], w, b, joint[:, 29:], w2, b2)
+
+    judge(call(mlp.grouped_linear_triton), call(mlp.grouped_linear), joint, *weights)
+
+
+def test_the_residual_writes_its_slice_only(dtype, normal):
+    buffer = normal(4, 9, 64, dtype=dtype)
+    before = buffer.clone()
+    h = buffer[:2, 2:7]
+    mlp.linear_gated_residual_triton(
+        h, normal(2, 5, 32, dtype=dtype), *layer(normal, 32, 64, dtype), normal(1, 1, 64, dtype=dtype)
+    )
+    changed = (buffer != before).any(-1)
+    assert changed[:2, 2:7].all() and changed.sum() == 10
+
+
+def test_gelu_of_large_values(normal, device):
+    """Far from zero GELU is the identity or zero; nothing overflows on the way."""
+    x = torch.tensor([[[1e4], [-1e4], [100.0], [-100.0]]], device=device)
+    out = mlp.linear_gelu_triton(x, torch.ones(16, 1, device=device), torch.zeros(16, device=device))
+    assert torch.equal(out[0, :, 0], torch.tensor([1e4, 0, 100, 0], device=device))
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 3), tokens=st.integers(1, 70), inputs=st.integers(1, 80), outputs=st.integers(1, 80))
+def test_any_shape(device, rows, tokens, inputs, outputs):
+    generator = torch.Generator().manual_seed(rows + 10 * tokens + 1000 * inputs + 100000 * outputs)
+    x = torch.randn(rows, tokens, inputs, generator=generator).to(device)
+    weight, bias = torch.randn(outputs, inputs + 1, generator=generator).to(device).split([inputs, 1], dim=1)
+    ours = mlp.linear_gelu_triton(x, weight, bias[:, 0])
+    expected = mlp.linear_gelu(x.double(), weight.double(), bias[:, 0].double())
+    assert (ours.double() - expected).abs().max() < 1e-5 * max(1, inputs)
+
+
+def test_bad_shapes_raise(normal):
+    x, weight, bias = normal(1, 2, 8), normal(4, 8), normal(4)
+    with pytest.raises(ValueError, match=r"x \(1, 2, 8\), weight \(4, 7\) and bias \(4,\) do not fit"):
+        mlp.linear_gelu_triton(x, weight[:, :7], bias)
+    with pytest.raises(ValueError, match=r"the state must be \(1, 2, 4\), got \(1, 3, 4\)"):
+        mlp.linear_gated_residual_triton(normal(1, 3, 4), x, weight, bias, normal(1, 1, 4))
+    with pytest.raises(ValueError, match=r"gate must have shape \(1, 1, 4\), got \(1, 2, 4\)"):
+        mlp.linear_gated_residual_triton(normal(1, 2, 4), x, weight, bias, normal(1, 2, 4))
+    with pytest.raises(ValueError, match="do not fit"):
+        mlp.grouped_linear_triton(x, weight, bias, x, weight[:3], bias[:3])
