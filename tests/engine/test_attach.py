@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from counted_rows import counted_rows, planned_rows
+from attached_runs import PATHS, draw, draw_attached, relative_error
+from counted_rows import planned_rows
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 import segue
 from segue import CFG, SkipLayer, Window
+from tests.tolerances import ATTACHED_RUN
 
-# relative; two fp32 networks that differ in the order of sums agree to 1e-6 of their output, guidance multiplies that by at
-# most the sum of its weights (10 here), and a run averages it over its steps
-WHOLE_RUN = 2e-5
-PATHS = ("packed", "modules")
 SLG = {"skip_guidance_layers": [1, 4], "skip_layer_guidance_scale": 2.8, "skip_layer_guidance_stop": 0.6}
 SLG_RULE = CFG(4.5) + SkipLayer(2.8, (1, 4), window=Window.steps(2, 3))  # call i with .01 n < i < .6 n, counted from 0
 
@@ -61,51 +59,22 @@ def path(request):
     return request.param
 
 
-def draw(pipe, **call):
-    """Latents of a call with the common settings filled in; generators are made anew for each call."""
-    settings = {
-        "prompt": "leaf",
-        "num_inference_steps": 5,
-        "max_sequence_length": T5_TOKENS,
-        "output_type": "latent",
-        "generator": lambda: torch.Generator().manual_seed(7),
-    }
-    settings |= call
-    settings["generator"] = settings["generator"]()
-    return pipe(**settings).images
-
-
-def attached(pipe, rule, path, **call):
-    """(latents, plan, counted rows) of a guided call; the path "modules" is forced by a hook that changes nothing."""
-    handle = pipe.transformer.proj_out.register_forward_hook(lambda *_: None) if path == "modules" else None
-    attachment = segue.attach(pipe, rule)
-    try:
-        with counted_rows() as rows:
-            latents = draw(pipe, **call)
-        assert attachment.explain().startswith("path: packed" if path == "packed" else "path: the transformer's own modules")
-        return latents, attachment.plan, rows
-    finally:
-        segue.detach(pipe)
-        if handle is not None:
-            handle.remove()
-
-
-def relative_error(found, wanted):
-    return float((found - wanted).abs().max() / wanted.abs().max())
-
-
 def compare(pipe, call, rule, changes, path):
     wanted = draw(pipe, **call)
-    found, plan, rows = attached(pipe, rule, path, **(call | changes))
-    assert relative_error(found, wanted) < WHOLE_RUN
-    assert rows == planned_rows(plan, len(wanted))
-    assert sum(rows) == plan.cost.blocks * len(wanted)
-    return plan
+    run = draw_attached(pipe, rule, path, **(call | changes))
+    assert relative_error(run.latents, wanted) < ATTACHED_RUN
+    assert run.rows == planned_rows(run.plan, len(wanted))
+    assert sum(run.rows) == run.plan.cost.blocks * len(wanted)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_whole_run_equals_the_pipeline(pipes, path, name):
-    compare(pipes["sd3.5-medium"], *CASES[name], path)
+def test_whole_run_equals_the_pipeline(pipes, name):
+    compare(pipes["sd3.5-medium"], *CASES[name], "packed")
+
+
+@pytest.mark.parametrize("name", ["unguided, the pipeline with a negative prompt", "prompts, images and generators"])
+def test_whole_run_through_its_own_modules(pipes, name):
+    compare(pipes["sd3.5-medium"], *CASES[name], "modules")
 
 
 @pytest.mark.parametrize("kind", ["sd3", "sd3.5-large"])
@@ -137,10 +106,10 @@ def test_whole_run_with_any_flow_matching_scheduler(pipes, name):
             torch.manual_seed(5)  # for the scheduler that draws noise
             wanted = draw(pipe, guidance_scale=4.5, height=20, width=12)
             torch.manual_seed(5)
-            found, plan, rows = attached(pipe, CFG(4.5), "packed", guidance_scale=2.0, height=20, width=12)
-        assert relative_error(found, wanted) < WHOLE_RUN
-        assert plan.calls == (9 if name == "heun" else 5)
-        assert rows == planned_rows(plan, 1)
+            run = draw_attached(pipe, CFG(4.5), "packed", guidance_scale=2.0, height=20, width=12)
+        assert relative_error(run.latents, wanted) < ATTACHED_RUN
+        assert run.plan.calls == (9 if name == "heun" else 5)
+        assert run.rows == planned_rows(run.plan, 1)
     finally:
         pipe.scheduler = before
 
@@ -160,13 +129,14 @@ def test_prompt_embeddings_and_a_second_run_with_other_ones(pipes, path):
         found = [draw(pipe, **call) for call in calls]
     finally:
         segue.detach(pipe)
-    assert all(relative_error(*pair) < WHOLE_RUN for pair in zip(found, wanted, strict=True))
+    assert all(relative_error(*pair) < ATTACHED_RUN for pair in zip(found, wanted, strict=True))
     assert relative_error(found[0], found[1]) > 0.1
 
 
 def test_only_live_branches_run(pipes, path):
     """The published recipe in small: one full row beside the conditional one above the switch, one suffix below it."""
     rule = CFG(4.5, window=Window.steps(1, 3)) + SkipLayer(3.0, (2, 3), window=Window.steps(4, 6))
-    _, plan, rows = attached(pipes["sd3.5-medium"], rule, path, num_inference_steps=6)
-    assert rows == ([2] * 6) * 3 + [1, 1, 1, 1, 2, 2] * 3
-    assert plan.cost.evaluations == 12
+    run = draw_attached(pipes["sd3.5-medium"], rule, path, num_inference_steps=6)
+    # blocks 2 and 3 are skipped: the weak row forks after block 1 and goes through blocks 4 and 5
+    assert run.rows == [2] * 6 * 3 + [1, 1, 1, 1, 2, 2] * 3
+    assert run.plan.cost.evaluations == 12

@@ -124,3 +124,25 @@ def tiny_pipeline(kind: str = "sd3.5-medium", seed: int = 0, scheduler=None, pip
     pipe = getattr(diffusers, f"StableDiffusion3{pipeline}Pipeline")(**components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def add_ip_adapter(transformer, seed: int = 0) -> None:
+    """Give a tiny transformer the processors and the image projection of a loaded IP-Adapter: image tokens of 10 numbers."""
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+    from diffusers.models.embeddings import IPAdapterTimeImageProjection
+
+    width = transformer.inner_dim
+    with torch.random.fork_rng():
+        transformer.image_proj = randomize(
+            IPAdapterTimeImageProjection(
+                embed_dim=10, output_dim=width, hidden_dim=12, depth=1, dim_head=6, heads=2, num_queries=3, timestep_in_dim=8
+            ),
+            seed,
+        )
+        processors = {}
+        for index, name in enumerate(transformer.attn_processors):
+            processor = SD3IPAdapterJointAttnProcessor2_0(
+                width, width, transformer.config.attention_head_dim, timesteps_emb_dim=12
+            )
+            processors[name] = randomize(processor, seed + index)
+        transformer.set_attn_processor(processors)
