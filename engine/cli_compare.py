@@ -31,7 +31,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     if folder:
         raise ValueError(f"a comparison is one PNG file, got {out}")
     engine = open_engine(source)
-    parsed = [parse_rule(rule, engine.spec.name) for rule in rules or DEFAULT_RULES]
+    parsed = [parse_rule(rule, engine.spec) for rule in rules or DEFAULT_RULES]
     plans = [make_plan(engine, rule, run) for rule in parsed]
     labels, seeds = choose_samples(engine.spec, run, MOST_PICTURES)
     for rule, plan in zip(parsed, plans, strict=True):

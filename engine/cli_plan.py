@@ -1,28 +1,24 @@
 """``segue plan``: who runs when and what it costs."""
 
 import json
-import re
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
-from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec
 from segue.models.weights import load_model
 
 from .cli_options import DEFAULT_MODEL, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
-from .cli_session import choose_rule
+from .cli_session import choose_rule, published_spec
 from .core import resolve_plan
 from .plan import Plan
 from .plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
 
-_PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
-
 
 def show_plan(source: Source, rule: RuleOptions, run: RunOptions, as_json: bool) -> None:
     specs = find_specs(source)
-    parsed = choose_rule(rule, specs["main"].name)
+    parsed = choose_rule(rule, specs["main"])
     plan = resolve_plan(specs, parsed.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
     if as_json:
         print(json.dumps({"rule": parsed.text} | plan_dict(plan)))
@@ -33,12 +29,11 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, as_json: bool)
 def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     """The specs of a model and of its guidance networks; a published size such as ``SiT-XL/2-512`` needs no weights."""
     name = source.model or DEFAULT_MODEL
-    published = _PUBLISHED.fullmatch(name)
+    published = published_spec(name)
     if published:
         if source.family:
             raise ValueError(f"{name} names its family; --family {source.family} does not apply")
-        family, size, pixels = published.groups()
-        return {"main": family_spec(family.lower(), size.upper(), int(pixels or 256))}
+        return {"main": published}
     model, others = load_model(name, source.family)
     return {"main": model.spec} | {network: other.spec for network, other in others.items()}
 

@@ -27,7 +27,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
     spec = engine.spec
     if prompt is not None:
         raise ValueError(f"{spec.name} is a class-label model and takes no prompt, got {prompt!r}; choose with --classes")
-    parsed = choose_rule(rule, spec.name)
+    parsed = choose_rule(rule, spec)
     plan = make_plan(engine, parsed, run)
     labels, seeds = choose_samples(spec, run)
     check_fit(out, folder, len(labels), output)

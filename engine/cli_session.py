@@ -1,5 +1,6 @@
 """What the drawing commands share: opening a model, choosing samples, running with progress, timing."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segue.models.spec import SiTSpec
+from segue.models.sizes import FAMILIES, family_spec
+from segue.models.spec import ModelSpec, SiTSpec
 
 from .cli_options import DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .device import resolve_device, resolve_dtype
@@ -19,6 +21,7 @@ from .plan import Plan
 from .presets import ParsedRule, parse_rule
 from .selection import pair_samples, parse_integers, parse_labels
 
+_PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
 MOST_CLASSES = 24  # how many are drawn where none are chosen
 
 
@@ -27,6 +30,8 @@ def open_engine(source: Source) -> Engine:
     device = resolve_device(source.device)
     dtype = resolve_dtype(source.dtype, device)
     name = source.model or DEFAULT_MODEL
+    if published_spec(name):
+        raise ValueError(f"{name} is a size, which segue plan takes; drawing needs a checkpoint")
     engine = Engine.from_pretrained(name, family=source.family, device=device, dtype=dtype)
     if not isinstance(engine.spec, SiTSpec):
         raise ValueError(f"the command line draws from class-label models, and {name!r} is not one")
@@ -34,8 +39,17 @@ def open_engine(source: Source) -> Engine:
     return engine
 
 
-def choose_rule(rule: RuleOptions, model: str) -> ParsedRule:
-    return parse_rule(rule.text or DEFAULT_RULE, model, rule.flags)
+def published_spec(name: str) -> SiTSpec | None:
+    """The spec of a published size such as ``SiT-XL/2-512``, or None for any other name."""
+    match = _PUBLISHED.fullmatch(name)
+    if not match:
+        return None
+    family, size, pixels = match.groups()
+    return family_spec(family.lower(), size.upper(), int(pixels or 256))
+
+
+def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule:
+    return parse_rule(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
 
 
 def choose_samples(spec: SiTSpec, run: RunOptions, most: int = MOST_CLASSES) -> tuple[list[int], list[int]]:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.spec import ModelSpec
+
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .selection import parse_integers
 from .window import Window
@@ -166,6 +169,20 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "sd3.5-large": {"cfg": {"scale": 4.5}},
 }
 
+_SD3_SIZES = {  # depth, width, dual attention: SD3 checkpoints are told apart by size, their names are anybody's
+    (24, 1536, False): "sd3-medium",
+    (24, 1536, True): "sd3.5-medium",
+    (38, 2432, False): "sd3.5-large",
+}
+
+
+def preset_name(model: str | ModelSpec) -> str:
+    """The name under which a model's defaults are kept; its own name if there are none."""
+    if isinstance(model, MMDiTSpec) and model.name not in DEFAULTS:
+        return _SD3_SIZES.get((model.depth, model.dim, bool(model.dual_layers)), model.name)
+    return model.name if isinstance(model, ModelSpec) else model
+
+
 # --- parsing ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,13 +235,13 @@ class ParsedRule:
         return " + ".join(part.summary for part in self.parts)
 
 
-def parse_rule(text: str, model: str = "", options: Mapping[str, str] | None = None) -> ParsedRule:
-    """Read a rule or a sum of rules; ``model`` is the name whose default numbers apply (``engine.spec.name``).
+def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:
+    """Read a rule or a sum of rules; ``model``, such as ``engine.spec``, is the one whose default numbers apply.
 
     ``options`` are further ``option: value`` texts for a single rule, as command-line flags give them.  Raises
     ``ValueError`` with the known names or options.
     """
-    texts = re.split(r"\+(?=\s*[A-Za-z])", text)
+    texts, model = re.split(r"\+(?=\s*[A-Za-z])", text), preset_name(model)
     if options and len(texts) > 1:
         name, value = next(iter(options.items()))
         raise ValueError(f"{name} {value} belongs to one rule, but {text!r} is a sum; write it inside, as in cfg:{name}=...")

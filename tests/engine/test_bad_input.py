@@ -236,6 +236,7 @@ ARGUMENTS = [
     (["--max-batch", "0"], "got 0"),
     (["--prompt", "a red leaf"], "class-label model and takes no prompt, got 'a red leaf'"),
     (["--model", "nowhere.safetensors"], "'nowhere.safetensors'"),
+    (["--model", "SiT-XL/2"], "SiT-XL/2 is a size"),
     (["--out", "leaf.jpg"], "leaf.jpg"),
     (["--out", "all.png", "--no-grid"], "5 pictures without a grid need a folder, got the file all.png"),
     (["--zoom", "0"], "'0'"),

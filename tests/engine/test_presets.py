@@ -19,8 +19,9 @@ from segue import (
     flow_shift,
     parse_rule,
 )
-from segue.engine.presets import DEFAULTS, KINDS, NamedRule, ParsedRule
+from segue.engine.presets import DEFAULTS, KINDS, NamedRule, ParsedRule, preset_name
 from segue.engine.selection import pair_samples, parse_integers, parse_labels
+from segue.models.mmdit_spec import MMDiTSpec
 
 EQUAL = [
     ("none", Unguided()),
@@ -93,6 +94,18 @@ def test_every_default_is_complete_and_named_options_replace_it(model, name):
     changed = parse_rule(f"{name}:{first}=0.25", model).parts[0].options
     assert dict(changed) == DEFAULTS[model][name] | {first: 0.25}
     assert changed == parse_rule(name, model, {first: "0.25"}).parts[0].options
+
+
+@pytest.mark.parametrize(
+    ("depth", "dim", "dual", "name"),
+    [(24, 1536, (), "sd3-medium"), (24, 1536, range(13), "sd3.5-medium"), (38, 2432, (), "sd3.5-large"), (4, 64, (), "mine")],
+)
+def test_sd3_checkpoints_are_known_by_their_size(depth, dim, dual, name):
+    size = {"channels": 16, "height": 128, "width": 128, "patch": 2, "heads": depth if depth > 4 else 2}
+    spec = MMDiTSpec("mine", depth=depth, dim=dim, dual_layers=tuple(dual), **size)
+    assert preset_name(spec) == name
+    if name != "mine":
+        assert parse_rule("cfg", spec) == parse_rule("cfg:scale=4.5")
 
 
 def test_the_sd3_default_is_the_published_recipe_at_28_steps():
