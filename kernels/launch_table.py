@@ -1,6 +1,6 @@
 """Launch configurations by architecture, operation and shape class.  Written by ``python -m segue.kernels.tune``."""
 
-from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, RowLaunch
+from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, ReadoutLaunch, RowLaunch
 
 PROVENANCE: dict[str, str] = {}
 
@@ -22,6 +22,8 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("linear_residual", "m64"): MatmulLaunch(64, 64, 64, 8, 4, 3),
         ("linear_residual", "m512"): MatmulLaunch(128, 128, 64, 8, 8, 3),
         ("linear_residual", "m4096"): MatmulLaunch(128, 128, 64, 8, 8, 3),
+        ("readout", "o64"): ReadoutLaunch(16, 64, 4, 2),
+        ("readout", "o256"): ReadoutLaunch(16, 64, 8, 2),
         ("attention", "k32"): AttentionLaunch(128, 64, 4, 3),
         ("attention", "k64"): AttentionLaunch(128, 64, 8, 3),
         ("attention", "k96"): AttentionLaunch(128, 64, 8, 3),

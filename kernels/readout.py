@@ -1,10 +1,17 @@
-"""The end of a network call: final norm and modulation, branch combination, projection to latent patches."""
+"""The end of a network call: final norm and modulation, branch combination, projection to latent patches, solver update."""
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import modulated_norm
+from .combine import solver_update
+from .launch import ReadoutLaunch, launch_config, size_class
+from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+
+MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each
 
 
 def combine_then_project(
@@ -36,3 +43,202 @@ def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
     rows, columns = height // patch, width // patch
     grid = patches.reshape(patches.shape[0], rows, columns, patch, patch, -1)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, height, width)
+
+
+def readout_update(
+    x: Tensor,
+    history: Tensor,
+    row: Tensor,
+    noise: Tensor | None,
+    h: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    rows: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor,
+    patch: int,
+) -> None:
+    """:func:`combine_then_project`, :func:`unpatchify` and the solver update of ``x`` and ``history``, in place.
+
+    For calls whose branches all share one head and combine early.  x, history, noise [B, C, H, W] fp32; row [B, 6].
+    """
+    output = unpatchify(combine_then_project(h, shift, scale, coefficients, rows, weight, bias), patch, *x.shape[-2:])
+    solver_update(x, output, history, noise, row)
+
+
+@jit()
+def update_patches(
+    p_x, p_history, p_noise, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
+    PATCH: tl.constexpr, CHANNELS: tl.constexpr, NOISE: tl.constexpr,
+):  # fmt: skip
+    """The solver update of the pixels that a block of patches covers."""
+    columns = width // PATCH
+    o_c = o_o % CHANNELS
+    o_y = (o_t // columns * PATCH)[:, None] + (o_o // (PATCH * CHANNELS))[None, :]
+    o_x = (o_t % columns * PATCH)[:, None] + (o_o // CHANNELS % PATCH)[None, :]
+    o_pixel = sample * (CHANNELS * height * width) + (o_c[None, :] * height + o_y) * width + o_x
+    p_row += sample * row_sample
+    b_x = tl.load(p_x + o_pixel, mask=m_y)
+    b_new = tl.load(p_row).to(tl.float32) * b_x + tl.load(p_row + row_column).to(tl.float32) * b_y
+    b_new += tl.load(p_row + 2 * row_column).to(tl.float32) * tl.load(p_history + o_pixel, mask=m_y)
+    if NOISE:
+        b_new += tl.load(p_row + 3 * row_column).to(tl.float32) * tl.load(p_noise + o_pixel, mask=m_y)
+    b_kept = tl.load(p_row + 4 * row_column).to(tl.float32) * b_x + tl.load(p_row + 5 * row_column).to(tl.float32) * b_y
+    tl.store(p_history + o_pixel, b_kept, mask=m_y)
+    tl.store(p_x + o_pixel, b_new, mask=m_y)
+
+
+@jit(do_not_specialize=["tokens", "height", "width"])
+def readout_kernel(
+    p_h, p_shift, p_scale, p_coefficients, p_weight, p_bias, p_out, p_x, p_history, p_noise, p_row,
+    tokens, h_block, h_sample, h_token, shift_block, shift_sample, scale_block, scale_sample,
+    coefficient_sample, coefficient_branch, row_sample, row_column, height, width, eps,
+    D: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BRANCHES: tl.constexpr, PATCH: tl.constexpr,
+    COMBINE: tl.constexpr, UPDATE: tl.constexpr, NOISE: tl.constexpr,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """Grid (token blocks, B).  Reads the hidden state twice (the second time from L2): statistics by merging two-pass
+    moments of ``WIDTH`` channels, then norm, modulation, combination in fp32 and the product."""
+    sample = tl.program_id(1).to(tl.int64)
+    o_t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    o_j = tl.arange(0, BLOCK_J)
+    o_d = tl.arange(0, WIDTH)
+    o_o = tl.arange(0, BLOCK_O)
+    m_j = o_j < BRANCHES
+    block = (ROWS >> (8 * o_j).to(tl.int64)) & 255
+    o_token = tl.minimum(o_t, tokens - 1).to(tl.int64) * h_token  # beyond the end: the last token again, not stored
+    p_hj = p_h + (block * h_block + sample * h_sample)[None, :, None] + o_token[:, None, None]
+    b_mean = tl.zeros([TOKENS, BLOCK_J], tl.float32)
+    b_squares = tl.zeros([TOKENS, BLOCK_J], tl.float32)
+    for first in range(0, D, WIDTH):
+        m_d = first + o_d < D
+        b_h = tl.load(p_hj + (first + o_d)[None, None, :], mask=m_j[None, :, None] & m_d[None, None, :], other=0.0)
+        b_h = b_h.to(tl.float32)
+        count = tl.minimum(WIDTH, D - first).to(tl.float32)
+        b_part = tl.sum(b_h, 2) / count
+        b_centred = tl.where(m_d[None, None, :], b_h - b_part[:, :, None], 0.0)
+        b_delta = b_part - b_mean
+        share = count / (count + first)
+        b_squares += tl.sum(b_centred * b_centred, 2) + b_delta * b_delta * (share * first)
+        b_mean += b_delta * share
+    b_rstd = tl.rsqrt(b_squares / D + eps)
+    b_c = tl.where(m_j, 1.0, 0.0)
+    if COMBINE:
+        p_c = p_coefficients + sample * coefficient_sample + o_j * coefficient_branch
+        b_c = tl.load(p_c, mask=m_j, other=0.0).to(tl.float32)
+    p_shift += (block * shift_block + sample * shift_sample)[:, None]
+    p_scale += (block * scale_block + sample * scale_sample)[:, None]
+    b_bias = tl.load(p_bias + o_o, mask=o_o < OUTPUTS, other=0.0).to(tl.float32)
+    b_y = tl.zeros([TOKENS, BLOCK_O], tl.float32) + (b_bias * tl.sum(b_c, 0))[None, :]
+    for first in range(0, D, WIDTH):
+        m_d = first + o_d < D
+        m_jd = m_j[:, None] & m_d[None, :]
+        b_h = tl.load(p_hj + (first + o_d)[None, None, :], mask=m_jd[None, :, :], other=0.0).to(tl.float32)
+        b_shift = tl.load(p_shift + (first + o_d)[None, :], mask=m_jd, other=0.0).to(tl.float32)
+        b_scale = tl.load(p_scale + (first + o_d)[None, :], mask=m_jd, other=0.0).to(tl.float32) + 1.0
+        b_z = (b_h - b_mean[:, :, None]) * b_rstd[:, :, None] * b_scale[None, :, :] + b_shift[None, :, :]
+        b_z = tl.sum(b_z * b_c[None, :, None], 1)
+        m_w = m_d[:, None] & (o_o < OUTPUTS)[None, :]
+        b_w = tl.load(p_weight + (o_o * D)[None, :] + (first + o_d)[:, None], mask=m_w, other=0.0)
+        b_y = tl.dot(b_z.to(b_w.dtype), b_w, b_y, input_precision="ieee")
+    m_y = (o_t < tokens)[:, None] & (o_o < OUTPUTS)[None, :]
+    if UPDATE:
+        update_patches(
+            p_x, p_history, p_noise, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
+            PATCH, OUTPUTS // (PATCH * PATCH), NOISE,
+        )  # fmt: skip
+    else:
+        o_y = ((sample * tokens + o_t) * OUTPUTS)[:, None] + o_o[None, :]
+        tl.store(p_out + o_y, b_y, mask=m_y)
+
+
+def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], weight: Tensor, bias: Tensor) -> dict:
+    """What every launch of the kernel shares; h [J', B, L, D]."""
+    if not 1 <= len(rows) <= MAX_BRANCHES or not all(0 <= row < min(len(h), MAX_ROW_BLOCKS) for row in rows):
+        raise ValueError(f"rows must name 1 to {MAX_BRANCHES} of {len(h)} row blocks, got {rows}")
+    if weight.shape[1] != h.shape[3] or shift.shape[1:] != (h.shape[1], h.shape[3]) or shift.shape != scale.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (h, shift, scale, weight))
+        raise ValueError(f"state, shift, scale and weight do not fit: {shapes}")
+    h, shift, scale = dense(h), dense(shift), dense(scale)
+    config = _config(h, weight)
+    arguments = {"p_h": h, "p_shift": shift, "p_scale": scale, "p_coefficients": h, "p_weight": weight.contiguous()}
+    arguments |= {"p_bias": bias.contiguous(), "p_out": h, "p_x": h, "p_history": h, "p_noise": h, "p_row": h}
+    arguments |= {"tokens": h.shape[2], "h_block": h.stride(0), "h_sample": h.stride(1), "h_token": h.stride(2)}
+    arguments |= {"shift_block": shift.stride(0), "shift_sample": shift.stride(1), "scale_block": scale.stride(0)}
+    arguments |= {"scale_sample": scale.stride(1), "coefficient_sample": 0, "coefficient_branch": 0, "row_sample": 0}
+    arguments |= {"row_column": 0, "height": 0, "width": 0, "eps": 1e-6, "D": h.shape[3], "OUTPUTS": len(weight)}
+    arguments |= {"ROWS": sum(row << (8 * j) for j, row in enumerate(rows)), "BRANCHES": len(rows), "PATCH": 1}
+    arguments |= {"COMBINE": False, "UPDATE": False, "NOISE": False, "TOKENS": config.tokens, "WIDTH": config.width}
+    return arguments | {"BLOCK_J": next_power_of_two(len(rows)), "BLOCK_O": max(16, next_power_of_two(len(weight)))}
+
+
+def _config(h: Tensor, weight: Tensor) -> ReadoutLaunch:
+    return launch_config("readout", size_class("o", len(weight), (64, 256)), architecture(h.device))
+
+
+def _launch(h: Tensor, weight: Tensor, arguments: dict) -> None:
+    config = _config(h, weight)
+    launch(readout_kernel, (-(-h.shape[2] // config.tokens), h.shape[1]), arguments, config.warps, config.stages)
+
+
+def _combination(coefficients: Tensor, h: Tensor, rows: tuple[int, ...]) -> dict:
+    if coefficients.shape != (h.shape[1], len(rows)):
+        raise ValueError(f"coefficients must be {(h.shape[1], len(rows))}, got {tuple(coefficients.shape)}")
+    strides = {"coefficient_sample": coefficients.stride(0), "coefficient_branch": coefficients.stride(1)}
+    return strides | {"p_coefficients": coefficients, "COMBINE": True}
+
+
+def combine_then_project_triton(
+    h: Tensor, shift: Tensor, scale: Tensor, coefficients: Tensor, rows: tuple[int, ...], weight: Tensor, bias: Tensor
+) -> Tensor:
+    """:func:`combine_then_project` as one kernel; the product is accumulated and returned in fp32."""
+    arguments = _arguments(h, shift, scale, rows, weight, bias) | _combination(coefficients, h, rows)
+    out = torch.empty(h.shape[1], h.shape[2], len(weight), device=h.device)
+    _launch(h, weight, arguments | {"p_out": out})
+    return out
+
+
+def project_triton(h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """:func:`project` as one kernel."""
+    arguments = _arguments(h[None], shift[None], scale[None], (0,), weight, bias)
+    out = torch.empty(h.shape[0], h.shape[1], len(weight), device=h.device)
+    _launch(h[None], weight, arguments | {"p_out": out})
+    return out
+
+
+def readout_update_triton(
+    x: Tensor,
+    history: Tensor,
+    row: Tensor,
+    noise: Tensor | None,
+    h: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    rows: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor,
+    patch: int,
+) -> None:
+    """:func:`readout_update` as one kernel; ``x`` and ``history`` must be contiguous."""
+    height, width = x.shape[-2:]
+    if not (x.is_contiguous() and history.is_contiguous()):
+        raise ValueError("the state and the history must be contiguous to be updated in place")
+    if x[0].numel() != h.shape[2] * len(weight) or len(x) != h.shape[1] or height % patch or width % patch:
+        raise ValueError(f"a state {tuple(x.shape)} does not consist of {h.shape[2]} patches of {len(weight)} numbers")
+    arguments = _arguments(h, shift, scale, rows, weight, bias) | _combination(coefficients, h, rows)
+    arguments |= {"p_x": x, "p_history": history, "p_row": row, "row_sample": row.stride(0), "row_column": row.stride(1)}
+    arguments |= {"p_noise": h if noise is None else noise.contiguous(), "NOISE": noise is not None, "UPDATE": True}
+    _launch(h, weight, arguments | {"height": height, "width": width, "PATCH": patch})
+
+
+def bytes_moved(samples: int, branches: int, tokens: int, width: int, outputs: int, itemsize: int, update: bool) -> int:
+    """Least traffic: hidden state, vectors and weight in once; patches out in fp32, or state and history in and out."""
+    read = itemsize * (samples * branches * (tokens + 2) * width + outputs * width)
+    return read + 4 * samples * tokens * outputs * (4 if update else 1)
+
+
+def flops(samples: int, branches: int, tokens: int, width: int, outputs: int) -> int:
+    """Norm 5, modulation 2 and combination 2 per hidden element and branch; one product."""
+    return samples * tokens * width * (9 * branches + 2 * outputs)
