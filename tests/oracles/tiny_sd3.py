@@ -71,8 +71,8 @@ def tiny_t5(width: int, seed: int):
     return tokenizer, randomize(T5EncoderModel(config), seed)
 
 
-def tiny_vae(seed: int):
-    """An autoencoder with 4 latent channels, 2 pixels per latent, and SD3's scaling and shift factors."""
+def tiny_vae(seed: int, channels: int = 4):
+    """An autoencoder with 2 pixels per latent, and SD3's scaling and shift factors."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def tiny_vae(seed: int):
         block_out_channels=(4, 8),
         layers_per_block=1,
         norm_num_groups=2,
-        latent_channels=4,
+        latent_channels=channels,
         sample_size=16,
         scaling_factor=1.5305,
         shift_factor=0.0609,
@@ -103,7 +103,7 @@ def tiny_components(kind: str = "sd3.5-medium", seed: int = 0, scheduler=None, *
         return {
             "transformer": tiny_transformer(kind, seed, **changes),
             "scheduler": scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
-            "vae": tiny_vae(seed),
+            "vae": tiny_vae(seed, changes.get("in_channels", 4)),
             "text_encoder": text_encoder,
             "tokenizer": tokenizer,
             "text_encoder_2": text_encoder_2,

@@ -1,0 +1,140 @@
+"""Detaching leaves no trace, and an attached engine costs little memory."""
+
+import gc
+
+import pytest
+import torch
+from attached_runs import PATHS, draw, forced
+from tiny_sd3 import tiny_pipeline
+
+import segue
+from segue import CFG, SkipLayer
+
+CALL = {"prompt": ["leaf", "bee"], "guidance_scale": 4.5, "num_inference_steps": 3}
+RULE = CFG(4.5) + SkipLayer(2.0, (1, 3))
+
+
+def tensor_state(tensor: torch.Tensor) -> tuple:
+    storage = tensor.untyped_storage()
+    return id(tensor), tensor.requires_grad, tensor.dtype, tensor.stride(), tensor.storage_offset(), storage.nbytes()
+
+
+def object_state(pipe) -> dict:
+    """What the pipeline and its transformer are made of, by identity; values of tensors are compared apart."""
+    transformer = pipe.transformer
+    return {
+        "tensors": {name: tensor_state(tensor) for name, tensor in transformer.state_dict(keep_vars=True).items()},
+        "modules": {name: (id(module), type(module), sorted(vars(module))) for name, module in transformer.named_modules()},
+        "processors": {name: id(processor) for name, processor in transformer.attn_processors.items()},
+        "components": {name: id(component) for name, component in pipe.components.items()},
+        "config": (dict(transformer.config), dict(pipe.config)),
+        "attributes": sorted(vars(pipe)),
+        "forward": (transformer.forward, "forward" in vars(transformer)),
+    }
+
+
+def global_state(pipe) -> dict:
+    """Classes, functions and switches that belong to everyone."""
+    from diffusers.models.attention import JointTransformerBlock
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+    from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+
+    classes = (
+        type(pipe),
+        type(pipe.transformer),
+        type(pipe.scheduler),
+        JointTransformerBlock,
+        Attention,
+        JointAttnProcessor2_0,
+    )
+    return {
+        "classes": [{name: id(value) for name, value in vars(kind).items()} for kind in (*classes, torch.nn.Module)],
+        "attention": (id(torch.nn.functional.scaled_dot_product_attention), _AttentionBackendRegistry.get_active_backend()),
+        "hooks": dict(torch.nn.modules.module._global_forward_hooks),
+        "switches": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_float32_matmul_precision()),
+    }
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_detaching_leaves_no_trace(path, requires_grad):
+    pipe = tiny_pipeline("sd3.5-medium", seed=9)
+    pipe.transformer.requires_grad_(requires_grad)
+    before_images = draw(pipe, **CALL)
+    values = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    objects, globals_ = object_state(pipe), global_state(pipe)
+    with forced(pipe, path):
+        attachment = segue.attach(pipe, RULE)
+        draw(pipe, **CALL)
+        assert attachment.explain().startswith(f"path: {'packed' if path == 'packed' else 'the transformer'}")
+        assert global_state(pipe) == globals_
+        segue.detach(pipe)
+    assert object_state(pipe) == objects
+    assert global_state(pipe) == globals_
+    assert all(torch.equal(tensor, values[name]) for name, tensor in pipe.transformer.state_dict().items())
+    assert torch.equal(draw(pipe, **CALL), before_images)
+
+
+def test_attaching_without_a_run_leaves_no_trace():
+    pipe = tiny_pipeline(seed=9)
+    objects = object_state(pipe)
+    attachment = segue.attach(pipe, RULE)
+    assert attachment.explain() == "attached; no run yet" and attachment.plan is None
+    segue.detach(pipe)
+    assert object_state(pipe) == objects
+
+
+def test_an_attached_pipeline_is_saved_as_it_was(tmp_path):
+    from diffusers import SD3Transformer2DModel
+
+    pipe = tiny_pipeline(seed=9)
+    segue.attach(pipe, RULE)
+    draw(pipe, **CALL)
+    pipe.transformer.save_pretrained(tmp_path)
+    loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
+    wanted = tiny_pipeline(seed=9).transformer
+    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_attaching_again_replaces_the_rule():
+    pipe = tiny_pipeline(seed=9)
+    first = segue.attach(pipe, CFG(4.5))
+    guided = draw(pipe, **CALL)
+    assert segue.attach(pipe, None) is first
+    unguided = draw(pipe, **CALL)
+    segue.detach(pipe)
+    assert (guided - unguided).abs().max() > 0.01
+    assert torch.allclose(unguided, draw(pipe, **(CALL | {"guidance_scale": 1.0})), atol=1e-4)
+
+
+def live_storages() -> dict[int, int]:
+    """Bytes of every tensor storage that is alive, by address."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def buffer_storages(attachment) -> set[int]:
+    """The static buffers of the attached run: states, tables, rows."""
+    program = attachment._run.velocity.program
+    owners = (program, *program.rows.values())
+    return {value.untyped_storage().data_ptr() for owner in owners for value in vars(owner).values() if torch.is_tensor(value)}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_memory_beyond_weights_and_buffers(path):
+    """Every storage is counted: packed weights are the pipeline's own, and detaching gives everything back."""
+    pipe = tiny_pipeline(seed=9, attention_head_dim=48, caption_projection_dim=96)
+    draw(pipe, **CALL)
+    before = live_storages()
+    weights = sum({t.data_ptr(): t.nbytes for t in pipe.transformer.state_dict().values()}.values())
+    with forced(pipe, path):
+        attachment = segue.attach(pipe, RULE)
+        draw(pipe, **CALL)
+        during, buffers = live_storages(), buffer_storages(attachment)
+        assert buffers <= during.keys()
+        added = sum(size for address, size in during.items() if address not in buffers) - sum(before.values())
+        assert added <= 0.05 * weights
+        segue.detach(pipe)
+    del attachment
+    assert sum(live_storages().values()) <= sum(before.values()) + 0.001 * weights
