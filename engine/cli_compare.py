@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .cli_options import DEFAULT_MODEL, Output, RunOptions, Source
 from .cli_sample import check_output
-from .cli_session import captions, choose_samples, draw, make_plan, open_engine, print_warnings, warm_up
+from .cli_session import captions, choose_samples, class_title, draw, make_plan, open_engine, print_warnings, warm_up
 from .files import whole_file
 from .images import save_png
 from .plan import Plan
@@ -45,7 +45,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
         rows.append(Row(rule.title, images, rule.summary, measure))
         entries.append({"rule": rule.text, "title": rule.title, "seconds": round(seconds, 3), "plan": plan_dict(plan)})
     headers = captions(engine.spec, labels, seeds)
-    sheet = labelled_sheet(rows, output.zoom, headers, _title(plans[0], seeds))
+    sheet = labelled_sheet(rows, output.zoom, headers, _title(plans[0], labels, seeds))
     total = time.perf_counter() - began
     origin = Origin.of(engine, source.model or DEFAULT_MODEL, source.family)
     record = {"origin": vars(origin), "labels": labels, "seeds": seeds, "total_seconds": round(total, 3), "rules": entries}
@@ -62,10 +62,11 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     print(f"{len(labels)} pictures by {len(parsed)} rules in {total:.1f} s, in {out} and {beside}")
 
 
-def _title(plan: Plan, seeds: Sequence[int]) -> str:
+def _title(plan: Plan, labels: Sequence[int], seeds: Sequence[int]) -> str:
+    model = plan.spec.name if len(set(labels)) > 1 else f"{plan.spec.name}, {class_title(plan.spec, labels[0])}"
     spread = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     schedule = f"{plan.schedule.steps} steps, {plan.solver.name} solver, {plan.schedule.name} schedule"
-    return f"{plan.spec.name}  |  {schedule}  |  {spread}  |  the same noise in every row"
+    return f"{model}  |  {schedule}  |  {spread}  |  the same noise in every row"
 
 
 def _print_table(rules: Sequence[ParsedRule], plans: Sequence[Plan], entries: Sequence[dict]) -> None:

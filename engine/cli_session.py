@@ -15,7 +15,7 @@ from segue.models.spec import ModelSpec, SiTSpec
 
 from .cli_options import DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .device import resolve_device, resolve_dtype
-from .engine import Engine, SampleRun
+from .engine import Engine
 from .images import check_pixels
 from .plan import Plan
 from .presets import ParsedRule, parse_rule
@@ -101,9 +101,9 @@ def draw(
             callback=lambda _: advance(),
             check_finite=check_finite,
         )
-        latents = run.latents.cpu()  # waits for the device
+        run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began
-    return SampleRun(latents, plan, run.labels, run.seeds, run.calls, run.model).images, seconds
+    return run.images, seconds
 
 
 def warm_up(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
@@ -130,4 +130,9 @@ def captions(spec: SiTSpec, labels: Sequence[int], seeds: Sequence[int]) -> list
     """What to write at each picture: its class, or its seed where all are of one class."""
     if len(set(labels)) == 1 and len(labels) > 1:
         return [f"seed {seed}" for seed in seeds]
-    return [spec.class_names[label] if spec.class_names else f"class {label}" for label in labels]
+    return [class_title(spec, label) for label in labels]
+
+
+def class_title(spec: SiTSpec, label: int) -> str:
+    """What to call a class."""
+    return spec.class_names[label] if spec.class_names else f"class {label}"

@@ -70,7 +70,9 @@ def labelled_sheet(
     band = _line(label_font) + 6
     header_height = max((len(header.split()) for header in headers), default=0) * _line(header_font) + GAP
     title_height = _line(small) + GAP if title else 0
-    width = max(columns * (cell[0] + GAP) - GAP, *(_row_width(row, label_font, small) for row in rows))
+    width = max(
+        columns * (cell[0] + GAP) - GAP, int(small.getlength(title)) + 1, *(_row_width(row, label_font, small) for row in rows)
+    )
     sheet = _blank(width, title_height + header_height + len(rows) * (band + cell[1] + ROW_GAP) - ROW_GAP)
     draw, top = ImageDraw.Draw(sheet), MARGIN
     draw.text((MARGIN, top), title, FAINT, small)
