@@ -57,6 +57,10 @@ SPECS: dict[str, Callable[[], ModelSpec]] = {
 _NAME = re.compile(r"([^@:]+)(?:@(\d+))?(?::(\d+))?")
 
 
+class NotApplicable(ValueError):
+    """A model lacks what a rule needs."""
+
+
 @dataclass(frozen=True)
 class BenchModel:
     """A model of the benchmark, written ``NAME[@WIDTH][:SIZE]``: hidden width and image side in pixels.
@@ -85,19 +89,24 @@ class BenchModel:
         return cls(text, name, replace(spec, name=text))
 
     @property
+    def fixed(self) -> bool:
+        """Whether the weights, and with them the sizes, are those of a checkpoint."""
+        return self.name == BUNDLED
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The blocks that the weak branch skips."""
-        return BUNDLED_LAYERS if self.name == BUNDLED else SGG_LAYERS
+        return BUNDLED_LAYERS if self.fixed else SGG_LAYERS
 
     def rule(self, text: str) -> Guidance:
         """A rule of ``RULES`` with this model's numbers, switched after half of the steps, or any rule written in full.
 
-        Raises ``ValueError`` where the model cannot follow it.
+        Raises ``NotApplicable`` where the model cannot follow it, ``ValueError`` for a rule that does not exist.
         """
         layers, half = ",".join(map(str, self.layers)), "switch=fraction:0.5"
         exit_layer = self.spec.exits[0] if self.spec.exits else None
         if text == "sgg-exit" and exit_layer is None:
-            raise ValueError(f"{self.text} has no early-exit head, so sgg-exit does not apply")
+            raise NotApplicable(f"{self.text} has no early-exit head")
         written = {
             "cfg": f"cfg:scale={SCALE}",
             "slg": f"slg:weight={WEIGHT},layers={layers}",
@@ -108,7 +117,7 @@ class BenchModel:
 
     def build(self, device: torch.device) -> tuple[nn.Module, dict[str, nn.Module]]:
         """The network in fp32 and further networks by name; the bundled model brings its weights, others get random ones."""
-        if self.name == BUNDLED:
+        if self.fixed:
             return load_model(BUNDLED)
         network = MMDiT if isinstance(self.spec, MMDiTSpec) else SiT
         with torch.device(device):

@@ -19,16 +19,21 @@ class Ceilings:
     copy: Statistic
     products: dict[str, Statistic]
 
-    def seconds(self, flops: float, moved: float, dtype: str) -> float:
-        """The roofline: no less than the arithmetic, no less than the traffic.  Raises ``ValueError`` for other dtypes."""
-        if dtype not in self.products:
-            raise ValueError(f"no ceiling was measured for {dtype}; measured: {', '.join(self.products)}")
-        return max(flops / self.products[dtype].median, moved / self.copy.median)
+    def rate(self, dtype: torch.dtype) -> float:
+        """FLOP per second of the large product; raises ``ValueError`` for a dtype that was not measured."""
+        if dtype_name(dtype) not in self.products:
+            raise ValueError(f"no ceiling was measured for {dtype_name(dtype)}; measured: {', '.join(self.products)}")
+        return self.products[dtype_name(dtype)].median
+
+    def seconds(self, flops: float, moved: float, dtype: torch.dtype) -> float:
+        """The roofline: no less than the arithmetic, no less than the traffic."""
+        return max(flops / self.rate(dtype), moved / self.copy.median)
 
 
 def measure_ceilings(
     device: torch.device,
     timer: Timer,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
     repetitions: int = 7,
     copy_bytes: int | None = None,
     size: int | None = None,
@@ -41,7 +46,7 @@ def measure_ceilings(
     source = torch.randint(0, 2**31, (copy_bytes // 4,), dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     variants: dict[str, Callable[[], Tensor]] = {"copy": lambda: target.copy_(source)}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(left)
         variants[dtype_name(dtype)] = lambda a=left, b=right, o=out: torch.mm(a, b, out=o)

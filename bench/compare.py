@@ -1,7 +1,7 @@
 """Two sets of rows side by side: a difference counts when it is larger than the spread of both."""
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .rows import Row, latest, parse_rows, read_rows
@@ -32,6 +32,15 @@ class Difference:
         if not self.beyond_spread:
             return "same"
         return "better" if (self.change > 0) == (self.before.unit in HIGHER_IS_BETTER) else "worse"
+
+    def as_dict(self) -> dict:
+        """The rows of both sides, the relative change and the verdict, for machines."""
+        return {
+            "verdict": self.verdict,
+            "change": self.change,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+        }
 
     def __str__(self) -> str:
         before, after = self.before, self.after

@@ -10,6 +10,9 @@ from torch import Tensor
 FP32_BOUND = 1.2e-4
 # In half precision the bound is what plain PyTorch modules err by in the same precision, doubled as for single kernels.
 HALF_FACTOR = 2.0
+# Two half-precision runs of one peer in another order of operations: bf16 rounds to 2^-9, guidance multiplies the difference
+# of two such numbers by up to 5, and 28 calls add up.
+PEER_HALF_BOUND = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
         raise ValueError(f"results of shape {tuple(value.shape)} and {tuple(reference.shape)} cannot be compared")
     scale = reference.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return float((value.double() - reference.double()).abs().max() / scale)
+
+
+def peer_gate(value: Tensor, reference: Tensor, what: str) -> Gate:
+    """Judge a peer's draw against the plain diffusers loop under the same rule on the same weights."""
+    bound = FP32_BOUND if value.dtype == torch.float32 else PEER_HALF_BOUND
+    return Gate(relative_error(value, reference), bound, what)
 
 
 def gate(value: Tensor, plain: Tensor, exact: Tensor | None, what: str) -> Gate:

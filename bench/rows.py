@@ -3,7 +3,7 @@
 import csv
 import json
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .timing import Statistic
@@ -82,7 +82,7 @@ def make_row(
         p80=statistic.p80,
         n=statistic.n,
         dtype=dtype,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         expected=expected,
         note=note,
         **asdict(environment),

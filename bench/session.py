@@ -9,7 +9,7 @@ import torch
 
 from segue.engine.device import resolve_device, resolve_dtype
 
-from .ceilings import dtype_name
+from .ceilings import Ceilings, dtype_name, measure_ceilings
 from .correctness import Gate
 from .rows import Environment, Row, append_rows, latest, make_row, read_rows, write_csv
 from .timing import Statistic, Timer
@@ -25,11 +25,9 @@ class Settings:
     models: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
-    batch: int | None = None
+    batches: tuple[int, ...] = ()
     size: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    steps: int = 4
+    steps: int | None = None
     dtype: str | None = None
     device: str | None = None
     repetitions: int = 7
@@ -38,18 +36,19 @@ class Settings:
     quick: bool = False
 
     def __post_init__(self):
-        for name in ("batch", "size", "width", "depth"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.steps < 2 or self.steps % 2:
+        for name, values in (("batch", self.batches), ("size", (self.size,))):
+            for value in values:
+                if value is not None and value < 1:
+                    raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.steps is not None and (self.steps < 2 or self.steps % 2):
             raise ValueError(f"steps must be even and at least 2 (half above, half below the switch), got {self.steps}")
         if self.repetitions < 1:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
         for name in ("case_limit_s", "limit_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
-        _ = self.torch_dtype  # an unknown or absent device or dtype raises here
+        if self.torch_dtype == torch.float64:  # an unknown or absent device or dtype raises here as well
+            raise ValueError("float64 is not measured; accepted: float32, bfloat16, float16")
 
     @property
     def torch_device(self) -> torch.device:
@@ -60,6 +59,11 @@ class Settings:
     def torch_dtype(self) -> torch.dtype:
         """The dtype asked for, else bfloat16 on CUDA and float32 on the CPU; raises ``ValueError`` for an unknown one."""
         return resolve_dtype(self.dtype, self.torch_device)
+
+    @property
+    def calls(self) -> int:
+        """Calls of a run: the published 28 on CUDA; on the CPU one in each segment, which has the same cost ratios."""
+        return self.steps or (28 if self.torch_device.type == "cuda" else 2)
 
     @property
     def dtype_name(self) -> str:
@@ -80,29 +84,37 @@ class Session:
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self):
-        self._start = self.now()
-        self._finished: set[tuple[str, str]] = set()
+        self._start, self._ceilings = self.now(), None
+        self._case_start, self._longest = self._start, 0.0
+        self._finished: set[tuple[str, str, str]] = set()
         if self.path is not None and self.path.exists():
             existing = read_rows(self.path)
             if self.resume:
-                self._finished = {
-                    (row.suite, row.case)
-                    for row in existing
-                    if row.device == self.environment.device and row.dtype == self.settings.dtype_name
-                }
+                here = [row for row in existing if row.device == self.environment.device]
+                self._finished = {(row.suite, row.case, row.dtype) for row in here}
+
+    def ceilings(self) -> Ceilings:
+        """The ceilings of this machine, measured once in this run."""
+        if self._ceilings is None:
+            dtypes = dict.fromkeys((torch.float32, torch.bfloat16, self.settings.torch_dtype))
+            self._ceilings = measure_ceilings(self.settings.torch_device, self.timer, tuple(dtypes))
+        return self._ceilings
 
     @property
     def minutes_left(self) -> float:
         return self.settings.limit_minutes - (self.now() - self._start) / 60
 
-    def wants(self, suite: str, case: str) -> bool:
+    def wants(self, suite: str, case: str, dtype: str | None = None) -> bool:
         """Whether a case should run now; says why not."""
-        if (suite, case) in self._finished:
+        if (suite, case, dtype or self.settings.dtype_name) in self._finished:
             self.echo(f"{suite} {case}: already in {self.path.name}, skipped")
             return False
-        if self.minutes_left <= 0:
-            self.echo(f"{suite} {case}: not run, the limit of {self.settings.limit_minutes:g} minutes is reached")
+        if 60 * self.minutes_left <= self._longest:  # a case may take as long as the longest so far
+            self.echo(
+                f"{suite} {case}: not run, {max(self.minutes_left, 0):.1f} of {self.settings.limit_minutes:g} minutes left"
+            )
             return False
+        self._case_start = self.now()
         return True
 
     def passes(self, suite: str, case: str, gate: Gate) -> bool:
@@ -123,14 +135,15 @@ class Session:
         statistic: Statistic,
         expected: float | None = None,
         note: str = "",
+        dtype: str | None = None,
     ) -> Row:
-        """A row of this session; written by :meth:`commit`."""
-        return make_row(
-            self.environment, suite, case, variant, metric, unit, statistic, self.settings.dtype_name, expected, note
-        )
+        """A row of this session; written by :meth:`commit`.  ``dtype`` where it is not that of the settings."""
+        dtype = dtype or self.settings.dtype_name
+        return make_row(self.environment, suite, case, variant, metric, unit, statistic, dtype, expected, note)
 
     def commit(self, rows: list[Row]) -> None:
         """Print and store the rows of a finished case together: a case is in the file as a whole or not at all."""
+        self._longest = max(self._longest, self.now() - self._case_start)
         for row in rows:
             self.echo(str(row))
         self.rows += rows

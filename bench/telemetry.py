@@ -1,8 +1,10 @@
 """What the machine did meanwhile: clocks, power, energy and memory; absent values are None, never zero."""
 
+import ctypes
 import importlib
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,38 +75,45 @@ class Telemetry:
 
 
 class PeakMemory:
-    """Peak memory of the work since :meth:`reset`: device allocations on CUDA, the process's resident size on Linux."""
+    """Peak memory of the work since :meth:`reset`.
+
+    On CUDA all that is allocated on the device, weights included; on Linux what the process needed beyond what it held at
+    rest (weights and buffers are held already).
+    """
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self._rest = device, 0
 
     @property
     def metric(self) -> str:
-        return "peak device memory" if self.device.type == "cuda" else "peak resident memory"
+        return "peak device memory" if self.device.type == "cuda" else "working memory"
 
     def reset(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif self._resettable:
+        elif self._readable:
+            with suppress(AttributeError):  # a C library that is not glibc keeps no freed memory to trim
+                ctypes.CDLL(None).malloc_trim(0)
             CLEAR_REFS.write_text(RESET_PEAK)
+            self._rest = status_bytes(STATUS.read_text(), "VmRSS")
 
     def read(self) -> int | None:
         """Bytes, None where the system does not tell."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return resident_peak(STATUS.read_text()) if self._resettable else None
+        return status_bytes(STATUS.read_text(), "VmHWM") - self._rest if self._readable else None
 
     @property
-    def _resettable(self) -> bool:
+    def _readable(self) -> bool:
         return STATUS.is_file() and CLEAR_REFS.exists()
 
 
-def resident_peak(status: str) -> int | None:
-    """Bytes of the ``VmHWM`` line of a /proc status text, None without one."""
+def status_bytes(status: str, name: str) -> int:
+    """A field of a /proc status text, in bytes; raises ``ValueError`` without it."""
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    return None
+    raise ValueError(f"the process status has no field {name}")
 
 
 def device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 import typer
 
+from segue.bench import cli as bench_commands
 from segue.engine import cli as engine_commands
 from segue.engine.cli_errors import CommandGroup
 from segue.training import cli as training_commands
@@ -18,6 +19,7 @@ app = typer.Typer(
 # each folder adds its own commands
 engine_commands.register(app)
 training_commands.register(app)
+bench_commands.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,183 @@
+"""``segue bench``: what the commands accept.
+
+Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
+"""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .suites import SUITES
+
+RESULTS = Path("bench/results")
+
+bench = typer.Typer(no_args_is_help=True, help="Measure what guidance costs here, beside other implementations.")
+
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="NAME, NAME@WIDTH or NAME:PIXELS, e.g. herbarium, sit-xl/2@576, sd3.5-medium:512; repeat it."),
+]
+RulesOption = Annotated[
+    list[str] | None, typer.Option("--rule", help="none, cfg, slg, sgg, sgg-exit, or a rule in full; repeat it.")
+]
+PeersOption = Annotated[
+    list[str] | None,
+    typer.Option("--peer", help="published on our modules, eager, compiled, modular, cache-dit, xdit; repeat it."),
+]
+BatchOption = Annotated[list[int] | None, typer.Option("--batch", help="Samples drawn together; repeat it.")]
+SizeOption = Annotated[int | None, typer.Option("--size", help="Image side in pixels.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Calls of a run, even; default 2 on the CPU, 28 on CUDA.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+RepetitionsOption = Annotated[int, typer.Option("--repetitions", help="Rounds of every case, at most.")]
+CaseLimitOption = Annotated[float, typer.Option("--case-seconds", help="Timed seconds of one case.")]
+LimitOption = Annotated[float, typer.Option("--limit-minutes", help="No case starts that might end after this.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="JSON-lines file to add rows to; a CSV file goes beside it.")]
+ResumeOption = Annotated[bool, typer.Option("--resume/--again", help="Skip cases that the file holds / measure them again.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="One small model, three rounds.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``segue bench`` to ``app``."""
+    app.add_typer(bench, name="bench")
+
+
+def _suite_command(name: str):
+    def command(
+        model: ModelsOption = None,
+        rule: RulesOption = None,
+        peer: PeersOption = None,
+        batch: BatchOption = None,
+        size: SizeOption = None,
+        steps: StepsOption = None,
+        dtype: DtypeOption = None,
+        device: DeviceOption = None,
+        repetitions: RepetitionsOption = 7,
+        case_seconds: CaseLimitOption = 60.0,
+        limit_minutes: LimitOption = 30.0,
+        threads: ThreadsOption = None,
+        out: OutOption = None,
+        resume: ResumeOption = True,
+        quick: QuickOption = False,
+    ) -> None:
+        from .runs import run_suites
+
+        run_suites((name,), out, resume, threads, **_settings(locals()))
+
+    return command
+
+
+def _settings(given: dict) -> dict:
+    """Options of a command as fields of :class:`segue.bench.session.Settings`."""
+    quick = given["quick"]
+    return {
+        "models": tuple(given["model"] or ()),
+        "rules": tuple(given["rule"] or ()),
+        "peers": tuple(given["peer"] or ()),
+        "batches": tuple(given["batch"] or ()),
+        "size": given["size"],
+        "steps": given["steps"],
+        "dtype": given["dtype"],
+        "device": given["device"],
+        "repetitions": min(given["repetitions"], 3) if quick else given["repetitions"],
+        "case_limit_s": given["case_seconds"],
+        "limit_minutes": given["limit_minutes"],
+        "quick": quick,
+    }
+
+
+for _name, _purpose in SUITES.items():
+    bench.command(_name, help=f"{_purpose[:1].upper()}{_purpose[1:]}.")(_suite_command(_name))
+
+
+@bench.command()
+def run(
+    suites: Annotated[str, typer.Option(help="Comma-separated suites, in this order.")] = "cost,e2e",
+    model: ModelsOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    repetitions: RepetitionsOption = 7,
+    case_seconds: CaseLimitOption = 40.0,
+    limit_minutes: LimitOption = 12.0,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = True,
+    quick: QuickOption = False,
+) -> None:
+    """Several suites under one time limit; start it again with the same --out to go on where it stopped.
+
+    Example: segue bench run --suites cost,e2e --limit-minutes 12 --out bench/results/cpu.jsonl
+    """
+    from .runs import run_suites
+
+    given = dict.fromkeys(("rule", "peer", "batch", "size", "steps")) | locals()
+    names = tuple(name.strip() for name in suites.split(","))
+    run_suites(names, out, resume, threads, **_settings(given))
+
+
+@bench.command()
+def table(
+    roofline: Annotated[bool, typer.Option(help="Also measure this machine and add the least times it allows.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """The cost of guidance by counting, from the model specs alone."""
+    from .runs import print_tables
+
+    print_tables(roofline, device, dtype)
+
+
+@bench.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="A result file or a git revision.")],
+    after: Annotated[str, typer.Argument(help="A result file or a git revision.")],
+    all_rows: Annotated[bool, typer.Option("--all", help="Also rows that agree within their spread.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit code 1 if anything is worse beyond its spread.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Flag the differences between two results that are larger than the spread of both."""
+    from .compare import compare as compare_rows
+    from .compare import load_side
+
+    differences, lone = compare_rows(load_side(before), load_side(after))
+    for difference in differences:
+        if json:
+            typer.echo(json_module.dumps(difference.as_dict()))
+        elif all_rows or difference.verdict != "same":
+            typer.echo(str(difference))
+    if not json:
+        for line in lone if all_rows else []:
+            typer.echo(line)
+        counts = {name: sum(d.verdict == name for d in differences) for name in ("worse", "better", "same")}
+        typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f", {len(lone)} on one side only")
+    if strict and any(difference.verdict == "worse" for difference in differences):
+        raise typer.Exit(1)
+
+
+@bench.command()
+def report(
+    results: Annotated[list[Path] | None, typer.Argument(help="Result files; default: all in bench/results.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.md and the plots.")] = RESULTS,
+    readme: Annotated[Path | None, typer.Option(help="A file whose marked block is replaced.")] = None,
+) -> None:
+    """Markdown tables and plots from result rows; with --readme also the block between its bench markers."""
+    from .report import write_report
+
+    for path in write_report(results or sorted(RESULTS.glob("*.jsonl")), out, readme):
+        typer.echo(f"wrote {path}")
+
+
+@bench.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder for log, rows and state; start again with it to go on.")],
+    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 8.0,
+    parts: Annotated[str | None, typer.Option(help="Comma-separated parts, in this order; default: all.")] = None,
+) -> None:
+    """One visit to a GPU: tests, tuning and benchmarks, part by part, resumable, into one folder."""
+    from .gpu_visit import run_visit
+
+    names = tuple(name.strip() for name in parts.split(",")) if parts else None
+    raise typer.Exit(run_visit(out, limit_minutes, names))

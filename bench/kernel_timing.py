@@ -1,0 +1,77 @@
+"""Timing one operation: several sets of arguments so that no cache holds them, many launches in one measurement."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .correctness import HALF_FACTOR, Gate, relative_error
+
+CACHE_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}  # well past the last cache of either
+MAX_SETS = 64
+# The error of the reference itself can be zero (a copy, a gather); then a few roundings of the output are allowed.
+FLOOR = {torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9, torch.float16: 4 * 2.0**-12}
+
+
+def argument_sets(make: Callable[[int], tuple[Any, ...]], device: torch.device) -> list[tuple[Any, ...]]:
+    """Enough independent argument tuples (by seed) that together they do not fit a cache, at least two."""
+    first = make(0)
+    size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(first) if isinstance(leaf, Tensor))
+    count = min(MAX_SETS, max(2, -(-CACHE_BYTES[device.type] // max(size, 1))))
+    return [first, *(make(seed) for seed in range(1, count))]
+
+
+def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> tuple[Callable[[], None], int]:
+    """A callable that runs ``function`` once on every set, replayed from a graph where asked, and how many runs that is."""
+
+    def run() -> None:
+        for arguments in sets:
+            function(*arguments)
+
+    if not graph:
+        return run, len(sets)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # everything is compiled before the capture
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured, capture_error_mode="thread_local"):
+        run()
+    return captured.replay, len(sets)
+
+
+def kernel_gate(kernel: Callable, reference: Callable, arguments: tuple[Any, ...], name: str) -> Gate:
+    """A kernel against the reference in fp64: at most twice the error that the reference makes in the same precision.
+
+    Everything returned and every argument written in place is compared; inputs are cloned.
+    """
+    exact = _outcome(reference, tree_map(_as_double, arguments))
+    plain = _outcome(reference, tree_map(_cloned, arguments))
+    tried = _outcome(kernel, tree_map(_cloned, arguments))
+    worst = Gate(0.0, 1.0, name)
+    for value, eager, wanted in zip(tried, plain, exact, strict=True):
+        bound = max(HALF_FACTOR * relative_error(eager, wanted), FLOOR.get(value.dtype, 2.0**-3))
+        gate = Gate(relative_error(value, wanted), bound, name)
+        if not gate.passed or gate.error / gate.bound > worst.error / worst.bound:
+            worst = gate
+        if not gate.passed:
+            break
+    return worst
+
+
+def _outcome(function: Callable, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Floating-point results, then floating-point arguments after the call, in fp64."""
+    returned = function(*arguments)
+    leaves = [*tree_leaves(returned), *tree_leaves(arguments)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _as_double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else _cloned(value)

@@ -1,0 +1,174 @@
+"""Other ways to draw the same samples, run beside ours in the same session; a peer that is missing gives one line."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import SCALE, WEIGHT, Workload
+from .correctness import peer_gate
+from .diffusers_loop import DiffusersLoop, diffusers_module
+
+Draw = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One variant of a case: its name, what was run in words, and the function that draws the batch.
+
+    ``reference`` draws what it should give, by the plain loop on the same weights; None for the plain loop itself.
+    """
+
+    name: str
+    what: str
+    draw: Draw
+    reference: Draw | None = None
+
+
+class PeerMissing(RuntimeError):
+    """A peer cannot run this model; the message says why."""
+
+
+def _loop(workload: Workload, calls: int) -> DiffusersLoop:
+    engine = workload.engine
+    module = diffusers_module(workload.model.spec, engine.device, engine.dtype)
+    return DiffusersLoop(module, workload.model, workload.batch, calls, engine.device, engine.dtype)
+
+
+def eager(workload: Workload, calls: int) -> list[Peer]:
+    """diffusers as it is: unguided, CFG, and the published SGG algorithm on its modules."""
+    loop = _loop(workload, calls)
+    kind = type(loop.module).__name__
+    return [
+        Peer("diffusers eager none", f"{kind}, one row per sample", loop.draw("none")),
+        Peer("diffusers eager cfg", f"{kind}, two rows per sample", loop.draw("cfg")),
+        Peer("diffusers eager sgg as published", f"{kind}, two rows always and a whole weak pass", loop.draw("sgg")),
+    ]
+
+
+def compiled(workload: Workload, calls: int) -> list[Peer]:
+    """The same with every transformer block compiled by ``torch.compile`` (regional compilation)."""
+    loop = _loop(workload, calls)
+    for block in loop.module.transformer_blocks:
+        block.compile()
+    what = f"{type(loop.module).__name__}, each block under torch.compile"
+
+    def peer(name: str, what: str, rule: str) -> Peer:
+        draw = loop.draw(rule)
+
+        def uncompiled() -> Tensor:
+            with torch.compiler.set_stance("force_eager"):
+                return draw()
+
+        return Peer(f"diffusers compiled {name}", what, draw, uncompiled)
+
+    return [
+        peer("none", what, "none"),
+        peer("cfg", what, "cfg"),
+        peer("sgg as published", f"{what}, two rows always and a whole weak pass", "sgg"),
+    ]
+
+
+def modular(workload: Workload, calls: int) -> list[Peer]:
+    """diffusers' modular guiders, driven as its modular SD3 pipeline drives them: one forward per prediction."""
+    loop = _loop(workload, calls)
+    from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
+
+    skip_layer = SkipLayerGuidance(
+        guidance_scale=SCALE,
+        skip_layer_guidance_scale=WEIGHT,
+        skip_layer_guidance_layers=list(workload.model.layers),
+        skip_layer_guidance_start=max(0.0, 0.5 - 1 / calls),  # its window excludes the first step
+        skip_layer_guidance_stop=1.0,
+        stop=0.5,
+    )
+    guiders = {"cfg": ClassifierFreeGuidance(guidance_scale=SCALE), "sgg": skip_layer}
+    data = {name: (value, loop.uncond[name]) for name, value in loop.cond.items()}
+
+    def guided_by(guider) -> Callable[[str, Tensor, int], Tensor]:
+        def guided(_rule: str, x: Tensor, call: int) -> Tensor:
+            sigma = loop.sigmas[call]
+            guider.set_state(step=call, num_inference_steps=calls, timestep=torch.tensor(1000 * sigma))
+            batches = guider.prepare_inputs(data)
+            for batch in batches:
+                guider.prepare_models(loop.module)
+                batch.noise_pred = loop.velocity(x, sigma, {name: getattr(batch, name) for name in data})
+                guider.cleanup_models(loop.module)
+            return guider(batches).pred
+
+        return guided
+
+    what = f"{type(loop.module).__name__} under {{}}, one forward per prediction"
+    return [
+        Peer(f"modular guider {rule}", what.format(type(guider).__name__), loop.draw(rule, guided_by(guider)), loop.draw(rule))
+        for rule, guider in guiders.items()
+    ]
+
+
+def cache_dit(workload: Workload, calls: int) -> list[Peer]:
+    """cache-dit around the diffusers module; approximate."""
+    loop = _loop(workload, calls)
+    if not hasattr(loop.module, "time_text_embed"):
+        raise PeerMissing("cache-dit supports the SD3 transformer here, not the class-conditional one")
+    import cache_dit as package
+
+    blocks = package.BlockAdapter(
+        transformer=loop.module,
+        blocks=loop.module.transformer_blocks,
+        forward_pattern=package.ForwardPattern.Pattern_1,
+    )
+    package.enable_cache(blocks, cache_config=package.DBCacheConfig(num_inference_steps=calls))
+    plain = loop.draw("none")
+
+    def draw() -> Tensor:
+        package.refresh_context(loop.module, num_inference_steps=calls, verbose=False)
+        return plain()
+
+    what = "DBCache with its defaults, approximate; what it reuses depends on the weights, and these are random"
+    return [Peer("cache-dit none", what, draw)]
+
+
+def xdit(workload: Workload, calls: int) -> list[Peer]:
+    """xDiT spreads one sample over several accelerators."""
+    raise PeerMissing("xDiT is installed, and parallelises over several GPUs; on one it runs the diffusers modules unchanged")
+
+
+# group -> the packages it needs, and the function that makes its peers
+GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Workload, int], list[Peer]]]] = {
+    "eager": (("diffusers",), eager),
+    "compiled": (("diffusers",), compiled),
+    "modular": (("diffusers",), modular),
+    "cache-dit": (("diffusers", "cache_dit"), cache_dit),
+    "xdit": (("xfuser",), xdit),
+}
+
+
+def missing_packages(group: str) -> list[str]:
+    """The packages that a group of peers needs and that are not installed."""
+    return [name for name in GROUPS[group][0] if importlib.util.find_spec(name) is None]
+
+
+def make_peers(group: str, workload: Workload, calls: int, echo: Callable[[str], None]) -> list[Peer]:
+    """The peers of a group that run here and draw what they should.  One line says what is missing or fails, and why."""
+    try:
+        made = GROUPS[group][1](workload, calls)
+    except (PeerMissing, ImportError) as error:
+        echo(f"peer {group}: not run, {error}")
+        return []
+    return [peer for peer in made if _draws(peer, echo)]
+
+
+def _draws(peer: Peer, echo: Callable[[str], None]) -> bool:
+    """Whether a peer runs and passes its gate; other people's code may raise anything, and its failure is a result."""
+    try:
+        drawn = peer.draw()
+        reference = drawn if peer.reference is None else peer.reference()
+    except Exception as error:
+        echo(f"peer {peer.name}: not run, it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        return False
+    gate = peer_gate(drawn, reference, "against the plain loop on the same weights")
+    if not gate.passed:
+        echo(f"peer {peer.name}: not timed, it draws something else ({gate})")
+    return gate.passed

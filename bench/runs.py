@@ -1,0 +1,56 @@
+"""From options to a session: the one place where suites are started."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from .cost_model import cost_table, roofline_table
+from .session import Session, Settings
+from .suites import SUITES, run_suite
+from .telemetry import Telemetry, environment
+from .timing import timer_for
+
+
+def command_line() -> str:
+    """The command as the user typed it, without the path of the program."""
+    return " ".join(["segue", *sys.argv[1:]])
+
+
+def open_session(settings: Settings, out: Path | None, resume: bool) -> Session:
+    """A session that measures on this machine."""
+    device = settings.torch_device
+    return Session(settings, environment(device, command_line()), timer_for(device), out, resume)
+
+
+def run_suites(names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, **options) -> None:
+    """Run suites one after the other in one session.  Raises ``ValueError`` for bad options before any work."""
+    for name in names:
+        if name not in SUITES:
+            raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    settings = Settings(**options)
+    session = open_session(settings, out, resume)
+    where = session.environment
+    session.echo(f"{where.device}, {where.threads} threads, {settings.dtype_name}, commit {where.commit}")
+    reason = Telemetry(settings.torch_device).reason
+    if reason:
+        session.echo(reason)
+    for name in names:
+        run_suite(name, session)
+    session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}")
+
+
+def print_tables(roofline: bool, device: str | None, dtype: str | None) -> None:
+    """The counted costs, and the least times on this machine where asked for."""
+    print(cost_table())
+    if roofline:
+        settings = Settings(device=device, dtype=dtype)
+        session = open_session(settings, None, resume=False)
+        ceilings = session.ceilings()
+        print(f"\n{session.environment.device}: copy {ceilings.copy.median / 1e12:.3g} TB/s, product", end=" ")
+        print(", ".join(f"{name} {rate.median / 1e12:.3g} TFLOP/s" for name, rate in ceilings.products.items()), end="\n\n")
+        print(roofline_table(ceilings, settings.torch_dtype))

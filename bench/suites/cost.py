@@ -1,0 +1,53 @@
+"""Suite ``cost``: guided over unguided time against what the plan says, and against the recipe as published."""
+
+from collections.abc import Callable
+from functools import partial
+
+from ..cases import RULES, BenchModel
+from ..published import PUBLISHED, stage_flops
+from ..session import Session
+from ..timing import Statistic, interleave, paired_ratio
+from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw
+
+NAME = "cost"
+BASE, AGAIN, AS_PUBLISHED = "none", "none (again)", "sgg as published"
+
+
+def run(session: Session) -> None:
+    """Measure every model.  ``none (again)`` is unguided sampling a second time: its ratio is the noise floor."""
+    settings = session.settings
+    rules = tuple(dict.fromkeys((BASE, *(settings.rules or RULES))))
+    cases = chosen_cases(session)
+    check_rules(cases, rules)
+    for model, batch in cases:
+        case = f"{model.text} batch {batch}, {settings.calls} calls"
+        if session.wants(NAME, case):
+            measure(session, model, batch, case, [rule for rule in rules if applicable(session, model, rule)])
+
+
+def measure(session: Session, model: BenchModel, batch: int, case: str, rules: list[str]) -> None:
+    """One model: gate, interleave, and the rows of what passed."""
+    settings = session.settings
+    workload = load_workload(session, model, batch)
+    gates = gate_rules(workload, {rule: model.rule(rule) for rule in rules}, settings.calls)
+    passed = [rule for rule in rules if session.passes(NAME, f"{case} {rule}", gates[rule])]
+    if BASE not in passed:
+        return
+    plans = {rule: workload.plan(model.rule(rule), settings.calls) for rule in passed}
+    draws: dict[str, Callable] = {rule: workload.sampler(plan) for rule, plan in plans.items()}
+    expected = {rule: plan.cost.relative for rule, plan in plans.items()}
+    draws[AGAIN], expected[AGAIN] = draws[BASE], 1.0
+    if "sgg" in plans:
+        draws[AS_PUBLISHED] = published_draw(workload, plans["sgg"])
+        expected[AS_PUBLISHED] = stage_flops(plans["sgg"], PUBLISHED) / plans[BASE].cost.flops
+    seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
+    row = partial(session.row, NAME, case)
+    rows = [row(name, "time of a run", "s", Statistic.of(values)) for name, values in seconds.items()]
+    for name, values in seconds.items():
+        if name != BASE:
+            ratio = paired_ratio(values, seconds[BASE])
+            rows.append(row(name, "cost relative to unguided", "x", ratio, expected[name]))
+    if AS_PUBLISHED in seconds:
+        gain = paired_ratio(seconds[AS_PUBLISHED], seconds["sgg"])
+        rows.append(row("sgg", "speed-up over the published algorithm", "x", gain, expected[AS_PUBLISHED] / expected["sgg"]))
+    session.commit(rows)

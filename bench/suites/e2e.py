@@ -1,0 +1,145 @@
+"""Suite ``e2e``: whole batches, side by side with other ways to draw them: images/s, latency, memory, energy."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from segue.engine.plan import Plan
+
+from ..cases import BenchModel, Workload
+from ..cost_model import roofline_seconds
+from ..peers import GROUPS, make_peers, missing_packages
+from ..rows import Row
+from ..session import Session
+from ..telemetry import PeakMemory, Telemetry
+from ..timing import Statistic, interleave, paired_ratio
+from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw
+
+NAME = "e2e"
+RULES = ("none", "cfg", "sgg")
+OWN = "published on our modules"  # the group whose only peer is the published algorithm on Segue's own networks
+ENERGY_SECONDS = 2.0  # the energy counter of a card moves in steps of tens of milliseconds
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to draw the batch, what was run in words, and its plan where Segue made one."""
+
+    draw: Callable
+    what: str
+    plan: Plan | None = None
+
+
+def run(session: Session) -> None:
+    """Measure every group of peers for every model; a group is a case of its own, with Segue's variants beside it."""
+    settings = session.settings
+    rules = settings.rules or RULES
+    groups = settings.peers or (next(iter(GROUPS)), OWN, *list(GROUPS)[1:])
+    for group in groups:
+        if group not in (OWN, *GROUPS):
+            raise ValueError(f"unknown peer {group!r}; known: {', '.join((OWN, *GROUPS))}")
+    cases = chosen_cases(session)
+    check_rules(cases, rules)
+    for group in groups:
+        missing = missing_packages(group) if group != OWN else []
+        if missing:
+            session.echo(f"peer {group}: not run, {' and '.join(missing)} not installed")
+            continue
+        for model, batch in cases:
+            case = f"{model.text} batch {batch}, {settings.calls} calls, {group}"
+            if session.wants(NAME, case):
+                measure(session, model, batch, case, group, [rule for rule in rules if applicable(session, model, rule)])
+
+
+def measure(session: Session, model: BenchModel, batch: int, case: str, group: str, rules: list[str]) -> None:
+    """One model beside one group of peers; no row where no peer runs or no rule passes its gate."""
+    settings = session.settings
+    workload = load_workload(session, model, batch)
+    peers = own_peer(session, workload, rules) if group == OWN else _peers(session, workload, group)
+    if not peers:
+        return
+    gates = gate_rules(workload, {rule: model.rule(rule) for rule in rules}, settings.calls)
+    variants = {}
+    for rule in rules:
+        if session.passes(NAME, f"{case} {rule}", gates[rule]):
+            plan = workload.plan(model.rule(rule), settings.calls)
+            variants[f"segue {rule}"] = Variant(
+                workload.sampler(plan), "Segue, from the tables of the run to the last call", plan
+            )
+    if variants:
+        variants |= peers
+        draws = {name: variant.draw for name, variant in variants.items()}
+        seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
+        rows = speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, seconds)
+        session.commit(rows + resource_rows(session, case, batch, variants, seconds))
+
+
+def own_peer(session: Session, workload: Workload, rules: list[str]) -> dict[str, Variant]:
+    """The published SGG algorithm on Segue's own networks."""
+    if "sgg" not in rules:
+        return {}
+    plan = workload.plan(workload.model.rule("sgg"), session.settings.calls)
+    what = "Segue's networks, two rows always and a whole weak pass, modulation in every call"
+    return {"segue modules sgg as published": Variant(published_draw(workload, plan), what)}
+
+
+def _peers(session: Session, workload: Workload, group: str) -> dict[str, Variant]:
+    made = make_peers(group, workload, session.settings.calls, session.echo)
+    return {peer.name: Variant(peer.draw, peer.what) for peer in made}
+
+
+def speed_rows(session: Session, case: str, batch: int, variants: dict[str, Variant], seconds: dict) -> list[Row]:
+    """Latency and images/s of every variant; for Segue also the roofline of its plan and the rate it achieves."""
+    settings, rows = session.settings, []
+    for name, values in seconds.items():
+        plan = variants[name].plan
+        row = partial(session.row, NAME, case, name, note=variants[name].what)
+        rooftop = plan and roofline_seconds(plan, batch, session.ceilings(), settings.torch_dtype)
+        rows.append(row("latency of a batch", "s", Statistic.of(values), rooftop))
+        rows.append(row("throughput", "images/s", Statistic.of(batch / values)))
+        if plan:
+            ceiling = session.ceilings().rate(settings.torch_dtype) / 1e12
+            rows.append(row("effective rate", "TFLOP/s", Statistic.of(plan.cost.flops * batch / values / 1e12), ceiling))
+    return rows
+
+
+def ratio_rows(session: Session, case: str, seconds: dict) -> list[Row]:
+    """How much faster Segue is than each peer under the same rule, and guided Segue against the unguided peer."""
+    rows = []
+    for name, values in seconds.items():
+        if name.startswith("segue ") and not name.startswith("segue modules"):
+            continue
+        rule = next((rule for rule in ("sgg", "cfg", "none") if rule in name.split()), None)
+        own = f"segue {rule}"
+        if own in seconds:
+            gain = paired_ratio(values, seconds[own])
+            rows.append(session.row(NAME, case, own, f"speed-up over {name}", "x", gain))
+        if rule == "none" and "segue sgg" in seconds:
+            ratio = paired_ratio(seconds["segue sgg"], values)
+            rows.append(session.row(NAME, case, "segue sgg", f"time relative to {name}", "x", ratio))
+    return rows
+
+
+def resource_rows(session: Session, case: str, batch: int, variants: dict[str, Variant], seconds: dict) -> list[Row]:
+    """Peak memory everywhere it can be read; energy, power and clocks where the card tells."""
+    device = session.settings.torch_device
+    memory, telemetry = PeakMemory(device), Telemetry(device)
+    rows = []
+    for name, variant in variants.items():
+        row = partial(session.row, NAME, case, name)
+        memory.reset()
+        repeats = max(1, math.ceil(ENERGY_SECONDS / float(seconds[name].min()))) if telemetry.reason is None else 1
+        before = telemetry.read()
+        session.timer(lambda draw=variant.draw, repeats=repeats: [draw() for _ in range(repeats)])
+        after = telemetry.read()
+        peak = memory.read()
+        if peak is not None:
+            rows.append(row(memory.metric, "GiB", Statistic(*[peak / 2**30] * 3, 1)))
+        if before and after and before.energy is not None and after.energy is not None:
+            joules = (after.energy - before.energy) / (repeats * batch)
+            rows.append(row("energy per image", "J", Statistic(*[joules] * 3, 1)))
+        for metric, unit, value in (("power", "W", after and after.power), ("SM clock", "MHz", after and after.sm_clock)):
+            if value is not None:
+                rows.append(row(metric, unit, Statistic(value, value, value, 1)))
+    return rows

@@ -1,0 +1,77 @@
+"""Suite ``step``: the time of one call per live set, and the waterfall from the published algorithm to the engine."""
+
+from functools import partial
+
+from segue.engine.plan import Plan
+
+from ..cases import BenchModel, Workload
+from ..published import WATERFALL, StagedSampler, stage_flops
+from ..rows import Row
+from ..session import Session
+from ..stages import engine_stages
+from ..timing import Statistic, interleave, paired_ratio
+from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload
+
+NAME = "step"
+
+
+def run(session: Session) -> None:
+    """Measure every model under one rule, ``sgg`` unless the settings name another."""
+    settings = session.settings
+    rule = (settings.rules or ("sgg",))[0]
+    cases = chosen_cases(session)
+    check_rules(cases, (rule,))
+    for model, batch in cases:
+        case = f"{model.text} batch {batch}, {settings.calls} calls, {rule}"
+        if session.wants(NAME, case) and applicable(session, model, rule):
+            measure(session, model, batch, case, rule)
+
+
+def measure(session: Session, model: BenchModel, batch: int, case: str, rule: str) -> None:
+    """One model: gate, then the live sets and the waterfall."""
+    workload, calls = load_workload(session, model, batch), session.settings.calls
+    if session.passes(NAME, case, gate_rules(workload, {rule: model.rule(rule)}, calls)[rule]):
+        plan = workload.plan(model.rule(rule), calls)
+        session.commit(live_set_rows(session, workload, plan, case) + waterfall_rows(session, workload, plan, case))
+
+
+def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -> list[Row]:
+    """Time of a single call for each live set of the plan, and relative to the conditional branch alone."""
+    settings, plain = session.settings, (0,)
+    program = workload.engine.prepare(plan, workload.conditions(plan), range(workload.batch), workload.state(plan))
+    first_call = {plain: 0} | {live: plan.live.index(live) for live in plan.live_sets}
+    names = {live: " | ".join(str(plan.branches[i]) for i in live) for live in first_call}
+
+    def call(live: tuple[int, ...]) -> None:
+        program.call.fill_(first_call[live])  # repeating a call never runs past the tables
+        program.advance(live)
+
+    timed = {names[live]: partial(call, live) for live in first_call}
+    seconds = interleave(timed, session.timer, settings.repetitions, settings.case_limit_s / 2)
+    rows = []
+    for live, name in names.items():
+        rows.append(session.row(NAME, case, name, "time of a call", "s", Statistic.of(seconds[name])))
+        if live != plain:
+            ratio = paired_ratio(seconds[name], seconds[names[plain]])
+            expected = plan.call_cost(live)[2] / plan.call_cost(plain)[2]
+            rows.append(session.row(NAME, case, name, "cost relative to an unguided call", "x", ratio, expected))
+    return rows
+
+
+def waterfall_rows(session: Session, workload: Workload, plan: Plan, case: str) -> list[Row]:
+    """Each optimisation switched on in turn.  Stages that this machine cannot run are named with the reason."""
+    settings = session.settings
+    conditions, state = workload.conditions(plan), workload.state(plan)
+    draws, flops = {}, {}
+    for name, stages in WATERFALL.items():
+        sampler = StagedSampler(workload.engine.models, plan, workload.batch, stages)
+        draws[name], flops[name] = partial(sampler.run, conditions, state), stage_flops(plan, stages)
+    draws |= engine_stages(workload, plan, session.echo)
+    seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
+    first, rows = next(iter(seconds)), []
+    for name, values in seconds.items():
+        rows.append(session.row(NAME, case, name, "time of a run", "s", Statistic.of(values)))
+        gain = paired_ratio(seconds[first], values)
+        expected = flops[first] / flops[name] if name in flops else None
+        rows.append(session.row(NAME, case, name, "speed-up over the published algorithm", "x", gain, expected))
+    return rows

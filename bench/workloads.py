@@ -1,0 +1,93 @@
+"""Which models and batches a run measures, and the gate that every sampling case passes before it is timed."""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from segue.engine.guidance import Guidance
+from segue.engine.plan import Plan
+
+from .cases import BUNDLED, BenchModel, NotApplicable, Workload
+from .correctness import Gate, gate
+from .published import PUBLISHED, StagedSampler
+from .session import Session
+
+GATE_CALLS = 4  # two in each segment: every live set, twice
+# (model, batch): what two CPU cores measure within minutes, and the models of the paper on a GPU
+CPU_CASES = ((BUNDLED, 24), ("sit-b/2", 1), ("sit-xl/2@576", 1), ("sd3.5-medium@384:256", 1))
+CUDA_CASES = (("sd3.5-medium", 1), ("sd3-medium", 1), ("dit-xl/2", 1), ("dit-xl/2", 8), (BUNDLED, 24))
+QUICK_CASES = (("sit-s/2", 1),)
+
+
+def chosen_cases(session: Session) -> list[tuple[BenchModel, int]]:
+    """The models and batches of a run, checked before any work.
+
+    Raises ``ValueError`` for a model, size or width that does not exist; where nothing was chosen and the bundled
+    checkpoints are not installed, says so and leaves them out.
+    """
+    settings = session.settings
+    cases = CUDA_CASES if settings.torch_device.type == "cuda" else CPU_CASES
+    pairs = tuple(QUICK_CASES if settings.quick else cases)
+    if settings.models:
+        usual = dict(reversed((*CPU_CASES, *CUDA_CASES)))
+        pairs = tuple((text, usual.get(text, 1)) for text in settings.models)
+    if settings.batches:
+        pairs = tuple((text, batch) for text in dict(pairs) for batch in settings.batches)
+    chosen = []
+    for text, batch in pairs:
+        try:
+            chosen.append((BenchModel.parse(text, settings.size), batch))
+        except FileNotFoundError as error:
+            if settings.models:
+                raise
+            session.echo(f"{text}: not run, {error}")
+    return chosen
+
+
+def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for a rule that is unknown or malformed, before any work."""
+    for model, _ in cases:
+        for rule in rules:
+            with suppress(NotApplicable):
+                model.rule(rule)
+
+
+def applicable(session: Session, model: BenchModel, rule: str) -> bool:
+    """Whether a model can follow a rule; says why not."""
+    try:
+        model.rule(rule)
+    except NotApplicable as error:
+        session.echo(f"{model.text} {rule}: not run, {error}")
+        return False
+    return True
+
+
+def gate_rules(workload: Workload, rules: Mapping[str, Guidance], calls: int) -> dict[str, Gate]:
+    """Every rule drawn by the engine against the published algorithm on the same networks, in few calls.
+
+    In half precision the published algorithm also runs in fp32, as the reference of both.
+    """
+    plans = {name: workload.plan(rule, min(calls, GATE_CALLS)) for name, rule in rules.items()}
+    drawn = {name: workload.sampler(plan)().clone() for name, plan in plans.items()}
+    plain = {name: published_draw(workload, plan)() for name, plan in plans.items()}
+    exact: dict[str, Tensor] = {}
+    if workload.engine.dtype != torch.float32:
+        models = {name: copy.deepcopy(model).float() for name, model in workload.engine.models.items()}
+        exact = {name: published_draw(workload, plan, models)() for name, plan in plans.items()}
+    return {name: gate(drawn[name], plain[name], exact.get(name), f"{name} against the published algorithm") for name in plans}
+
+
+def published_draw(workload: Workload, plan: Plan, models: Mapping[str, nn.Module] | None = None) -> Callable[[], Tensor]:
+    """A function that draws the batch as published: two rows always, a whole weak pass, modulation in every call."""
+    sampler = StagedSampler(models or workload.engine.models, plan, workload.batch, PUBLISHED)
+    return partial(sampler.run, workload.conditions(plan), workload.state(plan))
+
+
+def load_workload(session: Session, model: BenchModel, batch: int, graphs: bool | None = None) -> Workload:
+    """The model on the device and in the dtype of the session."""
+    settings = session.settings
+    return Workload.make(model, batch, settings.torch_device, settings.torch_dtype, graphs)
