@@ -213,8 +213,8 @@ def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[
 
 
 def _coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
-    """Overlaps of windows, and unguided holes between them."""
-    if len(guidance.terms) < 2:
+    """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
+    if not guidance.terms:
         return []
     chosen = np.array([term.window.select(step_sigmas) for term in guidance.terms])
     warnings = []
@@ -226,6 +226,10 @@ def _coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]
     guided = np.flatnonzero(chosen.any(axis=0))
     holes = [(int(a) + 2, int(b)) for a, b in zip(guided, guided[1:], strict=False) if b > a + 1]
     warnings += [f"steps {a} to {b} lie between two windows and are unguided" for a, b in holes]
+    count = len(step_sigmas)
+    if len(guided) and guided[-1] + 1 < count and all(term.window.kind == "steps" for term in guidance.terms):
+        # a recipe written for fewer steps; windows in sigma or fractions end where they are meant to
+        warnings.append(f"steps {guided[-1] + 2} to {count} come after the last window and are unguided")
     return warnings
 
 

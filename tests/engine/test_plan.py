@@ -75,6 +75,8 @@ def test_warnings_name_empty_windows_holes_overlaps_and_windows_past_the_end():
         CFG(2.0, window=Window.steps(1, 5)) + SkipLayer(1.0, (1,), window=Window.steps(4, 10))
     )
     assert "reaches past the last step" in warnings(CFG(2.0, window=Window.steps(5, 28)))
+    assert "steps 29 to 50 come after the last window" in warnings(CFG(2.0, window=Window.steps(1, 28)), steps=50)
+    assert "after the last" not in warnings(CFG(2.0, window=Window.sigma(0.5, 1.0)))
     assert "changes nothing" in warnings(SkipLayer(1.0, ()))
     assert warnings(SGG(CFG(2.0), SkipLayer(1.0, (1,)), 0.5)) == ""
 
