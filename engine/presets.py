@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.spec import ModelSpec
 
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
 from .selection import parse_integers
 from .window import Window
 
@@ -148,41 +148,6 @@ KINDS = {
     ),
 }
 
-# Default numbers by model name and rule; a rule without a row needs its options written out.  The SD3 row is the published
-# recipe (arXiv 2603.20584), 14 + 14 of 28 steps; skipping 7 to 9 damages SD3.5-large, which therefore has no layers here.
-_SD3 = {
-    "cfg": {"scale": 4.5},
-    "slg": {"weight": 3.0, "layers": (7, 8, 9)},
-    "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},
-}
-DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    "herbarium": {
-        "cfg": {"scale": 3.0},
-        "slg": {"weight": 2.0, "layers": (7, 8)},
-        "exit": {"weight": 1.0, "layer": 4},
-        "ag": {"weight": 1.0},
-        "sgg": {"scale": 3.0, "weight": 2.0, "layers": (7, 8), "switch": 0.6},
-        "sgg-exit": {"scale": 3.0, "weight": 1.0, "layer": 4, "switch": 0.6},
-    },
-    "sd3-medium": _SD3,
-    "sd3.5-medium": _SD3,
-    "sd3.5-large": {"cfg": {"scale": 4.5}},
-}
-
-_SD3_SIZES = {  # depth, width, dual attention: SD3 checkpoints are told apart by size, their names are anybody's
-    (24, 1536, False): "sd3-medium",
-    (24, 1536, True): "sd3.5-medium",
-    (38, 2432, False): "sd3.5-large",
-}
-
-
-def preset_name(model: str | ModelSpec) -> str:
-    """The name under which a model's defaults are kept; its own name if there are none."""
-    if isinstance(model, MMDiTSpec) and model.name not in DEFAULTS:
-        return _SD3_SIZES.get((model.depth, model.dim, bool(model.dual_layers)), model.name)
-    return model.name if isinstance(model, ModelSpec) else model
-
-
 # --- parsing ---------------------------------------------------------------------------------------------------------
 
 
@@ -238,19 +203,34 @@ class ParsedRule:
 def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:
     """Read a rule or a sum of rules; ``model``, such as ``engine.spec``, is the one whose default numbers apply.
 
-    ``options`` are further ``option: value`` texts for a single rule, as command-line flags give them.  Raises
-    ``ValueError`` with the known names or options.
+    ``options`` are further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be
+    a sum of the model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the
+    known names or options.
     """
     texts, model = re.split(r"\+(?=\s*[A-Za-z])", text), preset_name(model)
     if options and len(texts) > 1:
         name, value = next(iter(options.items()))
         raise ValueError(f"{name} {value} belongs to one rule, but {text!r} is a sum; write it inside, as in cfg:{name}=...")
-    rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {})) for part in texts))
+    recipe = RECIPES.get(model, {}).get(text.strip())
+    if recipe:
+        rule = _parse_recipe(text.strip(), recipe, model, dict(options or {}))
+    else:
+        rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {})) for part in texts))
     _ = rule.guidance  # values out of range raise here
     return rule
 
 
-def _parse_one(text: str, model: str, extra: dict[str, str]) -> NamedRule:
+def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str, extra: Mapping[str, str]) -> ParsedRule:
+    """A sum that a name stands for; an option goes to the rule of that name if it has it, else to the other that has."""
+    owned: dict[str, dict[str, str]] = {part: {} for part in recipe}
+    for option, value in extra.items():
+        owners = [part for part in (name, *recipe) if option in (*KINDS[part].needed, *KINDS[part].optional)]
+        owned[owners[0] if owners else name][option] = value
+    return ParsedRule(tuple(_parse_one(part, model, owned[part], recipe[part]) for part in recipe))
+
+
+def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping[str, Any] | None = None) -> NamedRule:
+    """One rule; ``extra`` are options given apart from the text, ``changes`` values that replace the model's defaults."""
     name, _, rest = text.partition(":")
     name = name.strip()
     if name not in KINDS:
@@ -265,10 +245,13 @@ def _parse_one(text: str, model: str, extra: dict[str, str]) -> NamedRule:
     for option in given:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
-    values = {**DEFAULTS.get(model, {}).get(name, {}), **{option: _parse_value(option, given[option]) for option in given}}
+    values = {**DEFAULTS.get(model, {}).get(name, {}), **(changes or {})}
+    values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
     if missing:
         where = f"model {model!r} has no default for it" if model else "no model is named to take defaults from"
+        if (model, missing[0]) in WITHHELD:
+            where += f", because {WITHHELD[model, missing[0]]}"
         raise ValueError(f"{name} needs {' and '.join(missing)}: {where}; write {name}:{missing[0]}=...")
     return NamedRule(name, tuple((option, values[option]) for option in known if option in values))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..guidance import CFG, SGG, UNCOND, Guidance, SkipLayer
 from ..plan import resolve_weights
-from ..presets import DEFAULTS
+from ..preset_numbers import DEFAULTS
 from ..selection import parse_integers
 
 HOOK = "sampler_calc_cond_batch_function"

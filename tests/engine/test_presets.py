@@ -1,5 +1,7 @@
 """Rules as text: names and options mean the same as the constructors, and a rule's own text repeats it exactly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,12 +18,14 @@ from segue import (
     SkipLayer,
     Unguided,
     Window,
+    compile_plan,
     flow_shift,
     parse_rule,
 )
-from segue.engine.presets import DEFAULTS, KINDS, NamedRule, ParsedRule, preset_name
+from segue.engine.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
+from segue.engine.presets import KINDS, NamedRule, ParsedRule
 from segue.engine.selection import pair_samples, parse_integers, parse_labels
-from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 
 EQUAL = [
     ("none", Unguided()),
@@ -86,7 +90,15 @@ def test_the_text_of_a_rule_repeats_it_exactly_whatever_the_defaults(rule):
     assert parse_rule(rule.text, "herbarium").text == rule.text
 
 
-@pytest.mark.parametrize(("model", "name"), [(model, name) for model, rules in DEFAULTS.items() for name in rules])
+def single(model: str, name: str) -> bool:
+    """Whether the name alone is one rule whose options all have defaults."""
+    withheld = {option for other, option in WITHHELD if other == model}
+    return name not in RECIPES.get(model, {}) and not withheld & set(KINDS[name].needed)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(model, name) for model, rules in DEFAULTS.items() for name in rules if single(model, name)]
+)
 def test_every_default_is_complete_and_named_options_replace_it(model, name):
     rule = parse_rule(name, model)
     assert dict(rule.parts[0].options) == DEFAULTS[model][name]
@@ -96,16 +108,14 @@ def test_every_default_is_complete_and_named_options_replace_it(model, name):
     assert changed == parse_rule(name, model, {first: "0.25"}).parts[0].options
 
 
-@pytest.mark.parametrize(
-    ("depth", "dim", "dual", "name"),
-    [(24, 1536, (), "sd3-medium"), (24, 1536, range(13), "sd3.5-medium"), (38, 2432, (), "sd3.5-large"), (4, 64, (), "mine")],
-)
-def test_sd3_checkpoints_are_known_by_their_size(depth, dim, dual, name):
-    size = {"channels": 16, "height": 128, "width": 128, "patch": 2, "heads": depth if depth > 4 else 2}
-    spec = MMDiTSpec("mine", depth=depth, dim=dim, dual_layers=tuple(dual), **size)
-    assert preset_name(spec) == name
-    if name != "mine":
-        assert parse_rule("cfg", spec) == parse_rule("cfg:scale=4.5")
+@pytest.mark.parametrize("size", SD3_SIZES)
+def test_sd3_checkpoints_are_known_by_their_size_whatever_their_name(size):
+    for name in ("mine", "herbarium", *SD3_SIZES):
+        assert preset_name(replace(sd3_spec(size), name=name)) == size
+        other = replace(sd3_spec(size), name=name, depth=22)
+        with pytest.raises(ValueError, match=f"cfg needs scale: model '{name}, 22 blocks of width {other.dim}' has no default"):
+            parse_rule("cfg", other)
+    assert parse_rule("cfg", replace(sd3_spec(size), name="mine")) == parse_rule("cfg:scale=4.5")
 
 
 def test_the_sd3_default_is_the_published_recipe_at_28_steps():
@@ -119,6 +129,38 @@ def test_the_sd3_default_is_the_published_recipe_at_28_steps():
         assert np.array_equal(plan.weights, expected.weights)
         half = engine.plan(parse_rule("sgg", model).guidance, schedule=flow_shift(50, 3.0))
         assert half.live == ((0, 1),) * 25 + ((0, 2),) * 25  # and it keeps its proportions at other step counts
+
+
+@pytest.mark.parametrize("model", ["sd3-medium", "sd3.5-medium"])
+@pytest.mark.parametrize("steps", [5, 6, 7, 28, 40, 50, 101])
+def test_slg_alone_is_stabilitys_recipe_on_sd3(model, steps):
+    """diffusers' StableDiffusion3Pipeline: guidance at every step i from 0, and the weak branch where .01 n < i < .2 n."""
+    plan = compile_plan(parse_rule("slg", model).guidance, flow_shift(steps), "euler", sd3_spec(model))
+    skipped = [0.01 * steps < i < 0.2 * steps for i in range(steps)]
+    assert plan.live == tuple((0, 1, 2) if skip else (0, 1) for skip in skipped)
+    assert [str(branch) for branch in plan.branches] == ["cond", "uncond", "cond skip 7,8,9"]
+    assert plan.weights.tolist() == [[3.5, 2.8 if skip else 0.0] for skip in skipped]
+
+
+def test_options_of_a_recipe_go_to_the_rule_that_has_them():
+    whole = "cfg:scale=6 + slg:weight=2,layers=3,window=fraction:0.01,0.2"
+    assert parse_rule("slg", "sd3-medium", {"scale": "6", "weight": "2", "layers": "3"}) == parse_rule(whole)
+    windowed = parse_rule("slg", "sd3-medium", {"window": "steps:1,3"})
+    assert windowed == parse_rule("cfg:scale=4.5 + slg:weight=2.8,layers=7-9,window=steps:1,3")
+    assert parse_rule("slg:weight=2", "sd3-medium") == parse_rule("slg:weight=2,layers=7-9")  # with a colon, the one rule
+    for text in (whole, "slg:weight=2,layers=7-9", windowed.text):
+        assert parse_rule(text, "sd3-medium").guidance == parse_rule(text).guidance
+    with pytest.raises(ValueError, match="slg has no option 'layer'"):
+        parse_rule("slg", "sd3-medium", {"layer": "3"})
+
+
+def test_sd35_large_has_no_default_layers_and_says_why():
+    for rule in ("sgg", "slg", "slg:weight=1", "cfg + slg"):
+        with pytest.raises(ValueError, match=r"needs layers: .*because the blocks 7, 8 and 9 .* damage its pictures"):
+            parse_rule(rule, "sd3.5-large")
+    assert parse_rule("sgg", "sd3.5-large", {"layers": "11-13"}) == parse_rule(
+        "sgg:scale=4.5,weight=3,layers=11-13,switch=fraction:0.5"
+    )
 
 
 # --- numbers and classes by text -------------------------------------------------------------------------------------

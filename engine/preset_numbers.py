@@ -1,0 +1,51 @@
+"""Each model's default numbers for guidance rules, and the sums that a rule's name alone stands for."""
+
+from typing import Any
+
+from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.sd3_sizes import SD3_SIZES, published_size
+from segue.models.spec import ModelSpec
+
+from .window import Window
+
+# Default numbers by model name and rule; a rule without a row needs its options written out.  The numbers of sgg on SD3 are
+# the published recipe (arXiv 2603.20584), 14 + 14 of 28 steps.
+_SD3 = {
+    "cfg": {"scale": 4.5},
+    "slg": {"weight": 2.8, "layers": (7, 8, 9)},
+    "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},
+}
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "herbarium": {
+        "cfg": {"scale": 3.0},
+        "slg": {"weight": 2.0, "layers": (7, 8)},
+        "exit": {"weight": 1.0, "layer": 4},
+        "ag": {"weight": 1.0},
+        "sgg": {"scale": 3.0, "weight": 2.0, "layers": (7, 8), "switch": 0.6},
+        "sgg-exit": {"scale": 3.0, "weight": 1.0, "layer": 4, "switch": 0.6},
+    },
+    "sd3-medium": _SD3,
+    "sd3.5-medium": _SD3,
+    "sd3.5-large": {
+        rule: {option: value for option, value in numbers.items() if option != "layers"} for rule, numbers in _SD3.items()
+    },
+}
+WITHHELD = {  # why a model has no default for an option that its relatives have one for
+    ("sd3.5-large", "layers"): "the blocks 7, 8 and 9 that suit SD3-medium and SD3.5-medium damage its pictures",
+}
+
+# A name alone that stands for a sum on some models: the rules of the sum, with the options that differ from the defaults.
+# slg: as Stability ships it, on top of classifier-free guidance (the defaults of diffusers' StableDiffusion3Pipeline, which
+# acts at steps i from 0 with 0.01 n < i < 0.2 n; at n = 100, 200, ... this window begins one step earlier).
+_STABILITY = {"slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}}}
+RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZES, _STABILITY)
+
+
+def preset_name(model: str | ModelSpec) -> str:
+    """The name under which a model's defaults are kept.
+
+    An SD3 is known by its size alone, since its name is that of anybody's folder; one of another size has no defaults.
+    """
+    if isinstance(model, MMDiTSpec):
+        return published_size(model) or f"{model.name}, {model.depth} blocks of width {model.dim}"
+    return model.name if isinstance(model, ModelSpec) else model
