@@ -25,8 +25,8 @@ class SchedulerCalls:
     def of(cls, scheduler: Any) -> "SchedulerCalls":
         """Read a scheduler after ``set_timesteps``: its noise levels as they are, from where the run begins.
 
-        A scheduler that tells the network rounded times (DPM-Solver and UniPC with flow sigmas do) is taken at the level it
-        tells.  Raises ``TypeError`` for a scheduler without noise levels, ``ValueError`` where calls and levels do not fit.
+        A scheduler that tells the network times rounded to integers (DPM-Solver and UniPC with flow sigmas do) is taken at the
+        level it tells.  Raises ``TypeError`` or ``ValueError`` for a scheduler that is not flow-matching.
         """
         from diffusers import FlowMatchHeunDiscreteScheduler
 
@@ -42,7 +42,13 @@ class SchedulerCalls:
         told = np.concatenate([times[:1], times[1::2]]) if heun else times
         if len(told) != len(levels) - 1:
             raise ValueError(f"{name} makes {len(times)} calls for {len(levels)} noise levels, which is no solver known here")
-        if not np.allclose(1000 * levels[:-1], told, rtol=1e-6, atol=0):
+        difference = np.abs(1000 * levels[:-1] - told).max()
+        if levels.max() > 1 or difference > 1:
+            raise ValueError(
+                f"{name} calls the network at time {told[0]:g} for noise level {levels[0]:g}; a flow-matching scheduler, with "
+                "levels in [0, 1] and times 1000 times as large, is needed"
+            )
+        if difference > 1e-3:  # more than the roundings of fp32
             levels = np.append(told / 1000, levels[-1])
         solver = velocity_solver(HEUN if heun else EULER)
         return cls(scheduler, scheduler.timesteps, first, Schedule(tuple(levels), name), solver)

@@ -1,0 +1,155 @@
+"""What cannot be guided is refused in one sentence, before the network runs, and the pipeline stays usable."""
+
+import re
+
+import pytest
+import torch
+from attached_runs import draw, draw_attached, forced
+from counted_rows import counted_rows
+from tiny_sd3 import tiny_pipeline, tiny_transformer
+
+import segue
+from segue import CFG, AutoGuidance, PerturbedLayers, SkipLayer, Window
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipeline(seed=13)
+
+
+def refused(error, message, function, *arguments, **keywords):
+    """The call raises one sentence, and no transformer block runs."""
+    with counted_rows() as rows, pytest.raises(error, match=message) as caught:
+        function(*arguments, **keywords)
+    assert "\n" not in str(caught.value)
+    assert not rows
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "rule"),
+    [
+        (TypeError, "guidance must be a Guidance rule, got 'cfg'", "cfg"),
+        (ValueError, "layer 6 does not exist: .* has layers 0 to 5", SkipLayer(2.0, (5, 6))),
+        (ValueError, "no network named 'weak'", AutoGuidance(1.5)),
+        (ValueError, "'parent' needs superclasses", CFG(3.0, condition="parent")),
+        (ValueError, "channels 5 is out of range", CFG(3.0, channels=5)),
+    ],
+)
+def test_rules(pipe, error, message, rule):
+    refused(error, message, segue.attach, pipe, rule)
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_pipelines_of_other_kinds(pipe):
+    refused(TypeError, "SD3Transformer2DModel is needed, got NoneType", segue.attach, object(), CFG(3.0))
+    pipe.transformer = pipe.vae
+    refused(TypeError, "SD3Transformer2DModel is needed, got AutoencoderKL", segue.attach, pipe, CFG(3.0))
+
+
+def test_transformers_of_unknown_shape(pipe):
+    pipe.transformer = tiny_transformer(in_channels=9)
+    refused(ValueError, r"out_channels must be at least channels \(9\), got 4", segue.attach, pipe, CFG(3.0))
+
+
+def test_detaching_what_is_not_attached(pipe):
+    refused(ValueError, "nothing is attached to this StableDiffusion3Pipeline", segue.detach, pipe)
+    segue.attach(pipe, CFG(3.0))
+    segue.detach(pipe)
+    refused(ValueError, "nothing is attached", segue.detach, pipe)
+
+
+def test_one_transformer_in_two_pipelines(pipe):
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    components = {name: part for name, part in pipe.components.items() if part is not None}
+    other = StableDiffusion3Img2ImgPipeline(**components)
+    segue.attach(pipe, CFG(3.0))
+    refused(ValueError, "another pipeline with the same transformer is attached", segue.attach, other, CFG(2.0))
+    refused(ValueError, "nothing is attached to this StableDiffusion3Img2ImgPipeline", segue.detach, other)
+
+
+def test_a_forward_replaced_by_someone_else(pipe):
+    def patched_forward(*arguments, **keywords):
+        raise AssertionError
+
+    pipe.transformer.forward = patched_forward
+    refused(ValueError, "was replaced by .*patched_forward; undo that", segue.attach, pipe, CFG(3.0))
+
+
+def test_the_unconditional_branch_without_a_negative_prompt(pipe):
+    segue.attach(pipe, CFG(3.0))
+    message = "uncond branch at call 1 of 5, .* pass guidance_scale > 1 to the pipeline"
+    refused(ValueError, message, draw, pipe, guidance_scale=1.0)
+    draw(pipe, guidance_scale=2.0)
+    segue.attach(pipe, SkipLayer(2.0, (2,)))
+    draw(pipe, guidance_scale=1.0)  # this rule needs none
+
+
+def test_the_pipelines_own_skip_layers(pipe):
+    segue.attach(pipe, CFG(3.0))
+    with pytest.raises(ValueError, match=r"skip_guidance_layers=\[2\] cannot join an attached rule; give SkipLayer"):
+        draw(pipe, guidance_scale=2.0, skip_guidance_layers=[2], skip_layer_guidance_stop=0.9)
+    draw(pipe, guidance_scale=2.0)
+
+
+def test_schedulers_that_are_not_flow_matching(pipe):
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+    segue.attach(pipe, CFG(3.0))
+    pipe.scheduler = DDIMScheduler()
+    refused(TypeError, "DDIMScheduler has no sigmas; a flow-matching scheduler is needed", draw, pipe)
+    pipe.scheduler = EulerDiscreteScheduler()
+    refused(ValueError, r"EulerDiscreteScheduler calls the network at time 999 for noise level 1.*flow-matching", draw, pipe)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=500)
+    refused(ValueError, "at time 500 for noise level 1; a flow-matching scheduler", draw, pipe)
+
+
+def test_calls_of_the_transformer_outside_the_run(pipe):
+    segue.attach(pipe, None)
+    draw(pipe, guidance_scale=1.0)
+    text = {"encoder_hidden_states": torch.zeros(2, 5, 24), "pooled_projections": torch.zeros(2, 20)}
+
+    def call(timestep, latents):
+        pipe.transformer(latents, timestep=torch.tensor(timestep).expand(2), **text)
+
+    refused(ValueError, "the scheduler has already made all its 5 calls", call, 900.0, torch.zeros(2, 4, 8, 8))
+    pipe.scheduler.set_timesteps(4)
+    message = "called at timestep 900, and the scheduler is at 1000: guidance is attached to another pipeline"
+    refused(ValueError, message, call, 900.0, torch.zeros(2, 4, 8, 8))
+    pipe._guidance_scale = 3.0
+    refused(ValueError, "two halves of the batch differ", call, 1000.0, torch.arange(512.0).view(2, 4, 8, 8))
+
+
+def test_perturbed_attention_without_packed_weights(pipe):
+    rule = PerturbedLayers(2.0, (2,), kind="attention_identity", window=Window.steps(2, 2))
+    packed = draw_attached(pipe, rule, "packed")
+    assert (packed.latents - draw(pipe, guidance_scale=1.0)).abs().max() > 0.01
+    with forced(pipe, "modules"):
+        segue.attach(pipe, rule)
+        refused(ValueError, "runs through its own modules has no attention_identity; only skip", draw, pipe)
+
+
+def test_transformers_compiled_as_a_whole(pipe):
+    whole = re.escape("compile its blocks instead: for block in pipe.transformer.transformer_blocks: block.compile()")
+    original = pipe.transformer
+    pipe.transformer = torch.compile(original, backend="eager")
+    refused(ValueError, whole, segue.attach, pipe, CFG(3.0))
+    pipe.transformer = original
+    segue.attach(pipe, CFG(3.0))
+    original.compile(backend="eager")
+    with pytest.raises(ValueError, match=whole):
+        draw(pipe, guidance_scale=2.0)
+
+
+def test_hooks_that_keep_state_between_calls(pipe):
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+
+    segue.attach(pipe, CFG(3.0))
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig())
+    refused(ValueError, "keeps state between calls of fixed rows; remove it", draw, pipe, guidance_scale=2.0)
+
+
+def test_tensors_for_attention_processors(pipe):
+    segue.attach(pipe, CFG(3.0))
+    message = r"joint_attention_kwargs\['mask'\] is a tensor, whose rows no branch can be given"
+    refused(ValueError, message, draw, pipe, guidance_scale=2.0, joint_attention_kwargs={"mask": torch.ones(2)})
