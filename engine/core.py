@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.kernels.dispatch import parse_kernels, select_kernels
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
@@ -26,7 +27,8 @@ ScheduleLike = str | Schedule | Sequence[float]
 class EngineCore:
     """Networks on a device, and the programs built for them.  ``models["main"]`` is the network that is sampled.
 
-    ``graphs`` captures steps as CUDA graphs (default: on CUDA); ``False`` runs the same steps eagerly.
+    ``graphs`` captures steps as CUDA graphs (default: on CUDA); ``False`` runs the same steps eagerly.  ``kernels`` chooses
+    implementations: ``auto``, ``reference``, ``triton``, or for single operations ``auto,attention=triton``.
     """
 
     MAX_PROGRAMS = 8
@@ -38,10 +40,14 @@ class EngineCore:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         graphs: bool | None = None,
+        kernels: str = "auto",
     ):
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         networks = {"main": model, **(models or {})}
+        backend, overrides = parse_kernels(kernels)
+        head_dims = {network.spec.head_dim for network in networks.values()}
+        self.selection = select_kernels(self.device, self.dtype, head_dims=head_dims, backend=backend, overrides=overrides)
         self.models = {name: network.to(self.device, self.dtype).eval() for name, network in networks.items()}
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
@@ -94,7 +100,7 @@ class EngineCore:
         if key not in self._programs:
             if len(self._programs) >= self.MAX_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
-            program = Program(key, plan, self.models, self.device)
+            program = Program(key, plan, self.models, self.device, self.selection.kernels)
             if self._capture is not None:
                 program.use_graphs(self._capture)
             self._programs[key] = program
@@ -130,6 +136,7 @@ class EngineCore:
     def explain(self) -> str:
         """What is loaded, where it runs, which programs and graphs exist."""
         lines = [f"device {self.device}, dtype {self.dtype}, graphs {'on' if self._capture else 'off'}"]
+        lines += self.selection.explain()
         for name, model in self.models.items():
             count = sum(parameter.numel() for parameter in model.parameters())
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")

@@ -2,7 +2,6 @@
 
 import json
 import platform
-from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -93,9 +92,10 @@ def _attention_backends() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, str]:
-    """The function behind every operation of an engine."""
-    chosen = {field.name: getattr(dispatch.REFERENCE, field.name) for field in fields(dispatch.Kernels)}
-    return {name: f"{function.__module__.removeprefix('segue.')}.{function.__name__}" for name, function in chosen.items()}
+    """The backend of every operation of an engine made with the defaults, and why it was chosen."""
+    device = resolve_device(None)
+    chosen = dispatch.select_kernels(device, resolve_dtype(None, device)).chosen
+    return {operation: f"{backend} ({reason})" for operation, (backend, reason) in chosen.items()}
 
 
 def _bundled(name: str) -> dict[str, str] | str:

@@ -58,6 +58,7 @@ class Engine(EngineCore):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
+        kernels: str = "auto",
     ) -> "Engine | PromptEngine":
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -73,18 +74,18 @@ class Engine(EngineCore):
 
         source = local_source(source)
         if is_sd3_pipeline(source):
-            return PromptEngine.from_folder(source, device=device, dtype=dtype, graphs=graphs)
+            return PromptEngine.from_folder(source, device=device, dtype=dtype, graphs=graphs, kernels=kernels)
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
         if isinstance(model.spec, MMDiTSpec):
-            return PromptEngine(model, None, device, dtype, graphs)
-        return cls(model, others, device, dtype, graphs)
+            return PromptEngine(model, None, device, dtype, graphs, kernels)
+        return cls(model, others, device, dtype, graphs, kernels)
 
     @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None) -> "PromptEngine":
+    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto") -> "PromptEngine":
         """An engine on a live diffusers Stable Diffusion 3 pipeline; the weights are shared, not copied."""
         from .prompt_engine import PromptEngine
 
-        return PromptEngine.from_pipe(pipe, graphs=graphs)
+        return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels)
 
     def generate(self, prompt, *_, **__):
         """Refuses: a class-label model takes labels, not prompts."""

@@ -49,22 +49,29 @@ class PromptEngine(EngineCore):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
+        kernels: str = "auto",
     ):
-        super().__init__(model, None, device, dtype, graphs)
+        super().__init__(model, None, device, dtype, graphs, kernels)
         self.pipe = pipe
 
     @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None) -> "PromptEngine":
+    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto") -> "PromptEngine":
         """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied."""
         from segue.models.mmdit import MMDiT
 
         transformer = pipe.transformer
         model = MMDiT.from_diffusers(transformer, share=True)
-        return cls(model, pipe, transformer.device, transformer.dtype, graphs)
+        return cls(model, pipe, transformer.device, transformer.dtype, graphs, kernels)
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, *, device=None, dtype: torch.dtype | None = None, graphs: bool | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device=None,
+        dtype: torch.dtype | None = None,
+        graphs: bool | None = None,
+        kernels: str = "auto",
     ) -> "PromptEngine":
         """An engine from a saved diffusers SD3 pipeline (or a hub id)."""
         from diffusers import StableDiffusion3Pipeline
@@ -72,7 +79,7 @@ class PromptEngine(EngineCore):
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
-        return cls.from_pipe(pipe, graphs=graphs)
+        return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
 
     # --- prompts -------------------------------------------------------------------------------------------------------
 

@@ -1,48 +1,246 @@
-"""Which implementation of each operation runs, decided once when an engine is built."""
+"""Which implementation of each operation runs, decided once when an engine is built.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, and may fall back; that is logged once.  An
+explicit request works or raises.
+"""
 
-from .adaln import (
-    gated_residual,
-    gated_residual_differentiable,
-    modulated_norm,
-    modulated_norm2,
-    residual_modulated_norm,
-    residual_modulated_norm_differentiable,
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
+from importlib.util import find_spec
+
+import torch
+
+from . import adaln, combine, corrections, mlp, philox, qkv, readout
+from .attention import (
+    MAX_HEAD_DIM,
+    attention,
+    attention_sdpa,
+    attention_triton,
+    attention_xformers,
+    perturbed_attention,
+    sdpa_order,
 )
-from .attention import attention, perturbed_attention
-from .combine import gather_rows, solver_update
-from .mlp import linear_gelu
-from .philox import normal_noise
-from .qkv import joint_heads_norm, split_heads_norm
-from .readout import combine_then_project, project
+from .launch import table_architecture
+from .launch_table import PREFERRED
+from .triton_runtime import architecture, unavailable
+
+ENVIRONMENT = "SEGUE_KERNELS"
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+logger = logging.getLogger("segue")
 
 
 @dataclass(frozen=True)
 class Kernels:
     """One callable per operation; the signatures are those of the reference functions of the same name."""
 
-    modulated_norm: Callable = modulated_norm
-    modulated_norm2: Callable = modulated_norm2
-    gated_residual: Callable = gated_residual
-    residual_modulated_norm: Callable = residual_modulated_norm
-    split_heads_norm: Callable = split_heads_norm
-    joint_heads_norm: Callable = joint_heads_norm
+    modulated_norm: Callable = adaln.modulated_norm
+    modulated_norm2: Callable = adaln.modulated_norm2
+    gated_residual: Callable = adaln.gated_residual
+    residual_modulated_norm: Callable = adaln.residual_modulated_norm
+    residual_modulated_norm2: Callable = adaln.residual_modulated_norm2
+    modulated_norm_fp8: Callable = adaln.modulated_norm_fp8
+    residual_modulated_norm_fp8: Callable = adaln.residual_modulated_norm_fp8
+    split_heads_norm: Callable = qkv.split_heads_norm
+    joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
-    linear_gelu: Callable = linear_gelu
-    combine_then_project: Callable = combine_then_project
-    project: Callable = project
-    gather_rows: Callable = gather_rows
-    solver_update: Callable = solver_update
-    normal_noise: Callable = normal_noise
+    linear_gelu: Callable = mlp.linear_gelu
+    linear_gated_residual: Callable = mlp.linear_gated_residual
+    grouped_linear: Callable = mlp.grouped_linear
+    combine_then_project: Callable = readout.combine_then_project
+    project: Callable = readout.project
+    readout_update: Callable = readout.readout_update
+    gather_rows: Callable = combine.gather_rows
+    solver_update: Callable = combine.solver_update
+    cfg_zero_star: Callable = corrections.cfg_zero_star
+    rescale: Callable = corrections.rescale
+    adaptive_projection: Callable = corrections.adaptive_projection
+    normal_noise: Callable = philox.normal_noise
 
 
 REFERENCE = Kernels()
 # training writes no activation in place
 DIFFERENTIABLE = replace(
     REFERENCE,
-    gated_residual=gated_residual_differentiable,
-    residual_modulated_norm=residual_modulated_norm_differentiable,
+    gated_residual=adaln.gated_residual_differentiable,
+    residual_modulated_norm=adaln.residual_modulated_norm_differentiable,
 )
+TRITON = Kernels(
+    modulated_norm=adaln.modulated_norm_triton,
+    modulated_norm2=adaln.modulated_norm2_triton,
+    gated_residual=adaln.gated_residual_triton,
+    residual_modulated_norm=adaln.residual_modulated_norm_triton,
+    residual_modulated_norm2=adaln.residual_modulated_norm2_triton,
+    modulated_norm_fp8=adaln.modulated_norm_fp8_triton,
+    residual_modulated_norm_fp8=adaln.residual_modulated_norm_fp8_triton,
+    split_heads_norm=qkv.split_heads_norm_triton,
+    joint_heads_norm=qkv.joint_heads_norm_triton,
+    attention=attention_triton,
+    perturbed_attention=partial(perturbed_attention, attend=attention_triton),
+    linear_gelu=mlp.linear_gelu_triton,
+    linear_gated_residual=mlp.linear_gated_residual_triton,
+    grouped_linear=mlp.grouped_linear_triton,
+    combine_then_project=readout.combine_then_project_triton,
+    project=readout.project_triton,
+    readout_update=readout.readout_update_triton,
+    gather_rows=combine.gather_rows_triton,
+    solver_update=combine.solver_update_triton,
+    cfg_zero_star=corrections.cfg_zero_star_triton,
+    rescale=corrections.rescale_triton,
+    adaptive_projection=corrections.adaptive_projection_triton,
+    normal_noise=philox.normal_noise_triton,
+)
+OPERATIONS = tuple(entry.name for entry in fields(Kernels))
+BACKENDS = ("reference", "triton")
+MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gelu": ("cublaslt",)}
+# matrix products and attention stay with the vendor's libraries until a measurement on the architecture says otherwise
+LIBRARY = {
+    "attention": "sdpa",
+    "linear_gelu": "reference",
+    "linear_gated_residual": "reference",
+    "grouped_linear": "reference",
+}
+FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8")
+FOLLOWERS = {"perturbed_attention": "attention"}  # operations that take the backend of another
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kernels of an engine; ``chosen`` gives backend and reason of every operation."""
+
+    kernels: Kernels
+    chosen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def explain(self) -> list[str]:
+        """One line per backend and reason, with the operations that it serves."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for operation, choice in self.chosen.items():
+            groups.setdefault(choice, []).append(operation)
+        if len(groups) == 1:
+            ((backend, reason),) = groups
+            return [f"kernels {backend} ({reason}): every operation"]
+        return [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
+
+
+def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
+    """``"triton"``, ``"attention=sdpa"`` or ``"auto,attention=triton,linear_gelu=reference"`` -> (backend, overrides)."""
+    if not isinstance(text, str):
+        raise TypeError(f"kernels must be text such as 'auto' or 'triton,attention=sdpa', got {text!r}")
+    backend, overrides = "auto", {}
+    for i, part in enumerate(text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if equals:
+            overrides[name] = value
+        elif i == 0:
+            backend = name
+        else:
+            raise ValueError(f"kernels {text!r}: after the first entry, write operation=backend, got {part.strip()!r}")
+    return backend, overrides
+
+
+def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]:
+    """The backend asked for each operation: arguments first, then the environment, then ``auto``."""
+    requests: dict[str, str] = {}
+    if backend == "auto" and (text := os.environ.get(ENVIRONMENT)):
+        backend, requests = parse_kernels(text)
+    requests = requests | dict(overrides or {})
+    for operation in requests:
+        if operation not in OPERATIONS:
+            raise ValueError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}")
+        if operation in FOLLOWERS:
+            raise ValueError(f"{operation} takes the backend of {FOLLOWERS[operation]}; choose that")
+    wanted = {operation: requests.get(operation, backend) for operation in OPERATIONS if operation not in FOLLOWERS}
+    for operation, name in wanted.items():
+        known = ("auto", *BACKENDS, *MORE_BACKENDS.get(operation, ()))
+        if name not in known:
+            raise ValueError(f"unknown backend {name!r} for {operation}; known: {', '.join(known)}")
+    return wanted
+
+
+def select_kernels(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    head_dims: Iterable[int] = (),
+    backend: str = "auto",
+    overrides: Mapping[str, str] | None = None,
+) -> Selection:
+    """Choose every operation for networks of ``dtype`` on ``device`` with attention heads of ``head_dims`` channels.
+
+    ``backend`` is ``auto``, ``reference`` or ``triton``; ``overrides`` names a backend for single operations.  Where the
+    argument is ``auto``, the environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises
+    ``ValueError`` for unknown names and for an explicit choice that cannot work here.
+    """
+    largest = max(head_dims, default=0)
+    made, chosen = {}, {}
+    for operation, name in _wanted(backend, overrides).items():
+        obstacle = triton_obstacle(operation, device, dtype, largest)
+        if name == "auto":
+            name, reason = _automatic(operation, device, obstacle)
+        else:
+            reason = "requested"
+            if name == "triton" and obstacle:
+                raise ValueError(f"{operation}='triton' cannot work: {obstacle}")
+        made[operation], detail = _implementation(operation, name, device)
+        chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
+    made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
+    chosen["perturbed_attention"] = chosen["attention"]
+    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS})
+
+
+def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> str | None:
+    """Why the Triton kernel of ``operation`` cannot serve; None when it can."""
+    if reason := unavailable(device):
+        return reason
+    if dtype not in TRITON_DTYPES:
+        return f"the Triton kernels compute in fp32, fp16 or bf16, not {dtype}"
+    if operation == "attention" and head_dim > MAX_HEAD_DIM:
+        return f"its head dim is at most {MAX_HEAD_DIM}, and this network has {head_dim}"
+    if device.type != "cuda":
+        return None
+    try:
+        table_architecture(architecture(device))
+    except ValueError as error:
+        return str(error)
+    if operation in FP8_OPERATIONS and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 9):
+        return f"fp8 needs compute capability 8.9, and this device is {architecture(device)}"
+    return None
+
+
+def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tuple[str, str]:
+    """Backend and reason of an operation that nobody asked anything for."""
+    if device.type != "cuda":
+        return "reference", f"automatic: device {device.type} has no Triton compiler"
+    if obstacle:
+        _log_once(f"kernel {operation} falls back to the reference function: {obstacle}")
+        return "sdpa" if operation == "attention" else "reference", f"fallback: {obstacle}"
+    served = table_architecture(architecture(device))
+    if operation in PREFERRED.get(served, {}):
+        return PREFERRED[served][operation], f"automatic: measured fastest on {served}"
+    if operation in LIBRARY:
+        return LIBRARY[operation], f"automatic: the vendor's library, nothing faster was measured on {served}"
+    return "triton", "automatic: CUDA"
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _implementation(operation: str, name: str, device: torch.device) -> tuple[Callable, str]:
+    """The callable of a backend and, where there is something to tell, a detail for ``explain``."""
+    if name in BACKENDS:
+        return getattr(TRITON if name == "triton" else REFERENCE, operation), ""
+    if device.type != "cuda":
+        raise ValueError(f"{operation}={name!r} cannot work: it needs a CUDA device, and this is {device.type!r}")
+    if name == "cublaslt":
+        return mlp.linear_gelu_cublaslt, ""
+    if name == "xformers":
+        if find_spec("xformers") is None:
+            raise ValueError(f"{operation}='xformers' cannot work: xformers is not installed")
+        return attention_xformers, ""
+    backends, detail = sdpa_order(device)
+    return partial(attention_sdpa, backends=backends), detail

@@ -4,6 +4,9 @@ from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, Rea
 
 PROVENANCE: dict[str, str] = {}
 
+# operations for which another backend than the default was measured to be faster
+PREFERRED: dict[str, dict[str, str]] = {}
+
 TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
     a: {
         ("adaln", "d512"): RowLaunch(4, 1),

@@ -1,0 +1,176 @@
+"""Choosing kernels: defaults, arguments, the environment, fallbacks, and refusals in one sentence."""
+
+import logging
+import sys
+from dataclasses import fields
+from functools import partial
+
+import pytest
+import torch
+
+from segue.kernels import dispatch, triton_runtime
+from segue.kernels.attention import attention, attention_sdpa, attention_triton
+from segue.kernels.dispatch import OPERATIONS, REFERENCE, TRITON, Kernels, parse_kernels, select_kernels
+from segue.kernels.launch import table_architecture
+from segue.kernels.launch_table import TABLE
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """No environment, no memory of what was logged; device questions are answered without a device."""
+    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+    dispatch._log_once.cache_clear()
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A CUDA device of compute capability 9.0, as far as the choice of kernels can see."""
+    pretend(monkeypatch, "sm_90", (9, 0))
+
+
+def pretend(monkeypatch, architecture: str, capability: tuple[int, int], cudnn: int = 91501):
+    monkeypatch.setattr(dispatch, "architecture", lambda device: architecture)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+
+
+def backends(selection) -> dict[str, str]:
+    return {operation: backend for operation, (backend, _) in selection.chosen.items()}
+
+
+def test_every_operation_has_both_implementations():
+    for entry in fields(Kernels):
+        reference, kernel = getattr(REFERENCE, entry.name), getattr(TRITON, entry.name)
+        assert reference is not kernel
+        name = kernel.func.__name__ if isinstance(kernel, partial) else kernel.__name__
+        assert name.removesuffix("_triton") == reference.__name__ == entry.name
+
+
+def test_automatic_is_the_reference_on_cpu_without_a_word(caplog):
+    selection = select_kernels(CPU, torch.float32)
+    assert set(backends(selection).values()) == {"reference"}
+    assert selection.kernels.attention is attention
+    assert not caplog.records
+    assert selection.explain() == ["kernels reference (automatic: device cpu has no Triton compiler): every operation"]
+
+
+def test_automatic_on_cuda(hopper, caplog):
+    selection = select_kernels(CUDA, torch.bfloat16, head_dims=(64, 72))
+    chosen = backends(selection)
+    library = {"attention": "sdpa", "perturbed_attention": "sdpa"} | {
+        name: "reference" for name in ("linear_gelu", "linear_gated_residual", "grouped_linear")
+    }
+    assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
+    assert selection.kernels.modulated_norm is TRITON.modulated_norm
+    assert selection.kernels.attention.func is attention_sdpa
+    assert selection.kernels.perturbed_attention.keywords["attend"] is selection.kernels.attention
+    assert not caplog.records
+    text = "\n".join(selection.explain())
+    assert all(operation in text for operation in OPERATIONS)
+
+
+@pytest.mark.parametrize("cudnn, first", [(91501, "CUDNN_ATTENTION"), (91100, "FLASH_ATTENTION")])
+def test_cudnn_is_tried_first_where_it_handles_odd_lengths(monkeypatch, cudnn, first):
+    pretend(monkeypatch, "sm_90", (9, 0), cudnn)
+    selection = select_kernels(CUDA, torch.bfloat16)
+    assert selection.kernels.attention.keywords["backends"][0].name == first
+    assert str(cudnn) in selection.chosen["attention"][1]
+
+
+def test_a_measured_preference_wins(hopper, monkeypatch):
+    monkeypatch.setitem(dispatch.PREFERRED, "sm_90", {"attention": "triton", "linear_gelu": "cublaslt"})
+    selection = select_kernels(CUDA, torch.bfloat16)
+    assert selection.kernels.attention is attention_triton
+    assert selection.chosen["linear_gelu"] == ("cublaslt", "automatic: measured fastest on sm_90")
+
+
+@pytest.mark.parametrize("reason", ["capability", "dtype", "missing"])
+def test_automatic_falls_back_and_says_so_once(reason, monkeypatch, caplog):
+    pretend(monkeypatch, "sm_75" if reason == "capability" else "sm_90", (7, 5) if reason == "capability" else (9, 0))
+    if reason == "missing":
+        monkeypatch.setattr(triton_runtime, "triton", None)
+    dtype = torch.float64 if reason == "dtype" else torch.float16
+    with caplog.at_level(logging.WARNING, logger="segue"):
+        chosen = [select_kernels(CUDA, dtype) for _ in range(2)]
+    assert backends(chosen[0])["modulated_norm"] == "reference"
+    said = [record.message for record in caplog.records if "kernel modulated_norm " in record.message]
+    assert len(said) == 1
+    assert {"capability": "8.0", "dtype": "float64", "missing": "not installed"}[reason] in said[0]
+
+
+def test_fp8_needs_a_device_that_has_it(monkeypatch):
+    pretend(monkeypatch, "sm_80", (8, 0))
+    chosen = select_kernels(CUDA, torch.bfloat16).chosen
+    assert chosen["modulated_norm"][0] == "triton"
+    assert chosen["modulated_norm_fp8"][0] == "reference" and "8.9" in chosen["modulated_norm_fp8"][1]
+
+
+def test_arguments_beat_the_environment(hopper, monkeypatch):
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "reference,attention=triton")
+    from_environment = backends(select_kernels(CUDA, torch.bfloat16))
+    assert from_environment["attention"] == from_environment["perturbed_attention"] == "triton"
+    assert set(from_environment.values()) == {"reference", "triton"}
+    mixed = backends(select_kernels(CUDA, torch.bfloat16, overrides={"attention": "sdpa"}))
+    assert mixed["attention"] == "sdpa" and mixed["modulated_norm"] == "reference"
+    assert set(backends(select_kernels(CUDA, torch.bfloat16, backend="triton")).values()) == {"triton"}
+
+
+def test_text_form():
+    assert parse_kernels("auto") == ("auto", {})
+    assert parse_kernels("triton, attention = sdpa") == ("triton", {"attention": "sdpa"})
+    assert parse_kernels("attention=sdpa,linear_gelu=triton") == ("auto", {"attention": "sdpa", "linear_gelu": "triton"})
+
+
+@pytest.mark.parametrize(
+    "device, dtype, request_, message",
+    [
+        (CPU, torch.float32, {"backend": "triton"}, r"modulated_norm='triton' cannot work: .*TRITON_INTERPRET=1"),
+        (CUDA, torch.float64, {"backend": "triton"}, "compute in fp32, fp16 or bf16, not torch.float64"),
+        (CUDA, torch.bfloat16, {"backend": "triton", "head_dims": (160,)}, "head dim is at most 128, and .* has 160"),
+        (CPU, torch.float32, {"overrides": {"attention": "sdpa"}}, "attention='sdpa' .* needs a CUDA device"),
+        (CUDA, torch.bfloat16, {"overrides": {"attention": "xformers"}}, "xformers is not installed"),
+        (CPU, torch.float32, {"overrides": {"atention": "sdpa"}}, "unknown operation 'atention'; known: modulated_norm"),
+        (CPU, torch.float32, {"overrides": {"perturbed_attention": "triton"}}, "takes the backend of attention"),
+        (CPU, torch.float32, {"backend": "cuda"}, "unknown backend 'cuda' for modulated_norm; known: auto, reference, triton"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(hopper, monkeypatch, device, dtype, request_, message):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        select_kernels(device, dtype, **request_)
+
+
+def test_bad_text_is_refused():
+    with pytest.raises(ValueError, match="write operation=backend, got 'sdpa'"):
+        parse_kernels("triton,sdpa")
+    with pytest.raises(TypeError, match="got 3"):
+        parse_kernels(3)
+
+
+def test_devices_between_the_tuned_ones_are_served_by_the_nearest():
+    served = {name: table_architecture(name) for name in ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")}
+    assert served == {
+        "sm_80": "sm_80", "sm_86": "sm_80", "sm_89": "sm_80", "sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100",
+        "sm_120": "sm_80",
+    }  # fmt: skip
+    assert table_architecture("gfx90a") == "gfx942"
+    with pytest.raises(ValueError, match=r"8\.0 or later, and this device is sm_75"):
+        table_architecture("sm_75")
+    keys = {frozenset(entries) for entries in TABLE.values()}
+    assert len(keys) == 1  # every architecture has every entry
+
+
+def test_an_engine_explains_its_kernels():
+    from tiny_models import tiny_sit
+
+    from segue import Engine
+
+    engine = Engine(tiny_sit(), device="cpu")
+    assert engine.selection.explain()[0] in engine.explain().splitlines()
+    with pytest.raises(ValueError, match="cannot work"):
+        Engine(tiny_sit(), device="cpu", kernels="triton")
+    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+        Engine(tiny_sit(), device="cpu", kernels="fast")
