@@ -1,7 +1,5 @@
 """The Engine for text-to-image models (SD3, SD3.5), with diffusers' text encoders, scheduler and VAE around it."""
 
-import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,13 +12,15 @@ from torch import Tensor, nn
 from segue.models.mmdit import TextCondition
 
 from .adapters.kdiffusion import Denoiser
-from .core import EngineCore, ScheduleLike, check_seeds, resolve_plan
+from .core import EngineCore, ScheduleLike, check_seeds
 from .guidance import Guidance
 from .parity import run_as_diffusers
 from .plan import Plan
+from .program import Program
+from .prompt_plan import latent_size, resolve_prompt_plan, timed_scheduler
 from .prompts import ENCODERS, PromptEmbeddings, check_prompts, encode_prompts
 from .sampler import Callback
-from .schedule import Schedule, check_steps, from_scheduler
+from .schedule import Schedule, from_scheduler
 from .solvers import Solver
 from .vae import decode_latents, encode_image
 from .velocity import GuidedVelocity
@@ -121,12 +121,7 @@ class PromptEngine(EngineCore):
 
     def _scheduler(self, steps: int, height: int, width: int) -> Any:
         """A copy of the pipeline's scheduler with its timesteps set."""
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        options = {}
-        if scheduler.config.get("use_dynamic_shifting", False):
-            options["mu"] = dynamic_shift(scheduler.config, self.spec.tokens(height, width))
-        scheduler.set_timesteps(steps, device="cpu", **options)
-        return scheduler
+        return timed_scheduler(self.pipe.scheduler, steps, self.spec.tokens(height, width))
 
     def plan(
         self,
@@ -144,21 +139,10 @@ class PromptEngine(EngineCore):
         ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default
         the model's.
         """
-        height = self.spec.height if height is None else height
-        width = self.spec.width if width is None else width
-        self.spec.check_size(height, width)
-        if self.pipe is not None and schedule in (None, "native"):
-            schedule = self.native_schedule(28 if steps is None else check_steps(steps), height, width)
-            steps = None
-        if solver is None:
-            solver = "heun" if self.pipe is not None and "Heun" in type(self.pipe.scheduler).__name__ else "euler"
-        specs = self.specs
-        if text_tokens is not None:
-            specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
-        if strength != 1.0:
-            schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
-            steps = None
-        return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
+        scheduler = None if self.pipe is None else self.pipe.scheduler
+        return resolve_prompt_plan(
+            self.specs, scheduler, guidance, steps, schedule, solver, height, width, strength, text_tokens
+        )
 
     # --- sampling ------------------------------------------------------------------------------------------------------
 
@@ -197,10 +181,7 @@ class PromptEngine(EngineCore):
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
         if noise is None:
             noise = self.draw_noise(plan, seeds, self.dtype if numerics == "diffusers" else torch.float32)
-        state = self.check_noise(plan, noise, len(embeddings)).float()
-        if latents is not None:
-            sigma = float(plan.sigmas[0])
-            state = sigma * state + (1 - sigma) * self.check_noise(plan, latents, len(embeddings)).float().to(state.device)
+        state = self._first_state(plan, noise, latents, len(embeddings))
         conditions = self._conditions(plan, embeddings)
         if numerics == "diffusers":
             program = self.prepare(plan, conditions, seeds, state)
@@ -245,7 +226,7 @@ class PromptEngine(EngineCore):
         prompts = check_prompts(prompt)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
-        size = self._latent_size(height, width)
+        size = latent_size(self.spec, pipe.vae_scale_factor, height, width)
         plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size)
         negative = negative_prompt if "uncond" in plan.conditions else None
         embeddings = self.encode(prompts, negative, max_sequence_length=max_sequence_length).repeat(num_images)
@@ -273,6 +254,21 @@ class PromptEngine(EngineCore):
         conditions = partial(self._conditions, embeddings=embeddings)
         return Denoiser(GuidedVelocity(self, guidance, conditions, *size, sigmas, specs=specs))
 
+    def load(
+        self, plan: Plan, embeddings: PromptEmbeddings, seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
+    ) -> Program:
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start."""
+        state = self._first_state(plan, noise, latents, len(embeddings))
+        return self.prepare(plan, self._conditions(plan, embeddings), seeds, state)
+
+    def _first_state(self, plan: Plan, noise: Tensor, latents: Tensor | None, count: int) -> Tensor:
+        """The sample [B, C, H, W] at the plan's first noise level: noise, mixed with a clean start if there is one."""
+        state = self.check_noise(plan, noise, count).float()
+        if latents is None:
+            return state
+        sigma = float(plan.sigmas[0])
+        return sigma * state + (1 - sigma) * self.check_noise(plan, latents, count).float().to(state.device)
+
     def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
         table: dict[str | int, TextCondition] = {}
         for condition in plan.conditions:
@@ -285,30 +281,7 @@ class PromptEngine(EngineCore):
 
     # --- pictures ------------------------------------------------------------------------------------------------------
 
-    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Pixels to latent size."""
-        factor = self.pipe.vae_scale_factor
-        sizes = []
-        for name, pixels, native in (("height", height, self.spec.height), ("width", width, self.spec.width)):
-            if pixels is None:
-                sizes.append(native)
-                continue
-            if pixels < 1 or pixels % (factor * self.spec.patch):
-                raise ValueError(f"{name} must be a positive multiple of {factor * self.spec.patch}, got {pixels}")
-            sizes.append(pixels // factor)
-        return sizes[0], sizes[1]
-
     def use_vae_tiling(self, on: bool = True) -> None:
         """Decode large images in tiles, to save memory."""
         vae = self._need_pipe("decode").vae
         (vae.enable_tiling if on else vae.disable_tiling)()
-
-
-def dynamic_shift(config, tokens: int) -> float:
-    """``mu`` of diffusers' dynamic shifting: linear in the number of image tokens."""
-    base_tokens, top_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
-    mu = base + (top - base) * (tokens - base_tokens) / (top_tokens - base_tokens)
-    if not math.isfinite(mu):
-        raise ValueError(f"the scheduler's dynamic shift gives mu = {mu} for {tokens} tokens")
-    return mu

@@ -20,15 +20,18 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return len(self.positive)
 
+    def select(self, rows: Sequence[int]) -> "PromptEmbeddings":
+        """The prompts of these rows, in their order; a row may come several times."""
+        rows = list(rows)
+
+        def selected(condition: TextCondition | None) -> TextCondition | None:
+            return None if condition is None else TextCondition(condition.context[rows], condition.pooled[rows])
+
+        return PromptEmbeddings(selected(self.positive), selected(self.negative))
+
     def repeat(self, images: int) -> "PromptEmbeddings":
         """Each prompt ``images`` times in a row (prompt-major)."""
-
-        def repeated(condition: TextCondition | None) -> TextCondition | None:
-            if condition is None:
-                return None
-            return TextCondition(condition.context.repeat_interleave(images, 0), condition.pooled.repeat_interleave(images, 0))
-
-        return PromptEmbeddings(repeated(self.positive), repeated(self.negative))
+        return self.select([row for row in range(len(self)) for _ in range(images)])
 
 
 def check_prompts(prompt: str | Sequence[str], count: int | None = None) -> list[str]:

@@ -1,6 +1,9 @@
 """The key layouts of SD3 and SD3.5 checkpoints: diffusers' ``SD3Transformer2DModel`` and the published single file."""
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from .checkpoint_files import Checkpoint, read_json
 from .layout import Hints, Layout
@@ -39,8 +42,19 @@ def _configured_spec(checkpoint: Checkpoint) -> MMDiTSpec:
     config = read_json(path)
     if config.get("_class_name", CLASS) != CLASS:
         raise ValueError(f"{path} describes a {config['_class_name']}; its weights are those of an {CLASS}")
+    return _spec_of(config, path, checkpoint.name)
+
+
+def folder_spec(folder: Path) -> MMDiTSpec | None:
+    """The spec of a saved SD3 pipeline or transformer, from its ``config.json`` alone; None if the folder holds none."""
+    path = (folder / "transformer" if (folder / "transformer").is_dir() else folder) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return _spec_of(config, path, folder.resolve().name) if config.get("_class_name") == CLASS else None
+
+
+def _spec_of(config: Mapping[str, Any], path: Path, name: str) -> MMDiTSpec:
     try:
-        return MMDiTSpec.from_config(config, checkpoint.name)
+        return MMDiTSpec.from_config(config, name)
     except ValueError as error:
         raise ValueError(f"{path} does not describe an SD3: {error}") from error
 
