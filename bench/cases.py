@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from segue.engine.core import EngineCore
+from segue.engine.core import EngineCore, resolve_plan
 from segue.engine.guidance import Guidance
 from segue.engine.plan import Plan
 from segue.engine.presets import parse_rule
@@ -71,6 +71,7 @@ class BenchModel:
     text: str
     name: str
     spec: ModelSpec
+    others: Mapping[str, ModelSpec] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str, size: int | None = None) -> "BenchModel":
@@ -80,13 +81,18 @@ class BenchModel:
         if not match or match[1] not in known:
             raise ValueError(f"unknown model {text!r}; write NAME, NAME@WIDTH or NAME:SIZE with one of: {', '.join(known)}")
         name, width = match[1], match[2]
-        pixels = int(match[3]) if match[3] else size
-        spec = load_model(BUNDLED)[0].spec if name == BUNDLED else SPECS[name]()
-        if width:
-            spec = narrowed(spec, int(width))
-        if pixels:
-            spec = resized(spec, pixels)
-        return cls(text, name, replace(spec, name=text))
+        pixels = match[3] or (str(size) if size else None)
+        if name != BUNDLED:
+            spec, others = SPECS[name](), {}
+        elif width:
+            raise ValueError(f"the width of {BUNDLED} is that of its weights, got {text!r}")
+        else:
+            main, networks = load_model(BUNDLED)
+            spec, others = main.spec, {other: network.spec for other, network in networks.items()}
+        spec = narrowed(spec, int(width)) if width else spec
+        spec = resized(spec, int(pixels)) if pixels else spec
+        text = "".join([name, f"@{width}" if width else "", f":{pixels}" if pixels else ""])
+        return cls(text, name, replace(spec, name=text), others)
 
     @property
     def fixed(self) -> bool:
@@ -114,6 +120,11 @@ class BenchModel:
             "sgg-exit": f"sgg-exit:scale={SCALE},weight={WEIGHT},layer={exit_layer},{half}",
         }
         return parse_rule(written.get(text, text)).guidance
+
+    def plan(self, rule: str, calls: int) -> Plan:
+        """The plan of a rule, without weights; raises as :meth:`rule` does, and for layers or networks that do not exist."""
+        spec = self.spec
+        return resolve_plan({"main": spec, **self.others}, self.rule(rule), calls, height=spec.height, width=spec.width)
 
     def build(self, device: torch.device) -> tuple[nn.Module, dict[str, nn.Module]]:
         """The network in fp32 and further networks by name; the bundled model brings its weights, others get random ones."""

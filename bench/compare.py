@@ -6,13 +6,13 @@ from pathlib import Path
 
 from .rows import Row, latest, parse_rows, read_rows
 
-HIGHER_IS_BETTER = ("images/s", "TFLOP/s", "TB/s", "GB/s", "speed-up")
+HIGHER_IS_BETTER = ("images/s", "TFLOP/s", "TB/s")
 COMMITTED = "bench/results"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value measured twice.  ``verdict`` is ``same``, ``better`` or ``worse`` (``changed`` where neither is defined)."""
+    """One value measured twice.  ``verdict`` is ``same``, ``better`` or ``worse``."""
 
     before: Row
     after: Row
@@ -31,7 +31,8 @@ class Difference:
     def verdict(self) -> str:
         if not self.beyond_spread:
             return "same"
-        return "better" if (self.change > 0) == (self.before.unit in HIGHER_IS_BETTER) else "worse"
+        rising = self.before.unit in HIGHER_IS_BETTER or self.before.metric.startswith("speed-up")
+        return "better" if (self.change > 0) == rising else "worse"
 
     def as_dict(self) -> dict:
         """The rows of both sides, the relative change and the verdict, for machines."""

@@ -48,12 +48,12 @@ def chosen_cases(session: Session) -> list[tuple[BenchModel, int]]:
     return chosen
 
 
-def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` for a rule that is unknown or malformed, before any work."""
+def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], calls: int) -> None:
+    """Raise ``ValueError`` for a rule that is unknown, malformed or beyond the model, before any work."""
     for model, _ in cases:
         for rule in rules:
             with suppress(NotApplicable):
-                model.rule(rule)
+                model.plan(rule, calls)
 
 
 def applicable(session: Session, model: BenchModel, rule: str) -> bool:

@@ -51,7 +51,7 @@ def run(session: Session, start: Start = start_process) -> None:
 def measure(session: Session, model: BenchModel, batch: int, case: str, rule: str, start: Start) -> None:
     """Start every variant in turn, as often as the limits allow."""
     settings = session.settings
-    shared = ["--model", model.text if ":" in model.text or not settings.size else f"{model.text}:{settings.size}"]
+    shared = ["--model", model.text]
     shared += ["--device", str(settings.torch_device), "--dtype", settings.dtype_name, "--rule", rule]
     shared += ["--batch", str(batch), "--calls", str(settings.calls)]
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}

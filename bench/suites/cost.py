@@ -18,7 +18,7 @@ def run(session: Session) -> None:
     settings = session.settings
     rules = tuple(dict.fromkeys((BASE, *(settings.rules or RULES))))
     cases = chosen_cases(session)
-    check_rules(cases, rules)
+    check_rules(cases, rules, settings.calls)
     for model, batch in cases:
         case = f"{model.text} batch {batch}, {settings.calls} calls"
         if session.wants(NAME, case):

@@ -40,7 +40,7 @@ def run(session: Session) -> None:
         if group not in (OWN, *GROUPS):
             raise ValueError(f"unknown peer {group!r}; known: {', '.join((OWN, *GROUPS))}")
     cases = chosen_cases(session)
-    check_rules(cases, rules)
+    check_rules(cases, rules, settings.calls)
     for group in groups:
         missing = missing_packages(group) if group != OWN else []
         if missing:

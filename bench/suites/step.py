@@ -20,7 +20,7 @@ def run(session: Session) -> None:
     settings = session.settings
     rule = (settings.rules or ("sgg",))[0]
     cases = chosen_cases(session)
-    check_rules(cases, (rule,))
+    check_rules(cases, (rule,), settings.calls)
     for model, batch in cases:
         case = f"{model.text} batch {batch}, {settings.calls} calls, {rule}"
         if session.wants(NAME, case) and applicable(session, model, rule):

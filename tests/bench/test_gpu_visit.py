@@ -1,0 +1,92 @@
+"""The orchestration of a GPU visit, with a machine that is made up: order, limits, resumption, exit codes."""
+
+import json
+
+import pytest
+
+from segue.bench import gpu_visit
+from segue.bench.gpu_visit import Part, execute, run_visit
+
+PARTS = {
+    "tests": Part(["tests"], 100),
+    "tune": Part(["tune"], 100, missing="there is no tuner"),
+    "bench": Part(["bench"], 100),
+    "late": Part(["late"], 100),
+}
+
+
+@pytest.fixture
+def visit(monkeypatch, tmp_path):
+    """``visit(codes, seconds, **options)`` runs the parts above; returns (exit code, what ran with which limit, states)."""
+    monkeypatch.setattr(gpu_visit, "parts", lambda _out: PARTS)
+
+    def go(codes=None, seconds=30.0, minutes=8.0, names=None):
+        clock, ran = [0.0], []
+
+        def run(command, limit_s, log):
+            ran.append((command[0], limit_s))
+            clock[0] += min(seconds, limit_s)
+            with log.open("a") as file:
+                file.write(f"{command[0]} wrote this\n")
+            return (codes or {}).get(command[0], 0)
+
+        code = run_visit(tmp_path, minutes, names, run, lambda: clock[0], lambda: True)
+        states = {name: part["status"] for name, part in json.loads((tmp_path / "visit.json").read_text()).items()}
+        return code, ran, states
+
+    return go
+
+
+def test_parts_run_in_order_and_a_missing_one_is_no_failure(visit, capsys):
+    code, ran, states = visit()
+    assert (code, [name for name, _ in ran]) == (0, ["tests", "bench", "late"])
+    assert states == {"tests": "passed", "tune": "missing", "bench": "passed", "late": "passed"}
+    assert "tune: not run, there is no tuner" in capsys.readouterr().out
+
+
+def test_a_part_gets_its_share_or_what_is_left(visit):
+    code, ran, states = visit(seconds=95.0, minutes=3.0)
+    assert ran == [("tests", 100), ("bench", 85.0)]
+    assert states["late"] == "not reached"
+    assert code == 1
+
+
+def test_a_failure_stops_nothing_shows_its_last_words_and_fails_the_visit(visit, capsys):
+    code, ran, states = visit(codes={"tests": 3})
+    assert code == 1
+    assert [name for name, _ in ran] == ["tests", "bench", "late"]
+    assert states["tests"] == "failed"
+    assert "tests wrote this" in capsys.readouterr().out
+
+
+def test_a_visit_goes_on_where_it_stopped(visit):
+    assert visit(codes={"bench": None})[2]["bench"] == "timed out"
+    code, ran, states = visit()
+    assert [name for name, _ in ran] == ["bench"]
+    assert code == 0
+    assert set(states.values()) == {"passed", "missing"}
+
+
+def test_chosen_parts_only(visit):
+    assert [name for name, _ in visit(names=("late", "tests"))[1]] == ["late", "tests"]
+
+
+def test_the_real_parts_put_correctness_first(tmp_path):
+    names = list(gpu_visit.parts(tmp_path))
+    assert names[:2] == ["kernel-tests", "engine-tests"]
+    assert names.index("tune") < names.index("kernels") < names.index("e2e")
+
+
+def test_a_command_past_its_limit_is_ended_and_its_output_kept(tmp_path):
+    log = tmp_path / "log.txt"
+    code = execute(["sh", "-c", "echo before; exec sleep 60"], 0.5, log)
+    assert code is None
+    assert log.read_text() == "before\n"
+    assert execute(["sh", "-c", "echo more; exit 4"], 60, log) == 4
+    assert log.read_text() == "before\nmore\n"
+
+
+def test_a_machine_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="this machine has none"):
+        run_visit(tmp_path / "out", 8.0, None, has_device=lambda: False)
+    assert not (tmp_path / "out").exists()

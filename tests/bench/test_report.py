@@ -1,0 +1,112 @@
+"""Reports come from rows alone: the same rows give the same bytes, and the README changes between its markers only."""
+
+from dataclasses import replace
+
+import pytest
+
+from segue.bench.report import BEGIN, END, readme_block, report_text, update_block, write_report
+from segue.bench.rows import append_rows, make_row, read_rows
+from segue.bench.timing import Statistic
+
+GAIN = "speed-up over the published algorithm"
+
+
+@pytest.fixture
+def rows(environment):
+    def row(suite, case, variant, metric, unit, value, expected=None):
+        statistic = Statistic(value, 0.95 * value, 1.04 * value, 7)
+        made = make_row(environment, suite, case, variant, metric, unit, statistic, "float32", expected)
+        return replace(made, date="2030-01-02T03:04:05+00:00")
+
+    guided = "cost relative to unguided"
+    made = [
+        row("cost", "model b1", "sgg", guided, "x", 1.83, 1.821),
+        row("cost", "model b1", "sgg", GAIN, "x", 1.37, 1.343),
+        row("e2e", "model b1, eager", "segue sgg", "latency of a batch", "s", 0.5),
+        row("e2e", "model b1, eager", "segue sgg", "throughput", "images/s", 2.0),
+        row("e2e", "model b1, eager", "segue sgg", "speed-up over diffusers eager sgg as published", "x", 1.9),
+        row("step", "model b1, sgg", "cond | uncond", "cost relative to an unguided call", "x", 2.01, 2.0),
+        row("kernels", "ceilings", "large copy", "bandwidth", "TB/s", 0.02),
+        row("kernels", "ceilings", "large product, bfloat16", "rate", "TFLOP/s", 1.5),
+        row("kernels", "norm", "reference", "arithmetic intensity", "FLOP/byte", 2.0),
+        row("kernels", "norm", "reference", "bandwidth", "TB/s", 0.01, 0.02),
+        row("cold", "model b1, sgg", "segue", "time to the first image", "s", 9.0),
+        row("scaling", "model b1, by batch", "sgg", "exponent of time over batch", "1", 0.9, 1.0),
+    ]
+    for stage, gain in (("as published", 1.0), ("+ live branches only", 1.2)):
+        made.append(row("step", "model b1, sgg", stage, "time of a run", "s", 1 / gain))
+        made.append(row("step", "model b1, sgg", stage, GAIN, "x", gain, gain))
+    for axis, values in (("switch", (0, 0.5, 1)), ("batch", (1, 2))):
+        made += [row("scaling", f"model b1, by {axis}", f"sgg, {axis} {v:g}", guided, "x", 1.5 + v / 9, 1.5) for v in values]
+    return made
+
+
+def test_every_figure_of_the_tables_is_a_figure_of_a_row(rows):
+    text = report_text(rows)
+    assert "| model b1 | sgg | 1.83 (1.74-1.9)x | 1.821x | +0.5% | 1.37 (1.3-1.42)x |" in text
+    assert "| model b1, sgg | + live branches only | 0.833 (0.792-0.867) | 1.2 (1.14-1.25)x | 1.200x |" in text
+    assert "| norm | reference | 0.01 (0.0095-0.0104) TB/s | 50% |" in text
+    for word in ("test machine, float32", "commit abc", "2030-01-02", "torch 0"):
+        assert word in text
+
+
+def test_only_suites_with_rows_have_a_section(rows):
+    text = report_text([row for row in rows if row.suite == "cold"])
+    assert "### Cold start" in text
+    assert text.count("###") == 1
+
+
+def test_the_same_rows_write_the_same_bytes(tmp_path, rows):
+    pytest.importorskip("matplotlib")
+    source = tmp_path / "rows.jsonl"
+    append_rows(source, rows)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nold figures\n{END}\n\nAfter.\n")
+    written = write_report([source], tmp_path / "a", readme)
+    first = {path.name: path.read_bytes() for path in written}
+    again = {path.name: path.read_bytes() for path in write_report([source], tmp_path / "a", readme)}
+    assert again == first
+    assert set(first) == {
+        "report.md",
+        "README.md",
+        "cost-against-switch.svg",
+        "cost-against-batch.svg",
+        "waterfall.svg",
+        "roofline.svg",
+    }
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n")
+    assert text.endswith("\n\nAfter.\n")
+    assert "old figures" not in text
+    assert "1.83 (1.74-1.9)x" in text
+
+
+def test_the_newest_row_counts(tmp_path, rows):
+    source = tmp_path / "rows.jsonl"
+    append_rows(source, rows)
+    append_rows(source, [replace(rows[0], value=1.5, p20=1.5, p80=1.5)])
+    write_report([source], tmp_path)
+    assert "1.5 (1.5-1.5)x" in (tmp_path / "report.md").read_text()
+    assert len(read_rows(source)) == len(rows) + 1
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{BEGIN}", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_readme_without_one_pair_of_markers_is_refused_and_kept(tmp_path, rows, text):
+    source, readme = tmp_path / "rows.jsonl", tmp_path / "README.md"
+    append_rows(source, rows)
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="one pair of markers"):
+        write_report([source], tmp_path / "out", readme)
+    assert readme.read_text() == text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_block_replaces_itself(rows):
+    once = update_block(f"a\n{BEGIN}{END}\nb", readme_block(rows), "README.md")
+    assert update_block(once, readme_block(rows), "README.md") == once
+
+
+def test_no_rows_are_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="no result rows"):
+        write_report([tmp_path / "empty.jsonl"], tmp_path / "out")
