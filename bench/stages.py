@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from segue.engine.graph import CudaCapture
@@ -31,11 +30,16 @@ def program_draw(workload: Workload, plan: Plan, kernels: Kernels, graphs: bool)
 
 
 def engine_stages(workload: Workload, plan: Plan, echo: Callable[[str], None]) -> dict[str, Callable[[], Tensor]]:
-    """Stages by name, cumulative; a stage that this machine cannot run is reported and left out."""
-    device: torch.device = workload.engine.device
+    """Stages by name, cumulative; a stage that this machine or this engine does not have is reported and left out."""
+    engine = workload.engine
     stages = {"engine, plain kernels": program_draw(workload, plan, REFERENCE, graphs=False)}
-    if device.type != "cuda":
-        echo(f"stages fused kernels, graph and fp8: not run, they need a CUDA device and this is {device}")
-        return stages
-    stages["+ graph"] = program_draw(workload, plan, REFERENCE, graphs=True)
+    if engine.selection.kernels == REFERENCE or engine.device.type != "cuda":
+        echo(f"stage fused kernels: not run, {'; '.join(engine.selection.explain())}")
+    else:
+        stages["+ fused kernels"] = program_draw(workload, plan, engine.selection.kernels, graphs=False)
+    if engine.device.type != "cuda":
+        echo(f"stage graph: not run, it needs a CUDA device and this is {engine.device}")
+    else:
+        stages["+ graph"] = program_draw(workload, plan, engine.selection.kernels, graphs=True)
+    echo("stages fp8 and reuse: not run, the engine has neither fp8 layers nor reused guidance directions")
     return stages

@@ -11,7 +11,7 @@ from segue.bench.diffusers_loop import DiffusersLoop, bypassed, diffusers_module
 from segue.bench.peers import Peer, PeerMissing, make_peers, missing_packages
 from segue.bench.suites import run_suite
 
-SIT, SD3 = "sit-s/2@64:48", "sd3.5-medium@64:48"
+SIT, SD3 = "sit-s/2@64:48", "sd3.5-medium@64:16"
 
 
 def workload_of(text: str) -> Workload:
@@ -144,11 +144,11 @@ def test_the_module_has_the_sizes_of_the_spec(loop):
     assert loop.draw("cfg")().shape == (2, spec.channels, spec.height, spec.width)
 
 
-def test_modular_guiders_run_where_they_draw_the_right_thing():
+def test_modular_guiders_run_where_they_draw_the_right_thing(sit):
     """Skip-layer in a window without CFG evaluates the full model on the negative prompt upstream: it must not be timed."""
     pytest.importorskip("diffusers.guiders")
     lines: list[str] = []
-    made = make_peers("modular", workload_of(SD3), 4, lines.append)
+    made = make_peers("modular", sit, 4, lines.append)
     assert [peer.name for peer in made] == ["modular guider cfg"]
     assert any(line.startswith("peer modular guider sgg: not") for line in lines)
 
