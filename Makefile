@@ -27,8 +27,8 @@ help:
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make lint      style and format"
-	@echo "make bench     measure (not there yet)"
-	@echo "make gpu       one visit to a GPU (not there yet)"
+	@echo "make bench     measure for 12 minutes at most, beside other implementations; again: go on where it stopped"
+	@echo "make gpu       one visit to a GPU, 8 minutes at most, into out/gpu; again: go on where it stopped"
 
 demo: $(VENV)/.core
 	$(BIN)/segue compare --out out/demo.png
@@ -43,8 +43,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench gpu:
-	@echo "make $@: there is no benchmark to run yet" >&2; exit 1
+bench: $(VENV)/.core
+	$(BIN)/segue bench run --suites cost,e2e --limit-minutes 12 --out out/bench.jsonl
+
+# a GPU machine brings its own torch and triton and may have no network: nothing is installed but segue itself
+gpu:
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m segue bench gpu --out out/gpu --limit-minutes 8
 
 $(VENV)/.core: $(INPUTS)
 	$(call install,.)
