@@ -36,6 +36,11 @@ def sample(
     max_batch: o.MaxBatchOption = None,
     check_finite: o.FiniteOption = None,
     prompt: o.PromptOption = None,
+    negative_prompt: o.NegativeOption = None,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
+    image: o.ImageOption = None,
+    strength: o.StrengthOption = None,
     out: o.OutOption = None,
     grid: o.GridOption = None,
     columns: o.ColumnsOption = None,
@@ -55,6 +60,10 @@ def sample(
 
     segue sample -g "cfg:scale=4,window=steps:1-14 + slg:weight=2,layers=7,8,window=steps:15-28"
 
+    segue sample --model sd3.5-medium/ --prompt "a storefront" --prompt "a cat" --num-images 2 --height 768 --width 1024
+
+    segue sample --model sd3.5-medium/ -g slg --prompt "a cat, oil on canvas" --image cat.png --strength 0.6
+
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
     """
     from .cli_redraw import redraw
@@ -65,11 +74,12 @@ def sample(
         guidance, scale=scale, weight=weight, layers=layers, switch=switch, layer=exit_layer, window=window, delta=delta
     )
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
+    text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     output = o.Output(out, grid, columns, zoom, json)
     if picture is not None:
-        redraw(picture, source, rule, run, output)
+        redraw(picture, source, rule, run, output, text)
     else:
-        draw_pictures(source, rule, run, output, prompt)
+        draw_pictures(source, rule, run, output, text)
 
 
 def compare(
@@ -86,6 +96,12 @@ def compare(
     count: o.CountOption = None,
     max_batch: o.MaxBatchOption = None,
     check_finite: o.FiniteOption = None,
+    prompt: o.PromptOption = None,
+    negative_prompt: o.NegativeOption = None,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
+    image: o.ImageOption = None,
+    strength: o.StrengthOption = None,
     out: o.SheetOption = None,
     zoom: o.ZoomOption = None,
     json: o.JsonOption = False,
@@ -98,12 +114,15 @@ def compare(
 
     segue compare -r none -r cfg:scale=2 -r cfg:scale=4 --classes Betulina --count 3
 
+    segue compare --model sd3.5-medium/ --prompt "a storefront with a sign" --seeds 1-3
+
     segue compare -r cfg -r "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
     """
     from .cli_compare import compare_rules
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
-    compare_rules(rules, o.Source(model, family, device, dtype), run, o.Output(out, zoom=zoom, json=json))
+    text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
+    compare_rules(rules, o.Source(model, family, device, dtype), run, o.Output(out, zoom=zoom, json=json), text)
 
 
 def plan(
@@ -120,6 +139,8 @@ def plan(
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
     json: o.JsonOption = False,
 ) -> None:
     """Show which branches run when, with which weights, and what it costs, without drawing.
@@ -130,6 +151,8 @@ def plan(
 
     segue plan -g cfg --scale 4 --window sigma:0.3,0.9 --steps 50 --solver heun
 
+    segue plan --model sd3.5-medium --height 768 --width 1344
+
     segue plan --model DiT-XL/2 -g sgg:scale=4,weight=1.5,layers=10-12,switch=0.6 --json
     """
     from .cli_plan import show_plan
@@ -137,7 +160,8 @@ def plan(
     rule = o.RuleOptions.of(
         guidance, scale=scale, weight=weight, layers=layers, switch=switch, layer=exit_layer, window=window, delta=delta
     )
-    show_plan(o.Source(model, family), rule, o.RunOptions(steps, solver, schedule), json)
+    text = o.PromptOptions(height=height, width=width)
+    show_plan(o.Source(model, family), rule, o.RunOptions(steps, solver, schedule), text, json)
 
 
 def doctor(json: o.JsonOption = False) -> None:

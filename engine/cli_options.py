@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "sgg", "euler", 28
-_MODEL, _RULE, _RUN, _OUT = "Model", "Guidance", "Run", "Output"
+DEFAULT_STRENGTH = 0.6
+_MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
 
 
 def _option(*names: str, panel: str, shown: str | bool = False, **settings):
@@ -18,7 +19,12 @@ def _option(*names: str, panel: str, shown: str | bool = False, **settings):
 
 ModelOption = Annotated[
     str | None,
-    _option("--model", panel=_MODEL, shown=DEFAULT_MODEL, help="A bundled model, a checkpoint file or a folder."),
+    _option(
+        "--model",
+        panel=_MODEL,
+        shown=DEFAULT_MODEL,
+        help="A bundled model, a checkpoint file or a folder; for prompts an SD3 pipeline.",
+    ),
 ]
 PlanModelOption = Annotated[
     str | None,
@@ -26,7 +32,7 @@ PlanModelOption = Annotated[
         "--model",
         panel=_MODEL,
         shown=DEFAULT_MODEL,
-        help="As in segue sample, or a published size without weights: DiT-XL/2, SiT-B/4-512.",
+        help="As in segue sample, or a size without weights: DiT-XL/2, SiT-B/4-512, sd3-medium, sd3.5-medium, sd3.5-large.",
     ),
 ]
 FamilyOption = Annotated[
@@ -85,7 +91,9 @@ SeedsOption = Annotated[
     str | None,
     _option("--seeds", panel=_RUN, shown="0", help="A list or range, one for each picture, or one number that counts up."),
 ]
-CountOption = Annotated[int | None, _option("--count", panel=_RUN, shown="1", help="Pictures of each class.")]
+CountOption = Annotated[
+    int | None, _option("--count", "--num-images", panel=_RUN, shown="1", help="Pictures of each class or prompt.")
+]
 MaxBatchOption = Annotated[int | None, _option("--max-batch", panel=_RUN, shown="all", help="Pictures drawn at once.")]
 FiniteOption = Annotated[
     bool | None,
@@ -94,7 +102,25 @@ FiniteOption = Annotated[
 FromOption = Annotated[
     Path | None, _option("--from", panel=_RUN, help="Draw a picture again, from the record inside its PNG file.")
 ]
-PromptOption = Annotated[str | None, typer.Option("--prompt", hidden=True)]
+PromptOption = Annotated[
+    list[str] | None,
+    _option("--prompt", "-p", panel=_PROMPT, help="What to draw, for SD3 models; repeat the option for several pictures."),
+]
+NegativeOption = Annotated[
+    list[str] | None,
+    _option("--negative-prompt", panel=_PROMPT, shown="empty", help="What to avoid, where the rule has cfg: one, or one each."),
+]
+HeightOption = Annotated[
+    int | None, _option("--height", panel=_PROMPT, shown="the model's own", help="Height in pixels, for SD3 models.")
+]
+WidthOption = Annotated[
+    int | None, _option("--width", panel=_PROMPT, shown="the model's own", help="Width in pixels, for SD3 models.")
+]
+ImageOption = Annotated[Path | None, _option("--image", panel=_PROMPT, help="A picture to start from, instead of noise.")]
+StrengthOption = Annotated[
+    float | None,
+    _option("--strength", panel=_PROMPT, shown=str(DEFAULT_STRENGTH), help="How much of it to redraw, up to 1 (all)."),
+]
 
 OutOption = Annotated[
     Path | None, _option("--out", "-o", panel=_OUT, shown="the folder out", help="A folder, or one PNG file.")
@@ -132,6 +158,18 @@ class RunOptions:
     count: int | None = None
     max_batch: int | None = None
     check_finite: bool | None = None
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What to draw for a model that takes prompts; None is not given."""
+
+    prompt: list[str] | None = None
+    negative_prompt: list[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    image: Path | None = None
+    strength: float | None = None
 
 
 @dataclass(frozen=True)

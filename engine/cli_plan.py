@@ -6,20 +6,37 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.spec import ModelSpec
 from segue.models.weights import load_model
 
-from .cli_options import DEFAULT_MODEL, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .cli_jobs import refuse_prompts
+from .cli_options import DEFAULT_MODEL, DEFAULT_SOLVER, PromptOptions, RuleOptions, RunOptions, Source
 from .cli_session import choose_rule, published_spec
 from .core import resolve_plan
 from .plan import Plan
 from .plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
+from .prompt_plan import latent_size, resolve_prompt_plan
+from .saved_pipeline import SavedSD3
+
+SD3_SCHEDULE = "shift"  # that of every published SD3's scheduler, for one that has none beside it
 
 
-def show_plan(source: Source, rule: RuleOptions, run: RunOptions, as_json: bool) -> None:
-    specs = find_specs(source)
+def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOptions, as_json: bool) -> None:
+    saved = SavedSD3.read(source.model or DEFAULT_MODEL)
+    if saved is not None and source.family:
+        raise ValueError(f"{source.model} states what it is; --family {source.family} does not apply")
+    specs = find_specs(source) if saved is None else {"main": saved.spec}
+    if saved is None and isinstance(specs["main"], MMDiTSpec):
+        saved = SavedSD3(specs["main"])
     parsed = choose_rule(rule, specs["main"])
-    plan = resolve_plan(specs, parsed.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
+    if saved is None:
+        refuse_prompts(specs["main"], text)
+        plan = resolve_plan(specs, parsed.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
+    else:
+        schedule = SD3_SCHEDULE if saved.scheduler is None and run.schedule is None else run.schedule
+        size = latent_size(saved.spec, saved.factor, text.height, text.width)
+        plan = resolve_prompt_plan(specs, saved.scheduler, parsed.guidance, run.steps, schedule, run.solver, *size)
     if as_json:
         print(json.dumps({"rule": parsed.text} | plan_dict(plan)))
     else:

@@ -5,11 +5,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec, SiTSpec
 
@@ -22,7 +25,6 @@ from .presets import ParsedRule, parse_rule
 from .selection import pair_samples, parse_integers, parse_labels
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
-MOST_CLASSES = 24  # how many are drawn where none are chosen
 
 
 def open_engine(source: Source) -> Engine:
@@ -30,17 +32,24 @@ def open_engine(source: Source) -> Engine:
     device = resolve_device(source.device)
     dtype = resolve_dtype(source.dtype, device)
     name = source.model or DEFAULT_MODEL
-    if published_spec(name):
-        raise ValueError(f"{name} is a size, which segue plan takes; drawing needs a checkpoint")
+    refuse_size(name)
     engine = Engine.from_pretrained(name, family=source.family, device=device, dtype=dtype)
     if not isinstance(engine.spec, SiTSpec):
-        raise ValueError(f"the command line draws from class-label models, and {name!r} is not one")
+        raise ValueError(f"{name!r} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
     check_pixels(engine.spec.channels)
     return engine
 
 
-def published_spec(name: str) -> SiTSpec | None:
-    """The spec of a published size such as ``SiT-XL/2-512``, or None for any other name."""
+def refuse_size(name: str) -> None:
+    """Raise ``ValueError`` for a published size, which has no weights."""
+    if published_spec(name):
+        raise ValueError(f"{name} is a size, which segue plan takes; drawing needs a checkpoint")
+
+
+def published_spec(name: str) -> ModelSpec | None:
+    """The spec of a published size such as ``SiT-XL/2-512`` or ``sd3.5-medium``, or None for any other name."""
+    if name.lower() in SD3_SIZES:
+        return None if Path(name).exists() else sd3_spec(name.lower())
     match = _PUBLISHED.fullmatch(name)
     if not match:
         return None
@@ -52,19 +61,25 @@ def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule:
     return parse_rule(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
 
 
-def choose_samples(spec: SiTSpec, run: RunOptions, most: int = MOST_CLASSES) -> tuple[list[int], list[int]]:
+def check_batch(max_batch: int | None) -> None:
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max-batch must be at least 1, got {max_batch}")
+
+
+def choose_samples(spec: SiTSpec, run: RunOptions, most: int) -> tuple[list[int], list[int]]:
     """Labels and seeds, one of each per picture; without ``--classes``, at most ``most`` classes evenly chosen."""
-    if run.max_batch is not None and run.max_batch < 1:
-        raise ValueError(f"max-batch must be at least 1, got {run.max_batch}")
     if run.classes is None:
         labels = list(range(0, spec.num_classes, -(-spec.num_classes // most)))
     else:
         labels = parse_labels(run.classes, spec.num_classes, spec.class_names, spec.name)
+    return pair_samples(labels, choose_seeds(run), 1 if run.count is None else run.count)
+
+
+def choose_seeds(run: RunOptions) -> list[int]:
     try:
-        seeds = parse_integers("0" if run.seeds is None else run.seeds)
+        return parse_integers("0" if run.seeds is None else run.seeds)
     except ValueError as error:
         raise ValueError(f"seeds: {error}") from None
-    return pair_samples(labels, seeds, 1 if run.count is None else run.count)
 
 
 def make_plan(engine: Engine, rule: ParsedRule, run: RunOptions) -> Plan:
@@ -76,7 +91,15 @@ def print_warnings(plan: Plan, rule: ParsedRule) -> None:
         print(f"warning: {rule.text}: {warning}", file=sys.stderr)
 
 
-def draw(
+class Drawn(NamedTuple):
+    """The pictures of a run, the seconds that sampling took, and the plan that was run."""
+
+    images: list[Image.Image]
+    seconds: float
+    plan: Plan
+
+
+def draw_labels(
     engine: Engine,
     plan: Plan,
     labels: Sequence[int],
@@ -84,8 +107,8 @@ def draw(
     max_batch: int | None,
     check_finite: bool = False,
     title: str = "",
-) -> tuple[list[Image.Image], float]:
-    """The pictures of a planned run, and the seconds that it took; a bar on stderr if that is a terminal."""
+) -> Drawn:
+    """The pictures of a planned run; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
     with progress_bar(title or engine.spec.name, plan.calls * batches) as advance:
         began = time.perf_counter()
@@ -103,16 +126,21 @@ def draw(
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began
-    return run.images, seconds
+    return Drawn(run.images, seconds, run.plan)
 
 
-def warm_up(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
+def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
     """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
-    chunk = max_batch or len(labels)
-    for size in {min(chunk, len(labels)), len(labels) % chunk} - {0}:
+    for size in batch_sizes(len(labels), max_batch):
         program = engine.load(plan, labels[:size], seeds[:size], engine.draw_noise(plan, seeds[:size]))
         for live in plan.live_sets:
             program.step(live)
+
+
+def batch_sizes(count: int, max_batch: int | None) -> set[int]:
+    """The sizes of the batches that ``count`` samples are drawn in."""
+    chunk = max_batch or count
+    return {min(chunk, count), count % chunk} - {0}
 
 
 @contextmanager
@@ -124,15 +152,3 @@ def progress_bar(title: str, total: int):
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
-
-
-def captions(spec: SiTSpec, labels: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    """What to write at each picture: its class, or its seed where all are of one class."""
-    if len(set(labels)) == 1 and len(labels) > 1:
-        return [f"seed {seed}" for seed in seeds]
-    return [class_title(spec, label) for label in labels]
-
-
-def class_title(spec: SiTSpec, label: int) -> str:
-    """What to call a class."""
-    return spec.class_names[label] if spec.class_names else f"class {label}"

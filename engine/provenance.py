@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -112,7 +112,24 @@ class Record:
         first = index // self.max_batch * self.max_batch
         batch = slice(first, first + self.max_batch)
         labels, seeds = self.labels[batch], self.seeds[batch]
-        return Record(self.origin, self.rule, self.plan, labels, seeds, self.max_batch, index - first)
+        return replace(self, labels=labels, seeds=seeds, index=index - first)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture in pixels."""
+        return self.plan["width"], self.plan["height"]
+
+    def shown_labels(self) -> list[int]:
+        """The labels of the pictures in the file: of one, or of all in a grid."""
+        return list(self.labels) if self.index is None else [self.labels[self.index]]
+
+    def described(self, names: tuple[str, ...]) -> str:
+        """What the file shows; ``names`` are those of the model's classes."""
+        return ", ".join(dict.fromkeys(names[label] if names else f"class {label}" for label in self.shown_labels()))
+
+    def further_parameters(self) -> dict[str, Any]:
+        """Pairs of the ``parameters`` chunk beyond those of every picture."""
+        return {}
 
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
@@ -145,18 +162,17 @@ def parameters_text(record: Record, names: tuple[str, ...]) -> str:
 
     The keys are those of the AUTOMATIC1111 web UI, so that its readers find steps, sampler, seed and size.
     """
-    plan, chosen = record.plan, range(len(record.labels)) if record.index is None else [record.index]
-    labels = [record.labels[i] for i in chosen]
-    described = [names[label] if names else f"class {label}" for label in labels]
+    plan = record.plan
     pairs = {
         "Steps": plan["steps"],
         "Sampler": plan["solver"],
         "Schedule type": plan["schedule"],
         "Guidance": json.dumps(record.rule),
-        "Seed": record.seeds[chosen[0]],
-        "Size": f"{plan['width']}x{plan['height']}",
+        "Seed": record.seeds[record.index or 0],
+        "Size": "{}x{}".format(*record.size),
         "Model hash": record.origin.weights,
         "Model": record.origin.model,
+        **record.further_parameters(),
         "Version": f"segue {version('segue')}",
     }
-    return ", ".join(dict.fromkeys(described)) + "\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())
+    return record.described(names) + "\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())

@@ -1,0 +1,58 @@
+"""Drawing a planned run of prompts for the command line: with progress, timed, decoded batch by batch."""
+
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .cli_session import Drawn, batch_sizes, progress_bar
+from .plan import Plan
+from .prompt_engine import PromptEngine
+from .prompts import PromptEmbeddings
+from .vae import decode_latents
+
+
+def draw_prompts(
+    engine: PromptEngine,
+    plan: Plan,
+    embeddings: PromptEmbeddings,
+    seeds: Sequence[int],
+    start: Tensor | None,
+    max_batch: int | None,
+    check_finite: bool,
+    title: str,
+) -> Drawn:
+    """The pictures of a planned run; ``start`` [1, C, H, W] is the latent that every picture starts from, None is noise."""
+    chunk = max_batch or len(seeds)
+    with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
+        began = time.perf_counter()
+        run = engine.sample(
+            embeddings,
+            plan.guidance,
+            schedule=plan.schedule,
+            solver=plan.solver,
+            height=plan.height,
+            width=plan.width,
+            latents=None if start is None else start.expand(len(seeds), -1, -1, -1),
+            seeds=seeds,
+            max_batch=max_batch,
+            callback=lambda _: advance(),
+            check_finite=check_finite,
+        )
+        run.latents.cpu()  # waits for the device
+        seconds = time.perf_counter() - began
+    images = [image for part in run.latents.split(chunk) for image in decode_latents(engine.pipe, part)]
+    return Drawn(images, seconds, run.plan)
+
+
+def warm_up_prompts(
+    engine: PromptEngine, plan: Plan, embeddings: PromptEmbeddings, seeds: Sequence[int], max_batch: int | None
+) -> None:
+    """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
+    tokens = embeddings.positive.context.shape[1]
+    settings = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
+    exact = engine.plan(plan.guidance, **settings, text_tokens=tokens)
+    for size in batch_sizes(len(seeds), max_batch):
+        program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))
+        for live in exact.live_sets:
+            program.step(live)
