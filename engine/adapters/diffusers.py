@@ -132,11 +132,7 @@ class Attachment:
         """In the place of ``SD3Transformer2DModel.forward``: the guided velocity, once for each half of the batch."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-        if skip_layers is not None:
-            raise ValueError(
-                f"the pipeline's own skip_guidance_layers={skip_layers} cannot join an attached rule; "
-                "give SkipLayer(weight, layers, window=...) to segue.attach instead"
-            )
+        self._refuse_own_rules(skip_layers)
         call = TransformerCall.of(
             getattr(self.pipe, "do_classifier_free_guidance", False),
             hidden_states,
@@ -149,6 +145,19 @@ class Attachment:
             velocity = self._velocity(call, timestep)
         sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _refuse_own_rules(self, skip_layers: list[int] | None) -> None:
+        """Raise ``ValueError`` if the pipeline adds a guidance rule of its own, whose extra rows or passes no plan holds."""
+        if skip_layers is not None:
+            raise ValueError(
+                f"the pipeline's own skip_guidance_layers={skip_layers} cannot join an attached rule; "
+                "give SkipLayer(weight, layers, window=...) to segue.attach instead"
+            )
+        if getattr(self.pipe, "do_perturbed_attention_guidance", False):
+            raise ValueError(
+                "the pipeline's own perturbed attention (pag_scale > 0) cannot join an attached rule; "
+                "give PerturbedLayers(weight, layers, kind='attention_identity') to segue.attach instead"
+            )
 
     def _velocity(self, call: TransformerCall, timestep: Tensor) -> Tensor:
         """[B, C, H, W] fp32."""
@@ -171,8 +180,7 @@ class Attachment:
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
         def texts(plan: Plan) -> dict[str | int, TextCondition]:
-            # without a negative prompt its rows are dead (checked below) and hold the prompt
-            return {name: call.text(name if name in call.conditions else "cond") for name in plan.conditions}
+            return {name: call.text(name) for name in plan.conditions}
 
         size = call.latents.shape[-2:]
         velocity = GuidedVelocity(self._engine, self.guidance, texts, *size, calls.schedule, calls.solver)

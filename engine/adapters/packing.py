@@ -63,7 +63,7 @@ def module_path_reason(transformer: nn.Module, model: MMDiT | None = None) -> st
         where = name or "the transformer"
         if hasattr(module, "_hf_hook"):
             return f"{where} has an accelerate hook ({type(module._hf_hook).__name__}): its weights move"
-        if module._compiled_call_impl is not None:
+        if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
             return f"{where} is compiled"
         if getattr(module, "_chunk_size", None) is not None:
             return f"{where} runs its feed-forward in chunks"

@@ -55,11 +55,12 @@ class TransformerCall:
         """[B, C, H, W]; both halves of a guided batch are the same latents."""
         return self.part(self.hidden, "cond")
 
-    def part(self, tensor: Tensor, condition: str) -> Tensor:
-        """The B rows of one condition."""
-        return tensor.chunk(len(self.conditions))[self.conditions.index(condition)]
+    def part(self, tensor: Tensor, condition: str | int) -> Tensor:
+        """The B rows of one condition; those of the prompt where the pipeline gives no such rows (the branch is dead)."""
+        name = condition if condition in self.conditions else "cond"
+        return tensor.chunk(len(self.conditions))[self.conditions.index(name)]
 
-    def text(self, condition: str) -> TextCondition:
+    def text(self, condition: str | int) -> TextCondition:
         """The prompts of one condition."""
         return TextCondition(self.part(self.context, condition), self.part(self.pooled, condition))
 

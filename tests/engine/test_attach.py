@@ -140,3 +140,20 @@ def test_only_live_branches_run(pipes, path):
     # blocks 2 and 3 are skipped: the weak row forks after block 1 and goes through blocks 4 and 5
     assert run.rows == [2] * 6 * 3 + [1, 1, 1, 1, 2, 2] * 3
     assert run.plan.cost.evaluations == 12
+
+
+@pytest.mark.gpu
+def test_steps_captured_as_graphs():
+    """The same latents with and without graphs, for two prompts, after the weights moved from the CPU."""
+    pipe = tiny_pipeline(seed=3)
+    rule = CFG(4.5, window=Window.steps(1, 3)) + SkipLayer(3.0, (2, 3), window=Window.steps(4, 5))
+    draw_attached(pipe, rule, "packed", guidance_scale=2.0)
+    pipe.to("cuda")
+    drawn = []
+    for graphs in (True, False):
+        segue.attach(pipe, rule, graphs=graphs)
+        drawn.append([draw(pipe, prompt=prompt, guidance_scale=2.0) for prompt in ("leaf", "bee", "leaf")])
+        segue.detach(pipe)
+    for captured, eager in zip(*drawn, strict=True):
+        assert relative_error(captured, eager) < ATTACHED_RUN
+    assert torch.equal(drawn[0][0], drawn[0][2]) and relative_error(drawn[0][0], drawn[0][1]) > 0.1

@@ -210,14 +210,20 @@ def test_layerwise_casting(twins):
     twins.check("time_text_embed")
 
 
-def test_compiled_blocks(twins):
-    def compile_blocks(pipe):
-        for block in pipe.transformer.transformer_blocks:
-            block.compile(backend="eager")
+def compile_in_place(blocks):
+    blocks[3].compile(backend="eager")
 
+
+def compile_as_wrapper(blocks):
+    blocks[3] = torch.compile(blocks[3], backend="eager")
+
+
+@pytest.mark.parametrize("compile_blocks", [compile_in_place, compile_as_wrapper])
+def test_compiled_blocks(twins, compile_blocks):
     torch._dynamo.reset()
-    twins.both(compile_blocks)
-    twins.check("transformer_blocks.0 is compiled")
+    twins.check("packed")
+    twins.both(lambda pipe: compile_blocks(pipe.transformer.transformer_blocks))
+    twins.check("transformer_blocks.3 is compiled")
     torch._dynamo.reset()
 
 

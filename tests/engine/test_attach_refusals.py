@@ -4,12 +4,13 @@ import re
 
 import pytest
 import torch
-from attached_runs import draw, draw_attached, forced
+from attached_runs import draw, draw_attached, forced, relative_error
 from counted_rows import counted_rows
 from tiny_sd3 import tiny_pipeline, tiny_transformer
 
 import segue
 from segue import CFG, AutoGuidance, PerturbedLayers, SkipLayer, Window
+from tests.tolerances import ATTACHED_RUN
 
 
 @pytest.fixture
@@ -90,6 +91,19 @@ def test_the_pipelines_own_skip_layers(pipe):
     with pytest.raises(ValueError, match=r"skip_guidance_layers=\[2\] cannot join an attached rule; give SkipLayer"):
         draw(pipe, guidance_scale=2.0, skip_guidance_layers=[2], skip_layer_guidance_stop=0.9)
     draw(pipe, guidance_scale=2.0)
+
+
+def test_the_pipelines_own_perturbed_attention(pipe):
+    from diffusers import StableDiffusion3PAGPipeline
+
+    components = {name: part for name, part in pipe.components.items() if part is not None}
+    other = StableDiffusion3PAGPipeline(**components, pag_applied_layers=["blocks.2"])
+    other.set_progress_bar_config(disable=True)
+    wanted = draw(other, guidance_scale=4.5, pag_scale=0.0)
+    segue.attach(other, CFG(4.5))
+    assert relative_error(draw(other, guidance_scale=4.5, pag_scale=0.0), wanted) < ATTACHED_RUN
+    message = "own perturbed attention .* give PerturbedLayers"
+    refused(ValueError, message, draw, other, guidance_scale=4.5, pag_scale=2.0)
 
 
 def test_schedulers_that_are_not_flow_matching(pipe):
