@@ -1,7 +1,7 @@
 """One visit to a GPU: tests, tuning and benchmarks as processes of their own, part by part, resumable, into one folder.
 
-The folder holds ``log.txt`` (everything printed), ``visit.json`` (what each part did), ``results.jsonl`` and ``.csv``, and
-what the tuner writes.
+The folder holds ``log.txt`` (everything printed), ``visit.json`` (what each part did), ``results.jsonl`` and ``.csv``, and a
+copy of the launch table that the tuner wrote.
 """
 
 import importlib.util
@@ -18,17 +18,19 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 TUNER = "segue.kernels.tune"
+LAUNCH_TABLE = ROOT / "kernels" / "launch_table.py"
 SANITIZER = "compute-sanitizer"
 TAIL = 15  # lines of a failed part shown at once; the log has all
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command of the visit, the most seconds it may take, and what it needs besides Python (None when present)."""
+    """A command of the visit, the most seconds it may take, what it lacks (None: nothing), and a file it writes elsewhere."""
 
     command: list[str]
     seconds: float
     missing: str | None = None
+    writes: Path | None = None
 
 
 def parts(out: Path) -> dict[str, Part]:
@@ -48,7 +50,7 @@ def parts(out: Path) -> dict[str, Part]:
         "kernel-tests": Part([*pytest, str(ROOT / "tests" / "kernels")], 150, tests),
         "engine-tests": Part([*pytest, str(ROOT / "tests" / "engine"), str(ROOT / "tests" / "bench")], 90, tests),
         "sanitizer": Part(probe, 60, sanitizer),
-        "tune": Part([*python, TUNER, "--out", str(out)], 120, tuner),
+        "tune": Part([*python, TUNER], 150, tuner, LAUNCH_TABLE),
         "kernels": suite("kernels", 90, "--case-seconds", "2"),
         "e2e": suite("e2e", 150, "--case-seconds", "12"),
         "step": suite("step", 60, "--case-seconds", "10"),
@@ -113,6 +115,8 @@ def _one(name: str, part: Part, left: float, log: Path, run: Execute, now: Calla
     position, start = log.stat().st_size, now()
     code = run(part.command, min(part.seconds, left), log)
     status = {0: "passed", None: "timed out"}.get(code, "failed")
+    if status == "passed" and part.writes:
+        shutil.copy(part.writes, log.parent)
     if status != "passed":
         with log.open(encoding="utf-8", errors="replace") as file:
             file.seek(position)

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -13,6 +14,7 @@ import torch
 
 from .rows import Environment
 
+COMMIT_VARIABLE = "SEGUE_COMMIT"
 PACKAGES = ("segue", "torch", "triton", "diffusers", "numpy")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # the value of clear_refs that resets the peak resident size; see proc(5)
@@ -137,23 +139,25 @@ def package_versions() -> dict[str, str]:
 
 
 def current_commit(folder: Path) -> str:
-    """Short commit of the checkout that holds ``folder``, with ``+changes`` if tracked files differ; else ``unknown``."""
+    """Short commit of the checkout that holds ``folder``, with ``+changes`` if tracked files differ from it.
+
+    Result files and the README, which results are written into, do not count.  Outside a checkout (a copy of the files on
+    another machine) the variable SEGUE_COMMIT, else ``unknown``.
+    """
+    head = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
+    others = (":(top)", ":(top,exclude)bench/results", ":(top,exclude)README.md")
+    return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *others) else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command, None when it fails or there is no git."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
-        )
-        if head.returncode:
-            return "unknown"
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results", ":!README.md"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def environment(device: torch.device, command: str) -> Environment:

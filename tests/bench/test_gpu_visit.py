@@ -67,6 +67,17 @@ def test_a_visit_goes_on_where_it_stopped(visit):
     assert set(states.values()) == {"passed", "missing"}
 
 
+def test_what_a_part_writes_elsewhere_is_kept_when_it_passes(visit, monkeypatch, tmp_path):
+    table = tmp_path / "elsewhere" / "table.py"
+    table.parent.mkdir()
+    table.write_text("tuned")
+    monkeypatch.setitem(PARTS, "late", Part(["late"], 100, writes=table))
+    visit(codes={"late": 1})
+    assert not (tmp_path / "table.py").exists()
+    visit()
+    assert (tmp_path / "table.py").read_text() == "tuned"
+
+
 def test_chosen_parts_only(visit):
     assert [name for name, _ in visit(names=("late", "tests"))[1]] == ["late", "tests"]
 
