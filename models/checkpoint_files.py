@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_folder(folder: Path) -> Checkpoint:
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    name = folder.resolve().name
+    name = model_name(folder)
     if (inner / "config.json").is_file():
         for file in DIFFUSERS_FILES:
             if (inner / file).is_file():
@@ -82,6 +82,19 @@ def _read_folder(folder: Path) -> Checkpoint:
     if inner is folder and (folder / RUN_FILE).is_file():
         return _read_file(folder / RUN_FILE, name)
     raise FileNotFoundError(f"{folder} holds no model: expected {RUN_FILE}, config.json with weights, or a transformer folder")
+
+
+def model_name(folder: str | Path) -> str:
+    """What to call the model in a folder: its own name, for a ``transformer`` that of the pipeline around it.
+
+    A snapshot in the hub's cache, ``models--OWNER--NAME/snapshots/HASH``, is called NAME.
+    """
+    parts = Path(folder).resolve().parts
+    if parts[-1] == "transformer" and len(parts) > 2:
+        parts = parts[:-1]
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        return parts[-3].rpartition("--")[2]
+    return parts[-1]
 
 
 def _read_file(path: Path, name: str) -> Checkpoint:

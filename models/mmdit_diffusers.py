@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .checkpoint_files import model_name
 from .mmdit import MMDiT
 from .mmdit_spec import MMDiTSpec
 
@@ -146,8 +147,8 @@ def _tensor_obstacle(held: Mapping[str, Tensor], sources: list[str]) -> str | No
 
 def diffusers_spec(module: nn.Module) -> MMDiTSpec:
     """The spec of a live ``SD3Transformer2DModel``."""
-    name = str(module.config.get("_name_or_path") or type(module).__name__)
-    return MMDiTSpec.from_config(module.config, name.rstrip("/").rpartition("/")[2])
+    path = module.config.get("_name_or_path")
+    return MMDiTSpec.from_config(module.config, model_name(path) if path else type(module).__name__)
 
 
 def _empty(module: nn.Module) -> MMDiT:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_files import Checkpoint, read_json
+from .checkpoint_files import Checkpoint, model_name, read_json
 from .layout import Hints, Layout
 from .mmdit_diffusers import diffusers_sources
 from .mmdit_spec import MMDiTSpec
@@ -49,7 +49,7 @@ def folder_spec(folder: Path) -> MMDiTSpec | None:
     """The spec of a saved SD3 pipeline or transformer, from its ``config.json`` alone; None if the folder holds none."""
     path = (folder / "transformer" if (folder / "transformer").is_dir() else folder) / "config.json"
     config = read_json(path) if path.is_file() else {}
-    return _spec_of(config, path, folder.resolve().name) if config.get("_class_name") == CLASS else None
+    return _spec_of(config, path, model_name(folder)) if config.get("_class_name") == CLASS else None
 
 
 def _spec_of(config: Mapping[str, Any], path: Path, name: str) -> MMDiTSpec:

@@ -68,7 +68,8 @@ def test_pictures_are_those_of_generate(segue, engine, tmp_path):
         assert Image.open(file).size == (12, 20)
         assert identical(Image.open(file), image)
     assert (summary["labels"], summary["seeds"], summary["pixels"]) == ([0, 0, 1, 1], [7, 8, 9, 10], [12, 20])
-    assert summary["plan"] == json.loads(json.dumps(plan_dict(run.plan))) | {"model": engine.spec.name}
+    assert summary["plan"] == json.loads(json.dumps(plan_dict(run.plan)))
+    assert summary["origin"]["model"] == "tiny-sd3"
     assert (tmp_path / "out/grid.png").exists()
 
 
@@ -179,7 +180,7 @@ def test_relative_costs_are_those_of_the_arithmetic(segue):
 
 def test_the_plan_of_a_folder_is_the_engines_and_needs_no_weights(segue, pipeline, engine, tmp_path):
     flags = ["-g", RULE, "--steps", "6", "--height", "20"]
-    expected = json.loads(json.dumps(plan_dict(engine.plan(GUIDANCE, 6, height=10)))) | {"rule": RULE, "model": "tiny-sd3"}
+    expected = json.loads(json.dumps(plan_dict(engine.plan(GUIDANCE, 6, height=10)))) | {"rule": RULE}
     assert planned(segue, *flags) == expected
     for part in ("transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json", "model_index.json"):
         target = tmp_path / "tiny-sd3" / part

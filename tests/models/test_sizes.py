@@ -1,9 +1,14 @@
 """The published sizes: parameter counts and FLOPs as the DiT paper prints them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from segue.models.checkpoint_files import model_name
+from segue.models.mmdit import MMDiT
 from segue.models.parameterization import Parameterization
+from segue.models.sd3_sizes import published_size, sd3_spec
 from segue.models.sit import SiT
 from segue.models.sizes import dit_spec, family_spec, repa_spec, sit_spec
 
@@ -46,3 +51,36 @@ def test_bad_sizes_are_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")) as caught:
         family_spec(*arguments)
     assert "\n" not in str(caught.value)
+
+
+# Stability's model cards: billions of parameters of the transformer, its position table counted
+SD3_CARDS = {"sd3-medium": 2.0, "sd3.5-medium": 2.5, "sd3.5-large": 8.1}
+
+
+@pytest.mark.parametrize("size", SD3_CARDS)
+def test_sd3_sizes_have_the_published_parameters_and_are_recognised(size):
+    spec = sd3_spec(size)
+    with torch.device("meta"):
+        count = sum(tensor.numel() for tensor in MMDiT(spec).state_dict().values())
+    assert count / 1e9 == pytest.approx(SD3_CARDS[size], rel=0.05)
+    assert published_size(replace(spec, name="anything")) == size
+    assert published_size(replace(spec, depth=spec.depth - 1, dual_layers=())) is None
+    assert sd3_spec(size, 512).tokens(64, 64) == 1024
+    with pytest.raises(ValueError, match="multiple of 16, got 1000"):
+        sd3_spec(size, 1000)
+    with pytest.raises(ValueError, match=r"unknown size 'sd4'; known: sd3-medium, sd3\.5-medium"):
+        sd3_spec("sd4")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/a/tiny", "tiny"),
+        ("/a/tiny/transformer", "tiny"),
+        ("/hub/models--stabilityai--sd-3.5/snapshots/0f1e", "sd-3.5"),
+        ("/hub/models--stabilityai--sd-3.5/snapshots/0f1e/transformer", "sd-3.5"),
+        ("/transformer", "transformer"),
+    ],
+)
+def test_a_folder_names_its_model(folder, name):
+    assert model_name(folder) == name
