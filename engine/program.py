@@ -39,7 +39,7 @@ class ProgramKey:
     @classmethod
     def of(cls, plan: Plan, batch: int) -> "ProgramKey":
         solver: Solver = plan.solver
-        capacity = 64
+        capacity = 32  # a table row of SD3.5-medium is a megabyte: room for common step counts, not more
         while capacity < plan.calls:
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
