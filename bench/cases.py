@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from segue.engine.presets import parse_rule
 from segue.engine.sampler import run_program
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sit import SiT
 from segue.models.sizes import VAE_FACTOR, dit_spec, sit_spec
 from segue.models.spec import ModelSpec, SiTSpec
@@ -27,32 +29,12 @@ BUNDLED = "herbarium"
 BUNDLED_LAYERS = (7, 8)
 EXIT_LAYER = 4
 
-
-def sd3_spec(depth: int, dim: int, dual: int = 0, qk_norm: bool = True, position_size: int = 192, name: str = "") -> MMDiTSpec:
-    """An SD3 or SD3.5 at 1024 x 1024 pixels; the first ``dual`` blocks have the second attention."""
-    return MMDiTSpec(
-        name=name,
-        channels=16,
-        height=128,
-        width=128,
-        patch=2,
-        dim=dim,
-        depth=depth,
-        heads=dim // 64,
-        dual_layers=tuple(range(dual)),
-        qk_norm=qk_norm,
-        position_size=position_size,
-    )
-
-
 SPECS: dict[str, Callable[[], ModelSpec]] = {
     "sit-s/2": lambda: sit_spec("S/2", exits=(EXIT_LAYER,)),
     "sit-b/2": lambda: sit_spec("B/2", exits=(EXIT_LAYER,)),
     "sit-xl/2": lambda: sit_spec("XL/2", exits=(EXIT_LAYER,)),
     "dit-xl/2": lambda: dit_spec("XL/2", exits=(EXIT_LAYER,)),
-    "sd3-medium": lambda: sd3_spec(24, 1536, qk_norm=False),
-    "sd3.5-medium": lambda: sd3_spec(24, 1536, dual=13, position_size=384),
-    "sd3.5-large": lambda: sd3_spec(38, 2432),
+    **{size: partial(sd3_spec, size) for size in SD3_SIZES},
 }
 _NAME = re.compile(r"([^@:]+)(?:@(\d+))?(?::(\d+))?")
 
