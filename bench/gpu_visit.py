@@ -6,7 +6,9 @@ copy of the launch table that the tuner wrote.
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,11 +65,17 @@ Execute = Callable[[list[str], float, Path], int | None]
 
 
 def execute(command: list[str], limit_s: float, log: Path) -> int | None:
-    """Exit code of a command whose output goes to the end of ``log``; None when it passed its limit and was ended."""
+    """Exit code of a command whose output goes to the end of ``log``; None when it passed its limit and was ended.
+
+    It is ended with every process that it started, so that none of them keeps the GPU.
+    """
     with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=limit_s, check=False).returncode
+            return process.wait(limit_s)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the group of this very process: its number is the leader's
+            process.wait()
             return None
 
 

@@ -11,8 +11,9 @@ from .correctness import HALF_FACTOR, Gate, relative_error
 
 CACHE_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}  # well past the last cache of either
 MAX_SETS = 64
-# The error of the reference itself can be zero (a copy, a gather); then a few roundings of the output are allowed.
-FLOOR = {torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9, torch.float16: 4 * 2.0**-12}
+# The error of the reference itself can be zero (a copy, a gather, random bits made normal); then a few roundings of the
+# output are allowed, in fp32 those of a logarithm, a root and a cosine on the way to it.
+FLOOR = {torch.float32: 16 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9, torch.float16: 4 * 2.0**-12}
 
 
 def argument_sets(make: Callable[[int], tuple[Any, ...]], device: torch.device) -> list[tuple[Any, ...]]:
@@ -23,15 +24,18 @@ def argument_sets(make: Callable[[int], tuple[Any, ...]], device: torch.device) 
     return [first, *(make(seed) for seed in range(1, count))]
 
 
-def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> tuple[Callable[[], None], int]:
-    """A callable that runs ``function`` once on every set, replayed from a graph where asked, and how many runs that is."""
+def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> Callable[[], None]:
+    """A callable that runs ``function`` once on every set, replayed from a graph where asked.
+
+    Raises ``RuntimeError`` for a function that cannot be captured.
+    """
 
     def run() -> None:
         for arguments in sets:
             function(*arguments)
 
     if not graph:
-        return run, len(sets)
+        return run
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -40,7 +44,7 @@ def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> tu
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured, capture_error_mode="thread_local"):
         run()
-    return captured.replay, len(sets)
+    return captured.replay
 
 
 def kernel_gate(kernel: Callable, reference: Callable, arguments: tuple[Any, ...], name: str) -> Gate:

@@ -62,17 +62,17 @@ class Telemetry:
 
         def ask(function, *arguments, scale: float = 1.0) -> float | None:
             try:
-                return float(function(self._handle, *arguments)) * scale
+                value = function(self._handle, *arguments)
             except nvml.NVMLError:  # this card or driver does not report it
                 return None
+            return float(getattr(value, "used", value)) * scale
 
-        memory = nvml.nvmlDeviceGetMemoryInfo(self._handle).used
         return Reading(
             sm_clock=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             memory_clock=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
             power=ask(nvml.nvmlDeviceGetPowerUsage, scale=1e-3),
             energy=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, scale=1e-3),
-            memory=float(memory),
+            memory=ask(nvml.nvmlDeviceGetMemoryInfo),
         )
 
 

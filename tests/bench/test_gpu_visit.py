@@ -1,6 +1,7 @@
 """The orchestration of a GPU visit, with a machine that is made up: order, limits, resumption, exit codes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,11 @@ def test_a_command_past_its_limit_is_ended_and_its_output_kept(tmp_path):
     code = execute(["sh", "-c", "echo before; exec sleep 60"], 0.5, log)
     assert code is None
     assert log.read_text() == "before\n"
+    assert execute(["sh", "-c", "sleep 60 & echo $!; wait"], 0.5, log) is None
+    orphan = int(log.read_text().split()[-1])
+    state = Path(f"/proc/{orphan}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # ended with its parent; its entry may linger
+    log.write_text("before\n")
     assert execute(["sh", "-c", "echo more; exit 4"], 60, log) == 4
     assert log.read_text() == "before\nmore\n"
 
