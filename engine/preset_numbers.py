@@ -17,12 +17,12 @@ _SD3 = {
 }
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "herbarium": {
-        "cfg": {"scale": 3.0},
-        "slg": {"weight": 2.0, "layers": (7, 8)},
+        "cfg": {"scale": 2.5},
+        "slg": {"weight": 0.5, "layers": (7, 8)},
         "exit": {"weight": 1.0, "layer": 4},
-        "ag": {"weight": 1.0},
-        "sgg": {"scale": 3.0, "weight": 2.0, "layers": (7, 8), "switch": 0.6},
-        "sgg-exit": {"scale": 3.0, "weight": 1.0, "layer": 4, "switch": 0.6},
+        "ag": {"weight": 0.5},
+        "sgg": {"scale": 2.5, "weight": 0.5, "layers": (7, 8), "switch": 0.5},
+        "sgg-exit": {"scale": 2.5, "weight": 1.0, "layer": 4, "switch": 0.5},
     },
     "sd3-medium": _SD3,
     "sd3.5-medium": _SD3,
