@@ -79,7 +79,7 @@ def waterfall(axes, rows: list[Row]) -> bool:
     axes.invert_yaxis()
     axes.set_xlabel("time relative to the published algorithm")
     if stages:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right")
     return bool(stages)
 
 

@@ -40,7 +40,7 @@ def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -
     settings, plain = session.settings, (0,)
     program = workload.engine.prepare(plan, workload.conditions(plan), range(workload.batch), workload.state(plan))
     first_call = {plain: 0} | {live: plan.live.index(live) for live in plan.live_sets}
-    names = {live: " | ".join(str(plan.branches[i]) for i in live) for live in first_call}
+    names = {live: " + ".join(str(plan.branches[i]) for i in live) for live in first_call}
 
     def call(live: tuple[int, ...]) -> None:
         program.call.fill_(first_call[live])  # repeating a call never runs past the tables

@@ -25,7 +25,7 @@ def rows(environment):
         row("e2e", "model b1, eager", "segue sgg", "latency of a batch", "s", 0.5),
         row("e2e", "model b1, eager", "segue sgg", "throughput", "images/s", 2.0),
         row("e2e", "model b1, eager", "segue sgg", "speed-up over diffusers eager sgg as published", "x", 1.9),
-        row("step", "model b1, sgg", "cond | uncond", "cost relative to an unguided call", "x", 2.01, 2.0),
+        row("step", "model b1, sgg", "cond + uncond", "cost relative to an unguided call", "x", 2.01, 2.0),
         row("kernels", "ceilings", "large copy", "bandwidth", "TB/s", 0.02),
         row("kernels", "ceilings", "large product, bfloat16", "rate", "TFLOP/s", 1.5),
         row("kernels", "norm", "reference", "arithmetic intensity", "FLOP/byte", 2.0),

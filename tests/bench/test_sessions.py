@@ -68,7 +68,7 @@ def test_the_step_suite_shows_each_stage_saving_work(make_session, flop_timer):
     for row in gains:
         assert row.expected is None or row.value == pytest.approx(row.expected, rel=0.02)
     calls = {row.variant: row for row in session.rows if row.metric == "cost relative to an unguided call"}
-    assert set(calls) == {"cond | uncond", "cond | cond skip 7,8,9"}
+    assert set(calls) == {"cond + uncond", "cond + cond skip 7,8,9"}
     for row in calls.values():
         assert row.value == pytest.approx(row.expected, rel=1e-3)
     for stage in ("fused kernels", "graph", "fp8"):
