@@ -134,7 +134,7 @@ def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Seq
     for size in batch_sizes(len(labels), max_batch):
         program = engine.load(plan, labels[:size], seeds[:size], engine.draw_noise(plan, seeds[:size]))
         for live in plan.live_sets:
-            program.step(live)
+            program.advance(live)
 
 
 def batch_sizes(count: int, max_batch: int | None) -> set[int]:

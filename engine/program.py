@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segue.kernels.dispatch import REFERENCE, Kernels
 
-from .graph import CapturedStep, StepGraphs
+from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 from .guidance import Branch
 from .plan import Plan
 from .solvers import Solver
@@ -60,9 +60,10 @@ class Program:
         self.history = torch.zeros(shape, device=device)
         self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
-        self.solver_table = torch.zeros(key.calls, plan.table.shape[1], device=device)
-        self.coefficient_table = torch.zeros(key.calls, len(key.branches), channels, device=device)
-        self.time_table = torch.zeros(key.calls, dtype=torch.int64, device=device)
+        entries = key.calls + WARM_UP_STEPS - 1  # a capture at the last call warms up beyond it
+        self.solver_table = torch.zeros(entries, plan.table.shape[1], device=device)
+        self.coefficient_table = torch.zeros(entries, len(key.branches), channels, device=device)
+        self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
         self.rows = {}
         for name in dict.fromkeys(branch.model for branch in key.branches):
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)

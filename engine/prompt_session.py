@@ -55,4 +55,4 @@ def warm_up_prompts(
     for size in batch_sizes(len(seeds), max_batch):
         program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))
         for live in exact.live_sets:
-            program.step(live)
+            program.advance(live)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import tiny_sit
 
-from segue import CFG, SGG, Engine, SkipLayer
-from segue.engine.graph import CapturedStep
+from segue import CFG, SGG, Engine, SkipLayer, Window
+from segue.engine.graph import WARM_UP_STEPS, CapturedStep
 
 RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)
 
@@ -17,7 +17,8 @@ class Recorder:
         self.captures, self.replays, self.fail_at = 0, 0, fail_at
 
     def __call__(self, function):
-        function()
+        for _ in range(WARM_UP_STEPS):
+            function()
         self.captures += 1
         if self.captures == self.fail_at:
             raise RuntimeError("capture failed")
@@ -64,6 +65,18 @@ def test_other_numbers_do_not_capture_again():
         assert torch.equal(run(load(engine, plan, seed=steps)), captured)
         program.graphs = kept
     assert recorder.captures == 2
+
+
+@pytest.mark.parametrize("steps", [1, 32])
+def test_a_live_set_that_begins_at_the_last_call_warms_up_inside_the_tables(steps):
+    """32 calls fill the tables; on CUDA a read beyond them would end the process."""
+    engine = Engine(tiny_sit(), device="cpu")
+    plan = engine.plan(CFG(3.0, window=Window.steps(steps, steps)), steps=steps)
+    eager = run(load(engine, plan))
+    program = load(engine, plan)
+    assert program.key.calls == 32
+    program.use_graphs(Recorder())
+    assert torch.equal(run(program), eager)
 
 
 def test_a_failed_capture_restores_the_state():
