@@ -48,7 +48,7 @@ def pixels_equal(first, second) -> bool:
 def test_sample_writes_what_the_engine_draws(segue, model, tmp_path):
     summary = json.loads(segue("sample", "--steps", "3", "--seeds", "7", "--json").stdout)
     expected = Engine.from_pretrained(model).sample(
-        range(5), SGG(CFG(3.0), SkipLayer(2.0, (7, 8)), 0.6), steps=3, seeds=7, schedule="native"
+        range(5), SGG(CFG(2.5), SkipLayer(0.5, (7, 8)), 0.5), steps=3, seeds=7, schedule="native"
     )
     files = sorted((tmp_path / "out").glob("0*.png"))
     assert [file.name for file in files][:2] == ["000-acerites-alba-seed7.png", "001-acerites-crispa-seed8.png"]
@@ -64,7 +64,7 @@ def test_a_picture_carries_its_parameters_for_other_tools(segue, tmp_path):
     described, pairs = Image.open(tmp_path / "one.png").info["parameters"].split("\n")
     assert described == NAMES[3]
     assert pairs.startswith("Steps: 3, Sampler: euler, Schedule type: linear, ")
-    assert 'Guidance: "sgg:scale=3,weight=2,layers=7,8,switch=0.6", Seed: 0, Size: 12x8, Model hash: ' in pairs
+    assert 'Guidance: "sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.5", Seed: 0, Size: 12x8, Model hash: ' in pairs
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_picture_carries_its_parameters_for_other_tools(segue, tmp_path):
         (["-g", "cfg", "--scale", "4", "--window", "sigma:0.2,0.8"], "cfg:scale=4,window=sigma:0.2,0.8"),
         (["-g", "slg", "--layers", "1,2", "--weight", "0.5", "--delta", "0.1"], "slg:weight=0.5,layers=1,2,delta=0.1"),
         (["-g", "exit", "--exit-layer", "4"], "exit:weight=1,layer=4"),
-        (["-g", "sgg", "--switch", "0.3"], "sgg:scale=3,weight=2,layers=7,8,switch=0.3"),
+        (["-g", "sgg", "--switch", "0.3"], "sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.3"),
         (["-g", "cfg:scale=2 + exit:weight=1,layer=4"], "cfg:scale=2+exit:weight=1,layer=4"),
     ],
 )
@@ -96,7 +96,7 @@ def test_classes_by_name_and_genus_and_one_class_for_many_seeds(segue):
 
 def test_a_window_that_selects_nothing_is_a_warning(segue):
     result = segue("sample", "-g", "cfg:window=steps:5,9", "--steps", "2")
-    assert "warning: cfg:scale=3,window=steps:5,9: the window steps 5-9 of uncond selects none of 2 steps" in result.stderr
+    assert "warning: cfg:scale=2.5,window=steps:5,9: the window steps 5-9 of uncond selects none of 2 steps" in result.stderr
 
 
 # --- the way back ----------------------------------------------------------------------------------------------------
@@ -179,7 +179,8 @@ def contains(sheet: Image.Image, part: Image.Image) -> bool:
 def test_compare_prints_cost_and_seconds_of_each_rule(segue):
     result = segue("compare", "--steps", "2", "--classes", "0")
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == ["none", "cfg:scale=3", "slg:weight=2,layers=7,8", lines[4].split()[0]]
+    assert [line.split()[0] for line in lines[1:4]] == ["none", "cfg:scale=2.5", "slg:weight=0.5,layers=7,8"]
+    assert lines[4].startswith("sgg:scale=2.5,")  # folded
     assert "1 pictures by 4 rules in" in lines[-1]
 
 
@@ -188,8 +189,8 @@ def test_compare_prints_cost_and_seconds_of_each_rule(segue):
 
 def test_plan_is_the_engines_plan(segue, model):
     result = json.loads(segue("plan", "-g", "sgg-exit", "--steps", "9", "--solver", "heun", "--json").stdout)
-    plan = Engine.from_pretrained(model).plan(SGG(CFG(3.0), EarlyExit(1.0, 4), 0.6), steps=9, solver="heun")
-    assert result.pop("rule") == "sgg-exit:scale=3,weight=1,layer=4,switch=0.6"
+    plan = Engine.from_pretrained(model).plan(SGG(CFG(2.5), EarlyExit(1.0, 4), 0.5), steps=9, solver="heun")
+    assert result.pop("rule") == "sgg-exit:scale=2.5,weight=1,layer=4,switch=0.5"
     assert result == json.loads(json.dumps(plan_dict(plan)))
 
 
