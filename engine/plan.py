@@ -167,8 +167,8 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
     if branch.model not in specs:
         raise ValueError(f"no network named {branch.model!r}; the engine holds: {', '.join(specs)}")
     spec, main = specs[branch.model], specs["main"]
-    same = ("channels", "patch", "prediction", "time")
-    if any(getattr(spec, name) != getattr(main, name) for name in same):
+    same = ("channels", "patch", "prediction", "time", "num_classes", "parents")  # labels mean the same to both
+    if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
         raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
     if isinstance(branch.network, Perturb):
         for layer in branch.network.layers:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segue import (
     CFG,
     SGG,
+    AutoGuidance,
     EarlyExit,
     Engine,
     SkipLayer,
@@ -127,6 +128,15 @@ def test_the_cost_model_gives_the_published_figures_of_dit_xl(tokens_side, total
     assert plan.cost.relative - 1 == pytest.approx(suffix, abs=2e-3)
     half = CFG(4.5, window=Window.steps(1, 14)) + SkipLayer(3.0, (7, 8, 9), window=Window.steps(15, 28))
     assert compile_plan(half, linear(28), "euler", xl).cost.relative == pytest.approx(1.821, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"channels": 3}, {"num_classes": 4, "parents": (0, 0, 1, 1)}, {"parents": ()}], ids=lambda c: "-".join(c)
+)
+def test_a_weak_network_of_another_kind_is_refused(changes):
+    """Other classes too: the label of one network would be another class, or none, of the other."""
+    with pytest.raises(ValueError, match="network 'weak' differs from the main one"):
+        compile_plan(AutoGuidance(1.0), linear(4), "euler", {"main": spec(), "weak": spec(**changes)})
 
 
 def test_text_and_dictionary_tell_the_same_cost():
