@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleRun:
-    """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it."""
+    """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
+
+    A run that is stopped in one of several batches holds the samples of that batch and those before it.
+    """
 
     latents: Tensor
     plan: Plan
@@ -126,7 +129,8 @@ class Engine(EngineCore):
             callback=callback,
             check_finite=check_finite,
         )
-        return SampleRun(latents, plan, tuple(labels), tuple(seeds), calls, self.spec.name)
+        drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
+        return SampleRun(latents, plan, tuple(labels[drawn]), tuple(seeds[drawn]), calls, self.spec.name)
 
     def denoiser(
         self,

@@ -191,7 +191,7 @@ class PromptEngine(EngineCore):
         else:
             options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite}
             result, calls = self.run(plan, conditions, seeds, state, **options)
-        return PromptRun(result, plan, tuple(seeds), calls, self.spec.name)
+        return PromptRun(result, plan, tuple(seeds[: len(result)]), calls, self.spec.name)
 
     def _check_numerics(self, numerics: str, schedule, solver, max_batch, check_finite) -> None:
         if numerics not in ("segue", "diffusers"):
@@ -235,7 +235,7 @@ class PromptEngine(EngineCore):
         run = self.sample(embeddings, guidance, seeds=seeds, height=size[0], width=size[1], **options)
         images = decode_latents(pipe, run.latents)
         pipe.maybe_free_model_hooks()
-        names = tuple(name for name in prompts for _ in range(num_images))
+        names = tuple(name for name in prompts for _ in range(num_images))[: len(images)]
         return PromptRun(run.latents, run.plan, run.seeds, run.calls, run.model, names, images)
 
     def denoiser(

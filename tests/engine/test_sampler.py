@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tiny_models import tiny_sit
+
 from segue import CFG, Engine, NonFiniteError, SkipLayer
 from segue.kernels.philox import normal_noise
-from tiny_models import tiny_sit
 
 RULE = CFG(2.0) + SkipLayer(1.0, (3,))
 
@@ -31,6 +32,16 @@ def test_a_callback_may_change_the_state_and_stop_the_run(engine):
     run = engine.sample([0], RULE, steps=5, seeds=0, callback=freeze)
     assert run.calls == 2
     assert not run.latents.any()
+
+
+def test_a_run_stopped_in_its_second_batch_names_the_samples_it_holds(engine):
+    calls = []
+    options = {"steps": 3, "seeds": 7, "max_batch": 2}
+    run = engine.sample([0, 1, 2, 3, 4], RULE, callback=lambda info: calls.append(info) or len(calls) < 4, **options)
+    assert (run.calls, run.labels, run.seeds) == (1, (0, 1, 2, 3), (7, 8, 9, 10))
+    whole = engine.sample([0, 1, 2, 3, 4], RULE, **options).latents
+    assert torch.equal(run.latents[:2], whole[:2])
+    assert len(run.latents) == 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
