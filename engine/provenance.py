@@ -14,7 +14,6 @@ from torch import nn
 
 from .core import EngineCore
 from .plan import Plan
-from .plan_text import plan_dict
 from .presets import ParsedRule, parse_rule
 from .schedule import Schedule
 
@@ -133,18 +132,17 @@ class Record:
 
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
-        found = fingerprint(engine.models)
-        if found != self.origin.weights:
-            raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {found}")
+        weights = fingerprint(engine.models)
+        if weights != self.origin.weights:
+            raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
         rule = parse_rule(self.rule)
         recorded = self.plan
         schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
         plan = engine.plan(
             rule.guidance, schedule=schedule, solver=recorded["solver"], height=recorded["height"], width=recorded["width"]
         )
-        resolved = json.loads(json.dumps(plan_dict(plan)))
-        for table in ("sigmas", "weights", "solver_rows"):
-            if resolved[table] != recorded[table]:
+        for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
+            if not _same_numbers(found, recorded[table]):
                 raise ValueError(
                     f"this version of Segue resolves the {table} of {self.rule!r} differently from the recorded plan"
                 )

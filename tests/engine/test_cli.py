@@ -134,6 +134,19 @@ def test_redrawing_tells_when_the_pixels_are_not_those_of_the_file(segue, tmp_pa
     assert pixels_equal(Image.open(tmp_path / "again.png"), original)
 
 
+def test_a_record_of_another_machine_may_differ_in_the_last_digits_of_its_plan(segue, tmp_path):
+    segue("sample", "--steps", "3", "--classes", "0", "--out", "one.png")
+    picture = Image.open(tmp_path / "one.png")
+    for scale, code in ((1 + 1e-15, 0), (1 + 1e-6, 2)):
+        record = json.loads(picture.info["segue"])
+        for table in ("sigmas", "weights", "solver_rows"):
+            record["plan"][table] = (torch.tensor(record["plan"][table], dtype=torch.float64) * scale).tolist()
+        info = PngInfo()
+        info.add_text("segue", json.dumps(record))
+        picture.save(tmp_path / "elsewhere.png", pnginfo=info)
+        segue("sample", "--from", "elsewhere.png", "--out", "again.png", code=code)
+
+
 def test_a_record_finds_the_same_weights_elsewhere_and_refuses_others(segue, model, tmp_path):
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(model.read_bytes())
