@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_sit
 
 from segue import CFG, Engine, NonFiniteError, SkipLayer
-from segue.kernels.philox import normal_noise
+from segue.kernels.philox import normal_noise, philox4x32
 
 RULE = CFG(2.0) + SkipLayer(1.0, (3,))
 
@@ -97,6 +97,25 @@ def test_loop_noise_depends_on_seed_and_call_only():
     assert abs(float(many.std()) - 1) < 0.01
     correlation = torch.corrcoef(many)
     assert float((correlation - torch.eye(64)).abs().max()) < 0.08  # 64 rows of 4,097: standard error 0.016
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_the_generator_gives_the_published_words(counter, key, words):
+    """Random123's test vectors for philox4x32-10; the last one tells the words of counter and key apart."""
+    found = philox4x32(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
+    assert [int(word) for word in found] == words
 
 
 def test_unknown_keywords_and_bad_shapes_are_refused(engine):
