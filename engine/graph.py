@@ -36,6 +36,7 @@ class CudaCapture:
             for _ in range(WARM_UP_STEPS):
                 function()
         self.stream.synchronize()
+        torch.cuda.empty_cache()  # as entering a capture does: what it frees is not the capture's
         before = torch.cuda.memory_reserved(self.device)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads (a data loader, another engine) may use CUDA during the capture
