@@ -37,6 +37,13 @@ LimitOption = Annotated[float, typer.Option("--limit-minutes", help="No case sta
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="JSON-lines file to add rows to; a CSV file goes beside it.")]
 ResumeOption = Annotated[bool, typer.Option("--resume/--again", help="Skip cases that the file holds / measure them again.")]
+MemoryOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-memory/--default-memory",
+        help="Freed host memory stays with the process, for all variants alike / as the C library does it.",
+    ),
+]
 QuickOption = Annotated[bool, typer.Option("--quick", help="One small model, three rounds.")]
 
 
@@ -61,11 +68,12 @@ def _suite_command(name: str):
         threads: ThreadsOption = None,
         out: OutOption = None,
         resume: ResumeOption = True,
+        keep_memory: MemoryOption = True,
         quick: QuickOption = False,
     ) -> None:
         from .runs import run_suites
 
-        run_suites((name,), out, resume, threads, **_settings(locals()))
+        run_suites((name,), out, resume, threads, keep_memory, **_settings(locals()))
 
     return command
 
@@ -105,6 +113,7 @@ def run(
     threads: ThreadsOption = None,
     out: OutOption = None,
     resume: ResumeOption = True,
+    keep_memory: MemoryOption = True,
     quick: QuickOption = False,
 ) -> None:
     """Several suites under one time limit; start it again with the same --out to go on where it stopped.
@@ -115,7 +124,7 @@ def run(
 
     given = dict.fromkeys(("rule", "peer", "batch", "size", "steps")) | locals()
     names = tuple(name.strip() for name in suites.split(","))
-    run_suites(names, out, resume, threads, **_settings(given))
+    run_suites(names, out, resume, threads, keep_memory, **_settings(given))
 
 
 @bench.command()

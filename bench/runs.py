@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from .allocator import DEFAULT, keep_freed_memory
 from .cost_model import cost_table, roofline_table
 from .session import Session, Settings
 from .suites import SUITES, run_suite
@@ -17,13 +18,16 @@ def command_line() -> str:
     return " ".join(["segue", *sys.argv[1:]])
 
 
-def open_session(settings: Settings, out: Path | None, resume: bool) -> Session:
-    """A session that measures on this machine."""
+def open_session(settings: Settings, out: Path | None, resume: bool, keep_memory: bool = True) -> Session:
+    """A session that measures on this machine; ``keep_memory`` applies to the whole process, so to all variants alike."""
     device = settings.torch_device
-    return Session(settings, environment(device, command_line()), timer_for(device), out, resume)
+    allocator = keep_freed_memory() if keep_memory else DEFAULT
+    return Session(settings, environment(device, command_line(), allocator), timer_for(device), out, resume)
 
 
-def run_suites(names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, **options) -> None:
+def run_suites(
+    names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, keep_memory: bool, **options
+) -> None:
     """Run suites one after the other in one session.  Raises ``ValueError`` for bad options before any work."""
     for name in names:
         if name not in SUITES:
@@ -33,9 +37,11 @@ def run_suites(names: tuple[str, ...], out: Path | None, resume: bool, threads: 
             raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     settings = Settings(**options)
-    session = open_session(settings, out, resume)
+    session = open_session(settings, out, resume, keep_memory)
     where = session.environment
-    session.echo(f"{where.device}, {where.threads} threads, {settings.dtype_name}, commit {where.commit}")
+    session.echo(
+        f"{where.device}, {where.threads} threads, {settings.dtype_name}, commit {where.commit}, {where.versions['allocator']}"
+    )
     reason = Telemetry(settings.torch_device).reason
     if reason:
         session.echo(reason)

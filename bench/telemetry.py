@@ -160,12 +160,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def environment(device: torch.device, command: str) -> Environment:
-    """The environment that every row of this run carries."""
+def environment(device: torch.device, command: str, allocator: str) -> Environment:
+    """The environment that every row of this run carries; ``allocator`` says what becomes of freed host memory."""
     return Environment(
         device=device_name(device),
         threads=torch.get_num_threads(),
-        versions=package_versions(),
+        versions=package_versions() | {"allocator": allocator},
         commit=current_commit(Path(__file__).resolve().parent),
         command=command,
     )

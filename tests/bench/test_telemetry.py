@@ -107,6 +107,30 @@ def test_working_memory_is_what_was_needed_beyond_the_rest():
     assert 0.9 * 2**26 < memory.read() < 2**26 + 2**25
 
 
+def test_freed_memory_stays_when_it_is_kept():
+    """In a process of its own, for the setting lasts: 64 MiB written and freed again and again cost pages once."""
+    program = """
+import ctypes, resource, sys
+from segue.bench.allocator import DEFAULT, KEPT, keep_freed_memory
+if keep_freed_memory() == DEFAULT: sys.exit(77)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def use():
+    block = libc.malloc(1 << 26)
+    ctypes.memset(block, 1, 1 << 26)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8): use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip("this C library has no such setting")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 8 * 2**26 / 4096 / 100  # 1 % of what paging every block in again would take
+
+
 def test_a_status_without_the_field_is_refused():
     assert status_bytes("Name:\tx\nVmHWM:\t    12 kB\n", "VmHWM") == 12 * 1024
     with pytest.raises(ValueError, match="no field VmRSS"):
