@@ -154,11 +154,10 @@ class Workload:
     batch: int
 
     @classmethod
-    def make(
-        cls, model: BenchModel, batch: int, device: torch.device, dtype: torch.dtype, graphs: bool | None = None
-    ) -> "Workload":
+    def make(cls, model: BenchModel, batch: int, device: torch.device, dtype: torch.dtype) -> "Workload":
+        """Build the model and an engine with its default kernels and graphs."""
         network, others = model.build(device)
-        return cls(model, EngineCore(network, others, device, dtype, graphs), batch)
+        return cls(model, EngineCore(network, others, device, dtype), batch)
 
     def plan(self, guidance: Guidance, steps: int) -> Plan:
         """The plan at the model's benchmark size."""

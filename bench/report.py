@@ -147,15 +147,27 @@ def report_text(rows: list[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def cost_summary(rows: list[Row]) -> str:
+    """One line per model: time relative to unguided under every rule, with the plan's figure, and the gain."""
+    gains = {row.case: row for row in select(rows, "cost", GAIN)}
+    by_case: dict[str, dict[str, Row]] = {}
+    for row in select(rows, "cost", GUIDED):
+        by_case.setdefault(row.case, {})[row.variant] = row
+    rules = list(dict.fromkeys(variant for variants in by_case.values() for variant in variants))
+    lines = []
+    for case, variants in by_case.items():
+        cells = [f"{variants[r].value:.2f} ({variants[r].expected:.2f})" if r in variants else "-" for r in rules]
+        lines.append([case, *cells, f"{spread(gains[case])}x" if case in gains else "-"])
+    return markdown_table(("time / unguided (by the plan)", *rules, "SGG over the published algorithm"), lines)
+
+
 def readme_block(rows: list[Row]) -> str:
     """What the README shows: the cost of every rule, and Segue beside what people run today."""
     parts = [BEGIN]
     for device, dtype in dict.fromkeys((row.device, row.dtype) for row in rows if row.suite in ("cost", "e2e")):
         here = [row for row in rows if (row.device, row.dtype) == (device, dtype) and row.suite in ("cost", "e2e")]
-        ratios = [
-            [row.case, row.variant, row.metric, f"{spread(row)}x"] for row in here if row.suite == "e2e" and row.unit == "x"
-        ]
-        tables = [cost_tables(here), markdown_table(("case", "variant", "against", "ratio"), ratios)]
+        ratios = [[row.case, row.variant, row.metric, f"{spread(row)}x"] for row in select(here, "e2e") if row.unit == "x"]
+        tables = [cost_summary(here), markdown_table(("case", "variant", "against", "ratio"), ratios)]
         parts += [f"**{device}, {dtype}.** {provenance(here)}", *(table for table in tables if table)]
     return "\n\n".join([*parts, END])
 

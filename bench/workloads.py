@@ -87,7 +87,7 @@ def published_draw(workload: Workload, plan: Plan, models: Mapping[str, nn.Modul
     return partial(sampler.run, workload.conditions(plan), workload.state(plan))
 
 
-def load_workload(session: Session, model: BenchModel, batch: int, graphs: bool | None = None) -> Workload:
+def load_workload(session: Session, model: BenchModel, batch: int) -> Workload:
     """The model on the device and in the dtype of the session."""
     settings = session.settings
-    return Workload.make(model, batch, settings.torch_device, settings.torch_dtype, graphs)
+    return Workload.make(model, batch, settings.torch_device, settings.torch_dtype)

@@ -78,7 +78,8 @@ def test_the_same_rows_write_the_same_bytes(tmp_path, rows):
     assert text.startswith("# Title\n\n")
     assert text.endswith("\n\nAfter.\n")
     assert "old figures" not in text
-    assert "1.83 (1.74-1.9)x" in text
+    assert "| model b1 | 1.83 (1.82) | 1.37 (1.3-1.42)x |" in text
+    assert "| model b1, eager | segue sgg | speed-up over diffusers eager sgg as published | 1.9 (1.8-1.98)x |" in text
 
 
 def test_the_newest_row_counts(tmp_path, rows):
