@@ -15,7 +15,7 @@ from .fp8 import FP8, FP8_MAX, quantize_rows
 from .launch import launch_config, size_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
-MAX_WIDTH = 8192  # a row is held in registers
+MAX_WIDTH = 4096  # a row is held in registers
 
 
 def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
@@ -173,7 +173,7 @@ def _run(
         raise ValueError(f"the residual branch must have the shape {tuple(h.shape)} of the state, got {tuple(y.shape)}")
     (shift, scale), (shift2, scale2) = [(_vector(a, h), _vector(b, h)) for a, b in modulations] + [(h, h)] * (2 - len(outputs))
     n, n2 = (*outputs, h, h)[:2]
-    config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096, 8192)), architecture(h.device))
+    config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096)), architecture(h.device))
     arguments = {"p_h": h, "p_y": y, "p_gate": gate, "p_shift": shift, "p_scale": scale, "p_shift2": shift2}
     arguments |= {"p_scale2": scale2, "p_n": n, "p_n2": n2, "p_row_scale": h if row_scale is None else row_scale}
     arguments |= {"tokens": tokens, "h_row": h.stride(0), "h_token": h.stride(1), "y_row": y.stride(0), "y_token": y.stride(1)}

@@ -59,7 +59,10 @@ class ReadoutLaunch:
 
 LaunchConfig = RowLaunch | FlatLaunch | AttentionLaunch | MatmulLaunch | ReadoutLaunch
 
-_override: ContextVar[dict[tuple[str, str], LaunchConfig] | None] = ContextVar("override", default=None)
+Key = tuple[str, str]  # operation, shape class
+
+_override: ContextVar[dict[Key, LaunchConfig] | None] = ContextVar("override", default=None)
+_lookups: ContextVar[set[Key] | None] = ContextVar("lookups", default=None)
 
 
 def size_class(prefix: str, size: int, bounds: tuple[int, ...]) -> str:
@@ -86,6 +89,8 @@ def launch_config(operation: str, shape_class: str, architecture: str) -> Launch
     """The frozen configuration of ``operation`` for a shape class on an architecture."""
     from .launch_table import TABLE
 
+    if (lookups := _lookups.get()) is not None:
+        lookups.add((operation, shape_class))
     override = _override.get() or {}
     if (operation, shape_class) in override:
         return override[operation, shape_class]
@@ -100,3 +105,14 @@ def using(operation: str, shape_class: str, config: LaunchConfig) -> Iterator[No
         yield
     finally:
         _override.reset(token)
+
+
+@contextmanager
+def recorded_lookups() -> Iterator[set[Key]]:
+    """The entries that were looked up inside the context."""
+    keys: set[Key] = set()
+    token = _lookups.set(keys)
+    try:
+        yield keys
+    finally:
+        _lookups.reset(token)

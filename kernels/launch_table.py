@@ -1,36 +1,103 @@
-"""Launch configurations by architecture, operation and shape class.  Written by ``python -m segue.kernels.tune``."""
+"""Launch configurations by architecture, operation and shape class.
+
+Written by ``python -m segue.kernels.tune``.
+"""
 
 from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, ReadoutLaunch, RowLaunch
 
-PROVENANCE: dict[str, str] = {}
+PROVENANCE: dict[str, str] = {
+    "gfx942": "first candidate that compiles without spills, not timed; triton 3.9.0",
+    "sm_100": "first candidate that compiles without spills, not timed; triton 3.9.0",
+    "sm_80": "first candidate that compiles without spills, not timed; triton 3.9.0",
+    "sm_90": "first candidate that compiles without spills, not timed; triton 3.9.0",
+}
 
-# operations for which another backend than the default was measured to be faster
+# operations for which a backend was measured to be the fastest
 PREFERRED: dict[str, dict[str, str]] = {}
 
 TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
-    a: {
-        ("adaln", "d512"): RowLaunch(4, 1),
-        ("adaln", "d1024"): RowLaunch(4, 2),
-        ("adaln", "d2048"): RowLaunch(4, 4),
-        ("adaln", "d4096"): RowLaunch(4, 8),
-        ("adaln", "d8192"): RowLaunch(2, 16),
-        ("heads", "any"): RowLaunch(64, 4),
-        ("gather", "any"): FlatLaunch(1024, 4),
-        ("solver", "any"): FlatLaunch(1024, 4),
-        ("philox", "any"): FlatLaunch(128, 4),
-        ("correction", "any"): FlatLaunch(4096, 8),
-        ("linear", "m64"): MatmulLaunch(64, 64, 64, 8, 4, 3),
-        ("linear", "m512"): MatmulLaunch(128, 128, 64, 8, 8, 3),
-        ("linear", "m4096"): MatmulLaunch(128, 256, 64, 8, 8, 3),
-        ("linear_residual", "m64"): MatmulLaunch(64, 64, 64, 8, 4, 3),
-        ("linear_residual", "m512"): MatmulLaunch(128, 128, 64, 8, 8, 3),
-        ("linear_residual", "m4096"): MatmulLaunch(128, 128, 64, 8, 8, 3),
-        ("readout", "o64"): ReadoutLaunch(16, 64, 4, 2),
-        ("readout", "o256"): ReadoutLaunch(16, 64, 8, 2),
-        ("attention", "k32"): AttentionLaunch(128, 64, 4, 3),
-        ("attention", "k64"): AttentionLaunch(128, 64, 8, 3),
-        ("attention", "k96"): AttentionLaunch(128, 64, 8, 3),
-        ("attention", "k128"): AttentionLaunch(128, 64, 8, 3),
-    }
-    for a in ("sm_80", "sm_90", "sm_100", "gfx942")
+    "gfx942": {
+        ("adaln", "d1024"): RowLaunch(rows=4, warps=2),
+        ("adaln", "d2048"): RowLaunch(rows=4, warps=4),
+        ("adaln", "d4096"): RowLaunch(rows=4, warps=8),
+        ("adaln", "d512"): RowLaunch(rows=4, warps=1),
+        ("attention", "k128"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
+        ("attention", "k32"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("gather", "any"): FlatLaunch(block=1024, warps=4),
+        ("heads", "any"): RowLaunch(rows=64, warps=4),
+        ("linear", "m4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m512"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
+        ("linear_residual", "m4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
+        ("linear_residual", "m512"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
+        ("philox", "any"): FlatLaunch(block=128, warps=4),
+        ("readout", "o256"): ReadoutLaunch(tokens=16, width=64, warps=4, stages=2),
+        ("readout", "o64"): ReadoutLaunch(tokens=16, width=128, warps=4, stages=2),
+        ("solver", "any"): FlatLaunch(block=1024, warps=4),
+    },
+    "sm_100": {
+        ("adaln", "d1024"): RowLaunch(rows=4, warps=2),
+        ("adaln", "d2048"): RowLaunch(rows=4, warps=4),
+        ("adaln", "d4096"): RowLaunch(rows=4, warps=8),
+        ("adaln", "d512"): RowLaunch(rows=4, warps=1),
+        ("attention", "k128"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k32"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k96"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("gather", "any"): FlatLaunch(block=1024, warps=4),
+        ("heads", "any"): RowLaunch(rows=64, warps=4),
+        ("linear", "m4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m512"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear_residual", "m4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear_residual", "m512"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("philox", "any"): FlatLaunch(block=128, warps=4),
+        ("readout", "o256"): ReadoutLaunch(tokens=16, width=64, warps=8, stages=2),
+        ("readout", "o64"): ReadoutLaunch(tokens=16, width=128, warps=4, stages=2),
+        ("solver", "any"): FlatLaunch(block=1024, warps=4),
+    },
+    "sm_80": {
+        ("adaln", "d1024"): RowLaunch(rows=4, warps=2),
+        ("adaln", "d2048"): RowLaunch(rows=4, warps=4),
+        ("adaln", "d4096"): RowLaunch(rows=4, warps=8),
+        ("adaln", "d512"): RowLaunch(rows=4, warps=1),
+        ("attention", "k128"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k32"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k96"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("gather", "any"): FlatLaunch(block=1024, warps=4),
+        ("heads", "any"): RowLaunch(rows=64, warps=4),
+        ("linear", "m4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m512"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear_residual", "m4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear_residual", "m512"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("philox", "any"): FlatLaunch(block=128, warps=4),
+        ("readout", "o256"): ReadoutLaunch(tokens=16, width=64, warps=8, stages=2),
+        ("readout", "o64"): ReadoutLaunch(tokens=16, width=128, warps=4, stages=2),
+        ("solver", "any"): FlatLaunch(block=1024, warps=4),
+    },
+    "sm_90": {
+        ("adaln", "d1024"): RowLaunch(rows=4, warps=2),
+        ("adaln", "d2048"): RowLaunch(rows=4, warps=4),
+        ("adaln", "d4096"): RowLaunch(rows=4, warps=8),
+        ("adaln", "d512"): RowLaunch(rows=4, warps=1),
+        ("attention", "k128"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k32"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k96"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("gather", "any"): FlatLaunch(block=1024, warps=4),
+        ("heads", "any"): RowLaunch(rows=64, warps=4),
+        ("linear", "m4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear", "m512"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear_residual", "m4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear_residual", "m512"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("philox", "any"): FlatLaunch(block=128, warps=4),
+        ("readout", "o256"): ReadoutLaunch(tokens=16, width=64, warps=8, stages=2),
+        ("readout", "o64"): ReadoutLaunch(tokens=16, width=128, warps=4, stages=2),
+        ("solver", "any"): FlatLaunch(block=1024, warps=4),
+    },
 }

@@ -123,6 +123,11 @@ def processors(device: torch.device) -> int:
     return _device_processors(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def launch_options(warps: int, stages: int) -> dict[str, int | bool]:
+    """Compiler options of a launch; fused multiply-add is explicit because its default differs between Triton releases."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
 def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int = 1) -> None:
     """Start ``kernel`` on the device of its tensors; a grid with a zero does nothing.
 
@@ -139,8 +144,7 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps:
         raise RuntimeError(f"kernel {record.name} cannot run: {reason}")
     if (observed := _observed.get()) is not None:
         observed.append(record)
-    # fused multiply-add is asked for explicitly: its default differs between Triton releases
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options = launch_options(warps, stages)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](**arguments, **options)

@@ -59,9 +59,9 @@ def test_automatic_is_the_reference_on_cpu_without_a_word(caplog):
 def test_automatic_on_cuda(hopper, caplog):
     selection = select_kernels(CUDA, torch.bfloat16, head_dims=(64, 72))
     chosen = backends(selection)
-    library = {"attention": "sdpa", "perturbed_attention": "sdpa"} | {
-        name: "reference" for name in ("linear_gelu", "linear_gated_residual", "grouped_linear")
-    }
+    library = {"attention": "sdpa", "perturbed_attention": "sdpa"} | dict.fromkeys(
+        ("linear_gelu", "linear_gated_residual", "grouped_linear"), "reference"
+    )
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
     assert selection.kernels.modulated_norm is TRITON.modulated_norm
     assert selection.kernels.attention.func is attention_sdpa

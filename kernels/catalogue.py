@@ -1,0 +1,248 @@
+"""The operations at the sizes of real models: what is compiled ahead of time, tuned, and measured.
+
+A case makes its arguments through a :class:`Factory`, so that the same case can be traced on ``meta`` tensors, run on random
+numbers, or timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import adaln, attention, combine, corrections, mlp, philox, qkv, readout
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model at a resolution: B samples with two live branches, L image tokens, M text tokens, width D, H heads."""
+
+    name: str
+    samples: int
+    tokens: int
+    text: int
+    width: int
+    heads: int
+    patch: int
+    channels: int
+    dual: bool = False
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.samples
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def outputs(self) -> int:
+        """Numbers in a patch."""
+        return self.patch**2 * self.channels
+
+    @property
+    def latent(self) -> tuple[int, int, int, int]:
+        """[B, C, H, W] of a square latent."""
+        side = isqrt(self.tokens) * self.patch
+        return self.samples, self.channels, side, side
+
+
+SIZES = (
+    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True),
+    Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4),
+    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4),
+    Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4),
+    Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16),
+    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True),
+    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16),
+    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16),
+)
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Makes the tensors of a case on ``device``: unit normal numbers, or nothing on ``meta``."""
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.dtype
+        if self.device.type == "meta":
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(self.seed + sum(shape))
+        return torch.randn(shape, generator=generator, device=self.device).to(dtype)
+
+    def single(self, *shape: int) -> Tensor:
+        """fp32 whatever the dtype of the case: state, tables, scalars."""
+        return self(*shape, dtype=torch.float32)
+
+    def counters(self, count: int) -> Tensor:
+        """Call numbers 0, 1, 2, ... [count] int64."""
+        return torch.arange(count, device=self.device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one size: its kernel, its reference, and how to make the arguments of both.
+
+    Traffic and arithmetic are counted for 16-bit activations.
+    """
+
+    operation: str
+    size: Size
+    kernel: Callable
+    reference: Callable
+    arguments: Callable[[Factory], tuple[Any, ...]]
+    bytes_moved: int
+    flops: int
+    minimum_capability: int = 80
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation}{self.variant and ' ' + self.variant}, {self.size.name}"
+
+
+def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic: int, work: int, **more: Any) -> Case:
+    kernel, reference = getattr(module, f"{operation}_triton"), getattr(module, operation)
+    return Case(operation, size, kernel, reference, arguments, traffic, work, **more)
+
+
+def cases(size: Size) -> Iterator[Case]:
+    """Every operation at this size, in the order of a forward pass."""
+    yield _gather(size)
+    yield from _norms(size)
+    yield from _attention(size)
+    yield from _linears(size)
+    yield from _readouts(size)
+    yield from _updates(size)
+
+
+def _gather(size: Size) -> Case:
+    width = 6 * size.width * 24
+
+    def arguments(make: Factory) -> tuple[Tensor, Tensor]:
+        return make(64, width), make.counters(size.rows)
+
+    return _case(combine, "gather_rows", size, arguments, combine.gather_bytes_moved(size.rows, width, 2), 0)
+
+
+def _norms(size: Size) -> Iterator[Case]:
+    shape = (size.rows, size.tokens, size.width)
+    # operation: states [R, L, D], vectors [R, 1, D], outputs
+    operations = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
+    if size.dual:
+        operations |= {"modulated_norm2": (1, 4, 2), "residual_modulated_norm2": (2, 5, 2)}
+    operations |= {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
+    for operation, (states, vectors, outputs) in operations.items():
+
+        def arguments(make: Factory, states: int = states, vectors: int = vectors) -> tuple[Tensor, ...]:
+            modulation = make(size.rows, vectors * size.width)[:, None].chunk(vectors, dim=-1)
+            return (*(make(*shape) for _ in range(states)), *modulation)
+
+        fp8 = operation.endswith("fp8")
+        traffic = adaln.bytes_moved(*shape, 2, states == 2, outputs, fp8)
+        work = adaln.flops(*shape, states == 2, outputs)
+        yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=89 if fp8 else 80)
+
+
+def _attention(size: Size) -> Iterator[Case]:
+    rows, tokens, heads, head_dim = size.rows, size.tokens + size.text, size.heads, size.head_dim
+
+    def projections(make: Factory, norm: bool) -> tuple:
+        weights = (make(head_dim), make(head_dim)) if norm else None
+        streams = [make(rows, count, 3 * size.width) for count in (size.tokens, size.text) if count]
+        return (*streams, heads, weights, weights) if size.text else (*streams, heads, *weights)
+
+    operation, parts = ("joint_heads_norm", 3) if size.text else ("split_heads_norm", 2)
+    for norm in (True, False) if size.text else (True,):
+        traffic, work = qkv.bytes_moved(rows, tokens, size.width, 2, parts), qkv.flops(rows, tokens, size.width, norm)
+        variant = "" if norm else "without norm"
+        yield _case(qkv, operation, size, partial(projections, norm=norm), traffic, work, variant=variant)
+
+    def split(make: Factory) -> tuple[Tensor, ...]:
+        return make(3, rows, tokens, heads, head_dim).transpose(2, 3).unbind()
+
+    traffic = attention.bytes_moved(rows, heads, tokens, tokens, head_dim, 2)
+    yield _case(attention, "attention", size, split, traffic, attention.flops(rows, heads, tokens, tokens, head_dim))
+
+
+def _linears(size: Size) -> Iterator[Case]:
+    rows, tokens, width = size.rows, size.tokens, size.width
+
+    def layer(make: Factory, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        return make(outputs, inputs) / inputs**0.5, make(outputs)
+
+    def gelu(make: Factory) -> tuple[Tensor, ...]:
+        return make(rows, tokens, width), *layer(make, width, 4 * width)
+
+    def residual(make: Factory) -> tuple[Tensor, ...]:
+        return make(rows, tokens, width), make(rows, tokens, 4 * width), *layer(make, 4 * width, width), make(rows, 1, width)
+
+    def grouped(make: Factory) -> tuple[Tensor, ...]:
+        streams = (make(rows, count, width) for count in (tokens, size.text))
+        return tuple(x for stream in streams for x in (stream, *layer(make, width, 3 * width)))
+
+    count, work = rows * tokens, mlp.flops(rows * tokens, width, 4 * width)
+    yield _case(mlp, "linear_gelu", size, gelu, mlp.bytes_moved(count, width, 4 * width, 2), work)
+    yield _case(mlp, "linear_gated_residual", size, residual, mlp.bytes_moved(count, 4 * width, width, 2, True), work)
+    if size.text:
+        counts = (count, rows * size.text)
+        traffic = sum(mlp.bytes_moved(n, width, 3 * width, 2) for n in counts)
+        yield _case(mlp, "grouped_linear", size, grouped, traffic, mlp.flops(sum(counts), width, 3 * width))
+
+
+def _readouts(size: Size) -> Iterator[Case]:
+    samples, tokens, width, outputs = size.samples, size.tokens, size.width, size.outputs
+
+    def head(make: Factory, *leading: int) -> tuple[Tensor, ...]:
+        return make(*leading, tokens, width), *make(*leading, 2 * width).chunk(2, dim=-1)
+
+    def project(make: Factory) -> tuple[Tensor, ...]:
+        return *head(make, samples), make(outputs, width) / width**0.5, make(outputs)
+
+    def combined(make: Factory) -> tuple:
+        weight, bias = make(outputs, width) / width**0.5, make(outputs)
+        return *head(make, 2, samples), make.single(samples, 2), (0, 1), weight, bias
+
+    def update(make: Factory) -> tuple:
+        state = (make.single(*size.latent) for _ in range(2))
+        return *state, make.single(samples, 6), None, *combined(make), size.patch
+
+    operations = (("project", project, 1), ("combine_then_project", combined, 2), ("readout_update", update, 2))
+    for operation, arguments, branches in operations:
+        traffic = readout.bytes_moved(samples, branches, tokens, width, outputs, 2, operation == "readout_update")
+        work = readout.flops(samples, branches, tokens, width, outputs)
+        yield _case(readout, operation, size, arguments, traffic, work)
+
+
+def _updates(size: Size) -> Iterator[Case]:
+    samples, elements = size.samples, size.tokens * size.outputs
+
+    def update(make: Factory, noise: bool) -> tuple:
+        states = [make.single(*size.latent) for _ in range(4)]
+        return *states[:3], states[3] if noise else None, make.single(samples, 6)
+
+    def correction(make: Factory, states: int, scalars: int) -> tuple[Tensor, ...]:
+        return *(make.single(*size.latent) for _ in range(states)), *(make.single(samples) for _ in range(scalars))
+
+    def noise(make: Factory) -> tuple:
+        return make.counters(samples), make.counters(samples), elements
+
+    for noisy in (False, True):
+        traffic, work = combine.bytes_moved(samples, elements, noisy), combine.flops(samples, elements, noisy)
+        variant = "with noise" if noisy else ""
+        yield _case(combine, "solver_update", size, partial(update, noise=noisy), traffic, work, variant=variant)
+    yield _case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
+    for operation, states, scalars in (("cfg_zero_star", 2, 1), ("rescale", 2, 1), ("adaptive_projection", 3, 4)):
+        arguments = partial(correction, states=states, scalars=scalars)
+        projection = operation == "adaptive_projection"
+        traffic = corrections.bytes_moved(samples, elements, projection)
+        yield _case(corrections, operation, size, arguments, traffic, corrections.flops(samples, elements, projection))

@@ -1,0 +1,204 @@
+"""Ahead-of-time compilation: registers, shared memory and spills of every kernel in every frozen configuration.
+
+``python -m segue.kernels.resources`` compiles what the launchers would launch for the catalogue, for four architectures and
+without a GPU, and writes ``resources.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .catalogue import SIZES, Case, Factory, cases
+from .triton_runtime import Launch, launch_options, trace_launches, triton
+
+TABLE_FILE = Path(__file__).with_name("resources.json")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+# bytes per program; the entries of sm_80 also serve sm_86, sm_89 and sm_120, which have 99 KiB
+SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": 94}
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What Triton compiles for a launch: argument types, constants, and integers known to be multiples of 16."""
+
+    kernel: str
+    architecture: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[int, ...]
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, launch: Launch, architecture: str) -> Specialisation:
+        """The rules of Triton's own launcher: 1 is a constant, multiples of 16 and aligned pointers are marked."""
+        signature, constants, divisible = {}, {}, []
+        for index, parameter in enumerate(launch.kernel.params):
+            value = launch.arguments[parameter.name]
+            fixed = parameter.is_constexpr or (_is_integer(value) and value == 1 and not parameter.do_not_specialize)
+            if fixed:
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+            elif isinstance(value, Tensor):
+                signature[parameter.name] = f"*{TYPES[value.dtype]}"
+                if value.storage_offset() * value.element_size() % 16 == 0:
+                    divisible.append(index)
+            elif isinstance(value, float):
+                signature[parameter.name] = "fp32"
+            else:
+                signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0 and not parameter.do_not_specialize:
+                    divisible.append(index)
+        parts = tuple(signature.items()), tuple(constants.items()), tuple(divisible)
+        return cls(launch.name, architecture, *parts, launch.warps, launch.stages)
+
+    @property
+    def key(self) -> str:
+        """The constants, and a digest of types and divisibility: what distinguishes the specialisations of one kernel."""
+        constants = ",".join(f"{name}={value}" for name, value in self.constants)
+        digest = hashlib.sha256(repr((self.signature, self.divisible)).encode()).hexdigest()[:8]
+        return f"{constants};{digest}"
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One compiled kernel.  ``spilled``: bytes of stack on NVIDIA, registers on AMD; ``shared`` in bytes."""
+
+    kernel: str
+    architecture: str
+    warps: int
+    stages: int
+    registers: int
+    shared: int
+    spilled: int
+    key: str
+    cases: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.spilled and self.shared <= SHARED_LIMIT[self.architecture]
+
+
+def traced(
+    architecture: str, chosen: Callable[[Case], bool] = lambda case: True
+) -> dict[Specialisation, tuple[Launch, list[str]]]:
+    """Every distinct specialisation that the catalogue launches in bf16, with one launch and the cases that need it."""
+    found: dict[Specialisation, tuple[Launch, list[str]]] = {}
+    make = Factory(torch.device("meta"), torch.bfloat16)
+    for size in SIZES:
+        for case in cases(size):
+            if not chosen(case) or case.minimum_capability > CAPABILITY[architecture]:
+                continue
+            with trace_launches(architecture) as launches:
+                case.kernel(*case.arguments(make))
+            for launch in launches:
+                found.setdefault(Specialisation.of(launch, architecture), (launch, []))[1].append(case.name)
+    return found
+
+
+def _target(architecture: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    if architecture.startswith("gfx"):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+
+
+def compile_specialisation(specialisation: Specialisation, launch: Launch, names: Iterable[str]) -> Resources:
+    """Compile for a target that need not be present, and read what the binary uses."""
+    from triton.compiler import ASTSource
+
+    attributes = {(index,): [["tt.divisibility", 16]] for index in specialisation.divisible}
+    source = ASTSource(launch.kernel, dict(specialisation.signature), dict(specialisation.constants), attributes)
+    options = launch_options(launch.warps, launch.stages)
+    compiled = triton.compile(source, target=_target(specialisation.architecture), options=options)
+    read = _read_nvidia if "cubin" in compiled.asm else _read_amd
+    registers, spilled = read(compiled.asm)
+    return Resources(
+        launch.name,
+        specialisation.architecture,
+        launch.warps,
+        launch.stages,
+        registers,
+        compiled.metadata.shared,
+        spilled,
+        specialisation.key,
+        tuple(names),
+    )
+
+
+def _read_nvidia(asm: dict[str, Any]) -> tuple[int, int]:
+    """(registers, bytes of stack and local memory) by the cuobjdump inside the triton package."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", text).groups())
+    return registers, stack + local
+
+
+def _read_amd(asm: dict[str, Any]) -> tuple[int, int]:
+    """(vector registers, spilled vector and scalar registers) from the metadata in the assembly."""
+    count, vector, scalar = (
+        int(re.search(rf"\.{name}:\s+(\d+)", asm["amdgcn"]).group(1))
+        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    )
+    return count, vector + scalar
+
+
+def read_table(path: Path = TABLE_FILE) -> tuple[str, list[Resources]]:
+    """The Triton version of the committed table, and its rows."""
+    data = json.loads(path.read_text())
+    return data["triton"], [Resources(**row | {"cases": tuple(row["cases"])}) for row in data["rows"]]
+
+
+def write_table(rows: list[Resources], path: Path = TABLE_FILE) -> None:
+    """One row per line, so that a change shows as the lines that changed."""
+    ordered = sorted(rows, key=lambda row: (row.kernel, ARCHITECTURES.index(row.architecture), row.key, row.warps))
+    lines = ",\n".join(json.dumps(asdict(row)) for row in ordered)
+    path.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
+
+
+def main() -> None:
+    """Compile everything, write the table, and fail if a kernel spills or needs too much shared memory."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    rows = []
+    for architecture in ARCHITECTURES:
+        for specialisation, (launch, names) in traced(architecture).items():
+            row = compile_specialisation(specialisation, launch, names)
+            rows.append(row)
+            if not row.fits:
+                print(f"{row.kernel} for {architecture}: {row.spilled} spilled, {row.shared} bytes shared: {names[0]}")
+        print(f"{architecture}: {sum(row.architecture == architecture for row in rows)} kernels", flush=True)
+    write_table(rows)
+    sys.exit(not all(row.fits for row in rows))
+
+
+if __name__ == "__main__":
+    main()

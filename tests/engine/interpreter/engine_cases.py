@@ -1,0 +1,150 @@
+"""An engine on Triton kernels draws what an engine on reference functions draws, for every live set."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import randomize, tiny_sit
+
+from segue import CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, SkipLayer, Window
+from segue.engine.core import EngineCore
+from segue.engine.schedule import linear
+from segue.kernels.triton_runtime import interpreting, observe_launches
+from segue.models.mmdit import MMDiT, TextCondition
+from segue.models.mmdit_spec import MMDiTSpec
+
+DEVICE = "cpu" if interpreting() else "cuda"
+# fp32, a few calls of a network of five blocks: each rounds to 6e-8, sums run in another order, guidance gains up to 5
+RELATIVE_ERROR = 2e-5
+LAST_HALF = Window.fraction(0.5, 1.0)
+# the interpreter costs a millisecond per program: 2 x 3 patches, four blocks, two calls
+SIZE = {"height": 4, "width": 6, "depth": 4}
+RULES = {
+    "unguided": None,
+    "cfg, then both": CFG(3.0) + SkipLayer(2.0, (1, 3), window=LAST_HALF),
+    "segmented": SGG(CFG(3.0), SkipLayer(2.0, (2, 3)), 0.5),
+    "perturbed": PerturbedLayers(1.0, layers=(1,), kind="attention_identity") + CFG(2.0, window=LAST_HALF),
+    "blurred": PerturbedLayers(1.0, layers=(2, 3), kind="attention_blur"),
+    "attention skipped": PerturbedLayers(1.0, layers=(0, 3), kind="attention_skip"),
+}
+SIT_RULES = RULES | {
+    "early exit": CFG(2.0) + EarlyExit(1.0, 2),
+    "two networks": AutoGuidance(1.0),
+    "three channels": CFG(3.0, channels=2),
+}
+EVERY_STEP = {"gather_kernel", "adaln_kernel", "attention_kernel", "linear_kernel", "readout_kernel", "solver_kernel"}
+
+
+def guard(monkeypatch):
+    """Inside the context the functions that references are made of must not run."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a reference function ran in an engine on Triton kernels")
+
+    for name in ("layer_norm", "rms_norm", "scaled_dot_product_attention", "gelu"):
+        monkeypatch.setattr(F, name, refuse)
+
+
+def run(program, monkeypatch=None) -> tuple[torch.Tensor, list]:
+    """The sample after every call of the plan, and the launches of the calls."""
+    launches = []
+    for live in program.plan.live:
+        with observe_launches() as seen:
+            if monkeypatch is None:
+                program.step(live)
+            else:
+                with monkeypatch.context() as context:
+                    guard(context)
+                    program.step(live)
+        launches.append(seen)
+    return program.x.clone(), launches
+
+
+def check_live_sets(plan, rule: str) -> None:
+    """A rule with windows must show each of its two live sets."""
+    assert len(set(plan.live)) == (2 if rule in ("cfg, then both", "segmented", "perturbed") else 1)
+
+
+def compare(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert (ours - theirs).abs().max() <= RELATIVE_ERROR * theirs.abs().max()
+
+
+@pytest.fixture(scope="module")
+def sit_engines():
+    models = tiny_sit(**SIZE), {"weak": tiny_sit(1, **(SIZE | {"depth": 2, "exits": ()}))}
+    return [Engine(*models, device=DEVICE, dtype=torch.float32, graphs=False, kernels=k) for k in ("triton", "reference")]
+
+
+@pytest.mark.parametrize("rule, solver", [*((rule, "dpm++2m") for rule in SIT_RULES), ("segmented", "euler-maruyama")])
+def test_sit(sit_engines, rule, solver, monkeypatch):
+    batch = 2 if rule == "segmented" else 1
+    noise = torch.randn(batch, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    results = []
+    for engine in sit_engines:
+        plan = engine.plan(SIT_RULES[rule], steps=2, solver=solver)
+        check_live_sets(plan, rule)
+        program = engine.load(plan, [0, 4][:batch], [2**40, 1][:batch], noise)
+        results.append(run(program, monkeypatch if engine is sit_engines[0] else None))
+    compare(results[0][0], results[1][0])
+    expected = EVERY_STEP | ({"philox_kernel"} if solver == "euler-maruyama" else set())
+    assert all({launch.name for launch in seen} == expected for seen in results[0][1])
+    assert not any(results[1][1])
+
+
+def test_two_steps_launch_the_same(sit_engines):
+    """What a graph would capture: the same kernels with the same grids, storages of the program and constants."""
+    engine = sit_engines[0]
+    plan = engine.plan(RULES["segmented"], steps=6)
+    program = engine.load(plan, [0], [1], torch.randn(1, 4, 4, 6))
+
+    def signature(launch):
+        numbers = {name: value for name, value in launch.arguments.items() if not torch.is_tensor(value)}
+        shapes = {name: (x.shape, x.stride(), x.dtype) for name, x in launch.arguments.items() if torch.is_tensor(x)}
+        return launch.name, launch.grid, launch.warps, launch.stages, str(numbers), str(shapes)
+
+    for live in plan.live_sets:
+        program.step(live)
+        seen = []
+        for _ in range(2):
+            with observe_launches() as launches:
+                program.step(live)
+            seen.append([signature(launch) for launch in launches])
+        assert seen[0] == seen[1]
+
+
+SD3 = {
+    "sd3": {},
+    "sd3.5-medium": {"qk_norm": True, "dual_layers": (0, 1)},
+    "sd3.5-large": {"qk_norm": True, "heads": 3},
+}
+
+
+def tiny_mmdit(kind: str) -> MMDiT:
+    spec = MMDiTSpec(
+        **{"name": kind, "channels": 4, "height": 4, "width": 6, "patch": 2, "dim": 48, "depth": 4, "heads": 2}
+        | {"text_dim": 24, "pooled_dim": 20, "position_size": 8, "text_tokens": 5}
+        | SD3[kind]
+    )
+    return randomize(MMDiT(spec), 3)
+
+
+@pytest.mark.parametrize(
+    "kind, rules", [("sd3", ("segmented",)), ("sd3.5-medium", tuple(RULES)), ("sd3.5-large", ("segmented",))]
+)
+def test_mmdit(kind, rules, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    model = tiny_mmdit(kind)
+    engines = [EngineCore(model, device=DEVICE, dtype=torch.float32, graphs=False, kernels=k) for k in ("triton", "reference")]
+    noise = torch.randn(1, 4, 4, 6, generator=generator)
+    texts = [
+        TextCondition(*(torch.randn(1, *shape, generator=generator).to(DEVICE) for shape in ((5, 24), (20,)))) for _ in range(2)
+    ]
+    for rule in rules:
+        results = []
+        for engine in engines:
+            plan = engine.plan(RULES[rule], schedule=linear(2))
+            check_live_sets(plan, rule)
+            conditions = {name: texts[name == "uncond"] for name in plan.conditions}
+            program = engine.prepare(plan, conditions, [0], noise)
+            results.append(run(program, monkeypatch if engine is engines[0] else None))
+        compare(results[0][0], results[1][0])
+        assert all({launch.name for launch in seen} == EVERY_STEP | {"heads_kernel"} for seen in results[0][1])

@@ -1,0 +1,19 @@
+"""The whole engine on Triton kernels, interpreted on the CPU or compiled on a GPU, against the engine on references."""
+
+from pathlib import Path
+
+import pytest
+from fresh_process import run_cases
+
+CASES = sorted((Path(__file__).parent / "interpreter").glob("*_cases.py"))
+
+
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_engine_in_the_interpreter(file):
+    run_cases(file, interpret=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_engine_on_the_gpu(file):
+    run_cases(file, interpret=False)
