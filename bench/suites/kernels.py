@@ -1,0 +1,103 @@
+"""Suite ``kernels``: every fused operation beside its PyTorch reference, in TB/s or TFLOP/s against the measured ceilings."""
+
+from functools import partial
+
+import torch
+
+from segue.kernels.catalogue import SIZES, Case, Factory, cases
+from segue.kernels.triton_runtime import unavailable
+
+from ..ceilings import Ceilings, dtype_name
+from ..kernel_timing import argument_sets, kernel_gate, launches
+from ..rows import Row
+from ..session import Session
+from ..timing import Statistic, interleave, paired_ratio
+
+NAME = "kernels"
+DTYPE = torch.bfloat16  # the catalogue counts 16-bit elements
+CEILINGS_CASE = "ceilings"
+CPU_SIZES = 1  # the smallest of the catalogue; the others take minutes without a GPU
+
+
+def run(session: Session) -> None:
+    """The ceilings of this machine first, then operation by operation."""
+    settings = session.settings
+    device = settings.torch_device
+    ceilings = session.ceilings()
+    if session.wants(NAME, CEILINGS_CASE, dtype_name(DTYPE)):
+        session.commit(ceiling_rows(session, ceilings))
+    reason = unavailable(device)
+    if reason:
+        session.echo(f"{NAME}: the Triton kernels are not run, {reason}; their references are")
+    sizes = SIZES if device.type == "cuda" and not settings.quick else SIZES[:CPU_SIZES]
+    for size in sizes:
+        for case in cases(size):
+            if session.wants(NAME, case.name, dtype_name(DTYPE)) and _capable(session, case, device):
+                measure(session, case, ceilings, compiled=reason is None)
+
+
+def ceiling_rows(session: Session, ceilings: Ceilings) -> list[Row]:
+    """The ceilings as rows of their own: every later figure is read against them."""
+    row = partial(session.row, NAME, CEILINGS_CASE, dtype=dtype_name(DTYPE))
+    rows = [row("large copy", "bandwidth", "TB/s", ceilings.copy.map(lambda value: value / 1e12))]
+    for name, rate in ceilings.products.items():
+        rows.append(row(f"large product, {name}", "rate", "TFLOP/s", rate.map(lambda value: value / 1e12)))
+    return rows
+
+
+def _capable(session: Session, case: Case, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < case.minimum_capability:
+        session.echo(f"{NAME} {case.name}: not run, it needs compute capability {case.minimum_capability / 10}")
+        return False
+    return True
+
+
+def measure(session: Session, case: Case, ceilings: Ceilings, compiled: bool) -> None:
+    """One operation: gate, then kernel and reference interleaved, replayed from graphs on CUDA."""
+    settings = session.settings
+    device = settings.torch_device
+
+    def make(seed: int) -> tuple:
+        return case.arguments(Factory(device, DTYPE, seed))
+
+    functions = {"reference": case.reference}
+    if compiled:
+        if not session.passes(NAME, case.name, kernel_gate(case.kernel, case.reference, make(0), case.name)):
+            return
+        functions["kernel"] = case.kernel
+    sets = argument_sets(make, device)
+    draws = {}
+    for name, function in functions.items():
+        try:
+            draws[name] = launches(function, sets, graph=device.type == "cuda")
+        except RuntimeError as error:  # an operation that cannot be captured must not end the suite
+            session.echo(f"{NAME} {case.name}: {name} not run, {' '.join(str(error).split())[:160]}")
+    if draws:
+        seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
+        seconds = {name: values / len(sets) for name, values in seconds.items()}
+        session.commit(operation_rows(session, case, ceilings, seconds))
+
+
+def operation_rows(session: Session, case: Case, ceilings: Ceilings, seconds: dict) -> list[Row]:
+    """Time, and the rate that binds: traffic or arithmetic, whichever takes longer at the ceilings."""
+    by_traffic = case.bytes_moved / ceilings.copy.median
+    by_arithmetic = case.flops / ceilings.rate(DTYPE)
+    amount, metric, unit, ceiling = (
+        (case.bytes_moved, "bandwidth", "TB/s", ceilings.copy.median)
+        if by_traffic >= by_arithmetic
+        else (case.flops, "rate", "TFLOP/s", ceilings.rate(DTYPE))
+    )
+    floor, intensity = max(by_traffic, by_arithmetic), case.flops / case.bytes_moved
+    row = partial(session.row, NAME, case.name, "reference", dtype=dtype_name(DTYPE))
+    rows = [row("arithmetic intensity", "FLOP/byte", Statistic(intensity, intensity, intensity, 1))]
+    for name, values in seconds.items():
+        row = partial(session.row, NAME, case.name, name, dtype=dtype_name(DTYPE))
+        rows.append(row("time of a launch", "s", Statistic.of(values), floor))
+        rows.append(row(metric, unit, Statistic.of(amount / values / 1e12), ceiling / 1e12))
+    if len(seconds) > 1:
+        gain = paired_ratio(seconds["reference"], seconds["kernel"])
+        rows.append(session.row(NAME, case.name, "kernel", "speed-up over the reference", "x", gain, dtype=dtype_name(DTYPE)))
+    return rows
