@@ -4,13 +4,10 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import FAMILIES, family_spec
@@ -22,6 +19,7 @@ from .engine import Engine
 from .images import check_pixels
 from .plan import Plan
 from .presets import ParsedRule, parse_rule
+from .progress import progress_bar
 from .selection import pair_samples, parse_integers, parse_labels
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
@@ -141,14 +139,3 @@ def batch_sizes(count: int, max_batch: int | None) -> set[int]:
     """The sizes of the batches that ``count`` samples are drawn in."""
     chunk = max_batch or count
     return {min(chunk, count), count % chunk} - {0}
-
-
-@contextmanager
-def progress_bar(title: str, total: int):
-    """Yields a function that advances the bar by one."""
-    console = Console(stderr=True)
-    count = TextColumn("call {task.completed}/{task.total}")
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

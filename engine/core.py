@@ -1,5 +1,6 @@
 """What every engine does whatever its conditions are: hold networks, plan, keep programs, run them, explain itself."""
 
+import copy
 import operator
 import secrets
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from .graph import CudaCapture
 from .guidance import Guidance, Unguided
 from .plan import Plan, compile_plan
 from .program import Program, ProgramKey
+from .progress import counting, progress_bar
 from .sampler import Callback, run_program
 from .schedule import Schedule, resolve_schedule
 from .solvers import Solver, get_solver
@@ -48,7 +50,7 @@ class EngineCore:
         backend, overrides = parse_kernels(kernels)
         head_dims = {network.spec.head_dim for network in networks.values()}
         self.selection = select_kernels(self.device, self.dtype, head_dims=head_dims, backend=backend, overrides=overrides)
-        self.models = {name: network.to(self.device, self.dtype).eval() for name, network in networks.items()}
+        self.models = {name: placed(network, self.device, self.dtype) for name, network in networks.items()}
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
@@ -96,16 +98,20 @@ class EngineCore:
         conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
         at the first noise level in flow coordinates.
         """
-        key = ProgramKey.of(plan, len(seeds))
-        if key not in self._programs:
-            if len(self._programs) >= self.MAX_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            program = Program(key, plan, self.models, self.device, self.selection.kernels)
-            if self._capture is not None:
-                program.use_graphs(self._capture)
-            self._programs[key] = program
-        program = self._programs[key]
+        wanted = ProgramKey.of(plan, len(seeds))
+        key = next((key for key in self._programs if key.serves(wanted)), wanted)
+        program = self._programs.pop(key, None) or self._build(key, plan)
+        self._programs[key] = program  # last: the most recently used
         program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
+        return program
+
+    def _build(self, key: ProgramKey, plan: Plan) -> Program:
+        """A new program, in the place of the least recently used one when there are many."""
+        if len(self._programs) >= self.MAX_PROGRAMS:
+            self._programs.pop(next(iter(self._programs)))
+        program = Program(key, plan, self.models, self.device, self.selection.kernels)
+        if self._capture is not None:
+            program.use_graphs(self._capture)
         return program
 
     def run(
@@ -118,19 +124,25 @@ class EngineCore:
         max_batch: int | None = None,
         callback: Callback | None = None,
         check_finite: bool = False,
+        progress: bool = False,
     ) -> tuple[Tensor, int]:
-        """Run a plan for B samples in batches of at most ``max_batch``; returns (latents [B, C, H, W] fp32, calls made)."""
+        """Run a plan for B samples in batches of at most ``max_batch``; returns (latents [B, C, H, W] fp32, calls made).
+
+        ``progress`` shows a bar of the network calls on stderr, if that is a terminal.
+        """
         chunk = len(seeds) if max_batch is None else max_batch
         if not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
         latents, calls = [], plan.calls
-        for first in range(0, len(seeds), chunk):
-            part = slice(first, first + chunk)
-            program = self.prepare(plan, {name: value[part] for name, value in conditions.items()}, seeds[part], state[part])
-            calls = run_program(program, callback, check_finite)
-            latents.append(program.x.clone())
-            if calls < plan.calls:
-                break
+        with progress_bar(self.spec.name, plan.calls * -(-len(seeds) // chunk), shown=progress) as advance:
+            for first in range(0, len(seeds), chunk):
+                part = slice(first, first + chunk)
+                own = {name: value[part] for name, value in conditions.items()}
+                program = self.prepare(plan, own, seeds[part], state[part])
+                calls = run_program(program, counting(callback, advance), check_finite)
+                latents.append(program.x.clone())
+                if calls < plan.calls:
+                    break
         return torch.cat(latents), calls
 
     def explain(self) -> str:
@@ -178,11 +190,21 @@ def whole_numbers(values: Sequence[int], what: str) -> list[int]:
     return [operator.index(value) for value in values]
 
 
+def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """``network`` in evaluation mode on a device and in a dtype; a copy if its weights have to change for that.
+
+    The caller's network may serve another engine, whose graphs hold its addresses.
+    """
+    if any(parameter.device != device or parameter.dtype != dtype for parameter in network.parameters()):
+        network = copy.deepcopy(network)
+    return network.to(device, dtype).eval()
+
+
 def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     """One seed in [0, 2^63) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random."""
     if seeds is None:
         return [secrets.randbits(32) for _ in range(count)]
-    if isinstance(seeds, int):
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
         seeds = range(seeds, seeds + count)
     seeds = whole_numbers(seeds, "seeds")
     if len(seeds) != count:

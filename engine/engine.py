@@ -1,6 +1,6 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
+from .device import resolve_device, resolve_dtype
 from .guidance import Guidance
 from .images import latents_to_images
 from .plan import Plan
@@ -58,6 +59,7 @@ class Engine(EngineCore):
         family: str | None = None,
         heads: int | None = None,
         exit_layer: int | None = None,
+        models: Mapping[str, str | Path] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
@@ -68,7 +70,8 @@ class Engine(EngineCore):
         SD3 and SD3.5 give a :class:`~segue.engine.prompt_engine.PromptEngine`.
 
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
-        ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.
+        ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.  ``models`` names further networks for
+        autoguidance, as in ``{"weak": "smaller.safetensors"}``; each is read as ``source`` is.
         """
         from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
@@ -76,11 +79,19 @@ class Engine(EngineCore):
         from .prompt_engine import PromptEngine
 
         source = local_source(source)
+        if is_sd3_pipeline(source) and models:
+            raise ValueError(f"further models are for class-label models, and {str(source)!r} takes prompts; got {models!r}")
         if is_sd3_pipeline(source):
             return PromptEngine.from_folder(source, device=device, dtype=dtype, graphs=graphs, kernels=kernels)
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
         if isinstance(model.spec, MMDiTSpec):
             return PromptEngine(model, None, device, dtype, graphs, kernels)
+        for name, other in (models or {}).items():
+            others |= {name: load_model(local_source(other), family)[0]}
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        for network in (model, *others.values()):
+            network.to(device, dtype)  # in place: nobody else holds them
         return cls(model, others, device, dtype, graphs, kernels)
 
     @classmethod
@@ -109,6 +120,7 @@ class Engine(EngineCore):
         max_batch: int | None = None,
         callback: Callback | None = None,
         check_finite: bool = False,
+        progress: bool = False,
     ) -> SampleRun:
         """Draw one sample per label.
 
@@ -128,6 +140,7 @@ class Engine(EngineCore):
             max_batch=max_batch,
             callback=callback,
             check_finite=check_finite,
+            progress=progress,
         )
         drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
         return SampleRun(latents, plan, tuple(labels[drawn]), tuple(seeds[drawn]), calls, self.spec.name)

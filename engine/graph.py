@@ -31,7 +31,14 @@ class CudaCapture:
 
     def __call__(self, function: Callable[[], None]) -> CapturedStep:
         """Warm ``function`` up on the capture stream, then capture it."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        caller = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
+        try:
+            return self._warmed_and_captured(function)
+        finally:
+            caller.wait_stream(self.stream)  # also after a failure: the state is put back on the caller's stream
+
+    def _warmed_and_captured(self, function: Callable[[], None]) -> CapturedStep:
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP_STEPS):
                 function()
@@ -42,7 +49,6 @@ class CudaCapture:
         # thread_local: other threads (a data loader, another engine) may use CUDA during the capture
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             function()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
         return CapturedStep(graph.replay, torch.cuda.memory_reserved(self.device) - before)
 
 

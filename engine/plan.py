@@ -165,7 +165,8 @@ def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -
 
 def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
     if branch.model not in specs:
-        raise ValueError(f"no network named {branch.model!r}; the engine holds: {', '.join(specs)}")
+        held = ", ".join(specs)
+        raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
     spec, main = specs[branch.model], specs["main"]
     same = ("channels", "patch", "prediction", "time", "num_classes", "parents")  # labels mean the same to both
     if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
@@ -263,7 +264,8 @@ def compile_plan(
     if not isinstance(guidance, Guidance):
         raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     spec, solver = specs["main"], get_solver(solver)
-    height, width = height or spec.height, width or spec.width
+    height = spec.height if height is None else height
+    width = spec.width if width is None else width
     spec.check_size(height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())

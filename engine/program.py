@@ -7,7 +7,7 @@ allocated here, so a step can be captured once and replayed.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,10 @@ from .solvers import Solver
 
 @dataclass(frozen=True)
 class ProgramKey:
-    """What a program is specialised on.  Weights, windows, sigmas, step count, labels and seeds are not in it."""
+    """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
+
+    ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
+    """
 
     batch: int
     height: int
@@ -45,6 +48,10 @@ class ProgramKey:
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, conditions, text)
+
+    def serves(self, other: "ProgramKey") -> bool:
+        """Whether a program of this key can hold a run of the other."""
+        return self.calls >= other.calls and replace(other, calls=self.calls) == self
 
 
 class Program:
@@ -99,7 +106,7 @@ class Program:
         noise [B, C, H, W], the state at the first noise level; conditions: what the model's rows take for each condition of
         the plan (labels [B] int64 for class-conditional models); seeds: B integers.
         """
-        if ProgramKey.of(plan, self.key.batch) != self.key:
+        if not self.key.serves(ProgramKey.of(plan, self.key.batch)):
             raise ValueError("this program was built for other branches or shapes than the plan's")
         self.plan = plan
         self.x.copy_(noise)

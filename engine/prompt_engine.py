@@ -163,6 +163,7 @@ class PromptEngine(EngineCore):
         max_batch: int | None = None,
         callback: Callback | None = None,
         check_finite: bool = False,
+        progress: bool = False,
         numerics: str = "segue",
     ) -> PromptRun:
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
@@ -189,7 +190,7 @@ class PromptEngine(EngineCore):
             scheduler.set_begin_index(len(scheduler.timesteps) - plan.calls)
             result, calls = run_as_diffusers(program, scheduler, self.dtype, callback)
         else:
-            options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite}
+            options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite, "progress": progress}
             result, calls = self.run(plan, conditions, seeds, state, **options)
         return PromptRun(result, plan, tuple(seeds[: len(result)]), calls, self.spec.name)
 

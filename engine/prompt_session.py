@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .cli_session import Drawn, batch_sizes, progress_bar
+from .cli_session import Drawn, batch_sizes
 from .plan import Plan
+from .progress import progress_bar
 from .prompt_engine import PromptEngine
 from .prompts import PromptEmbeddings
 from .vae import decode_latents

@@ -101,8 +101,8 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
     ``native`` is linear for flow models and evenly spaced chain indices for discrete ones; ``shift`` is 3, ``shift=2.5``
     another; ``resolution`` depends on the number of image tokens.  ``steps`` (default 28) must agree with a given list.
     """
-    if isinstance(schedule, Schedule) or (schedule is not None and not isinstance(schedule, str)):
-        resolved = schedule if isinstance(schedule, Schedule) else from_sigmas(schedule)
+    if schedule is not None and not isinstance(schedule, str):
+        resolved = _as_schedule(schedule)
         if steps is not None and check_steps(steps) != resolved.steps:
             raise ValueError(f"steps is {steps}, but the given schedule has {resolved.steps} steps")
         return resolved
@@ -122,6 +122,17 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
         shortened = solver.last_sigma + (1 - solver.last_sigma) * (levels[:-1] - levels[-2]) / (1 - levels[-2])
         return Schedule((*shortened, 0.0), base.name)
     return base
+
+
+def _as_schedule(schedule) -> Schedule:
+    """A Schedule from one, from a scheduler with sigmas, or from a list of levels."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if hasattr(schedule, "sigmas"):
+        return from_scheduler(schedule)
+    if not hasattr(schedule, "__iter__"):
+        raise TypeError(f"a schedule is a name, a list of noise levels, a Schedule or a scheduler, got {schedule!r}")
+    return from_sigmas(schedule)
 
 
 def _shift_value(name: str) -> float:

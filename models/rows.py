@@ -130,10 +130,8 @@ class RowLayout:
 
     def _readout(self, path: Path) -> Readout:
         layer = len(path.operations)
+        # the first match has forked by then: one that forks later shares this prefix with its source, which stands before
         row = next(i for i, block in enumerate(self.blocks) if path.common_prefix(block) == layer)
-        # a block that forks later than this exit does not hold the state yet; its source does
-        while self._starts[row] > layer:
-            row = self._sources[row]
         return Readout(row, layer, None if layer == self.depth else layer)
 
     @property

@@ -12,6 +12,8 @@ from .read_rows import chosen, read_branches
 from .rows import Readout, RowLayout, group_rows
 from .sit import FinalLayer, SiT
 
+PAIRS_AT_ONCE = 256  # (time, label) pairs whose modulation is computed together: the table never exists twice
+
 
 class SiTRows:
     """Buffers of one network for B samples and up to ``row_blocks`` row blocks, and its forward over them.
@@ -57,11 +59,13 @@ class SiTRows:
                 f"{len(times)} times and {len(distinct)} labels exceed the capacity {self.times} and {self.labels}"
             )
         self.label_index.copy_(index)
-        device = self.table.device
-        pairs_t = times.to(device, torch.float32).repeat_interleave(len(distinct))
-        pairs_y = distinct.to(device).repeat(len(times))
-        values = self.model.modulation(pairs_t, pairs_y).view(len(times), len(distinct), -1)
-        self.table.view(self.times, self.labels, -1)[: len(times), : len(distinct)].copy_(values)
+        times, labels = times.to(self.table.device, torch.float32), distinct.to(self.table.device)
+        table = self.table.view(self.times, self.labels, -1)
+        at_once = max(1, PAIRS_AT_ONCE // len(labels))
+        for first in range(0, len(times), at_once):
+            part = times[first : first + at_once]
+            values = self.model.modulation(part.repeat_interleave(len(labels)), labels.repeat(len(part)))
+            table[first : first + len(part), : len(labels)].copy_(values.view(len(part), len(labels), -1))
 
     def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.

@@ -61,6 +61,8 @@ class ModelSpec:
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``ValueError`` unless a latent of this size can be cut into patches."""
+        if not (isinstance(height, int) and isinstance(width, int)):
+            raise TypeError(f"latent size must be whole numbers, got {height!r} x {width!r}")
         if height < 1 or width < 1 or height % self.patch or width % self.patch:
             raise ValueError(f"latent size must be a positive multiple of the patch size {self.patch}, got {height} x {width}")
 

@@ -27,7 +27,8 @@ class Trainer:
     """Trains one network in one folder (see :class:`.run_folder.RunFolder`).
 
     The network, every batch and every draw of noise depend on the settings and the step alone, so a run that was resumed
-    equals one that was not, bit for bit, on one machine with one number of threads.
+    equals one that was not, bit for bit, on one machine with one number of threads, if its length is given in steps: with
+    ``minutes`` the learning rate follows the clock.
     """
 
     def __init__(self, spec: SiTSpec, settings: TrainSettings, folder: str | Path, start: Start = "new"):

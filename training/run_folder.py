@@ -119,6 +119,14 @@ class RunFolder:
         """Drop the rows after ``step``: a resumed run makes those steps again."""
         path = self.path / LOG
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             with whole_file(path) as part:
                 part.write_text("".join(f"{row}\n" for row in rows))
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; a line cut off by a crash is of no step."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

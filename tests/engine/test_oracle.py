@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from naive_sampler import NaiveSampler, executed_blocks
+from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
 from tiny_models import tiny_sit
 
 from segue import CFG, AutoGuidance, EarlyExit, Engine, Guidance, PerturbedLayers, SkipLayer, Window
@@ -20,18 +20,21 @@ SOLVERS = ("euler", "heun", "dpm++2m", "ab2", "euler-maruyama", "ddim")
 
 
 class Counter:
-    """Counts rows entering each block of a network, per call."""
+    """Counts the rows that enter each block of a network."""
 
     def __init__(self, model):
-        self.rows: list[int] = []
-        self.handles = [block.register_forward_pre_hook(self._hook) for block in model.blocks]
+        self.rows = [0] * len(model.blocks)
+        self.handles = [
+            block.register_forward_pre_hook(lambda _, arguments, layer=layer: self._count(layer, arguments[0]))
+            for layer, block in enumerate(model.blocks)
+        ]
 
-    def _hook(self, _module, arguments):
-        self.rows.append(arguments[0].shape[0])
+    def _count(self, layer, h):
+        self.rows[layer] += h.shape[0]
 
-    def take(self) -> int:
-        total, self.rows = sum(self.rows), []
-        return total
+    def take(self) -> list[int]:
+        rows, self.rows = self.rows, [0] * len(self.rows)
+        return rows
 
     def close(self):
         for handle in self.handles:
@@ -104,24 +107,26 @@ def random_plan(rng: random.Random, engine: Engine, guidance: Guidance, steps: i
 
 
 def check_counts(engine: Engine, plan, counters: dict, batch: int, labels, seeds, noise) -> torch.Tensor:
-    """Run call by call; the rows that entered the blocks must be the planned ones, and the least possible."""
+    """Run call by call; rows in every layer and evaluations must be the planned ones, and the fewest possible."""
     program = engine.load(plan, labels, seeds, noise)
-    for counter in counters.values():
-        counter.take()
     total = 0
     for live in plan.live:
+        for counter in counters.values():
+            counter.take()
         program.step(live)
-        ran = sum(counter.take() for counter in counters.values())
-        paths = [
-            (
-                (model, plan.branches[i].condition),
-                branch_path(plan.branches[i], plan.conditions, plan.specs[model].depth).operations,
-            )
-            for model in plan.models(live)
-            for i in plan.members(live, model)
-        ]
-        assert ran == batch * plan.call_cost(live)[1] == batch * executed_blocks(paths)
-        total += ran
+        ran = {name: counter.take() for name, counter in counters.items()}
+        evaluations = 0
+        for name, rows in ran.items():
+            depth = plan.specs[name].depth
+            members = [plan.branches[i] for i in plan.members(live, name)]
+            paths = [(branch.condition, branch_path(branch, plan.conditions, depth).operations) for branch in members]
+            fewest, alone = executed_rows(paths, depth), distinct_evaluations(paths)
+            assert rows == [batch * count for count in fewest]
+            if members:
+                assert fewest == [layer.active for layer in plan.layout(live, name).layers]
+            evaluations += alone
+        assert plan.call_cost(live)[:2] == (evaluations, sum(map(sum, ran.values())) // batch)
+        total += sum(map(sum, ran.values()))
     assert total == batch * plan.cost.blocks
     return program.x.clone()
 

@@ -1,5 +1,7 @@
 """The loop: callbacks, stopping, exceptions, finite checks, seeds and noise."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from tiny_models import tiny_sit
@@ -123,5 +125,52 @@ def test_unknown_keywords_and_bad_shapes_are_refused(engine):
         engine.sample([0], RULE, step_count=5)
     with pytest.raises(ValueError, match=r"noise must have shape \(1, 4, 6, 10\), got \(1, 4, 6, 6\)"):
         engine.sample([0], RULE, steps=2, noise=torch.zeros(1, 4, 6, 6))
+    with pytest.raises(TypeError, match=r"latent size must be whole numbers, got 6\.0 x 10"):
+        engine.sample([0], RULE, steps=2, height=6.0)
+    with pytest.raises(TypeError, match="a schedule is a name, a list of noise levels"):
+        engine.sample([0], RULE, schedule=28)
+    with pytest.raises(TypeError, match="seeds must be a list of whole numbers, got True"):
+        engine.sample([0], RULE, steps=2, seeds=True)
     with pytest.raises(ValueError, match="max_batch must be at least 1, got 0"):
         engine.sample([0], RULE, steps=2, max_batch=0)
+
+
+def test_two_engines_on_one_network_do_not_disturb_each_other():
+    network = tiny_sit()
+    first = Engine(network, device="cpu")
+    expected = first.sample([0, 1], RULE, steps=3, seeds=0).latents
+    addresses = [parameter.data_ptr() for parameter in first.models["main"].parameters()]
+    other = Engine(network, device="cpu", dtype=torch.float64)
+    assert other.models["main"] is not network
+    assert torch.equal(first.sample([0, 1], RULE, steps=3, seeds=0).latents, expected)
+    assert [parameter.data_ptr() for parameter in first.models["main"].parameters()] == addresses
+    assert (other.sample([0, 1], RULE, steps=3, seeds=0).latents - expected).abs().max() < 1e-4
+
+
+def test_a_longer_program_serves_shorter_runs_and_the_least_used_one_goes():
+    engine = Engine(tiny_sit(), device="cpu")
+    engine.sample([0], RULE, steps=50, seeds=0)
+    (longest,) = engine._programs.values()
+    shorter = engine.sample([0], RULE, steps=28, seeds=0).latents
+    assert list(engine._programs.values()) == [longest]
+    assert torch.equal(shorter, Engine(tiny_sit(), device="cpu").sample([0], RULE, steps=28, seeds=0).latents)
+    for batch in range(2, engine.MAX_PROGRAMS + 1):
+        engine.sample([0] * batch, RULE, steps=1, seeds=0)
+    engine.sample([0], RULE, steps=2, seeds=0)  # used again: the next to go is another
+    engine.sample([0] * 9, RULE, steps=1, seeds=0)
+    assert len(engine._programs) == engine.MAX_PROGRAMS
+    assert longest in engine._programs.values()
+
+
+def test_the_progress_bar_counts_calls_beside_a_callback(engine, monkeypatch):
+    counted, seen = [], []
+
+    @contextmanager
+    def bar(title, total, shown):
+        assert (title, total, shown) == ("tiny", 10, True)
+        yield lambda: counted.append(1)
+
+    monkeypatch.setattr("segue.engine.core.progress_bar", bar)
+    engine.sample([0, 1, 2], RULE, steps=5, seeds=0, max_batch=2, progress=True, callback=lambda info: seen.append(info.call))
+    assert len(counted) == 10
+    assert seen == [0, 1, 2, 3, 4] * 2

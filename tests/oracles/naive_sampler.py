@@ -191,7 +191,18 @@ class NaiveSampler:
         return t / s * y - (1 - t) * math.expm1(-h) * estimate, (x0, s)
 
 
-def executed_blocks(operations: list[tuple[object, tuple[str, ...]]]) -> int:
-    """Blocks that must run when equal work is done once: distinct (condition, prefix of operations) that are not skips."""
-    distinct = {(condition, path[: i + 1]) for condition, path in operations for i in range(len(path)) if path[i] != "skip"}
-    return len(distinct)
+def executed_rows(paths: list[tuple[object, tuple[str, ...]]], depth: int) -> list[int]:
+    """Rows per layer and sample when equal work is done once: distinct (condition, operations so far) that are not skips."""
+    return [
+        len({(condition, path[: i + 1]) for condition, path in paths if len(path) > i and path[i] != "skip"})
+        for i in range(depth)
+    ]
+
+
+def distinct_evaluations(paths: list[tuple[object, tuple[str, ...]]]) -> int:
+    """Branches with rows of their own: paths that are no beginning of another with the same condition."""
+    distinct = set(paths)
+    return sum(
+        not any(c == condition and other != path and other[: len(path)] == path for c, other in distinct)
+        for condition, path in distinct
+    )
