@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import parse_kernels, select_kernels
+from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
@@ -48,8 +48,7 @@ class EngineCore:
         self.dtype = resolve_dtype(dtype, self.device)
         networks = {"main": model, **(models or {})}
         backend, overrides = parse_kernels(kernels)
-        head_dims = {network.spec.head_dim for network in networks.values()}
-        self.selection = select_kernels(self.device, self.dtype, head_dims=head_dims, backend=backend, overrides=overrides)
+        self.selection = select_kernels(self.device, self.dtype, _shapes(networks), backend=backend, overrides=overrides)
         self.models = {name: placed(network, self.device, self.dtype) for name, network in networks.items()}
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
@@ -159,6 +158,13 @@ class EngineCore:
             )
             lines += [f"  {line}" for line in (program.graphs.explain() if program.graphs else [])]
         return "\n".join(lines)
+
+
+def _shapes(models: Mapping[str, nn.Module]) -> Shapes:
+    """The largest sizes of the networks, for the choice of kernels."""
+    specs = [model.spec for model in models.values()]
+    outputs = max(spec.patch**2 * spec.channels for spec in specs)
+    return Shapes(max(spec.head_dim for spec in specs), max(spec.dim for spec in specs), outputs)
 
 
 def resolve_plan(

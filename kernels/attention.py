@@ -194,7 +194,9 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         raise ValueError(f"q, k, v do not fit: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     q, k, v = dense(q), dense(k), dense(v)
     part, rest = split_head_dim(head_dim)
-    config = launch_config("attention", size_class("k", part + rest, (32, 64, 96, 128)), architecture(q.device))
+    # fp32 products run without tensor cores, on registers: their tiles must be small
+    shape_class = "fp32" if q.dtype == torch.float32 else size_class("k", part + rest, (32, 64, 96, 128))
+    config = launch_config("attention", shape_class, architecture(q.device))
     strides = [x.stride(i) for x in (q, k, v) for i in (0, 1, 2)]
     align = 8 if all(stride % 8 == 0 for stride in strides) else 1
     names = (f"{name}_{axis}" for name in "qkv" for axis in ("row", "head", "token"))
@@ -202,7 +204,7 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     arguments = {"p_q": q, "p_k": k, "p_v": v, "p_o": out, "queries": queries, "keys": k.shape[2]}
     arguments |= dict(zip(names, (stride // align for stride in strides), strict=True))
     arguments |= {"scale_log2": head_dim**-0.5 * math.log2(math.e), "HEADS": heads, "K": head_dim, "PART": part}
-    arguments |= {"REST": rest, "BLOCK_Q": config.block_q, "BLOCK_K": config.block_k * 2 // max(2, q.element_size())}
+    arguments |= {"REST": rest, "BLOCK_Q": config.block_q, "BLOCK_K": config.block_k}
     arguments |= {"ALIGN": align, "PRECISION": "ieee"}
     grid = (-(-queries // config.block_q), rows * heads)
     launch(attention_kernel, grid, arguments, config.warps, config.stages)

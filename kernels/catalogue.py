@@ -30,7 +30,8 @@ class Size:
     heads: int
     patch: int
     channels: int
-    dual: bool = False
+    dual: bool = False  # two modulated outputs of one norm
+    single: bool = False  # attention in fp32 too
 
     @property
     def rows(self) -> int:
@@ -53,14 +54,14 @@ class Size:
 
 
 SIZES = (
-    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True),
+    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True, single=True),
     Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4),
-    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4),
+    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True),
     Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4),
     Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16),
     Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True),
     Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16),
-    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16),
+    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True),
 )
 
 
@@ -92,7 +93,7 @@ class Factory:
 class Case:
     """One operation at one size: its kernel, its reference, and how to make the arguments of both.
 
-    Traffic and arithmetic are counted for 16-bit activations.
+    Traffic and arithmetic are counted for 16-bit activations, except for a variant "in fp32".
     """
 
     operation: str
@@ -167,11 +168,15 @@ def _attention(size: Size) -> Iterator[Case]:
         variant = "" if norm else "without norm"
         yield _case(qkv, operation, size, partial(projections, norm=norm), traffic, work, variant=variant)
 
-    def split(make: Factory) -> tuple[Tensor, ...]:
-        return make(3, rows, tokens, heads, head_dim).transpose(2, 3).unbind()
+    def split(make: Factory, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        return make(3, rows, tokens, heads, head_dim, dtype=dtype).transpose(2, 3).unbind()
 
-    traffic = attention.bytes_moved(rows, heads, tokens, tokens, head_dim, 2)
-    yield _case(attention, "attention", size, split, traffic, attention.flops(rows, heads, tokens, tokens, head_dim))
+    work = attention.flops(rows, heads, tokens, tokens, head_dim)
+    yield _case(attention, "attention", size, split, attention.bytes_moved(rows, heads, tokens, tokens, head_dim, 2), work)
+    if size.single:
+        traffic = attention.bytes_moved(rows, heads, tokens, tokens, head_dim, 4)
+        arguments = partial(split, dtype=torch.float32)
+        yield _case(attention, "attention", size, arguments, traffic, work, variant="in fp32")
 
 
 def _linears(size: Size) -> Iterator[Case]:

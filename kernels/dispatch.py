@@ -6,7 +6,7 @@ explicit request works or raises.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -104,7 +104,18 @@ LIBRARY = {
     "grouped_linear": "reference",
 }
 FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8")
+NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name == "gated_residual")
+READOUTS = ("combine_then_project", "project", "readout_update")
 FOLLOWERS = {"perturbed_attention": "attention"}  # operations that take the backend of another
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes of an engine's networks that decide whether a kernel can serve: the largest of each."""
+
+    head_dim: int = 0
+    width: int = 0
+    outputs: int = 0  # numbers in a patch
 
 
 @dataclass(frozen=True)
@@ -163,21 +174,20 @@ def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]
 def select_kernels(
     device: torch.device,
     dtype: torch.dtype,
+    shapes: Shapes = Shapes(),
     *,
-    head_dims: Iterable[int] = (),
     backend: str = "auto",
     overrides: Mapping[str, str] | None = None,
 ) -> Selection:
-    """Choose every operation for networks of ``dtype`` on ``device`` with attention heads of ``head_dims`` channels.
+    """Choose every operation for networks of ``dtype`` and ``shapes`` on ``device``.
 
     ``backend`` is ``auto``, ``reference`` or ``triton``; ``overrides`` names a backend for single operations.  Where the
     argument is ``auto``, the environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises
     ``ValueError`` for unknown names and for an explicit choice that cannot work here.
     """
-    largest = max(head_dims, default=0)
     made, chosen = {}, {}
     for operation, name in _wanted(backend, overrides).items():
-        obstacle = triton_obstacle(operation, device, dtype, largest)
+        obstacle = triton_obstacle(operation, device, dtype, shapes)
         if name == "auto":
             name, reason = _automatic(operation, device, obstacle)
         else:
@@ -191,14 +201,19 @@ def select_kernels(
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS})
 
 
-def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> str | None:
+def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes = Shapes()) -> str | None:
     """Why the Triton kernel of ``operation`` cannot serve; None when it can."""
     if reason := unavailable(device):
         return reason
     if dtype not in TRITON_DTYPES:
         return f"the Triton kernels compute in fp32, fp16 or bf16, not {dtype}"
-    if operation == "attention" and head_dim > MAX_HEAD_DIM:
-        return f"its head dim is at most {MAX_HEAD_DIM}, and this network has {head_dim}"
+    for names, what, size, limit in (
+        (("attention",), "head dim", shapes.head_dim, MAX_HEAD_DIM),
+        (NORMS, "width", shapes.width, adaln.MAX_WIDTH),
+        (READOUTS, "number of values in a patch", shapes.outputs, readout.MAX_OUTPUTS),
+    ):
+        if operation in names and size > limit:
+            return f"its {what} is at most {limit}, and this network has {size}"
     if device.type != "cuda":
         return None
     try:

@@ -11,6 +11,7 @@ from .combine import solver_update
 from .launch import ReadoutLaunch, launch_config, size_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
+MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
 MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each
 
 
@@ -160,6 +161,8 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
     if weight.shape[1] != h.shape[3] or shift.shape[1:] != (h.shape[1], h.shape[3]) or shift.shape != scale.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (h, shift, scale, weight))
         raise ValueError(f"state, shift, scale and weight do not fit: {shapes}")
+    if len(weight) > MAX_OUTPUTS:
+        raise ValueError(f"the readout kernel takes patches of at most {MAX_OUTPUTS} numbers, got {len(weight)}")
     h, shift, scale = dense(h), dense(shift), dense(scale)
     config = _config(h, weight)
     arguments = {"p_h": h, "p_shift": shift, "p_scale": scale, "p_coefficients": h, "p_weight": weight.contiguous()}

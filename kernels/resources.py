@@ -103,20 +103,23 @@ class Resources:
         return not self.spilled and self.shared <= SHARED_LIMIT[self.architecture]
 
 
+def case_launches(case: Case, architecture: str) -> list[Launch]:
+    """What the launcher of a case starts on an architecture, in bf16; nothing runs."""
+    with trace_launches(architecture) as launches:
+        case.kernel(*case.arguments(Factory(torch.device("meta"), torch.bfloat16)))
+    return launches
+
+
 def traced(
     architecture: str, chosen: Callable[[Case], bool] = lambda case: True
 ) -> dict[Specialisation, tuple[Launch, list[str]]]:
-    """Every distinct specialisation that the catalogue launches in bf16, with one launch and the cases that need it."""
+    """Every distinct specialisation that the catalogue launches, with one launch and the cases that need it."""
     found: dict[Specialisation, tuple[Launch, list[str]]] = {}
-    make = Factory(torch.device("meta"), torch.bfloat16)
     for size in SIZES:
-        for case in cases(size):
-            if not chosen(case) or case.minimum_capability > CAPABILITY[architecture]:
-                continue
-            with trace_launches(architecture) as launches:
-                case.kernel(*case.arguments(make))
-            for launch in launches:
-                found.setdefault(Specialisation.of(launch, architecture), (launch, []))[1].append(case.name)
+        for case in filter(chosen, cases(size)):
+            if case.minimum_capability <= CAPABILITY[architecture]:
+                for launch in case_launches(case, architecture):
+                    found.setdefault(Specialisation.of(launch, architecture), (launch, []))[1].append(case.name)
     return found
 
 

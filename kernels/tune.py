@@ -34,8 +34,8 @@ from .launch import (
     using,
 )
 from .launch_table import PREFERRED, PROVENANCE, TABLE
-from .resources import ARCHITECTURES, CAPABILITY, Specialisation, compile_specialisation
-from .triton_runtime import architecture, trace_launches, triton
+from .resources import ARCHITECTURES, CAPABILITY, Specialisation, case_launches, compile_specialisation
+from .triton_runtime import architecture, triton
 
 TABLE_FILE = Path(__file__).with_name("launch_table.py")
 TABLE_SOURCE = '''"""Launch configurations by architecture, operation and shape class.
@@ -91,12 +91,15 @@ CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
         ReadoutLaunch(16, 32, 16, 2),
     ),
 }
+FULL_PRECISION = tuple(AttentionLaunch(*sizes, 4, 1) for sizes in ((32, 32), (32, 16), (16, 32), (16, 16)))
 ADALN_WARPS = {"d512": (1, 2, 4), "d1024": (2, 4, 1), "d2048": (4, 8, 2), "d4096": (8, 4, 16)}
 
 
 def candidates(key: Key) -> tuple[LaunchConfig, ...]:
     """Configurations worth trying for one entry of the table."""
     operation, shape_class = key
+    if shape_class == "fp32":
+        return FULL_PRECISION
     if operation == "adaln":
         return tuple(RowLaunch(rows, warps) for warps in ADALN_WARPS[shape_class] for rows in (4, 2, 8, 1))
     return CANDIDATES[operation]
@@ -106,15 +109,24 @@ def candidates(key: Key) -> tuple[LaunchConfig, ...]:
 def users(served: str) -> dict[Key, list[Case]]:
     """The cases of the catalogue behind every entry that they look up on an architecture."""
     found: dict[Key, list[Case]] = {}
-    make = Factory(torch.device("meta"), DTYPE)
     for size in SIZES:
         for case in cases(size):
             if case.minimum_capability <= CAPABILITY[served]:
-                with trace_launches(served), recorded_lookups() as keys:
-                    case.kernel(*case.arguments(make))
-                for key in keys:
+                for key in _lookups(case, served):
                     found.setdefault(key, []).append(case)
     return found
+
+
+def _lookups(case: Case, served: str) -> set[Key]:
+    """The entries that a case looks up; an entry that is new to the table starts as its first candidate."""
+    while True:
+        try:
+            with recorded_lookups() as keys:
+                case_launches(case, served)
+            return keys
+        except KeyError as missing:
+            (key,) = missing.args
+            TABLE[served][key] = candidates(key)[0]
 
 
 def compiles_well(job: tuple[Key, LaunchConfig, str]) -> bool:
@@ -122,8 +134,8 @@ def compiles_well(job: tuple[Key, LaunchConfig, str]) -> bool:
     key, config, served = job
     seen: set[Specialisation] = set()
     for case in users(served)[key]:
-        with trace_launches(served) as launches, using(*key, config):
-            case.kernel(*case.arguments(Factory(torch.device("meta"), DTYPE)))
+        with using(*key, config):
+            launches = case_launches(case, served)
         for launch in launches:
             specialisation = Specialisation.of(launch, served)
             if specialisation not in seen and not compile_specialisation(specialisation, launch, ()).fits:

@@ -2,15 +2,18 @@
 
 import logging
 import sys
+import types
 from dataclasses import fields
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
 from segue.kernels import dispatch, triton_runtime
-from segue.kernels.attention import attention, attention_sdpa, attention_triton
-from segue.kernels.dispatch import OPERATIONS, REFERENCE, TRITON, Kernels, parse_kernels, select_kernels
+from segue.kernels.attention import attention, attention_sdpa, attention_triton, attention_xformers
+from segue.kernels.dispatch import OPERATIONS, REFERENCE, TRITON, Kernels, Shapes, parse_kernels, select_kernels
 from segue.kernels.launch import table_architecture
 from segue.kernels.launch_table import TABLE
 
@@ -57,7 +60,7 @@ def test_automatic_is_the_reference_on_cpu_without_a_word(caplog):
 
 
 def test_automatic_on_cuda(hopper, caplog):
-    selection = select_kernels(CUDA, torch.bfloat16, head_dims=(64, 72))
+    selection = select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=72, width=1152, outputs=16))
     chosen = backends(selection)
     library = {"attention": "sdpa", "perturbed_attention": "sdpa"} | dict.fromkeys(
         ("linear_gelu", "linear_gated_residual", "grouped_linear"), "reference"
@@ -84,6 +87,13 @@ def test_a_measured_preference_wins(hopper, monkeypatch):
     selection = select_kernels(CUDA, torch.bfloat16)
     assert selection.kernels.attention is attention_triton
     assert selection.chosen["linear_gelu"] == ("cublaslt", "automatic: measured fastest on sm_90")
+
+
+def test_a_network_too_large_for_one_kernel_falls_back_for_that_kernel_alone(hopper, caplog):
+    chosen = backends(select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=64, width=1024, outputs=1024)))
+    fallen = {operation for operation, backend in chosen.items() if backend == "reference"} - set(dispatch.LIBRARY)
+    assert fallen == {"combine_then_project", "project", "readout_update"}
+    assert "at most 256, and this network has 1024" in caplog.text
 
 
 @pytest.mark.parametrize("reason", ["capability", "dtype", "missing"])
@@ -117,6 +127,22 @@ def test_arguments_beat_the_environment(hopper, monkeypatch):
     assert set(backends(select_kernels(CUDA, torch.bfloat16, backend="triton")).values()) == {"triton"}
 
 
+def test_library_attention_keeps_layout_and_scale(monkeypatch):
+    """The adapters around PyTorch's and xformers' attention, with stand-ins for the fast kernels."""
+
+    def memory_efficient_attention(q, k, v):  # [R, T, H, K]
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(
+        sys.modules, "xformers.ops", types.SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
+    )
+    q, k, v = torch.randn(3, 2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    expected = attention(q, k, v)
+    assert torch.allclose(attention_xformers(q, k, v), expected, atol=1e-6)
+    assert torch.allclose(attention_sdpa(q, k, v, (SDPBackend.MATH,)), expected, atol=1e-6)
+
+
 def test_text_form():
     assert parse_kernels("auto") == ("auto", {})
     assert parse_kernels("triton, attention = sdpa") == ("triton", {"attention": "sdpa"})
@@ -128,7 +154,8 @@ def test_text_form():
     [
         (CPU, torch.float32, {"backend": "triton"}, r"modulated_norm='triton' cannot work: .*TRITON_INTERPRET=1"),
         (CUDA, torch.float64, {"backend": "triton"}, "compute in fp32, fp16 or bf16, not torch.float64"),
-        (CUDA, torch.bfloat16, {"backend": "triton", "head_dims": (160,)}, "head dim is at most 128, and .* has 160"),
+        (CUDA, torch.bfloat16, {"backend": "triton", "shapes": Shapes(160)}, "head dim is at most 128, and .* has 160"),
+        (CUDA, torch.bfloat16, {"backend": "triton", "shapes": Shapes(64, 8192)}, "width is at most 4096, and .* has 8192"),
         (CPU, torch.float32, {"overrides": {"attention": "sdpa"}}, "attention='sdpa' .* needs a CUDA device"),
         (CUDA, torch.bfloat16, {"overrides": {"attention": "xformers"}}, "xformers is not installed"),
         (CPU, torch.float32, {"overrides": {"atention": "sdpa"}}, "unknown operation 'atention'; known: modulated_norm"),

@@ -43,6 +43,12 @@ def test_against_fp64(shape, dtype, normal, judge):
     assert [launch.name for launch in launches] == ["attention_kernel"]
 
 
+def test_the_length_of_stable_diffusion_3(normal, judge):
+    """4096 image and 333 text tokens; in fp16, whose tiles are large enough for the interpreter."""
+    q, k, v = normal(3, 1, 1, 4429, 64, dtype=torch.float16)
+    judge(attention_triton, attention, q, k, v)
+
+
 @pytest.mark.parametrize("head_dim", [64, 72])
 def test_views_of_a_fused_projection(head_dim, dtype, normal, judge):
     qkv = [x.transpose(1, 2) for x in token_major(normal, 2, 3, 33, head_dim, dtype)]

@@ -100,6 +100,8 @@ def test_bad_arguments_raise(normal):
         readout.combine_then_project_triton(h, shift, scale, coefficients[:, :1], rows, weight, bias)
     with pytest.raises(ValueError, match="do not fit"):
         readout.project_triton(h[0], shift[0], scale[0], weight[:, 1:], bias)
+    with pytest.raises(ValueError, match="at most 256 numbers, got 272"):
+        readout.project_triton(h[0], shift[0], scale[0], normal(272, 192), normal(272))
     x = normal(2, 2, 4, 18, 12)
     with pytest.raises(ValueError, match="does not consist of 63 patches of 16 numbers"):
         readout.readout_update_triton(*x, normal(2, 6), None, h, shift, scale, coefficients, rows, weight, bias, 2)
