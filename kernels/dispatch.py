@@ -67,6 +67,7 @@ DIFFERENTIABLE = replace(
     REFERENCE,
     gated_residual=adaln.gated_residual_differentiable,
     residual_modulated_norm=adaln.residual_modulated_norm_differentiable,
+    linear_gated_residual=partial(mlp.linear_gated_residual, residual=adaln.gated_residual_differentiable),
 )
 TRITON = Kernels(
     modulated_norm=adaln.modulated_norm_triton,
@@ -196,6 +197,8 @@ def select_kernels(
                 raise ValueError(f"{operation}='triton' cannot work: {obstacle}")
         made[operation], detail = _implementation(operation, name, device)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
+    if chosen["linear_gated_residual"][0] == "reference":
+        made["linear_gated_residual"] = partial(mlp.linear_gated_residual, residual=made["gated_residual"])
     made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
     chosen["perturbed_attention"] = chosen["attention"]
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +20,14 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
-def linear_gated_residual(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    """``h += gate * (x W^T + b)`` in place; returns ``h``.  h [R, L, E]; x [R, L, D]; weight [E, D]; gate [R, 1, E]."""
-    return gated_residual(h, F.linear(x, weight, bias), gate)
+def linear_gated_residual(
+    h: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residual: Callable = gated_residual
+) -> Tensor:
+    """``h += gate * (x W^T + b)`` in place; returns ``h``.  h [R, L, E]; x [R, L, D]; weight [E, D]; gate [R, 1, E].
+
+    ``residual`` does what follows the product.
+    """
+    return residual(h, F.linear(x, weight, bias), gate)
 
 
 def grouped_linear(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.dispatch import Kernels
 
 
 class TimestepEmbedder(nn.Module):
@@ -66,16 +66,20 @@ class TieredLabelEmbedder(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU (tanh approximation), linear."""
+    """Linear, GELU (tanh approximation), linear, and the gated residual around them."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
-        """[R, L, D] -> [R, L, D]."""
-        return self.fc2(kernels.linear_gelu(x, self.fc1.weight, self.fc1.bias))
+    def forward(self, h: Tensor, x: Tensor, gate: Tensor, kernels: Kernels) -> Tensor:
+        """``h + gate * mlp(x)``, written into ``h`` unless ``kernels`` are the differentiable ones.
+
+        h, x [R, L, D]; gate [R, 1, D].
+        """
+        inner = kernels.linear_gelu(x, self.fc1.weight, self.fc1.bias)
+        return kernels.linear_gated_residual(h, inner, self.fc2.weight, self.fc2.bias, gate)
 
 
 class PatchEmbed(nn.Module):

@@ -98,10 +98,10 @@ class JointBlock(nn.Module):
             h = kernels.gated_residual(h, y, gate_a)
             y, gate_a = self._image_attention(second, n2, kernels, segments), image[8]
         h, n = kernels.residual_modulated_norm(h, y, gate_a, shift_m, scale_m)
-        h = kernels.gated_residual(h, self.x_block.mlp(n, kernels), gate_m)
+        h = self.x_block.mlp(h, n, gate_m, kernels)
         if z is not None:
             c, n = kernels.residual_modulated_norm(c, z, *text[2:5])
-            c = kernels.gated_residual(c, self.context_block.mlp(n, kernels), text[5])
+            c = self.context_block.mlp(c, n, text[5], kernels)
         return h, c
 
     def _text_norm(self, c: Tensor, text: tuple[Tensor, ...], kernels: Kernels) -> Tensor:
@@ -116,11 +116,15 @@ class JointBlock(nn.Module):
         """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
         image, text = self.x_block.attn, self.context_block.attn
         weights = image.norm_weights, text.norm_weights
-        q, k, v = kernels.joint_heads_norm(image.qkv(n), text.qkv(m), self.heads, *weights)  # [R, H, L + M, K]
+        fused = kernels.grouped_linear(n, image.qkv.weight, image.qkv.bias, m, text.qkv.weight, text.qkv.bias)
+        q, k, v = kernels.joint_heads_norm(*fused, self.heads, *weights)  # [R, H, L + M, K]
         tokens = n.shape[1]
         o = attend_joint(q, k, v, tokens, kernels, segments) if segments else kernels.attention(q, k, v)
-        y = zero_skipped(image.proj(o[:, :tokens]), segments)
-        return y, None if text.proj is None else zero_skipped(text.proj(o[:, tokens:]), segments)
+        y, z = o[:, :tokens], o[:, tokens:]
+        if text.proj is None:
+            return zero_skipped(image.proj(y), segments), None
+        y, z = kernels.grouped_linear(y, image.proj.weight, image.proj.bias, z, text.proj.weight, text.proj.bias)
+        return zero_skipped(y, segments), zero_skipped(z, segments)
 
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""

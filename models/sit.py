@@ -69,7 +69,7 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)  # [R, 1, D]
         y = self.attn(kernels.modulated_norm(h, shift_a, scale_a), kernels, segments)
         h, n = kernels.residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.mlp_norm_eps)
-        return kernels.gated_residual(h, self.mlp(n, kernels), gate_m)
+        return self.mlp(h, n, gate_m, kernels)
 
 
 class FinalLayer(nn.Module):
