@@ -30,7 +30,16 @@ def solver_update(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | No
 
 @jit(do_not_specialize=["entries"])
 def gather_kernel(
-    p_table, p_index, p_out, entries, table_row, index_step, out_row, W: tl.constexpr, BLOCK: tl.constexpr, POISON: tl.constexpr
+    p_table,
+    p_index,
+    p_out,
+    entries,
+    table_row,
+    index_step,
+    out_row,
+    W: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FLOATING: tl.constexpr,
 ):
     """Grid (column blocks, R).  A row beyond the table reads as NaN (-1 in an integer table) instead of foreign memory."""
     row = tl.program_id(1).to(tl.int64)
@@ -38,7 +47,10 @@ def gather_kernel(
     m_w = o_w < W
     index = tl.load(p_index + row * index_step).to(tl.int64) + tl.zeros([BLOCK], tl.int64)
     m_x = m_w & (index >= 0) & (index < entries)
-    b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=POISON)
+    if FLOATING:
+        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=float("nan"))
+    else:
+        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=-1)
     tl.store(p_out + row * out_row + o_w, b_x, mask=m_w)
 
 
@@ -55,7 +67,7 @@ def gather_rows_triton(table: Tensor, index: Tensor, out: Tensor | None = None) 
     block = min(config.block, next_power_of_two(width))
     arguments = {"p_table": table, "p_index": index, "p_out": out, "entries": len(table), "table_row": table.stride(0)}
     arguments |= {"index_step": index.stride(0), "out_row": out.stride(0), "W": width, "BLOCK": block}
-    arguments |= {"POISON": float("nan") if table.is_floating_point() else -1}
+    arguments |= {"FLOATING": table.is_floating_point()}
     launch(gather_kernel, (-(-width // block), len(index)), arguments, config.warps)
     return out
 

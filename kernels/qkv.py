@@ -88,7 +88,7 @@ def write_heads(
             b_f = b_x.to(tl.float32)
             b_f = b_f * tl.rsqrt(tl.sum(b_f * b_f, 1) / K + eps)[:, None] * b_weight[None, :]
             b_x = b_f.to(b_x.dtype)
-        tl.store(p_out + part * part_stride + o_out, b_x, mask=m_x)
+        tl.store(p_out + part * part_stride.to(tl.int64) + o_out, b_x, mask=m_x)
 
 
 @jit(do_not_specialize=["tokens", "text_tokens", "blocks"])
@@ -153,7 +153,9 @@ def _write(
     out = torch.empty(parts, rows, tokens + text_tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     config = launch_config("heads", "any", architecture(qkv.device))
     blocks, text_blocks = (-(-count * heads // config.rows) for count in (tokens, text_tokens))
-    (q_weight, k_weight), (text_q_weight, text_k_weight) = weights or (qkv, qkv), text_weights or (qkv, qkv)
+    (q_weight, k_weight), (text_q_weight, text_k_weight) = (
+        tuple(weight.contiguous() for weight in pair) if pair else (qkv, qkv) for pair in (weights, text_weights)
+    )
     arguments = {"p_qkv": qkv, "p_q_weight": q_weight, "p_k_weight": k_weight, "p_text": other}
     arguments |= {"p_text_q_weight": text_q_weight, "p_text_k_weight": text_k_weight, "p_out": out, "tokens": tokens}
     arguments |= {"text_tokens": text_tokens, "blocks": blocks, "qkv_row": qkv.stride(0), "qkv_token": qkv.stride(1)}

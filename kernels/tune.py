@@ -12,12 +12,15 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .catalogue import SIZES, Case, Factory, cases
 from .dispatch import LIBRARY, MORE_BACKENDS, select_kernels
@@ -165,23 +168,24 @@ def fitting(served: str, only: set[str], jobs: int) -> dict[Key, tuple[LaunchCon
 
 
 def agrees(case: Case, make: Factory) -> bool:
-    """The kernel errs against fp64 at most twice as much as the reference does, plus two roundings."""
-
-    def outputs(function: Callable, cast: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-        given = [x.to(cast) if cast and torch.is_tensor(x) and x.is_floating_point() else x for x in case.arguments(make)]
-        result = function(*given)
-        yield from (
-            x.double() for x in (*(result if isinstance(result, tuple) else (result,)), *given[:2]) if torch.is_tensor(x)
-        )
-
-    for truth, eager, ours in zip(
-        outputs(case.reference, torch.float64), outputs(case.reference), outputs(case.kernel), strict=True
-    ):
-        scale = truth.abs().max().clamp_min(1e-30)
-        error, allowed = (ours - truth).abs().max(), 2 * (eager - truth).abs().max()
-        if not error <= allowed + 2 * torch.finfo(DTYPE).eps * scale:
+    """The kernel errs against fp64 at most twice as much as the reference does, plus two roundings of its own output."""
+    truths = _outputs(case.reference, tree_map(_doubled, case.arguments(make)))
+    eagers, kernels = (_outputs(function, case.arguments(make)) for function in (case.reference, case.kernel))
+    for truth, eager, ours in zip(truths, eagers, kernels, strict=True):
+        error, allowed = ((x.double() - truth.double()).abs().max() for x in (ours, eager))
+        if not error <= 2 * (allowed + torch.finfo(ours.dtype).eps * truth.double().abs().max()):
             return False
     return True
+
+
+def _doubled(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _outputs(function: Callable, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Everything floating-point that a call returns or may have written: results and tensor arguments."""
+    result = function(*arguments)
+    return [x for x in tree_leaves((result, arguments)) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 def seconds(function: Callable, case: Case, make: Factory) -> float:
