@@ -1,6 +1,7 @@
 """Choosing kernels: defaults, arguments, the environment, fallbacks, and refusals in one sentence."""
 
 import logging
+import subprocess
 import sys
 import types
 from dataclasses import fields
@@ -201,3 +202,23 @@ def test_an_engine_explains_its_kernels():
         Engine(tiny_sit(), device="cpu", kernels="triton")
     with pytest.raises(ValueError, match="unknown backend 'fast'"):
         Engine(tiny_sit(), device="cpu", kernels="fast")
+
+
+def test_everything_imports_and_runs_without_triton():
+    """A fresh process in which Triton cannot be imported: the references serve, and asking for Triton says why not."""
+    program = """
+import subprocess
+import sys
+sys.modules["triton"] = None
+import torch, segue
+from segue.kernels import catalogue, resources, tune
+from segue.kernels.dispatch import REFERENCE, select_kernels
+assert select_kernels(torch.device("cpu"), torch.float32).kernels.attention is REFERENCE.attention
+try:
+    select_kernels(torch.device("cuda"), torch.float32, backend="triton")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "modulated_norm='triton' cannot work: triton is not installed\n"
