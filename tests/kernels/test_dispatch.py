@@ -207,7 +207,6 @@ def test_an_engine_explains_its_kernels():
 def test_everything_imports_and_runs_without_triton():
     """A fresh process in which Triton cannot be imported: the references serve, and asking for Triton says why not."""
     program = """
-import subprocess
 import sys
 sys.modules["triton"] = None
 import torch, segue
