@@ -14,10 +14,10 @@ from segue.models.mmdit import TextCondition
 from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds
 from .guidance import Guidance
-from .parity import run_as_diffusers
+from .parity import sample_as_diffusers
 from .plan import Plan
 from .program import Program
-from .prompt_plan import latent_size, resolve_prompt_plan, timed_scheduler
+from .prompt_plan import DEFAULT_STEPS, latent_size, resolve_prompt_plan, timed_scheduler
 from .prompts import ENCODERS, PromptEmbeddings, check_prompts, encode_prompts
 from .sampler import Callback
 from .schedule import Schedule, from_scheduler
@@ -169,8 +169,9 @@ class PromptEngine(EngineCore):
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
 
         ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
-        is noised to the first level of the last ``strength`` part of the schedule.  ``numerics="diffusers"`` reproduces the
-        pipeline's roundings, with its scheduler, instead of state and combination in fp32.
+        is noised to the first level of the last ``strength`` part of the schedule.  ``numerics="diffusers"`` is a mode to
+        compare with: everything but the network itself rounds as the pipeline does, and the latents have the model's dtype;
+        :mod:`.parity` says what is bit for bit the same.
         """
         self._check_numerics(numerics, schedule, solver, max_batch, check_finite)
         seeds = check_seeds(seeds, len(embeddings))
@@ -182,14 +183,13 @@ class PromptEngine(EngineCore):
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
         if noise is None:
             noise = self.draw_noise(plan, seeds, self.dtype if numerics == "diffusers" else torch.float32)
-        state = self._first_state(plan, noise, latents, len(embeddings))
         conditions = self._conditions(plan, embeddings)
         if numerics == "diffusers":
-            program = self.prepare(plan, conditions, seeds, state)
-            scheduler = self._scheduler(28 if steps is None else steps, plan.height, plan.width)
-            scheduler.set_begin_index(len(scheduler.timesteps) - plan.calls)
-            result, calls = run_as_diffusers(program, scheduler, self.dtype, callback)
+            scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
+            options = {"latents": latents, "callback": callback, "progress": progress}
+            result, calls = sample_as_diffusers(self, plan, conditions, seeds, scheduler, noise, **options)
         else:
+            state = self._first_state(plan, noise, latents, len(embeddings))
             options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite, "progress": progress}
             result, calls = self.run(plan, conditions, seeds, state, **options)
         return PromptRun(result, plan, tuple(seeds[: len(result)]), calls, self.spec.name)
