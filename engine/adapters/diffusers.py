@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segue.models.mmdit import TextCondition
 from segue.models.mmdit_diffusers import diffusers_spec
-from segue.models.module_rows import ModuleNetwork, check_layout
+from segue.models.module_rows import ModuleNetwork
 
 from ..core import EngineCore
 from ..guidance import Guidance
@@ -24,7 +24,8 @@ from ..schedule import linear
 from ..solvers import VELOCITY
 from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
-from .packing import PackedTransformer, check_own_forward, check_transformer, module_path_reason
+from .live_transformer import LiveTransformer, path_text
+from .packing import check_own_forward, check_transformer
 from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
@@ -90,10 +91,9 @@ class Attachment:
 
     def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
         self.pipe, self.guidance, self.graphs = pipe, guidance, graphs
-        self.module_reason: str | None = None
         self._run: Run | None = None
         self._engine: EngineCore | None = None
-        self._packed: PackedTransformer | None = None
+        self._live = LiveTransformer(pipe, self._forget_engine)
 
     @property
     def plan(self) -> Plan | None:
@@ -101,21 +101,23 @@ class Attachment:
         return None if self._run is None else self._run.velocity.plan
 
     def explain(self) -> str:
-        """Which path the last run took and why, what the engine holds, and the plan."""
+        """Which path the last run took and why, what the engine holds, and the plan.
+
+        Before the first run: the path that it would take, as far as the pipeline alone tells (a ControlNet or an IP-Adapter
+        comes with the call).
+        """
         if self._run is None:
-            return "attached; no run yet"
-        if self.module_reason is None:
-            lines = ["path: packed weights, shared with the pipeline", self._engine.explain()]
-        else:
-            lines = [f"path: the transformer's own modules, because {self.module_reason}"]
-        return "\n".join([*lines, str(self.plan)])
+            return f"attached; no run yet\n{self._live.forecast()}"
+        held = [self._engine.explain()] if self._live.packed else []
+        return "\n".join([path_text(self._live.module_reason), *held, str(self.plan)])
 
     def stop(self) -> None:
         """Forget the run, and let go of network and buffers."""
-        self._run = self._engine = None
-        if self._packed is not None:
-            self._packed.unpack()
-            self._packed = None
+        self._run = None
+        self._live.release()
+
+    def _forget_engine(self) -> None:
+        self._engine = None
 
     @torch.no_grad()
     def forward(
@@ -185,28 +187,16 @@ class Attachment:
         size = call.latents.shape[-2:]
         velocity = GuidedVelocity(self._engine, self.guidance, texts, *size, calls.schedule, calls.solver)
         _check_conditions(velocity.plan, call, index)
-        if isinstance(network, ModuleNetwork):
-            check_layout(velocity.plan.layout(tuple(range(len(velocity.plan.branches)))))
+        self._live.check_plan(velocity.plan)
         velocity.load(call.latents)
         return Run(Remembered(call), calls, velocity)
 
     def _choose_engine(self, call: TransformerCall) -> None:
         """Keep the engine at hand if path and weights are still the same, else make another."""
-        transformer = self.pipe.transformer
-        check_transformer(transformer)
-        model = None if self._packed is None else self._packed.model
-        self.module_reason = call.module_path_reason() or module_path_reason(transformer, model)
-        if self.module_reason is None:
-            if self._packed is None or not self._packed.is_current():
-                self.stop()
-                self._packed = PackedTransformer(transformer)
-                model = self._packed.model
-                device, dtype = model.final_layer.linear.weight.device, model.final_layer.linear.weight.dtype
-                self._engine = EngineCore(model, None, device, dtype, self.graphs)
-        elif self._packed is not None or self._engine is None or self._engine.device != call.hidden.device:
-            self.stop()
-            network = ModuleNetwork(transformer, diffusers_spec(transformer))
-            self._engine = EngineCore(network, None, call.hidden.device, call.hidden.dtype, graphs=False)
+        network = self._live.current(call.module_path_reason(), (call.hidden.device, call.hidden.dtype))
+        if self._engine is None:
+            graphs = self.graphs if self._live.packed else False
+            self._engine = EngineCore(network, None, self._live.device, self._live.dtype, graphs)
 
 
 def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:

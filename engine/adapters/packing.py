@@ -24,7 +24,7 @@ def check_transformer(transformer: nn.Module) -> None:
         )
     if not isinstance(transformer, SD3Transformer2DModel):
         raise TypeError(f"a pipeline with an SD3Transformer2DModel is needed, got {type(transformer).__name__}")
-    for name, hook in _diffusers_hooks(transformer):
+    for name, hook in diffusers_hooks(transformer):
         if type(hook).__name__ not in HARMLESS_HOOKS:
             raise ValueError(
                 f"{name or 'the transformer'} has a {type(hook).__name__}, which keeps state between calls of fixed rows; "
@@ -51,7 +51,7 @@ def check_own_forward(transformer: nn.Module) -> None:
     forward = ForwardSlot.of(transformer).forward
     if forward != own_forward(transformer):
         name = getattr(forward, "__qualname__", type(forward).__name__)
-        raise ValueError(f"the transformer's forward was replaced by {name}; undo that before attaching")
+        raise ValueError(f"the transformer's forward was replaced by {name}; undo that first")
 
 
 def module_path_reason(transformer: nn.Module, model: MMDiT | None = None) -> str | None:
@@ -67,15 +67,16 @@ def module_path_reason(transformer: nn.Module, model: MMDiT | None = None) -> st
             return f"{where} is compiled"
         if getattr(module, "_chunk_size", None) is not None:
             return f"{where} runs its feed-forward in chunks"
-    for name, hook in _diffusers_hooks(transformer):
+    for name, hook in diffusers_hooks(transformer):
         return f"{name or 'the transformer'} has a {type(hook).__name__}: its weights move"
     with own_forward_in_place(transformer):
         return packing_obstacle(transformer, model)
 
 
-def _diffusers_hooks(transformer: nn.Module) -> Iterator[tuple[str, object]]:
-    for name, module in transformer.named_modules():
-        registry = getattr(module, "_diffusers_hook", None)
+def diffusers_hooks(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """The hooks that diffusers keeps on a module and its parts, each with the name of its part."""
+    for name, part in module.named_modules():
+        registry = getattr(part, "_diffusers_hook", None)
         for hook in registry.hooks.values() if registry is not None else ():
             yield name, hook
 

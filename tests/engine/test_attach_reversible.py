@@ -79,7 +79,9 @@ def test_attaching_without_a_run_leaves_no_trace():
     pipe = tiny_pipeline(seed=9)
     objects = object_state(pipe)
     attachment = segue.attach(pipe, RULE)
-    assert attachment.explain() == "attached; no run yet" and attachment.plan is None
+    attached = object_state(pipe)
+    assert attachment.explain() == "attached; no run yet\npath: packed weights, shared with the pipeline"
+    assert attachment.plan is None and object_state(pipe) == attached
     segue.detach(pipe)
     assert object_state(pipe) == objects
 

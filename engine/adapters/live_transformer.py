@@ -1,0 +1,121 @@
+"""The network that a live pipeline's transformer gives to a run: packed weights, its own modules, or a refusal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from segue.models.mmdit_diffusers import diffusers_spec
+from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.module_rows import ModuleNetwork, check_layout
+
+from ..plan import Plan
+from .packing import PackedTransformer, check_transformer, diffusers_hooks, module_path_reason
+
+
+class LiveTransformer:
+    """Looks at the transformer of ``pipe`` whenever a run begins, so that whatever happened to it meanwhile takes effect.
+
+    LoRA, offloading, quantisation, attention processors, device, dtype and the transformer itself may come and go.
+    ``network`` is what the last run got, ``module_reason`` why that is no packed network (None: it is one), ``device`` and
+    ``dtype`` where and in which precision it computes.  ``forget`` is called before a network is let go of: whoever made
+    programs and graphs for it drops them there.
+    """
+
+    def __init__(self, pipe: Any, forget: Callable[[], None]):
+        self.pipe, self.forget = pipe, forget
+        self.network: nn.Module | None = None
+        self.module_reason: str | None = None
+        self._packed: PackedTransformer | None = None
+
+    @property
+    def spec(self) -> MMDiTSpec:
+        """That of the transformer which the pipeline holds now."""
+        return diffusers_spec(self.pipe.transformer)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the last run got packed weights."""
+        return self._packed is not None
+
+    def reason(self, own_reason: str | None = None) -> str | None:
+        """Why a run that began now would go through the transformer's own modules; None: through packed weights.
+
+        ``own_reason``: what the run itself brings.  Changes nothing.  Raises ``TypeError`` or ``ValueError``, in one
+        sentence, for a transformer that can run neither way.
+        """
+        transformer = getattr(self.pipe, "transformer", None)
+        check_transformer(transformer)
+        model = self._packed.model if self._packed is not None and self._packed.transformer is transformer else None
+        return own_reason or module_path_reason(transformer, model)
+
+    def current(self, own_reason: str | None = None, place: tuple[torch.device, torch.dtype] | None = None) -> nn.Module:
+        """The network for a run that begins now: the one at hand while it fits, else a new one in its place.
+
+        ``own_reason`` and errors as in :meth:`reason`.  ``place``: device and dtype of the run's inputs, where they are known;
+        packed weights know their own.
+        """
+        reason, transformer = self.reason(own_reason), self.pipe.transformer
+        if reason is None or place is None:
+            place = execution_device(transformer), transformer.dtype
+        if not self._fits(reason, place):
+            self.release()
+            if reason is None:
+                self._packed = PackedTransformer(transformer)
+                self.network = self._packed.model
+            else:
+                self.network = ModuleNetwork(transformer, self.spec)
+        self.module_reason, (self.device, self.dtype) = reason, place
+        return self.network
+
+    def _fits(self, reason: str | None, place: tuple[torch.device, torch.dtype]) -> bool:
+        """Whether the network at hand can serve another run."""
+        if reason is None:
+            return self.packed and self._packed.transformer is self.pipe.transformer and self._packed.is_current()
+        modules = isinstance(self.network, ModuleNetwork) and self.network.transformer is self.pipe.transformer
+        return modules and (self.device, self.dtype) == place
+
+    def release(self) -> None:
+        """Let go of the network; packed weights get storages of their own again."""
+        self.forget()
+        if self._packed is not None:
+            self._packed.unpack()
+        self.network = self._packed = None
+
+    def check_plan(self, plan: Plan) -> None:
+        """Raise ``ValueError`` for a rule that the path of the run cannot follow."""
+        if not self.packed:
+            check_layout(plan.layout(tuple(range(len(plan.branches)))))
+
+    def forecast(self) -> str:
+        """The path that a run would take if it began now, in one line; changes nothing."""
+        try:
+            return path_text(self.reason())
+        except (TypeError, ValueError) as error:
+            return f"path: none, because {error}"
+
+
+def path_text(reason: str | None) -> str:
+    """One line on the path of a run; ``reason`` as in :meth:`LiveTransformer.reason`."""
+    if reason is None:
+        return "path: packed weights, shared with the pipeline"
+    return f"path: the transformer's own modules, because {reason}"
+
+
+def hook_device(module: nn.Module) -> torch.device | None:
+    """Where the offload hooks of a pipeline's component bring it to compute; None if it has no such hooks."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    for _, hook in diffusers_hooks(module):
+        device = getattr(getattr(hook, "config", None), "onload_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a component of a pipeline computes: its parameters may lie elsewhere while it rests."""
+    return hook_device(module) or module.device
