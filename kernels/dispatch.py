@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from . import adaln, combine, corrections, mlp, philox, qkv, readout
+from . import adaln, combine, corrections, fp8, mlp, philox, qkv, readout
 from .attention import (
     MAX_HEAD_DIM,
     attention,
@@ -43,6 +43,8 @@ class Kernels:
     residual_modulated_norm2: Callable = adaln.residual_modulated_norm2
     modulated_norm_fp8: Callable = adaln.modulated_norm_fp8
     residual_modulated_norm_fp8: Callable = adaln.residual_modulated_norm_fp8
+    quantize_rows: Callable = fp8.quantize_rows
+    fp8_linear: Callable = fp8.fp8_linear
     split_heads_norm: Callable = qkv.split_heads_norm
     joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
@@ -77,6 +79,7 @@ TRITON = Kernels(
     residual_modulated_norm2=adaln.residual_modulated_norm2_triton,
     modulated_norm_fp8=adaln.modulated_norm_fp8_triton,
     residual_modulated_norm_fp8=adaln.residual_modulated_norm_fp8_triton,
+    quantize_rows=fp8.quantize_rows_triton,
     split_heads_norm=qkv.split_heads_norm_triton,
     joint_heads_norm=qkv.joint_heads_norm_triton,
     attention=attention_triton,
@@ -96,16 +99,18 @@ TRITON = Kernels(
 )
 OPERATIONS = tuple(entry.name for entry in fields(Kernels))
 BACKENDS = ("reference", "triton")
-MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gelu": ("cublaslt",)}
+MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gelu": ("cublaslt",), "fp8_linear": ("scaled_mm",)}
+WITHOUT_TRITON = ("fp8_linear",)  # a request for Triton everywhere leaves these to the automatic choice
 # matrix products and attention stay with the vendor's libraries until a measurement on the architecture says otherwise
 LIBRARY = {
     "attention": "sdpa",
     "linear_gelu": "reference",
     "linear_gated_residual": "reference",
     "grouped_linear": "reference",
+    "fp8_linear": "scaled_mm",
 }
-FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8")
-NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name == "gated_residual")
+FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
+NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ("gated_residual", "quantize_rows"))
 READOUTS = ("combine_then_project", "project", "readout_update")
 FOLLOWERS = {"perturbed_attention": "attention"}  # operations that take the backend of another
 
@@ -164,9 +169,13 @@ def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]
             raise ValueError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}")
         if operation in FOLLOWERS:
             raise ValueError(f"{operation} takes the backend of {FOLLOWERS[operation]}; choose that")
-    wanted = {operation: requests.get(operation, backend) for operation in OPERATIONS if operation not in FOLLOWERS}
+    wanted = dict.fromkeys((operation for operation in OPERATIONS if operation not in FOLLOWERS), backend)
+    if backend == "triton":
+        wanted |= dict.fromkeys(WITHOUT_TRITON, "auto")
+    wanted |= requests
     for operation, name in wanted.items():
-        known = ("auto", *BACKENDS, *MORE_BACKENDS.get(operation, ()))
+        own = ("reference",) if operation in WITHOUT_TRITON else BACKENDS
+        known = ("auto", *own, *MORE_BACKENDS.get(operation, ()))
         if name not in known:
             raise ValueError(f"unknown backend {name!r} for {operation}; known: {', '.join(known)}")
     return wanted
@@ -188,13 +197,14 @@ def select_kernels(
     """
     made, chosen = {}, {}
     for operation, name in _wanted(backend, overrides).items():
-        obstacle = triton_obstacle(operation, device, dtype, shapes)
+        library = operation in WITHOUT_TRITON
+        obstacle = fp8_obstacle(device, dtype) if library else triton_obstacle(operation, device, dtype, shapes)
         if name == "auto":
             name, reason = _automatic(operation, device, obstacle)
         else:
             reason = "requested"
-            if name == "triton" and obstacle:
-                raise ValueError(f"{operation}='triton' cannot work: {obstacle}")
+            if obstacle and name == ("scaled_mm" if library else "triton"):
+                raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
         made[operation], detail = _implementation(operation, name, device)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
     if chosen["linear_gated_residual"][0] == "reference":
@@ -223,9 +233,27 @@ def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, sh
         table_architecture(architecture(device))
     except ValueError as error:
         return str(error)
-    if operation in FP8_OPERATIONS and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 9):
-        return f"fp8 needs compute capability 8.9, and this device is {architecture(device)}"
-    return None
+    return _capability_obstacle(device) if operation in FP8_OPERATIONS else None
+
+
+def fp8_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the vendor's row-wise fp8 product cannot serve networks of ``dtype`` on ``device``; None when it can.
+
+    None also on the CPU, where the reference serves.
+    """
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or torch.version.hip:
+        return f"fp8 products run on NVIDIA devices, and this is {'an AMD' if torch.version.hip else device.type!r} device"
+    if dtype != torch.bfloat16:
+        return f"row-wise fp8 products give bfloat16, and this network computes in {str(dtype).removeprefix('torch.')}"
+    return _capability_obstacle(device)
+
+
+def _capability_obstacle(device: torch.device) -> str | None:
+    if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 9):
+        return None
+    return f"fp8 needs compute capability 8.9, and this device is {architecture(device)}"
 
 
 def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tuple[str, str]:
@@ -233,7 +261,8 @@ def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tu
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"
     if obstacle:
-        _log_once(f"kernel {operation} falls back to the reference function: {obstacle}")
+        if operation not in FP8_OPERATIONS:  # most engines never call these
+            _log_once(f"kernel {operation} falls back to the reference function: {obstacle}")
         return "sdpa" if operation == "attention" else "reference", f"fallback: {obstacle}"
     served = table_architecture(architecture(device))
     if operation in PREFERRED.get(served, {}):

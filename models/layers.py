@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import Kernels
+from segue.kernels.fp8 import Fp8Rows
+
+from .fp8_linear import linear_gated_residual, linear_gelu
 
 
 class TimestepEmbedder(nn.Module):
@@ -73,13 +76,12 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, h: Tensor, x: Tensor, gate: Tensor, kernels: Kernels) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor | Fp8Rows, gate: Tensor, kernels: Kernels) -> Tensor:
         """``h + gate * mlp(x)``, written into ``h`` unless ``kernels`` are the differentiable ones.
 
         h, x [R, L, D]; gate [R, 1, D].
         """
-        inner = kernels.linear_gelu(x, self.fc1.weight, self.fc1.bias)
-        return kernels.linear_gated_residual(h, inner, self.fc2.weight, self.fc2.bias, gate)
+        return linear_gated_residual(h, linear_gelu(x, self.fc1, kernels), self.fc2, gate, kernels)
 
 
 class PatchEmbed(nn.Module):

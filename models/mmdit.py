@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
+from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.readout import unpatchify
 
+from .fp8_linear import apply_linear, grouped_linear, modulated_norm, residual_modulated_norm
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
 from .mmdit_spec import MMDiTSpec
 from .rows import Segment
@@ -90,47 +92,47 @@ class JointBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = image[:6]
         second = self.x_block.attn2
         if second is None:
-            n = kernels.modulated_norm(h, shift_a, scale_a)
+            n = modulated_norm(h, shift_a, scale_a, self.x_block.attn.qkv, kernels)
         else:
             n, n2 = kernels.modulated_norm2(h, shift_a, scale_a, *image[6:8])
         y, z = self._joint_attention(n, self._text_norm(c, text, kernels), kernels, segments)
         if second is not None:
             h = kernels.gated_residual(h, y, gate_a)
             y, gate_a = self._image_attention(second, n2, kernels, segments), image[8]
-        h, n = kernels.residual_modulated_norm(h, y, gate_a, shift_m, scale_m)
+        h, n = residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.x_block.mlp.fc1, kernels)
         h = self.x_block.mlp(h, n, gate_m, kernels)
         if z is not None:
-            c, n = kernels.residual_modulated_norm(c, z, *text[2:5])
+            c, n = residual_modulated_norm(c, z, *text[2:5], self.context_block.mlp.fc1, kernels)
             c = self.context_block.mlp(c, n, text[5], kernels)
         return h, c
 
-    def _text_norm(self, c: Tensor, text: tuple[Tensor, ...], kernels: Kernels) -> Tensor:
+    def _text_norm(self, c: Tensor, text: tuple[Tensor, ...], kernels: Kernels) -> Tensor | Fp8Rows:
         shift, scale = text[:2]
         if len(text) == 2 and self.scale_first:
             shift, scale = scale, shift
-        return kernels.modulated_norm(c, shift, scale)
+        return modulated_norm(c, shift, scale, self.context_block.attn.qkv, kernels)
 
     def _joint_attention(
-        self, n: Tensor, m: Tensor, kernels: Kernels, segments: tuple[Segment, ...]
+        self, n: Tensor | Fp8Rows, m: Tensor | Fp8Rows, kernels: Kernels, segments: tuple[Segment, ...]
     ) -> tuple[Tensor, Tensor | None]:
         """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
         image, text = self.x_block.attn, self.context_block.attn
         weights = image.norm_weights, text.norm_weights
-        fused = kernels.grouped_linear(n, image.qkv.weight, image.qkv.bias, m, text.qkv.weight, text.qkv.bias)
+        fused = grouped_linear(n, image.qkv, m, text.qkv, kernels)
         q, k, v = kernels.joint_heads_norm(*fused, self.heads, *weights)  # [R, H, L + M, K]
         tokens = n.shape[1]
         o = attend_joint(q, k, v, tokens, kernels, segments) if segments else kernels.attention(q, k, v)
         y, z = o[:, :tokens], o[:, tokens:]
         if text.proj is None:
-            return zero_skipped(image.proj(y), segments), None
-        y, z = kernels.grouped_linear(y, image.proj.weight, image.proj.bias, z, text.proj.weight, text.proj.bias)
+            return zero_skipped(apply_linear(y, image.proj, kernels), segments), None
+        y, z = grouped_linear(y, image.proj, z, text.proj, kernels)
         return zero_skipped(y, segments), zero_skipped(z, segments)
 
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""
-        q, k, v = kernels.split_heads_norm(attn.qkv(n), self.heads, *(attn.norm_weights or ()))
+        q, k, v = kernels.split_heads_norm(apply_linear(n, attn.qkv, kernels), self.heads, *(attn.norm_weights or ()))
         o = attend_segments(q, k, v, kernels, segments) if segments else kernels.attention(q, k, v)
-        return zero_skipped(attn.proj(o), segments)
+        return zero_skipped(apply_linear(o, attn.proj, kernels), segments)
 
 
 def attend_joint(q: Tensor, k: Tensor, v: Tensor, tokens: int, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:

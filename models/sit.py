@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
+from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.readout import unpatchify
 
+from .fp8_linear import apply_linear, modulated_norm, residual_modulated_norm
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
 from .rows import FULL, Segment
 from .spec import SiTSpec
@@ -25,13 +27,13 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()) -> Tensor:
+    def forward(self, x: Tensor | Fp8Rows, kernels: Kernels, segments: tuple[Segment, ...] = ()) -> Tensor:
         """x [R, L, D] -> [R, L, D]; ``segments`` gives the operation of each range of rows (empty: all full)."""
-        q, k, v = kernels.split_heads_norm(self.qkv(x), self.heads)  # [R, H, L, K]
+        q, k, v = kernels.split_heads_norm(apply_linear(x, self.qkv, kernels), self.heads)  # [R, H, L, K]
         q, k = self.q_norm(q), self.k_norm(k)
         if not segments:
-            return self.proj(kernels.attention(q, k, v))
-        return zero_skipped(self.proj(attend_segments(q, k, v, kernels, segments)), segments)
+            return apply_linear(kernels.attention(q, k, v), self.proj, kernels)
+        return zero_skipped(apply_linear(attend_segments(q, k, v, kernels, segments), self.proj, kernels), segments)
 
 
 def attend_segments(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
@@ -67,8 +69,8 @@ class Block(nn.Module):
     def forward(self, h: Tensor, modulation: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()) -> Tensor:
         """h [R, L, D], modulation [R, 6 D] -> [R, L, D], written into ``h`` unless ``kernels`` are the differentiable ones."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)  # [R, 1, D]
-        y = self.attn(kernels.modulated_norm(h, shift_a, scale_a), kernels, segments)
-        h, n = kernels.residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.mlp_norm_eps)
+        y = self.attn(modulated_norm(h, shift_a, scale_a, self.attn.qkv, kernels), kernels, segments)
+        h, n = residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.mlp.fc1, kernels, self.mlp_norm_eps)
         return self.mlp(h, n, gate_m, kernels)
 
 

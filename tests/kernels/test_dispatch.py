@@ -45,7 +45,10 @@ def backends(selection) -> dict[str, str]:
 
 
 def test_every_operation_has_both_implementations():
+    assert TRITON.fp8_linear is REFERENCE.fp8_linear and dispatch.WITHOUT_TRITON == ("fp8_linear",)
     for entry in fields(Kernels):
+        if entry.name in dispatch.WITHOUT_TRITON:
+            continue
         reference, kernel = getattr(REFERENCE, entry.name), getattr(TRITON, entry.name)
         assert reference is not kernel
         name = kernel.func.__name__ if isinstance(kernel, partial) else kernel.__name__
@@ -66,6 +69,7 @@ def test_automatic_on_cuda(hopper, caplog):
     library = {"attention": "sdpa", "perturbed_attention": "sdpa"} | dict.fromkeys(
         ("linear_gelu", "linear_gated_residual", "grouped_linear"), "reference"
     )
+    library["fp8_linear"] = "scaled_mm"
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
     assert selection.kernels.modulated_norm is TRITON.modulated_norm
     assert selection.kernels.attention.func is attention_sdpa
@@ -111,11 +115,13 @@ def test_automatic_falls_back_and_says_so_once(reason, monkeypatch, caplog):
     assert {"capability": "8.0", "dtype": "float64", "missing": "not installed"}[reason] in said[0]
 
 
-def test_fp8_needs_a_device_that_has_it(monkeypatch):
+def test_fp8_needs_a_device_that_has_it(monkeypatch, caplog):
     pretend(monkeypatch, "sm_80", (8, 0))
     chosen = select_kernels(CUDA, torch.bfloat16).chosen
     assert chosen["modulated_norm"][0] == "triton"
-    assert chosen["modulated_norm_fp8"][0] == "reference" and "8.9" in chosen["modulated_norm_fp8"][1]
+    for operation in dispatch.FP8_OPERATIONS:
+        assert chosen[operation][0] == "reference" and "8.9" in chosen[operation][1], operation
+    assert "fp8" not in caplog.text  # engines without fp8 linears have nothing to do with it
 
 
 def test_arguments_beat_the_environment(hopper, monkeypatch):
@@ -123,9 +129,12 @@ def test_arguments_beat_the_environment(hopper, monkeypatch):
     from_environment = backends(select_kernels(CUDA, torch.bfloat16))
     assert from_environment["attention"] == from_environment["perturbed_attention"] == "triton"
     assert set(from_environment.values()) == {"reference", "triton"}
+    assert from_environment["fp8_linear"] == "reference"
     mixed = backends(select_kernels(CUDA, torch.bfloat16, overrides={"attention": "sdpa"}))
     assert mixed["attention"] == "sdpa" and mixed["modulated_norm"] == "reference"
-    assert set(backends(select_kernels(CUDA, torch.bfloat16, backend="triton")).values()) == {"triton"}
+    everything = backends(select_kernels(CUDA, torch.bfloat16, backend="triton"))
+    assert everything.pop("fp8_linear") == "scaled_mm"
+    assert set(everything.values()) == {"triton"}
 
 
 def test_library_attention_keeps_layout_and_scale(monkeypatch):
@@ -161,6 +170,9 @@ def test_text_form():
         (CUDA, torch.bfloat16, {"overrides": {"attention": "xformers"}}, "xformers is not installed"),
         (CPU, torch.float32, {"overrides": {"atention": "sdpa"}}, "unknown operation 'atention'; known: modulated_norm"),
         (CPU, torch.float32, {"overrides": {"perturbed_attention": "triton"}}, "takes the backend of attention"),
+        (CPU, torch.float32, {"overrides": {"fp8_linear": "scaled_mm"}}, "fp8_linear='scaled_mm' .* needs a CUDA device"),
+        (CUDA, torch.float16, {"overrides": {"fp8_linear": "scaled_mm"}}, "give bfloat16, and .* computes in float16"),
+        (CUDA, torch.bfloat16, {"overrides": {"fp8_linear": "triton"}}, "known: auto, reference, scaled_mm"),
         (CPU, torch.float32, {"backend": "cuda"}, "unknown backend 'cuda' for modulated_norm; known: auto, reference, triton"),
     ],
 )

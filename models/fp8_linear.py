@@ -1,0 +1,86 @@
+"""Linear layers in fp8, and the operations around a linear layer that may be one.
+
+An :class:`Fp8Linear` takes rows that are quantised already, by the norm before it or with the GELU, or quantises them itself.
+The functions of this file run a plain layer exactly as the kernels of the record do.
+"""
+
+from torch import Tensor, nn
+
+from segue.kernels.dispatch import Kernels
+from segue.kernels.fp8 import ALIGNMENT, Fp8Rows, quantize_rows
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer whose weight is e4m3 with one scale per output channel; its result has the dtype of the bias.
+
+    ``values`` [E, D] float8_e4m3fn, ``scale`` [E] fp32, ``bias`` [E].  Inference only.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        values, scale = quantize_rows(linear.weight.detach())
+        self.register_buffer("values", values)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def _apply(self, fn, recurse: bool = True) -> "Fp8Linear":
+        """Follow the network to a device; a cast of the network leaves values and scales as they are."""
+        values, scale = self.values, self.scale
+        super()._apply(fn, recurse)
+        self.values, self.scale = values.to(self.values.device), scale.to(self.scale.device)
+        return self
+
+
+def fp8_fits(linear: nn.Linear) -> bool:
+    """Whether a layer can be quantised: the vendor's product needs a bias here, and sizes that are multiples of 16."""
+    return linear.bias is not None and not linear.in_features % ALIGNMENT and not linear.out_features % ALIGNMENT
+
+
+def apply_linear(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Tensor:
+    """``x W^T + b``.  x [R, L, D] -> [R, L, E]."""
+    if not isinstance(layer, Fp8Linear):
+        return layer(x)
+    rows = x if isinstance(x, Fp8Rows) else kernels.quantize_rows(x)
+    return kernels.fp8_linear(*rows, layer.values, layer.scale, layer.bias)
+
+
+def linear_gelu(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Tensor | Fp8Rows:
+    """``gelu(x W^T + b)``, quantised by rows after a layer in fp8: both layers of an MLP are, or neither."""
+    if isinstance(layer, Fp8Linear):
+        return Fp8Rows(*kernels.quantize_rows(apply_linear(x, layer, kernels), gelu=True))
+    return kernels.linear_gelu(x, layer.weight, layer.bias)
+
+
+def linear_gated_residual(
+    h: Tensor, x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, gate: Tensor, kernels: Kernels
+) -> Tensor:
+    """``h + gate * (x W^T + b)``, in place as the record's operation of this name.  h [R, L, E]; gate [R, 1, E]."""
+    if isinstance(layer, Fp8Linear):
+        return kernels.gated_residual(h, apply_linear(x, layer, kernels), gate)
+    return kernels.linear_gated_residual(h, x, layer.weight, layer.bias, gate)
+
+
+def grouped_linear(
+    x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, x2: Tensor | Fp8Rows, layer2: nn.Linear | Fp8Linear, kernels: Kernels
+) -> tuple[Tensor, Tensor]:
+    """Two layers of one shape on two streams."""
+    if isinstance(layer, Fp8Linear):
+        return apply_linear(x, layer, kernels), apply_linear(x2, layer2, kernels)
+    return kernels.grouped_linear(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
+
+
+def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, layer: nn.Module, kernels: Kernels) -> Tensor | Fp8Rows:
+    """The record's ``modulated_norm`` as the input of ``layer``: quantised in the same pass where that is in fp8."""
+    if isinstance(layer, Fp8Linear):
+        return Fp8Rows(*kernels.modulated_norm_fp8(h, shift, scale))
+    return kernels.modulated_norm(h, shift, scale)
+
+
+def residual_modulated_norm(
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, layer: nn.Module, kernels: Kernels, eps: float = 1e-6
+) -> tuple[Tensor, Tensor | Fp8Rows]:
+    """The record's ``residual_modulated_norm`` as the input of ``layer``; returns the state and that input."""
+    if isinstance(layer, Fp8Linear):
+        h, *rows = kernels.residual_modulated_norm_fp8(h, y, gate, shift, scale, eps)
+        return h, Fp8Rows(*rows)
+    return kernels.residual_modulated_norm(h, y, gate, shift, scale, eps)
