@@ -27,6 +27,7 @@ def sample(
     exit_layer: o.ExitOption = None,
     window: o.WindowOption = None,
     delta: o.DeltaOption = None,
+    refresh: o.RefreshOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -71,7 +72,15 @@ def sample(
 
     source = o.Source(model, family, device, dtype)
     rule = o.RuleOptions.of(
-        guidance, scale=scale, weight=weight, layers=layers, switch=switch, layer=exit_layer, window=window, delta=delta
+        guidance,
+        scale=scale,
+        weight=weight,
+        layers=layers,
+        switch=switch,
+        layer=exit_layer,
+        window=window,
+        delta=delta,
+        refresh=refresh,
     )
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
@@ -136,6 +145,7 @@ def plan(
     exit_layer: o.ExitOption = None,
     window: o.WindowOption = None,
     delta: o.DeltaOption = None,
+    refresh: o.RefreshOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -158,7 +168,15 @@ def plan(
     from .cli_plan import show_plan
 
     rule = o.RuleOptions.of(
-        guidance, scale=scale, weight=weight, layers=layers, switch=switch, layer=exit_layer, window=window, delta=delta
+        guidance,
+        scale=scale,
+        weight=weight,
+        layers=layers,
+        switch=switch,
+        layer=exit_layer,
+        window=window,
+        delta=delta,
+        refresh=refresh,
     )
     text = o.PromptOptions(height=height, width=width)
     show_plan(o.Source(model, family), rule, o.RunOptions(steps, solver, schedule), text, json)

@@ -73,6 +73,10 @@ WindowOption = Annotated[
     _option("--window", panel=_RULE, help="Where the rule acts: sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14."),
 ]
 DeltaOption = Annotated[str | None, _option("--delta", panel=_RULE, help="Adds DELTA (1 - 2 p), p from 0 to 1 in the window.")]
+RefreshOption = Annotated[
+    str | None,
+    _option("--refresh", panel=_RULE, help="Evaluate weak branches at every N-th call only, approximately; 1 is exact."),
+]
 
 StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEFAULT_STEPS), help="Steps of the solver.")]
 SolverOption = Annotated[

@@ -122,14 +122,20 @@ class Weight:
 
 @dataclass(frozen=True)
 class Term:
-    """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all)."""
+    """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all).
+
+    ``refresh``: see :meth:`Guidance.reused`.
+    """
 
     branch: Branch
     weight: Weight
     window: Window = EVERYWHERE
     channels: int | None = None
+    refresh: int = 1
 
     def __post_init__(self):
+        if isinstance(self.refresh, bool) or not isinstance(self.refresh, int) or self.refresh < 1:
+            raise ValueError(f"a branch is evaluated at every call or at every n-th, n at least 1, got {self.refresh!r}")
         if self.channels is not None and (not isinstance(self.channels, int) or self.channels < 1):
             raise ValueError(f"channels must be a positive integer, got {self.channels!r}")
 
@@ -158,6 +164,8 @@ class Guidance:
                 return f"the window {term.window}"
             if term.weight.delta:
                 return f"the delta {term.weight.delta:g}"
+            if term.refresh > 1:
+                return f"the reuse of directions for {term.refresh} calls"
         return ""
 
     def within(self, window: Window) -> "Guidance":
@@ -166,6 +174,14 @@ class Guidance:
             if term.window != EVERYWHERE:
                 raise ValueError(f"a term already has the window {term.window}; give windows in one place")
         return Guidance(tuple(replace(term, window=window) for term in self.terms))
+
+    def reused(self, refresh: int) -> "Guidance":
+        """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
+
+        The weights stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
+        ``refresh=1`` is the exact rule.
+        """
+        return Guidance(tuple(replace(term, refresh=refresh) for term in self.terms))
 
 
 Unguided = Guidance

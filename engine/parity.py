@@ -43,6 +43,8 @@ def sample_as_diffusers(
     """
     if (plan.masks < plan.spec.channels).any():
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")
+    if plan.kept:
+        raise ValueError("numerics='diffusers' evaluates every branch at every call, and the rule reuses directions")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls
     scheduler.set_begin_index(first)
@@ -99,7 +101,7 @@ def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: C
     plan = program.plan
     for call, live in enumerate(plan.live):
         program.x.copy_(x)
-        outputs = dict(zip(live, program.branch_outputs(live), strict=True))
+        outputs = {i: output.to(x.dtype) for i, output in zip(live, program.branch_outputs(live), strict=True)}
         guided = combine_as_diffusers(plan, call, outputs)
         x = scheduler.step(guided, times[call], x, return_dict=False)[0].to(x.dtype)
         program.call += 1

@@ -10,16 +10,17 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
-from .guidance import COND, Branch, Exit, Guidance, Perturb
+from .guidance import Branch, Exit, Guidance, Perturb
 from .schedule import Schedule
 from .solvers import Solver, get_solver
+from .term_weights import channel_masks, coverage_warnings, evaluated_calls, refresh_intervals, resolve_weights
 
 SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive calls ``[start, stop)`` with the same live branches (indices into ``Plan.branches``)."""
+    """Consecutive calls ``[start, stop)`` with the same live and reused branches; ``live``: indices into ``Plan.branches``."""
 
     start: int
     stop: int
@@ -54,6 +55,7 @@ class Plan:
     sigmas: np.ndarray  # [N] noise level of each call
     steps: np.ndarray  # [N] step (from 0) that each call belongs to
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
+    evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     table: np.ndarray  # [N, 7] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
@@ -72,14 +74,21 @@ class Plan:
 
     @cached_property
     def live(self) -> tuple[tuple[int, ...], ...]:
-        """The branches evaluated at each call: the conditional one and those with a weight."""
-        return tuple((0, *(int(k) + 1 for k in np.flatnonzero(row))) for row in self.weights)
+        """The branches evaluated at each call: the conditional one and those with a weight, unless a direction is reused."""
+        return tuple((0, *(int(k) + 1 for k in np.flatnonzero(row))) for row in self.evaluated)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The branches whose directions ``c - k`` are kept, for calls that weigh them without evaluating them."""
+        intervals = refresh_intervals(self.guidance, self.branches)
+        return tuple(int(k) + 1 for k in np.flatnonzero(intervals > 1))
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         runs: list[Run] = []
+        reused = (self.weights != 0) & ~self.evaluated
         for call, live in enumerate(self.live):
-            if runs and runs[-1].live == live:
+            if runs and runs[-1].live == live and (reused[call] == reused[call - 1]).all():
                 runs[-1] = Run(runs[-1].start, call + 1, live)
             else:
                 runs.append(Run(call, call + 1, live))
@@ -97,11 +106,20 @@ class Plan:
 
     def coefficients(self) -> np.ndarray:
         """``[N, 1 + K, C']`` factors of the branch outputs; they sum to one.  C' is 1, or C where channels differ."""
-        channels = self.spec.channels
-        uniform = bool((self.masks >= channels).all())
-        mask = np.ones((len(self.masks), 1)) if uniform else np.arange(channels)[None] < self.masks[:, None]
-        weak = -self.weights[:, :, None] * mask  # [N, K, C']
+        weak = -(self.weights * self.evaluated)[:, :, None] * self._channel_factors  # [N, K, C']
         return np.concatenate([1 - weak.sum(axis=1, keepdims=True), weak], axis=1)
+
+    def reused_weights(self) -> np.ndarray:
+        """``[N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
+        return (self.weights * ~self.evaluated)[:, :, None] * self._channel_factors
+
+    @property
+    def _channel_factors(self) -> np.ndarray:
+        """``[K, C']``, 1 where a branch guides a channel."""
+        channels = self.spec.channels
+        if (self.masks >= channels).all():
+            return np.ones((len(self.masks), 1))
+        return (np.arange(channels)[None] < self.masks[:, None]).astype(np.float64)
 
     def models(self, live: tuple[int, ...]) -> tuple[str, ...]:
         """The networks that run for a live set."""
@@ -137,8 +155,8 @@ class Plan:
         return evaluations, blocks, flops
 
     def combines_early(self, live: tuple[int, ...]) -> bool:
-        """Whether branches that share a head are combined before the last projection."""
-        return all(self.masks[i - 1] >= self.spec.channels for i in live if i)
+        """Whether branches that share a head are combined before the last projection; a kept direction needs them apart."""
+        return all(self.masks[i - 1] >= self.spec.channels and i not in self.kept for i in live if i)
 
     @cached_property
     def cost(self) -> Cost:
@@ -189,51 +207,6 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
             raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
 
 
-def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[Branch, ...], np.ndarray, list[str]]:
-    """The branches, the summed weights [steps, K] of those after the conditional one, and what is odd about the windows.
-
-    Windows are resolved here and nowhere else.
-    """
-    guided = [term.branch for term in guidance.terms if not term.branch.is_conditional]
-    branches = (COND, *dict.fromkeys(guided))
-    warnings: list[str] = []
-    weights = np.zeros((len(step_sigmas), len(branches) - 1))
-    for term in guidance.terms:
-        chosen = np.flatnonzero(term.window.select(step_sigmas))
-        if not len(chosen):
-            warnings.append(f"the window {term.window} of {term.branch} selects none of {len(step_sigmas)} steps")
-        if term.window.kind == "steps" and term.window.high > len(step_sigmas):
-            warnings.append(f"the window {term.window} of {term.branch} reaches past the last step, {len(step_sigmas)}")
-        if term.branch.is_conditional:
-            warnings.append(f"the branch {term.branch} perturbs no layer and changes nothing")
-            continue
-        for rank, step in enumerate(chosen):
-            position = rank / (len(chosen) - 1) if len(chosen) > 1 else 0.5
-            weights[step, branches.index(term.branch) - 1] += term.weight(float(step_sigmas[step]), position)
-    return branches, weights, warnings
-
-
-def _coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
-    """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
-    if not guidance.terms:
-        return []
-    chosen = np.array([term.window.select(step_sigmas) for term in guidance.terms])
-    warnings = []
-    for i, j in zip(*np.triu_indices(len(chosen), 1), strict=True):
-        both = int((chosen[i] & chosen[j]).sum())
-        first, second = guidance.terms[i], guidance.terms[j]
-        if both and first.window != second.window:
-            warnings.append(f"the windows of {first.branch} and {second.branch} overlap in {both} steps: both terms add there")
-    guided = np.flatnonzero(chosen.any(axis=0))
-    holes = [(int(a) + 2, int(b)) for a, b in zip(guided, guided[1:], strict=False) if b > a + 1]
-    warnings += [f"steps {a} to {b} lie between two windows and are unguided" for a, b in holes]
-    count = len(step_sigmas)
-    if len(guided) and guided[-1] + 1 < count and all(term.window.kind == "steps" for term in guidance.terms):
-        # a recipe written for fewer steps; windows in sigma or fractions end where they are meant to
-        warnings.append(f"steps {guided[-1] + 2} to {count} come after the last window and are unguided")
-    return warnings
-
-
 def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Parameterization) -> tuple[np.ndarray, list]:
     """The [N, 7] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
     rows = solver.rows(sigmas)
@@ -278,7 +251,7 @@ def compile_plan(
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
-    warnings += _coverage_warnings(guidance, sigmas[:-1])
+    warnings += coverage_warnings(guidance, sigmas[:-1])
     steps = np.array([row.step for row in rows])
     return Plan(
         specs=specs,
@@ -291,21 +264,8 @@ def compile_plan(
         sigmas=np.array([row.sigma for row in rows]),
         steps=steps,
         weights=weights[steps],
-        masks=_channel_masks(guidance, branches, spec.channels),
+        evaluated=evaluated_calls(weights[steps], refresh_intervals(guidance, branches)),
+        masks=channel_masks(guidance, branches, spec.channels),
         table=table,
         warnings=tuple(warnings),
     )
-
-
-def _channel_masks(guidance: Guidance, branches: tuple[Branch, ...], channels: int) -> np.ndarray:
-    """Guided channels [K] of each branch; two terms on one branch must agree."""
-    masks = np.full(len(branches) - 1, channels)
-    seen: dict[Branch, int] = {}
-    for term in guidance.terms:
-        if term.branch.is_conditional:
-            continue
-        count = term.channels or channels
-        if seen.setdefault(term.branch, count) != count:
-            raise ValueError(f"two terms on the branch {term.branch} guide {seen[term.branch]} and {count} channels")
-        masks[branches.index(term.branch) - 1] = count
-    return masks

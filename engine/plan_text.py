@@ -38,6 +38,8 @@ def run_cells(plan: Plan) -> list[tuple[str, str, str, str, str, str]]:
         first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
         weights = plan.weights[run.start : run.stop]
         names = ["cond", *(f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in run.live[1:])]
+        reused = (weights * ~plan.evaluated[run.start : run.stop]).any(axis=0)
+        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[:, k])})" for k in reused.nonzero()[0]]
         calls, levels = f"{run.start + 1}-{run.stop}", f"{first:.4f}-{last:.4f}"
         table.append((calls, levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
@@ -69,6 +71,7 @@ def plan_dict(plan: Plan) -> dict:
         "solver_columns": list(SOLVER_COLUMNS),
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
+        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in (plan.weights != 0) & ~plan.evaluated],
         "cost": {
             "calls": cost.calls,
             "evaluations": cost.evaluations,

@@ -94,6 +94,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "window": parse_window,
     "reference": parse_reference,
     "channels": parse_integer,
+    "refresh": parse_integer,
     "model": str,
 }
 
@@ -124,7 +125,7 @@ class RuleKind:
     build: Callable[..., Guidance]
 
 
-_TERM = ("delta", "window")
+_TERM = ("delta", "window", "refresh")
 KINDS = {
     "none": RuleKind("Unguided", (), (), Unguided),
     "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
@@ -137,13 +138,13 @@ KINDS = {
     "sgg": RuleKind(
         "Segmented guidance",
         ("scale", "weight", "layers", "switch"),
-        (),
+        ("refresh",),
         lambda scale, weight, layers, switch: _segmented(CFG(scale), SkipLayer(weight, layers), switch),
     ),
     "sgg-exit": RuleKind(
         "Segmented guidance, early exit",
         ("scale", "weight", "layer", "switch"),
-        (),
+        ("refresh",),
         lambda scale, weight, layer, switch: _segmented(CFG(scale), EarlyExit(weight, layer), switch),
     ),
 }
@@ -160,7 +161,9 @@ class NamedRule:
 
     @property
     def guidance(self) -> Guidance:
-        return KINDS[self.name].build(**dict(self.options))
+        options = dict(self.options)
+        refresh = options.pop("refresh", 1)
+        return KINDS[self.name].build(**options).reused(refresh)
 
     @property
     def text(self) -> str:

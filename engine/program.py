@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.models.read_rows import StateUpdate, chosen
 
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 from .guidance import Branch
@@ -26,7 +27,8 @@ from .solvers import Solver
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
+    ``kept`` are the branches whose directions are reused.  ``calls`` is a capacity: a program also serves shorter runs, so
+    only a run of more calls than any before builds anew.
     """
 
     batch: int
@@ -34,6 +36,7 @@ class ProgramKey:
     width: int
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
+    kept: tuple[int, ...]
     stochastic: bool
     calls: int
     conditions: int
@@ -47,7 +50,8 @@ class ProgramKey:
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
-        return cls(batch, plan.height, plan.width, plan.branches, masks, solver.stochastic, capacity, conditions, text)
+        sizes = batch, plan.height, plan.width
+        return cls(*sizes, plan.branches, masks, plan.kept, solver.stochastic, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -71,6 +75,8 @@ class Program:
         self.solver_table = torch.zeros(entries, plan.table.shape[1], device=device)
         self.coefficient_table = torch.zeros(entries, len(key.branches), channels, device=device)
         self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
+        self.directions = torch.zeros(len(key.kept), *shape, device=device)  # ``c - k`` of the last call that evaluated k
+        self.reuse_table = torch.zeros(entries, len(key.kept), channels, device=device)
         self.rows = {}
         for name in dict.fromkeys(branch.model for branch in key.branches):
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
@@ -111,10 +117,12 @@ class Program:
         self.plan = plan
         self.x.copy_(noise)
         self.history.zero_()
+        self.directions.zero_()
         self.call.zero_()
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64))
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
+        self._fill(self.reuse_table, plan.reused_weights()[:, [i - 1 for i in plan.kept]])
         times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
         self._fill(self.time_table, index)
         for rows in self.rows.values():
@@ -128,39 +136,68 @@ class Program:
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
         row = self.kernels.gather_rows(self.solver_table, self.call)  # [B, 7]
-        output = self.guided_output(live, row[:, 0])
         noise = None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
-        self.kernels.solver_update(self.x, output, self.history, noise, row[:, 1:])
+        update = StateUpdate(self.x, self.history, row[:, 1:], noise)
+        if self.key.kept:
+            output = self._reusing_output(live, row[:, 0])
+        else:
+            output = self.guided_output(live, row[:, 0], update=update)
+        if output is not None:
+            self.kernels.solver_update(update.x, output, update.history, update.noise, update.row)
         self.call += 1
 
-    def guided_output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None) -> Tensor:
+    def _reusing_output(self, live: tuple[int, ...], scale: Tensor) -> Tensor:
+        """:meth:`guided_output` plus the directions of branches that do not run now; those that run leave theirs anew."""
+        if set(live) & set(self.key.kept):
+            outputs = dict(zip(live, self.branch_outputs(live), strict=True))
+            for direction, branch in zip(self.directions, self.key.kept, strict=True):
+                if branch in live:
+                    torch.sub(outputs[0], outputs[branch], out=direction)
+            coefficients = self._looked_up(self.coefficient_table)
+            total = sum(coefficients[:, i, :, None, None] * output for i, output in outputs.items())
+        else:
+            total = self.guided_output(live, scale)
+        weights = self._looked_up(self.reuse_table)
+        for k, direction in enumerate(self.directions):
+            total = torch.addcmul(total, weights[:, k, :, None, None], direction)
+        return total
+
+    def _looked_up(self, table: Tensor) -> Tensor:
+        """The rows [B, ...] of ``table`` at each sample's call."""
+        return self.kernels.gather_rows(table.flatten(1), self.call).unflatten(1, table.shape[1:])
+
+    def guided_output(
+        self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None, update: StateUpdate | None = None
+    ) -> Tensor | None:
         """``sum_k c_k o_k`` over the live branches at the current state, [B, C, H, W] fp32, in the network's own output.
 
         ``scale`` [B] multiplies the state; ``coefficients`` [B, branches, C'] default to the table's row of each sample.
+        None where the rows of a single network made the ``update`` of the state themselves.
         """
         if coefficients is None:
-            coefficients = self.kernels.gather_rows(self.coefficient_table.flatten(1), self.call).view(
-                self.key.batch, len(self.key.branches), -1
-            )
+            coefficients = self._looked_up(self.coefficient_table)
         time_index = self.kernels.gather_rows(self.time_table, self.call)
-        x = self.x * scale[:, None, None, None]
-        total = None
-        for model in self.plan.models(live):
-            members = self.plan.members(live, model)
-            chosen = torch.stack([coefficients[:, i] for i in members], dim=1)
+        x, total, models = self._network_input(scale), None, self.plan.models(live)
+        for model in models:
+            factors = chosen(coefficients, self.plan.members(live, model))
             if self.plan.combines_early(live):
-                chosen = chosen[..., 0]
-            part = self.rows[model].forward(x, time_index, self.plan.layout(live, model), chosen)
+                factors = factors[..., 0]
+            alone = update if len(models) == 1 else None
+            part = self.rows[model].forward(x, time_index, self.plan.layout(live, model), factors, alone)
             total = part if total is None else total.add_(part)
         return total
 
+    def _network_input(self, scale: Tensor) -> Tensor:
+        """The state [B, C, H, W] in the network's convention; ``scale`` [B] is one for models of flows."""
+        return self.x * scale[:, None, None, None] if self.plan.parameterization.discrete else self.x
+
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
-        """The outputs of the live branches at the current state, each [B, C, H, W] in the dtype of the weights."""
+        """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
         time_index = self.kernels.gather_rows(self.time_table, self.call)
         scale = self.kernels.gather_rows(self.solver_table, self.call)[:, 0]
-        x = self.x * scale[:, None, None, None]
+        x = self._network_input(scale)
         outputs = {}
         for model in self.plan.models(live):
             parts = self.rows[model].forward(x, time_index, self.plan.layout(live, model), None)
@@ -173,5 +210,5 @@ class Program:
         return self.guided_output((branch,), scale, ones)
 
     def state(self) -> tuple[Tensor, ...]:
-        """What a step changes: the sample, what the solver left behind, the call counter."""
-        return self.x, self.history, self.call
+        """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""
+        return self.x, self.history, self.directions, self.call

@@ -49,6 +49,7 @@ class GuidedVelocity:
         self.fixed = sigmas is not None
         self.plan: Plan | None = self._compile(sigmas) if sigmas is not None else None
         self.program: Program | None = None
+        self._last: np.ndarray | None = None  # the calls before, if they followed upon loading
 
     def _compile(self, schedule: Schedule) -> Plan:
         return compile_plan(self.guidance, schedule, self.solver, self.specs, self.height, self.width)
@@ -65,13 +66,19 @@ class GuidedVelocity:
         return self.at_calls(x, self._calls(levels))
 
     def at_calls(self, x: Tensor, calls: np.ndarray) -> Tensor:
-        """The velocity at rows ``calls`` [B] of the loaded plan."""
+        """The velocity at rows ``calls`` [B] of the loaded plan.
+
+        Directions that the rule reuses are those of the call before; after any other call they are computed anew.
+        """
         program, plan = self.program, self.plan
         program.x.copy_(x)
         program.call.copy_(torch.from_numpy(calls))
         # samples at different levels share one call: a branch that is dead for some has weight zero there
-        live = tuple(sorted({branch for call in set(calls.tolist()) for branch in plan.live[call]}))
-        program.advance(live)
+        live = {branch for call in set(calls.tolist()) for branch in plan.live[call]}
+        if self._last is None or (calls != self._last + 1).any():
+            live |= {branch for branch in plan.kept if plan.weights[calls, branch - 1].any()}
+        self._last = calls
+        program.advance(tuple(sorted(live)))
         return program.x.clone()
 
     def _calls(self, levels: np.ndarray) -> np.ndarray:
@@ -94,5 +101,6 @@ class GuidedVelocity:
 
     def load(self, x: Tensor) -> None:
         """Put the plan and its conditions into a program for a batch like ``x``, ready for :meth:`at_calls`."""
+        self._last = None
         seeds = [0] * len(x)  # the velocity uses no noise
         self.program = self.engine.prepare(self.plan, self.conditions(self.plan), seeds, x.float())

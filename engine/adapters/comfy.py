@@ -22,9 +22,9 @@ import numpy as np
 from torch import Tensor
 
 from ..guidance import CFG, SGG, UNCOND, Guidance, SkipLayer
-from ..plan import resolve_weights
 from ..preset_numbers import DEFAULTS
 from ..selection import parse_integers
+from ..term_weights import resolve_weights
 
 HOOK = "sampler_calc_cond_batch_function"
 AUTO = "auto"

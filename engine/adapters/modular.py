@@ -19,8 +19,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..guidance import UNCOND, Branch, Guidance, Perturb, Term
-from ..plan import resolve_weights
 from ..presets import NamedRule, parse_rule
+from ..term_weights import resolve_weights
 from .scheduler_calls import SchedulerCalls
 
 TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
@@ -36,6 +36,8 @@ def _check_rule(rule: Guidance) -> Guidance:
             raise ValueError(f"a guider can evaluate the negative prompt and skipped layers, not the branch {term.branch}")
         if term.channels is not None:
             raise ValueError(f"a guider guides all latent channels, got channels {term.channels}")
+        if term.refresh > 1:
+            raise ValueError(f"a guider keeps no directions between calls, got refresh {term.refresh}")
     return rule
 
 

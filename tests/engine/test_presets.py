@@ -42,6 +42,7 @@ EQUAL = [
     ("ag:weight=1.5,model=small", AutoGuidance(1.5, model="small")),
     ("sgg:scale=3,weight=2,layers=7,8,switch=0.6", SGG(CFG(3.0), SkipLayer(2.0, (7, 8)), 0.6)),
     ("sgg-exit:scale=3,weight=1,layer=4,switch=0.6", SGG(CFG(3.0), EarlyExit(1.0, 4), 0.6)),
+    ("sgg:scale=3,weight=2,layers=7,8,switch=0.6,refresh=2", SGG(CFG(3.0), SkipLayer(2.0, (7, 8)), 0.6).reused(2)),
     ("cfg:scale=1e+0 + slg : weight = 2 , layers = 7", CFG(1.0) + SkipLayer(2.0, (7,))),
     ("cfg:scale=-2,window=fraction:0-0.5+none", CFG(-2.0, window=Window.fraction(0.0, 0.5))),
 ]
@@ -73,6 +74,7 @@ VALUES = {
     "reference": st.sampled_from(["uncond", "parent", 0, 23]),
     "channels": st.integers(1, 16),
     "model": st.sampled_from(["weak", "small"]),
+    "refresh": st.integers(1, 50),
 }
 
 

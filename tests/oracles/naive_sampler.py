@@ -122,20 +122,37 @@ class NaiveSampler:
         return -out if model.spec.prediction == "data_velocity" else out
 
     def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
-        """The guided velocity."""
+        """The guided velocity; a branch with ``refresh`` n runs at every n-th of the consecutive calls that weigh it."""
         conditional = self.output(Branch(), y, sigma)
         guided = conditional.clone()
+        terms: dict[Branch, list] = {}
         for term in self.guidance.terms:
-            weight = self.term_weight(term, step)
-            correction = weight * (conditional - self.output(term.branch, y, sigma))
-            if term.channels is not None:
-                correction[:, term.channels :] = 0
+            terms.setdefault(term.branch, []).append(term)
+        for branch, same in terms.items():
+            weight = sum(self.term_weight(term, step) for term in same)
+            age = self.ages.get(branch, 0)
+            self.ages[branch] = age + 1 if weight else 0
+            if not weight:
+                continue
+            if age % same[0].refresh == 0:
+                self.kept[branch] = (conditional - self.output(branch, y, sigma)) / self.velocity_per_output(sigma)
+            correction = weight * self.velocity_per_output(sigma) * self.kept[branch]
+            if same[0].channels is not None:
+                correction[:, same[0].channels :] = 0
             guided += correction
         return guided
+
+    def velocity_per_output(self, sigma: float) -> float:
+        """What a change of the network's own output by one changes in the velocity, up to the sign."""
+        if not self.discrete:
+            return 1.0
+        alpha, s = self.levels[self.indices[self.sigmas.index(sigma)]]
+        return 1 + s / alpha
 
     @torch.no_grad()
     def run(self, solver: str, noise: Tensor, loop_noise=None) -> Tensor:
         y, previous = noise.double(), None
+        self.kept, self.ages = {}, {}
         if self.discrete:
             y = y / sum(self.levels[self.indices[0]])
         for i, (s, t) in enumerate(zip(self.sigmas, self.sigmas[1:], strict=False)):
