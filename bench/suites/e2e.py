@@ -105,7 +105,7 @@ def speed_rows(session: Session, case: str, batch: int, variants: dict[str, Vari
 
 
 def ratio_rows(session: Session, case: str, seconds: dict) -> list[Row]:
-    """How much faster Segue is than each peer under the same rule, and guided Segue against the unguided peer."""
+    """How much faster Segue is than each peer under the same rule, and segmented guidance against the peer's none and CFG."""
     rows = []
     for name, values in seconds.items():
         if name.startswith("segue ") and not name.startswith("segue modules"):
@@ -115,7 +115,7 @@ def ratio_rows(session: Session, case: str, seconds: dict) -> list[Row]:
         if own in seconds:
             gain = paired_ratio(values, seconds[own])
             rows.append(session.row(NAME, case, own, f"speed-up over {name}", "x", gain))
-        if rule == "none" and "segue sgg" in seconds:
+        if rule in ("none", "cfg") and "segue sgg" in seconds:
             ratio = paired_ratio(seconds["segue sgg"], values)
             rows.append(session.row(NAME, case, "segue sgg", f"time relative to {name}", "x", ratio))
     return rows
