@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
+from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from .device import resolve_device, resolve_dtype
 from .graph import CudaCapture
 from .guidance import Guidance, Unguided
+from .linears import check_linears, explain_linears, with_linears
 from .plan import Plan, compile_plan
 from .program import Program, ProgramKey
 from .progress import counting, progress_bar
@@ -30,7 +32,8 @@ class EngineCore:
     """Networks on a device, and the programs built for them.  ``models["main"]`` is the network that is sampled.
 
     ``graphs`` captures steps as CUDA graphs (default: on CUDA); ``False`` runs the same steps eagerly.  ``kernels`` chooses
-    implementations: ``auto``, ``reference``, ``triton``, or for single operations ``auto,attention=triton``.
+    implementations: ``auto``, ``reference``, ``triton``, or for single operations ``auto,attention=triton``.  ``linears``:
+    ``native``, or ``fp8``, an approximation that multiplies the large matrices of the blocks in fp8 (see :mod:`.linears`).
     """
 
     MAX_PROGRAMS = 8
@@ -43,15 +46,19 @@ class EngineCore:
         dtype: str | torch.dtype | None = None,
         graphs: bool | None = None,
         kernels: str = "auto",
+        linears: str = "native",
     ):
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
+        self.linears = check_linears(linears, self.device, self.dtype, kernels)
         networks = {"main": model, **(models or {})}
-        backend, overrides = parse_kernels(kernels)
-        self.selection = select_kernels(self.device, self.dtype, _shapes(networks), backend=backend, overrides=overrides)
-        self.models = {name: placed(network, self.device, self.dtype) for name, network in networks.items()}
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
+        backend, overrides = parse_kernels(kernels)
+        self.selection = select_kernels(self.device, self.dtype, _shapes(networks), backend=backend, overrides=overrides)
+        self.models = {
+            name: with_linears(placed(network, self.device, self.dtype), self.linears) for name, network in networks.items()
+        }
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
         self._capture = CudaCapture(self.device) if use_graphs else None
         self._programs: dict[ProgramKey, Program] = {}
@@ -149,8 +156,10 @@ class EngineCore:
         lines = [f"device {self.device}, dtype {self.dtype}, graphs {'on' if self._capture else 'off'}"]
         lines += self.selection.explain()
         for name, model in self.models.items():
-            count = sum(parameter.numel() for parameter in model.parameters())
+            count = sum(parameter.numel() for parameter in model.parameters()) + Fp8Layers.of(model).weights
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
+        if self.linears == "fp8":
+            lines += explain_linears(self.models, self.dtype, self.selection)
         for key, program in self._programs.items():
             branches = " | ".join(map(str, key.branches))
             lines.append(

@@ -13,6 +13,7 @@ from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
 from .device import resolve_device, resolve_dtype
 from .guidance import Guidance
 from .images import latents_to_images
+from .linears import check_linears
 from .plan import Plan
 from .program import Program
 from .sampler import Callback
@@ -64,6 +65,7 @@ class Engine(EngineCore):
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
         kernels: str = "auto",
+        linears: str = "native",
     ) -> "Engine | PromptEngine":
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -72,34 +74,43 @@ class Engine(EngineCore):
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
         ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.  ``models`` names further networks for
         autoguidance, as in ``{"weak": "smaller.safetensors"}``; each is read as ``source`` is.
+        ``linears="fp8"`` keeps no second copy of the weights that it replaces.
         """
+        from segue.models.fp8_network import quantize_linears
         from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
 
         from .prompt_engine import PromptEngine
 
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        check_linears(linears, device, dtype, kernels)
         source = local_source(source)
         if is_sd3_pipeline(source) and models:
             raise ValueError(f"further models are for class-label models, and {str(source)!r} takes prompts; got {models!r}")
         if is_sd3_pipeline(source):
-            return PromptEngine.from_folder(source, device=device, dtype=dtype, graphs=graphs, kernels=kernels)
+            options = {"graphs": graphs, "kernels": kernels, "linears": linears}
+            return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
-        if isinstance(model.spec, MMDiTSpec):
-            return PromptEngine(model, None, device, dtype, graphs, kernels)
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other), family)[0]}
-        device = resolve_device(device)
-        dtype = resolve_dtype(dtype, device)
         for network in (model, *others.values()):
             network.to(device, dtype)  # in place: nobody else holds them
-        return cls(model, others, device, dtype, graphs, kernels)
+            if linears == "fp8":
+                quantize_linears(network)
+        if isinstance(model.spec, MMDiTSpec):
+            return PromptEngine(model, None, device, dtype, graphs, kernels, linears)
+        return cls(model, others, device, dtype, graphs, kernels, linears)
 
     @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto") -> "PromptEngine":
-        """An engine on a live diffusers Stable Diffusion 3 pipeline; the weights are shared, not copied."""
+    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> "PromptEngine":
+        """An engine on a live diffusers Stable Diffusion 3 pipeline; the weights are shared, not copied.
+
+        With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
+        """
         from .prompt_engine import PromptEngine
 
-        return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels)
+        return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 
     def generate(self, prompt, *_, **__):
         """Refuses: a class-label model takes labels, not prompts."""

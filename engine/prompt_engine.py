@@ -50,18 +50,22 @@ class PromptEngine(EngineCore):
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
         kernels: str = "auto",
+        linears: str = "native",
     ):
-        super().__init__(model, None, device, dtype, graphs, kernels)
+        super().__init__(model, None, device, dtype, graphs, kernels, linears)
         self.pipe = pipe
 
     @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto") -> "PromptEngine":
-        """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied."""
+    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> "PromptEngine":
+        """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied.
+
+        With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
+        """
         from segue.models.mmdit import MMDiT
 
         transformer = pipe.transformer
         model = MMDiT.from_diffusers(transformer, share=True)
-        return cls(model, pipe, transformer.device, transformer.dtype, graphs, kernels)
+        return cls(model, pipe, transformer.device, transformer.dtype, graphs, kernels, linears)
 
     @classmethod
     def from_folder(
@@ -72,14 +76,21 @@ class PromptEngine(EngineCore):
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
         kernels: str = "auto",
+        linears: str = "native",
     ) -> "PromptEngine":
-        """An engine from a saved diffusers SD3 pipeline (or a hub id)."""
+        """An engine from a saved diffusers SD3 pipeline (or a hub id).
+
+        With ``linears="fp8"`` the transformer inside ``pipe`` keeps its configuration only: its weights are not held twice.
+        """
         from diffusers import StableDiffusion3Pipeline
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
-        return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
+        engine = cls.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
+        if linears == "fp8":
+            pipe.transformer.to("meta")
+        return engine
 
     # --- prompts -------------------------------------------------------------------------------------------------------
 

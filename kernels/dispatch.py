@@ -244,7 +244,7 @@ def fp8_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.hip:
-        return f"fp8 products run on NVIDIA devices, and this is {'an AMD' if torch.version.hip else device.type!r} device"
+        return f"fp8 products run on NVIDIA devices, and this is {'AMD' if torch.version.hip else device.type}"
     if dtype != torch.bfloat16:
         return f"row-wise fp8 products give bfloat16, and this network computes in {str(dtype).removeprefix('torch.')}"
     return _capability_obstacle(device)
