@@ -136,14 +136,11 @@ class Program:
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
         row = self.kernels.gather_rows(self.solver_table, self.call)  # [B, 7]
-        noise = None
+        scale, noise = row[:, 0], None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
         update = StateUpdate(self.x, self.history, row[:, 1:], noise)
-        if self.key.kept:
-            output = self._reusing_output(live, row[:, 0])
-        else:
-            output = self.guided_output(live, row[:, 0], update=update)
+        output = self._reusing_output(live, scale) if self.key.kept else self.guided_output(live, scale, update=update)
         if output is not None:
             self.kernels.solver_update(update.x, output, update.history, update.noise, update.row)
         self.call += 1

@@ -1,4 +1,4 @@
-"""The solver update on the fp32 state, and the gather of table rows by the per-sample call counter."""
+"""Combination of branches, the solver update on the fp32 state, and the gather of table rows by the per-sample counter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .launch import launch_config
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+
+MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each
 
 
 def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
@@ -26,6 +28,37 @@ def solver_update(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | No
         updated += d * noise
     torch.add(e * x, f * output, out=history)
     x.copy_(updated)
+
+
+def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """[B, L, P * P * C] with (p, q, c) order inside a patch -> [B, C, height, width]."""
+    rows, columns = height // patch, width // patch
+    grid = patches.reshape(patches.shape[0], rows, columns, patch, patch, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, height, width)
+
+
+def combine_branches(
+    outputs: Tensor, coefficients: Tensor | None, rows: tuple[int, ...], patch: int, height: int, width: int
+) -> Tensor:
+    """``sum_j c_j o_j`` over branches that are patches still -> [B, C, height, width] fp32.
+
+    outputs [J', B, L, P P C] of any float dtype, branch ``j`` in row block ``rows[j]``; coefficients [B, len(rows)] fp32, or
+    [B, len(rows), C] where a rule treats channels differently; None adds the branches up.
+    """
+    total = None
+    for j, row in enumerate(rows):
+        part = outputs[row].unflatten(-1, (patch * patch, -1)).float()  # [B, L, P P, C]
+        if coefficients is not None:
+            part = part * coefficients[:, j].reshape(len(part), 1, 1, -1)
+        total = part if total is None else total + part
+    return unpatchify(total, patch, height, width)
+
+
+def packed(rows: tuple[int, ...], blocks: int) -> int:
+    """Row blocks as one constant of a kernel, eight bits each.  Raises ``ValueError`` for one that ``blocks`` do not hold."""
+    if not 1 <= len(rows) <= MAX_BRANCHES or not all(0 <= row < min(blocks, MAX_ROW_BLOCKS) for row in rows):
+        raise ValueError(f"rows must name 1 to {MAX_BRANCHES} of {blocks} row blocks, got {rows}")
+    return sum(row << (8 * j) for j, row in enumerate(rows))
 
 
 @jit(do_not_specialize=["entries"])
@@ -109,6 +142,71 @@ def solver_update_triton(x: Tensor, output: Tensor, history: Tensor, noise: Tens
     arguments |= {"p_noise": x if noise is None else noise.contiguous(), "p_row": row, "elements": x[0].numel()}
     arguments |= {"row_sample": row.stride(0), "row_column": row.stride(1), "NOISE": noise is not None, "BLOCK": config.block}
     launch(solver_kernel, (-(-x[0].numel() // config.block), len(x)), arguments, config.warps)
+
+
+@jit(do_not_specialize=["height", "width"])
+def branches_kernel(
+    p_outputs, p_coefficients, p_out, height, width, block_stride, sample_stride, token_stride,
+    coefficient_sample, coefficient_branch, coefficient_channel,
+    ROWS: tl.constexpr, BRANCHES: tl.constexpr, PATCH: tl.constexpr, CHANNELS: tl.constexpr,
+    COMBINE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (blocks of pixels, B); every pixel finds its place in the patches."""
+    sample = tl.program_id(1).to(tl.int64)
+    o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < CHANNELS * height * width
+    column = o_x % width
+    row = o_x // width % height
+    channel = o_x // (width * height)
+    token = row // PATCH * (width // PATCH) + column // PATCH
+    p_x = p_outputs + sample * sample_stride + token.to(tl.int64) * token_stride
+    p_x += (row % PATCH * PATCH + column % PATCH) * CHANNELS + channel
+    p_c = p_coefficients + sample * coefficient_sample + channel * coefficient_channel
+    b_x = tl.zeros([BLOCK], tl.float32)
+    for j in tl.static_range(BRANCHES):
+        o_block = tl.full([], (ROWS >> (8 * j)) & 255, tl.int64) * block_stride
+        b_o = tl.load(p_x + o_block, mask=m_x).to(tl.float32)
+        if COMBINE:
+            b_o *= tl.load(p_c + j * coefficient_branch, mask=m_x)
+        b_x += b_o
+    tl.store(p_out + sample * (CHANNELS * height * width) + o_x, b_x, mask=m_x)
+
+
+def combine_branches_triton(
+    outputs: Tensor, coefficients: Tensor | None, rows: tuple[int, ...], patch: int, height: int, width: int
+) -> Tensor:
+    """:func:`combine_branches` as one kernel."""
+    batch, tokens, numbers = outputs.shape[1:]
+    channels = numbers // patch**2
+    if tokens * patch**2 != height * width or height % patch or width % patch or numbers % patch**2:
+        raise ValueError(f"{tokens} patches of {numbers} numbers do not fill {height} x {width} pixels in patches of {patch}")
+    outputs = dense(outputs)
+    out = torch.empty(batch, channels, height, width, device=outputs.device)
+    config = launch_config("solver", "any", architecture(outputs.device))
+    arguments = {"p_outputs": outputs, "p_coefficients": outputs, "p_out": out, "height": height, "width": width}
+    arguments |= {"block_stride": outputs.stride(0), "sample_stride": outputs.stride(1), "token_stride": outputs.stride(2)}
+    arguments |= {"coefficient_sample": 0, "coefficient_branch": 0, "coefficient_channel": 0, "COMBINE": False}
+    if coefficients is not None:
+        if coefficients.shape not in ((batch, len(rows)), (batch, len(rows), channels)):
+            wanted = f"{(batch, len(rows))} or {(batch, len(rows), channels)}"
+            raise ValueError(f"coefficients must be {wanted}, got {tuple(coefficients.shape)}")
+        strides = (*coefficients.stride(), 0)[:3]
+        arguments |= {"coefficient_sample": strides[0], "coefficient_branch": strides[1], "coefficient_channel": strides[2]}
+        arguments |= {"p_coefficients": coefficients, "COMBINE": True}
+    arguments |= {"ROWS": packed(rows, len(outputs)), "BRANCHES": len(rows), "PATCH": patch, "CHANNELS": channels}
+    arguments |= {"BLOCK": config.block}
+    launch(branches_kernel, (-(-channels * height * width // config.block), batch), arguments, config.warps)
+    return out
+
+
+def combine_bytes_moved(samples: int, branches: int, elements: int, itemsize: int) -> int:
+    """The outputs of the branches in, their combination out in fp32."""
+    return samples * elements * (branches * itemsize + 4)
+
+
+def combine_flops(samples: int, branches: int, elements: int) -> int:
+    """A product and a sum per branch and element."""
+    return 2 * samples * branches * elements
 
 
 def gather_bytes_moved(rows: int, width: int, itemsize: int) -> int:

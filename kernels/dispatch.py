@@ -56,6 +56,7 @@ class Kernels:
     project: Callable = readout.project
     readout_update: Callable = readout.readout_update
     gather_rows: Callable = combine.gather_rows
+    combine_branches: Callable = combine.combine_branches
     solver_update: Callable = combine.solver_update
     cfg_zero_star: Callable = corrections.cfg_zero_star
     rescale: Callable = corrections.rescale
@@ -91,6 +92,7 @@ TRITON = Kernels(
     project=readout.project_triton,
     readout_update=readout.readout_update_triton,
     gather_rows=combine.gather_rows_triton,
+    combine_branches=combine.combine_branches_triton,
     solver_update=combine.solver_update_triton,
     cfg_zero_star=corrections.cfg_zero_star_triton,
     rescale=corrections.rescale_triton,

@@ -7,43 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import modulated_norm
-from .combine import solver_update
+from .combine import packed, solver_update, unpatchify
 from .launch import ReadoutLaunch, launch_config, size_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
-MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each
 
 
 def combine_then_project(
-    h: Tensor, shift: Tensor, scale: Tensor, coefficients: Tensor, rows: tuple[int, ...], weight: Tensor, bias: Tensor
+    h: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    rows: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Project the combination of the branches that share one head; the projection runs once instead of once per branch.
 
     ``sum_j c_j (W z_j + b) = W (sum_j c_j z_j) + (sum_j c_j) b`` with ``z_j`` the modulated final norm of row block
     ``rows[j]``.  h [J', B, L, D]; shift, scale [J', B, D]; coefficients [B, len(rows)] fp32; weight [O, D]; bias [O]
-    -> [B, L, O] fp32.
+    -> [B, L, O] fp32, written to ``out`` when given.
     """
     combined = None
     for j, row in enumerate(rows):
         z = modulated_norm(h[row].float(), shift[row, :, None].float(), scale[row, :, None].float())
-        z = z * coefficients[:, j, None, None]
+        z.mul_(coefficients[:, j, None, None])
         combined = z if combined is None else combined.add_(z)
     projected = F.linear(combined.to(weight.dtype), weight).float()
-    return torch.addcmul(projected, coefficients.sum(1)[:, None, None], bias.float())
+    return torch.addcmul(projected, coefficients.sum(1)[:, None, None], bias.float(), out=out)
 
 
-def project(h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Project one branch.  h [B, L, D]; shift, scale [B, D]; weight [O, D]; bias [O] -> [B, L, O] fp32."""
+def project(h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """Project one branch.  h [B, L, D]; shift, scale [B, D]; weight [O, D]; bias [O] -> [B, L, O] fp32 (``out``)."""
     z = modulated_norm(h.float(), shift[:, None].float(), scale[:, None].float())
-    return F.linear(z.to(weight.dtype), weight, bias).float()
-
-
-def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """[B, L, P * P * C] with (p, q, c) order inside a patch -> [B, C, height, width]."""
-    rows, columns = height // patch, width // patch
-    grid = patches.reshape(patches.shape[0], rows, columns, patch, patch, -1)
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, height, width)
+    projected = F.linear(z.to(weight.dtype), weight, bias)
+    return projected.float() if out is None else out.copy_(projected)
 
 
 def readout_update(
@@ -156,8 +156,7 @@ def readout_kernel(
 
 def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], weight: Tensor, bias: Tensor) -> dict:
     """What every launch of the kernel shares; h [J', B, L, D]."""
-    if not 1 <= len(rows) <= MAX_BRANCHES or not all(0 <= row < min(len(h), MAX_ROW_BLOCKS) for row in rows):
-        raise ValueError(f"rows must name 1 to {MAX_BRANCHES} of {len(h)} row blocks, got {rows}")
+    constant = packed(rows, len(h))
     if weight.shape[1] != h.shape[3] or shift.shape[1:] != (h.shape[1], h.shape[3]) or shift.shape != scale.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (h, shift, scale, weight))
         raise ValueError(f"state, shift, scale and weight do not fit: {shapes}")
@@ -171,7 +170,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
     arguments |= {"shift_block": shift.stride(0), "shift_sample": shift.stride(1), "scale_block": scale.stride(0)}
     arguments |= {"scale_sample": scale.stride(1), "coefficient_sample": 0, "coefficient_branch": 0, "row_sample": 0}
     arguments |= {"row_column": 0, "height": 0, "width": 0, "eps": 1e-6, "D": h.shape[3], "OUTPUTS": len(weight)}
-    arguments |= {"ROWS": sum(row << (8 * j) for j, row in enumerate(rows)), "BRANCHES": len(rows), "PATCH": 1}
+    arguments |= {"ROWS": constant, "BRANCHES": len(rows), "PATCH": 1}
     arguments |= {"COMBINE": False, "UPDATE": False, "NOISE": False, "TOKENS": config.tokens, "WIDTH": config.width}
     return arguments | {"BLOCK_J": next_power_of_two(len(rows)), "BLOCK_O": max(16, next_power_of_two(len(weight)))}
 
@@ -192,20 +191,37 @@ def _combination(coefficients: Tensor, h: Tensor, rows: tuple[int, ...]) -> dict
     return strides | {"p_coefficients": coefficients, "COMBINE": True}
 
 
+def _patches(h: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+    """Where the kernel writes the patches [B, L, O] fp32 of a state [J', B, L, D]: contiguous."""
+    shape = (h.shape[1], h.shape[2], len(weight))
+    if out is None:
+        return torch.empty(shape, device=h.device)
+    if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous {shape} torch.float32, got {tuple(out.shape)} {out.dtype}")
+    return out
+
+
 def combine_then_project_triton(
-    h: Tensor, shift: Tensor, scale: Tensor, coefficients: Tensor, rows: tuple[int, ...], weight: Tensor, bias: Tensor
+    h: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    rows: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """:func:`combine_then_project` as one kernel; the product is accumulated and returned in fp32."""
     arguments = _arguments(h, shift, scale, rows, weight, bias) | _combination(coefficients, h, rows)
-    out = torch.empty(h.shape[1], h.shape[2], len(weight), device=h.device)
+    out = _patches(h, weight, out)
     _launch(h, weight, arguments | {"p_out": out})
     return out
 
 
-def project_triton(h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def project_triton(h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """:func:`project` as one kernel."""
     arguments = _arguments(h[None], shift[None], scale[None], (0,), weight, bias)
-    out = torch.empty(h.shape[0], h.shape[1], len(weight), device=h.device)
+    out = _patches(h[None], weight, out)
     _launch(h[None], weight, arguments | {"p_out": out})
     return out
 

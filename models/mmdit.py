@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
-from segue.kernels.readout import unpatchify
 
 from .fp8_linear import apply_linear, grouped_linear, modulated_norm, residual_modulated_norm
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from segue.kernels.dispatch import REFERENCE, Kernels
-from segue.kernels.readout import unpatchify
 
 from .mmdit import MMDiT, TextCondition
-from .read_rows import read_branches
+from .read_rows import BranchReader, Head, StateUpdate
 from .rows import RowLayout, group_rows
+from .start_rows import start_text, start_tokens, table_index
 
 
 class MMDiTRows:
@@ -47,6 +47,7 @@ class MMDiTRows:
         self.context = weight.new_zeros(slots, batch, text, spec.dim)  # the embedded prompts, which every call starts from
         self.modulation = weight.new_empty(rows, model.modulation_width)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
+        self.index = torch.zeros(row_blocks, batch, dtype=torch.int64, device=weight.device)  # this call's rows of the table
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width)
 
@@ -80,23 +81,30 @@ class MMDiTRows:
         table = self.table.view(self.times, self.conditions, -1)
         self.model.modulation(embedded, out=table[: len(times), : len(distinct)])
 
-    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor | None) -> Tensor:
-        """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
+    @torch.no_grad()
+    def forward(
+        self,
+        x: Tensor,
+        time_index: Tensor,
+        layout: RowLayout,
+        coefficients: Tensor | None,
+        update: StateUpdate | None = None,
+    ) -> Tensor | None:
+        """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
         x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
-        [B, branches, C] where a rule treats channels differently (the branches are then combined after the projection);
-        None keeps the branches apart, [branches, B, C, H, W] in the dtype of the weights.
+        [B, branches, C] where a rule treats channels differently; None keeps the branches apart, [branches, B, C, H, W]
+        fp32.  See :class:`.read_rows.BranchReader`.
         """
         model, batch, blocks = self.model, self.batch, len(layout.blocks)
-        index = torch.cat([time_index * self.conditions + self.condition_index[slot] for slot in layout.conditions])
+        index = table_index(time_index, self.condition_index, self.conditions, layout.conditions, out=self.index)
         modulation = self.kernels.gather_rows(self.table, index, out=self.modulation[: blocks * batch])
         per_block, final = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
-        tokens = model.embed(x, self.positions)
-        for root in layout.roots:
-            hidden[root].copy_(tokens)
-            text[root].copy_(self.context[layout.conditions[root]])
+        roots = len(layout.roots)
+        start_tokens(model.x_embedder(x.to(hidden.dtype)), self.positions, hidden, roots)
+        start_text(self.context, layout.conditions[:roots], text)
         for layer, (block, schedule) in enumerate(zip(model.joint_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
@@ -106,8 +114,6 @@ class MMDiTRows:
                 block(self.hidden[rows], self.text[rows], per_block[layer][rows], self.kernels, segments)
         shift, scale = model.final_shift_scale(final.view(-1, batch, final.shape[-1]))  # [J, B, D]
         linear = model.final_layer.linear
-        rows = tuple(readout.row for readout in layout.readouts)
-        patches = read_branches(self.kernels, hidden, shift, scale, rows, coefficients, linear.weight, linear.bias)
-        if coefficients is None:
-            return torch.stack([unpatchify(branch, model.spec.patch, self.height, self.width) for branch in patches])
-        return unpatchify(patches, model.spec.patch, self.height, self.width)
+        reader = BranchReader(self.kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
+        reader.read(model.spec.depth, Head(shift, scale, linear.weight, linear.bias))
+        return reader.output()

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import REFERENCE, Kernels
-from segue.kernels.readout import unpatchify
 
 from .mmdit import TextCondition
 from .mmdit_spec import MMDiTSpec
+from .read_rows import StateUpdate
 from .rows import FULL, RowLayout, group_rows
+from .start_rows import start_text, table_index
 
 
 @dataclass(frozen=True)
@@ -111,27 +113,34 @@ class ModuleRows:
         tokens, rows = spec.tokens(self.height, self.width), self.row_blocks * self.batch
         self.hidden = self.context.new_empty(rows, tokens, spec.dim)  # [R, L, D]
         self.text = self.context.new_empty(rows, *self.context.shape[2:])  # [R, M, D]
+        device = self.context.device
+        self.index = torch.zeros(self.row_blocks, self.batch, dtype=torch.int64, device=device)
+        self.slot_index = torch.arange(self.slots * self.batch, device=device).view(self.slots, self.batch)
 
-    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time_index: Tensor,
+        layout: RowLayout,
+        coefficients: Tensor | None,
+        update: StateUpdate | None = None,
+    ) -> Tensor:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
 
         x [B, C, H, W] fp32; time_index [B] int64; coefficients [B, branches] fp32, or [B, branches, C] where a rule treats
-        channels differently.  Branches are combined after the projection, which may be anything.
+        channels differently; None keeps the branches apart, [branches, B, C, H, W] fp32.  Branches are combined after the
+        projection, which may be anything, so an ``update`` is left to the caller.
         """
         check_layout(layout)
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
-        flat = self.embedded.flatten(0, 2)
-        index = torch.arange(batch, device=time_index.device)
-        time = torch.cat([(time_index * self.slots + slot) * batch + index for slot in slots])
-        embedding = self.kernels.gather_rows(flat, time)  # [J B, D]
+        index = table_index(time_index, self.slot_index, self.slots * batch, slots, out=self.index)
+        embedding = self.kernels.gather_rows(self.embedded.flatten(0, 2), index)  # [J B, D]
         attention = self._attention_inputs(time_index, slots)
-        tokens = transformer.pos_embed(x.to(self.dtype))
         started = list(layout.roots)
-        for root in started:
-            hidden[root].copy_(tokens)
-            text[root].copy_(self.context[slots[root]])
+        hidden[: len(started)].copy_(transformer.pos_embed(x.to(self.dtype)))
+        start_text(self.context, slots[: len(started)], text)
         for layer, (block, schedule) in enumerate(zip(transformer.transformer_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
@@ -176,13 +185,13 @@ class ModuleRows:
             attention |= {"ip_hidden_states": tokens, "temb": time}
         return attention
 
-    def _read(self, hidden: Tensor, embedding: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
+    def _read(self, hidden: Tensor, embedding: Tensor, layout: RowLayout, coefficients: Tensor | None) -> Tensor:
         """Final norm, projection and combination.  hidden [J, B, L, D]; embedding [J B, D] -> [B, C, H, W] fp32."""
-        transformer, spec = self.network.transformer, self.network.spec
-        blocks = len(layout.blocks)
+        transformer, blocks = self.network.transformer, len(layout.blocks)
         patches = transformer.proj_out(transformer.norm_out(hidden[:blocks].flatten(0, 1), embedding))
-        outputs = unpatchify(patches, spec.patch, self.height, self.width).float().unflatten(0, (blocks, self.batch))
-        if coefficients.dim() == 2:
-            coefficients = coefficients[..., None]
-        weights = coefficients.permute(1, 0, 2)[..., None, None]  # [branches, B, C or 1, 1, 1]
-        return sum(weight * outputs[readout.row] for weight, readout in zip(weights, layout.readouts, strict=True))
+        patches = patches.unflatten(0, (blocks, self.batch))  # [J, B, L, P P C]
+        size = self.network.spec.patch, self.height, self.width
+        rows = tuple(readout.row for readout in layout.readouts)
+        if coefficients is None:
+            return torch.stack([unpatchify(patches[row], *size).float() for row in rows])
+        return self.kernels.combine_branches(patches, coefficients, rows, *size)

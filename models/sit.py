@@ -6,9 +6,9 @@ Parameter names are those of the official checkpoints.
 import torch
 from torch import Tensor, nn
 
+from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
-from segue.kernels.readout import unpatchify
 
 from .fp8_linear import apply_linear, modulated_norm, residual_modulated_norm
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from segue.kernels.dispatch import REFERENCE, Kernels
-from segue.kernels.readout import unpatchify
 
-from .read_rows import chosen, read_branches
-from .rows import Readout, RowLayout, group_rows
-from .sit import FinalLayer, SiT
+from .read_rows import BranchReader, Head, StateUpdate
+from .rows import RowLayout, group_rows
+from .sit import SiT
+from .start_rows import start_tokens, table_index
 
 PAIRS_AT_ONCE = 256  # (time, label) pairs whose modulation is computed together: the table never exists twice
 
@@ -18,7 +18,8 @@ PAIRS_AT_ONCE = 256  # (time, label) pairs whose modulation is computed together
 class SiTRows:
     """Buffers of one network for B samples and up to ``row_blocks`` row blocks, and its forward over them.
 
-    ``load`` fills the modulation table for a run; ``forward`` only reads it, so one captured step serves every call.
+    ``load`` computes for a run what depends on the weights and not on the sample; ``forward`` only reads it, so one captured
+    step serves every call.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class SiTRows:
         self.hidden = weight.new_empty(rows, tokens, spec.dim)  # [R, L, D]
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
+        self.index = torch.zeros(row_blocks, batch, dtype=torch.int64, device=weight.device)  # this call's rows of the table
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.positions(height, width).to(weight)
+        self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
 
     @torch.no_grad()
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
-        """Compute the modulation of every (time, label) pair of a run.
+        """Compute the modulation of every (time, label) pair of a run, and the weights of the used channels of the heads.
 
         times [T] fp64, the distinct network times; conditions: labels [B] int64 for each slot.  Raises ``ValueError``
         beyond the capacity.
@@ -66,53 +69,48 @@ class SiTRows:
             part = times[first : first + at_once]
             values = self.model.modulation(part.repeat_interleave(len(labels)), labels.repeat(len(part)))
             table[first : first + len(part), : len(labels)].copy_(values.view(len(part), len(labels), -1))
+        if self.model.spec.out_channels != self.model.spec.channels:  # copies, which follow the weights
+            for layer, kept in self.projections.items():
+                for part, value in zip(kept, self._projection(layer), strict=True):
+                    part.copy_(value)
 
-    def forward(self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor) -> Tensor:
-        """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
+    @torch.no_grad()
+    def forward(
+        self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor, update: StateUpdate | None = None
+    ) -> Tensor | None:
+        """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
         x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
-        [B, branches, C] where a rule treats channels differently (the branches are then combined after the projection).
+        [B, branches, C] where a rule treats channels differently; see :class:`.read_rows.BranchReader`.
         """
         model, batch = self.model, self.batch
         blocks = len(layout.blocks)
-        index = torch.cat([time_index * self.labels + self.label_index[slot] for slot in layout.conditions])
+        index = table_index(time_index, self.label_index, self.labels, layout.conditions, out=self.index)
         modulation = self.kernels.gather_rows(self.table, index, out=self.modulation[: blocks * batch])
         per_block, final, exits = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
-        tokens = model.x_embedder(x.to(self.hidden.dtype)) + self.positions
-        for root in layout.roots:
-            hidden[root].copy_(tokens)
-        parts = []
+        reader = BranchReader(self.kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
+        start_tokens(model.x_embedder(x.to(self.hidden.dtype)), self.positions, hidden, len(layout.roots))
         for layer, (block, schedule) in enumerate(zip(model.blocks, layout.layers, strict=True)):
-            parts += self._read(layer, hidden, exits.get(layer), layout, coefficients)
+            if layer in exits:
+                reader.read(layer, self._head(layer, exits[layer]))
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
             for group in schedule.groups:
                 rows, segments = group_rows(group, batch)
                 block(self.hidden[rows], per_block[layer][rows], self.kernels, segments)
-        parts += self._read(model.spec.depth, hidden, final, layout, coefficients)
-        patches = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        return unpatchify(patches, model.spec.patch, self.height, self.width)
+        reader.read(model.spec.depth, self._head(model.spec.depth, final))
+        return reader.output()
 
-    def _read(
-        self, layer: int, hidden: Tensor, modulation: Tensor | None, layout: RowLayout, coefficients: Tensor
-    ) -> list[Tensor]:
-        """The contribution [B, L, P P C] of the branches that are read after ``layer`` blocks; empty when there are none."""
-        branches = [i for i, readout in enumerate(layout.readouts) if readout.layer == layer]
-        if not branches:
-            return []
-        readouts = [layout.readouts[i] for i in branches]
-        weight, bias = self._projection(self._head(readouts[0]))
+    def _head(self, layer: int, modulation: Tensor) -> Head:
+        """The head after ``layer`` blocks.  modulation [J B, 2 D]."""
         shift, scale = modulation.view(-1, self.batch, modulation.shape[-1]).chunk(2, dim=-1)  # [J, B, D]
-        rows = tuple(readout.row for readout in readouts)
-        return [read_branches(self.kernels, hidden, shift, scale, rows, chosen(coefficients, branches), weight, bias)]
+        return Head(shift, scale, *self.projections[layer])
 
-    def _head(self, readout: Readout) -> FinalLayer:
-        return self.model.final_layer if readout.head is None else self.model.exit_layers[str(readout.head)]
-
-    def _projection(self, head: FinalLayer) -> tuple[Tensor, Tensor]:
+    def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
         """Weight and bias for the channels the sampler uses (a learned-sigma head has twice as many)."""
-        spec, linear = self.model.spec, head.linear
+        spec, model = self.model.spec, self.model
+        linear = (model.final_layer if layer == spec.depth else model.exit_layers[str(layer)]).linear
         if spec.out_channels == spec.channels:
             return linear.weight, linear.bias
         weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, : spec.channels].reshape(-1, spec.dim)
