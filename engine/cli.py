@@ -19,6 +19,7 @@ def sample(
     family: o.FamilyOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
+    linears: o.LinearsOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -70,7 +71,7 @@ def sample(
     from .cli_redraw import redraw
     from .cli_sample import draw_pictures
 
-    source = o.Source(model, family, device, dtype)
+    source = o.Source(model, family, device, dtype, linears)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -97,6 +98,7 @@ def compare(
     family: o.FamilyOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
+    linears: o.LinearsOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -131,7 +133,8 @@ def compare(
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    compare_rules(rules, o.Source(model, family, device, dtype), run, o.Output(out, zoom=zoom, json=json), text)
+    source = o.Source(model, family, device, dtype, linears)
+    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json), text)
 
 
 def plan(
@@ -183,7 +186,7 @@ def plan(
 
 
 def doctor(json: o.JsonOption = False) -> None:
-    """Show versions, devices, attention backends, which kernels are chosen and why, and the bundled models.
+    """Show versions, devices, attention backends, the kernels chosen and why, the error of fp8, and the bundled models.
 
     [bold]Examples[/bold]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segue.models.spec import ModelSpec
 
-from .cli_options import DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
+from .cli_options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
 from .cli_session import (
     Drawn,
     check_batch,
@@ -26,6 +26,7 @@ from .cli_session import (
 from .core import EngineCore
 from .device import resolve_device, resolve_dtype
 from .engine import Engine
+from .linears import check_linears
 from .plan import Plan
 from .plan_text import plan_dict
 from .presets import ParsedRule
@@ -132,7 +133,10 @@ class PromptJob(_Job):
     def engine(self) -> EngineCore:
         device = resolve_device(self.source.device)
         return Engine.from_pretrained(
-            local_source(self.source.model), device=device, dtype=resolve_dtype(self.source.dtype, device)
+            local_source(self.source.model),
+            device=device,
+            dtype=resolve_dtype(self.source.dtype, device),
+            linears=self.source.linears or DEFAULT_LINEARS,
         )
 
     @cached_property
@@ -196,7 +200,7 @@ def _prompt_job(source: Source, saved: SavedSD3, whole: bool, run: RunOptions, t
     if not text.prompt:
         raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     device = resolve_device(source.device)
-    resolve_dtype(source.dtype, device)
+    check_linears(source.linears or DEFAULT_LINEARS, device, resolve_dtype(source.dtype, device))
     check_batch(run.max_batch)
     prompts = check_prompts(text.prompt)
     negative = text.negative_prompt or [""]

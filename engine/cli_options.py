@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "sgg", "euler", 28
+DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
 
@@ -45,6 +45,15 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     str | None,
     _option("--dtype", panel=_MODEL, help="float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32."),
+]
+LinearsOption = Annotated[
+    str | None,
+    _option(
+        "--linears",
+        panel=_MODEL,
+        shown=DEFAULT_LINEARS,
+        help="native, or fp8: the large matrices of the blocks, approximately.",
+    ),
 ]
 
 RuleOption = Annotated[
@@ -148,6 +157,7 @@ class Source:
     family: str | None = None
     device: str | None = None
     dtype: str | None = None
+    linears: str | None = None
 
 
 @dataclass(frozen=True)

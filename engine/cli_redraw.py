@@ -26,7 +26,7 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
     record = read_record(chunk, str(path))
     origin = record.origin
     model, family = (source.model, source.family) if source.model else (origin.source, origin.family)
-    job = recorded_job(record, Source(model, family, source.device, origin.dtype), text.image)
+    job = recorded_job(record, Source(model, family, source.device, origin.dtype, origin.linears), text.image)
     _, plan = record.resolve(job.engine)
     device = job.engine.device.type
     if device != origin.device:
@@ -50,6 +50,7 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
 def _refuse_options(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Raise ``ValueError`` for an option whose value the record holds."""
     given = asdict(run) | {"guidance": rule.text, "dtype": source.dtype, "grid": output.grid} | rule.flags
+    given |= {"linears": source.linears}
     given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}
     for name, value in given.items():
         if value is not None:

@@ -13,7 +13,7 @@ from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec, SiTSpec
 
-from .cli_options import DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .cli_options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .device import resolve_device, resolve_dtype
 from .engine import Engine
 from .images import check_pixels
@@ -31,7 +31,8 @@ def open_engine(source: Source) -> Engine:
     dtype = resolve_dtype(source.dtype, device)
     name = source.model or DEFAULT_MODEL
     refuse_size(name)
-    engine = Engine.from_pretrained(name, family=source.family, device=device, dtype=dtype)
+    linears = source.linears or DEFAULT_LINEARS
+    engine = Engine.from_pretrained(name, family=source.family, device=device, dtype=dtype, linears=linears)
     if not isinstance(engine.spec, SiTSpec):
         raise ValueError(f"{name!r} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
     check_pixels(engine.spec.channels)

@@ -13,6 +13,8 @@ from segue.kernels import dispatch
 from segue.models.bundled import BUNDLED, bundled_files
 
 from .device import resolve_device, resolve_dtype
+from .fp8_error import quick_fp8_error
+from .linears import check_linears
 
 PACKAGES = ("segue", "torch", "triton", "numpy", "safetensors", "pillow", "typer", "rich")
 OPTIONAL = ("diffusers", "transformers", "xformers", "torchmetrics", "matplotlib", "accelerate", "nvidia-ml-py")
@@ -28,6 +30,7 @@ def report() -> dict[str, Any]:
         "attention": _attention_backends(),
         "default": {"device": str(device), "dtype": str(resolve_dtype(None, device)).removeprefix("torch.")},
         "kernels": _kernels(),
+        "fp8": {model: _fp8(model) for model in BUNDLED},
         "models": {name: _bundled(name) for name in BUNDLED},
     }
 
@@ -96,6 +99,17 @@ def _kernels() -> dict[str, str]:
     device = resolve_device(None)
     chosen = dispatch.select_kernels(device, resolve_dtype(None, device)).chosen
     return {operation: f"{backend} ({reason})" for operation, (backend, reason) in chosen.items()}
+
+
+def _fp8(model: str) -> dict[str, float] | str:
+    """The relative error of ``linears="fp8"`` on a bundled model with the defaults, or why it cannot work here."""
+    device = resolve_device(None)
+    try:
+        check_linears("fp8", device, resolve_dtype(None, device))
+        error = quick_fp8_error(model, device, resolve_dtype(None, device))
+    except (ValueError, FileNotFoundError) as reason:
+        return str(reason)
+    return {"error of a network evaluation": round(error.evaluation, 4), "error of a run": round(error.run, 4)}
 
 
 def _bundled(name: str) -> dict[str, str] | str:

@@ -13,7 +13,7 @@ from .presets import parse_rule
 from .program import Program
 from .sampler import run_program
 
-QUICK_RULE, QUICK_LABELS, QUICK_STEPS = "sgg", (0, 9), 8
+QUICK_RULE, QUICK_LABELS, QUICK_STEPS = "sgg", (0, 9), 4
 
 
 @dataclass(frozen=True)

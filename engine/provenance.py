@@ -44,11 +44,12 @@ class Origin:
     weights: str
     device: str
     dtype: str
+    linears: str = "native"
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None) -> "Origin":
         dtype = str(engine.dtype).removeprefix("torch.")
-        return cls(source, family, engine.spec.name, fingerprint(engine.models), engine.device.type, dtype)
+        return cls(source, family, engine.spec.name, fingerprint(engine.models), engine.device.type, dtype, engine.linears)
 
 
 @dataclass(frozen=True)
