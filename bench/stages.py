@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from segue.engine.core import EngineCore
 from segue.engine.graph import CudaCapture
+from segue.engine.linears import check_linears
 from segue.engine.plan import Plan
 from segue.engine.program import Program, ProgramKey
 from segue.engine.sampler import run_program
@@ -13,9 +15,14 @@ from segue.kernels.dispatch import REFERENCE, Kernels
 from .cases import Workload
 
 
-def program_draw(workload: Workload, plan: Plan, kernels: Kernels, graphs: bool) -> Callable[[], Tensor]:
-    """A function that draws the batch with these kernels, captured or not; returns [B, C, H, W] fp32."""
-    engine = workload.engine
+def program_draw(
+    workload: Workload, plan: Plan, kernels: Kernels, graphs: bool, engine: EngineCore | None = None
+) -> Callable[[], Tensor]:
+    """A function that draws the batch with these kernels, captured or not; returns [B, C, H, W] fp32.
+
+    ``engine`` replaces the workload's: the same networks with other linears.
+    """
+    engine = engine or workload.engine
     program = Program(ProgramKey.of(plan, workload.batch), plan, engine.models, engine.device, kernels)
     if graphs:
         program.use_graphs(CudaCapture(engine.device))
@@ -29,8 +36,25 @@ def program_draw(workload: Workload, plan: Plan, kernels: Kernels, graphs: bool)
     return draw
 
 
-def engine_stages(workload: Workload, plan: Plan, echo: Callable[[str], None]) -> dict[str, Callable[[], Tensor]]:
-    """Stages by name, cumulative; a stage that this machine or this engine does not have is reported and left out."""
+def fp8_engine(workload: Workload, echo: Callable[[str], None]) -> EngineCore | None:
+    """The workload's networks with fp8 linears beside their own; None, with the reason, where they cannot be."""
+    engine = workload.engine
+    networks = dict(engine.models)
+    try:
+        check_linears("fp8", engine.device, engine.dtype)
+        return EngineCore(networks.pop("main"), networks, engine.device, engine.dtype, linears="fp8")
+    except ValueError as error:
+        echo(f"fp8: not run, {error}")
+        return None
+
+
+def engine_stages(
+    workload: Workload, plan: Plan, fp8: EngineCore | None, echo: Callable[[str], None]
+) -> dict[str, Callable[[], Tensor]]:
+    """Stages by name, cumulative; a stage that this machine or this engine does not have is reported and left out.
+
+    ``fp8`` is an engine of the same networks with fp8 linears, whose stage is an approximation.
+    """
     engine = workload.engine
     stages = {"engine, plain kernels": program_draw(workload, plan, REFERENCE, graphs=False)}
     if engine.selection.kernels == REFERENCE or engine.device.type != "cuda":
@@ -41,5 +65,9 @@ def engine_stages(workload: Workload, plan: Plan, echo: Callable[[str], None]) -
         echo(f"stage graph: not run, it needs a CUDA device and this is {engine.device}")
     else:
         stages["+ graph"] = program_draw(workload, plan, engine.selection.kernels, graphs=True)
-    echo("stages fp8 and reuse: not run, the engine has neither fp8 layers nor reused guidance directions")
+    if fp8 is not None and engine.device.type != "cuda":
+        echo(f"stage fp8: not run, on {engine.device} the reference computes its numbers, not its speed")
+    elif fp8 is not None:
+        stages["+ fp8 linears"] = program_draw(workload, plan, fp8.selection.kernels, graphs=True, engine=fp8)
+    echo("stage reuse: not run, it is part of a rule (refresh=N) and is measured with that")
     return stages

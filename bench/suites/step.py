@@ -2,13 +2,15 @@
 
 from functools import partial
 
+from segue.engine.core import EngineCore
+from segue.engine.fp8_error import fp8_error
 from segue.engine.plan import Plan
 
 from ..cases import BenchModel, Workload
 from ..published import WATERFALL, StagedSampler, stage_flops
 from ..rows import Row
 from ..session import Session
-from ..stages import engine_stages
+from ..stages import engine_stages, fp8_engine
 from ..timing import Statistic, interleave, paired_ratio
 from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload
 
@@ -32,7 +34,9 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, rule: st
     workload, calls = load_workload(session, model, batch), session.settings.calls
     if session.passes(NAME, case, gate_rules(workload, {rule: model.rule(rule)}, calls)[rule]):
         plan = workload.plan(model.rule(rule), calls)
-        session.commit(live_set_rows(session, workload, plan, case) + waterfall_rows(session, workload, plan, case))
+        fp8 = fp8_engine(workload, session.echo)
+        rows = live_set_rows(session, workload, plan, case) + waterfall_rows(session, workload, plan, fp8, case)
+        session.commit(rows + ([] if fp8 is None else fp8_rows(session, workload, plan, fp8, case)))
 
 
 def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -> list[Row]:
@@ -58,7 +62,18 @@ def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -
     return rows
 
 
-def waterfall_rows(session: Session, workload: Workload, plan: Plan, case: str) -> list[Row]:
+def fp8_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore, case: str) -> list[Row]:
+    """What fp8 linears change: one network evaluation and the whole run, relative to the engine without them."""
+    conditions, state, seeds = workload.conditions(plan), workload.state(plan), list(range(workload.batch))
+    error = fp8_error(workload.engine, fp8, lambda engine: engine.prepare(plan, conditions, seeds, state))
+    measured = {"error of a network evaluation": error.evaluation, "error of a run": error.run}
+    return [
+        session.row(NAME, case, "fp8 linears", metric, "relative", Statistic(value, value, value, 1))
+        for metric, value in measured.items()
+    ]
+
+
+def waterfall_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore | None, case: str) -> list[Row]:
     """Each optimisation switched on in turn.  Stages that this machine cannot run are named with the reason."""
     settings = session.settings
     conditions, state = workload.conditions(plan), workload.state(plan)
@@ -66,7 +81,7 @@ def waterfall_rows(session: Session, workload: Workload, plan: Plan, case: str) 
     for name, stages in WATERFALL.items():
         sampler = StagedSampler(workload.engine.models, plan, workload.batch, stages)
         draws[name], flops[name] = partial(sampler.run, conditions, state), stage_flops(plan, stages)
-    draws |= engine_stages(workload, plan, session.echo)
+    draws |= engine_stages(workload, plan, fp8, session.echo)
     seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
     first, rows = next(iter(seconds)), []
     for name, values in seconds.items():
