@@ -6,7 +6,7 @@ A term names a branch ``k`` (which condition, which network), a weight over the 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from segue.kernels.attention import PERTURBATIONS
 
@@ -141,13 +141,33 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
+
+    ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
+    ``has_memory``: it depends on the calls before.
+    """
+
+    needs_reference = True
+    has_memory = False
+    zero_steps = 0
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
+        return f"{type(self).__name__} ({numbers})"
+
+
+@dataclass(frozen=True)
 class Guidance:
-    """A sum of terms on top of the conditional prediction; no terms is unguided sampling."""
+    """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
 
     terms: tuple[Term, ...] = ()
+    correction: Correction | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "terms", tuple(self.terms))
+        if not isinstance(self.correction, Correction | None):
+            raise TypeError(f"a correction is made by Rescale, CFGZeroStar or APG, got {self.correction!r}")
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
@@ -155,7 +175,9 @@ class Guidance:
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
-        return Guidance(self.terms + other.terms)
+        if self.correction and other.correction:
+            raise ValueError(f"a rule holds one correction, got {self.correction} and {other.correction}")
+        return Guidance(self.terms + other.terms, self.correction or other.correction)
 
     def needs_schedule(self) -> str:
         """What in the rule has no meaning at one noise level alone, only along a schedule; empty if nothing."""
@@ -166,6 +188,8 @@ class Guidance:
                 return f"the delta {term.weight.delta:g}"
             if term.refresh > 1:
                 return f"the reuse of directions for {term.refresh} calls"
+        if self.correction and (self.correction.has_memory or self.correction.zero_steps):
+            return f"the correction {self.correction}"
         return ""
 
     def within(self, window: Window) -> "Guidance":
@@ -173,7 +197,7 @@ class Guidance:
         for term in self.terms:
             if term.window != EVERYWHERE:
                 raise ValueError(f"a term already has the window {term.window}; give windows in one place")
-        return Guidance(tuple(replace(term, window=window) for term in self.terms))
+        return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
 
     def reused(self, refresh: int) -> "Guidance":
         """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
@@ -181,7 +205,7 @@ class Guidance:
         The weights stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
         ``refresh=1`` is the exact rule.
         """
-        return Guidance(tuple(replace(term, refresh=refresh) for term in self.terms))
+        return replace(self, terms=tuple(replace(term, refresh=refresh) for term in self.terms))
 
 
 Unguided = Guidance

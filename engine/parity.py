@@ -43,8 +43,9 @@ def sample_as_diffusers(
     """
     if (plan.masks < plan.spec.channels).any():
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")
-    if plan.kept:
-        raise ValueError("numerics='diffusers' evaluates every branch at every call, and the rule reuses directions")
+    if plan.kept or plan.guidance.correction:
+        extra = plan.guidance.correction or "reused directions"
+        raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls
     scheduler.set_begin_index(first)

@@ -13,7 +13,14 @@ from segue.models.spec import ModelSpec
 from .guidance import Branch, Exit, Guidance, Perturb
 from .schedule import Schedule
 from .solvers import Solver, get_solver
-from .term_weights import channel_masks, coverage_warnings, evaluated_calls, refresh_intervals, resolve_weights
+from .term_weights import (
+    channel_masks,
+    coverage_warnings,
+    evaluated_calls,
+    reference_branch,
+    refresh_intervals,
+    resolve_weights,
+)
 
 SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
 
@@ -56,6 +63,7 @@ class Plan:
     steps: np.ndarray  # [N] step (from 0) that each call belongs to
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
+    silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     table: np.ndarray  # [N, 7] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
@@ -74,8 +82,12 @@ class Plan:
 
     @cached_property
     def live(self) -> tuple[tuple[int, ...], ...]:
-        """The branches evaluated at each call: the conditional one and those with a weight, unless a direction is reused."""
-        return tuple((0, *(int(k) + 1 for k in np.flatnonzero(row))) for row in self.evaluated)
+        """The branches evaluated at each call: the conditional one and those with a weight, unless a direction is reused.
+
+        None where the velocity is zero.
+        """
+        rows = zip(self.evaluated, self.silent, strict=True)
+        return tuple(() if silent else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, silent in rows)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -105,9 +117,13 @@ class Plan:
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
 
     def coefficients(self) -> np.ndarray:
-        """``[N, 1 + K, C']`` factors of the branch outputs; they sum to one.  C' is 1, or C where channels differ."""
+        """``[N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
+
+        C' is 1, or C where channels differ.
+        """
         weak = -(self.weights * self.evaluated)[:, :, None] * self._channel_factors  # [N, K, C']
-        return np.concatenate([1 - weak.sum(axis=1, keepdims=True), weak], axis=1)
+        whole = np.where(self.silent, 0.0, 1.0)[:, None, None]
+        return np.concatenate([whole - weak.sum(axis=1, keepdims=True), weak], axis=1)
 
     def reused_weights(self) -> np.ndarray:
         """``[N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
@@ -155,8 +171,19 @@ class Plan:
         return evaluations, blocks, flops
 
     def combines_early(self, live: tuple[int, ...]) -> bool:
-        """Whether branches that share a head are combined before the last projection; a kept direction needs them apart."""
-        return all(self.masks[i - 1] >= self.spec.channels and i not in self.kept for i in live if i)
+        """Whether branches that share a head are combined before the last projection."""
+        return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
+
+    @cached_property
+    def reference(self) -> int | None:
+        """The branch that the rule's correction acts on, if it acts on one."""
+        return reference_branch(self.guidance, self.branches, self.spec)
+
+    def keeps_apart(self, live: tuple[int, ...]) -> bool:
+        """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
+        if self.guidance.correction and self.reference is None and (len(live) > 1 or self.kept):
+            return True
+        return any(i == self.reference or i in self.kept for i in live)
 
     @cached_property
     def cost(self) -> Cost:
@@ -251,6 +278,9 @@ def compile_plan(
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
+    reference_branch(guidance, branches, spec)
+    zero_steps = guidance.correction.zero_steps if guidance.correction else 0
+    weights[:zero_steps] = 0.0
     warnings += coverage_warnings(guidance, sigmas[:-1])
     steps = np.array([row.step for row in rows])
     return Plan(
@@ -264,6 +294,7 @@ def compile_plan(
         sigmas=np.array([row.sigma for row in rows]),
         steps=steps,
         weights=weights[steps],
+        silent=steps < zero_steps,
         evaluated=evaluated_calls(weights[steps], refresh_intervals(guidance, branches)),
         masks=channel_masks(guidance, branches, spec.channels),
         table=table,

@@ -37,7 +37,8 @@ def run_cells(plan: Plan) -> list[tuple[str, str, str, str, str, str]]:
         rows, blocks, flops = plan.call_cost(run.live)
         first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
         weights = plan.weights[run.start : run.stop]
-        names = ["cond", *(f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in run.live[1:])]
+        names = [str(plan.branches[0])] if run.live else ["none: the velocity is zero"]
+        names += [f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in run.live[1:]]
         reused = (weights * ~plan.evaluated[run.start : run.stop]).any(axis=0)
         names += [f"{plan.branches[k + 1]} reused (w {_span(weights[:, k])})" for k in reused.nonzero()[0]]
         calls, levels = f"{run.start + 1}-{run.stop}", f"{first:.4f}-{last:.4f}"

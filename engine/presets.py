@@ -5,6 +5,7 @@ A rule is ``NAME`` or ``NAME:OPTION=VALUE,...``; rules add with ``+``::
     sgg      cfg:scale=3      slg:layers=7,8,weight=2      cfg:scale=4.5,window=steps:1-14 + slg:weight=3,layers=7-9
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from segue.models.spec import ModelSpec
 
+from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
 from .selection import parse_integers
@@ -64,7 +66,7 @@ def parse_reference(text: str) -> str | int:
 
 
 def _number_text(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
+    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
 
 
 def _value_text(option: str, value: Any) -> str:
@@ -95,6 +97,11 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
+    "phi": parse_number,
+    "zero_steps": parse_integer,
+    "momentum": parse_number,
+    "radius": parse_number,
+    "eta": parse_number,
     "model": str,
 }
 
@@ -147,6 +154,9 @@ KINDS = {
         ("refresh",),
         lambda scale, weight, layer, switch: _segmented(CFG(scale), EarlyExit(weight, layer), switch),
     ),
+    "rescale": RuleKind("rescaled deviation", ("phi",), (), Rescale),
+    "zero-star": RuleKind("optimized scale", (), ("zero_steps",), CFGZeroStar),
+    "apg": RuleKind("adaptive projection", ("momentum", "radius", "eta"), (), APG),
 }
 
 # --- parsing ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segue.kernels.dispatch import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
 
+from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 from .guidance import Branch
 from .plan import Plan
@@ -27,8 +28,8 @@ from .solvers import Solver
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``kept`` are the branches whose directions are reused.  ``calls`` is a capacity: a program also serves shorter runs, so
-    only a run of more calls than any before builds anew.
+    ``kept`` are the branches whose directions are reused, ``correction`` is the kind, not its numbers.  ``calls`` is a
+    capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
     batch: int
@@ -37,6 +38,7 @@ class ProgramKey:
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
     kept: tuple[int, ...]
+    correction: type
     stochastic: bool
     calls: int
     conditions: int
@@ -51,7 +53,8 @@ class ProgramKey:
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         sizes = batch, plan.height, plan.width
-        return cls(*sizes, plan.branches, masks, plan.kept, solver.stochastic, capacity, conditions, text)
+        rule = plan.branches, masks, plan.kept, type(plan.guidance.correction)
+        return cls(*sizes, *rule, solver.stochastic, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -75,8 +78,7 @@ class Program:
         self.solver_table = torch.zeros(entries, plan.table.shape[1], device=device)
         self.coefficient_table = torch.zeros(entries, len(key.branches), channels, device=device)
         self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
-        self.directions = torch.zeros(len(key.kept), *shape, device=device)  # ``c - k`` of the last call that evaluated k
-        self.reuse_table = torch.zeros(entries, len(key.kept), channels, device=device)
+        self.combination = Combination(plan, shape, entries, device, kernels)
         self.rows = {}
         for name in dict.fromkeys(branch.model for branch in key.branches):
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
@@ -117,12 +119,11 @@ class Program:
         self.plan = plan
         self.x.copy_(noise)
         self.history.zero_()
-        self.directions.zero_()
         self.call.zero_()
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64))
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
-        self._fill(self.reuse_table, plan.reused_weights()[:, [i - 1 for i in plan.kept]])
+        self.combination.load(plan)
         times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
         self._fill(self.time_table, index)
         for rows in self.rows.values():
@@ -140,26 +141,21 @@ class Program:
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
         update = StateUpdate(self.x, self.history, row[:, 1:], noise)
-        output = self._reusing_output(live, scale) if self.key.kept else self.guided_output(live, scale, update=update)
+        output = self._output(live, scale, update)
         if output is not None:
             self.kernels.solver_update(update.x, output, update.history, update.noise, update.row)
         self.call += 1
 
-    def _reusing_output(self, live: tuple[int, ...], scale: Tensor) -> Tensor:
-        """:meth:`guided_output` plus the directions of branches that do not run now; those that run leave theirs anew."""
-        if set(live) & set(self.key.kept):
+    def _output(self, live: tuple[int, ...], scale: Tensor, update: StateUpdate) -> Tensor | None:
+        """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
+        if not live:
+            return torch.zeros_like(self.x)
+        if self.plan.keeps_apart(live):
             outputs = dict(zip(live, self.branch_outputs(live), strict=True))
-            for direction, branch in zip(self.directions, self.key.kept, strict=True):
-                if branch in live:
-                    torch.sub(outputs[0], outputs[branch], out=direction)
-            coefficients = self._looked_up(self.coefficient_table)
-            total = sum(coefficients[:, i, :, None, None] * output for i, output in outputs.items())
-        else:
-            total = self.guided_output(live, scale)
-        weights = self._looked_up(self.reuse_table)
-        for k, direction in enumerate(self.directions):
-            total = torch.addcmul(total, weights[:, k, :, None, None], direction)
-        return total
+            return self.combination.combine(self.x, outputs, self._looked_up(self.coefficient_table), self.call)
+        if self.key.kept:
+            return self.combination.with_reused(self.guided_output(live, scale), self.call)
+        return self.guided_output(live, scale, update=update)
 
     def _looked_up(self, table: Tensor) -> Tensor:
         """The rows [B, ...] of ``table`` at each sample's call."""
@@ -208,4 +204,4 @@ class Program:
 
     def state(self) -> tuple[Tensor, ...]:
         """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""
-        return self.x, self.history, self.directions, self.call
+        return self.x, self.history, self.call, *self.combination.memory()

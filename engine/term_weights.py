@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from segue.models.spec import ModelSpec
+
+from .correction import OptimizedScale
 from .guidance import COND, Branch, Guidance
 
 
@@ -90,3 +93,24 @@ def evaluated_calls(weights: np.ndarray, intervals: np.ndarray) -> np.ndarray:
             evaluated[call, k] = live and age % interval == 0
             age = age + 1 if live else 0
     return evaluated
+
+
+def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: ModelSpec) -> int | None:
+    """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
+
+    Raises ``ValueError`` for a correction that does not fit the terms or the network.
+    """
+    correction = guidance.correction
+    if correction is None or not correction.needs_reference:
+        return None
+    others = [i for i, branch in enumerate(branches) if branch.condition != "cond"]
+    if len(others) != 1:
+        raise ValueError(f"{correction} corrects one term with another condition, and the rule has {len(others)}")
+    if isinstance(correction, OptimizedScale) and spec.prediction == "epsilon":
+        raise ValueError(f"{correction} acts on velocities, and {spec.name} predicts noise")
+    terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
+    if any(term.channels is not None for term in terms):
+        raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")
+    if any(term.refresh > 1 for term in terms):
+        raise ValueError(f"{correction} needs {branches[others[0]]} at every call, and the rule reuses its directions")
+    return others[0]

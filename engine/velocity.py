@@ -68,7 +68,7 @@ class GuidedVelocity:
     def at_calls(self, x: Tensor, calls: np.ndarray) -> Tensor:
         """The velocity at rows ``calls`` [B] of the loaded plan.
 
-        Directions that the rule reuses are those of the call before; after any other call they are computed anew.
+        What the rule carries from call to call comes from the call before; after any other it starts anew.
         """
         program, plan = self.program, self.plan
         program.x.copy_(x)
@@ -76,6 +76,7 @@ class GuidedVelocity:
         # samples at different levels share one call: a branch that is dead for some has weight zero there
         live = {branch for call in set(calls.tolist()) for branch in plan.live[call]}
         if self._last is None or (calls != self._last + 1).any():
+            program.combination.forget()
             live |= {branch for branch in plan.kept if plan.weights[calls, branch - 1].any()}
         self._last = calls
         program.advance(tuple(sorted(live)))

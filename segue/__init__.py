@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # `segue --help` do not wait for torch.
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
+    "segue.engine.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.engine": ("Engine", "SampleRun"),
     "segue.engine.guidance": (
         "CFG",

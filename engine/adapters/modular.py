@@ -29,6 +29,8 @@ TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 def _check_rule(rule: Guidance) -> Guidance:
     if not isinstance(rule, Guidance):
         raise TypeError(f"guidance must be a Guidance rule or its text, such as 'cfg:scale=4.5', got {rule!r}")
+    if rule.correction:
+        raise ValueError(f"a guider adds terms up, and the rule has the correction {rule.correction}")
     for term in rule.terms:
         network = term.branch.network
         skips = term.branch.condition == "cond" and isinstance(network, Perturb) and network.kind == "skip"

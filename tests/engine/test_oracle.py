@@ -1,6 +1,7 @@
 """The test that matters most: random plans against the naive sampler, and the work done against the work planned."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
 from tiny_models import tiny_sit
 
-from segue import CFG, AutoGuidance, EarlyExit, Engine, Guidance, PerturbedLayers, SkipLayer, Window
+from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
 from segue.engine.plan import branch_path
 from segue.engine.schedule import Schedule
 
@@ -90,6 +91,20 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
 
 
+def random_correction(rng: random.Random, guidance: Guidance, spec) -> Guidance:
+    """None, or one that the terms and the network allow; reused directions rule out those that act on a term."""
+    others = {term.branch for term in guidance.terms if term.branch.condition != "cond"}
+    kinds = ["none"] * 4 + ["rescale"] * 2
+    if len(others) == 1 and all(term.channels is None and term.refresh == 1 for term in guidance.terms):
+        kinds += ["apg"] * 4 + ["zero-star"] * 4 * (spec.prediction != "epsilon")
+    kind = rng.choice(kinds)
+    if kind == "rescale":
+        return Rescale(rng.uniform(0, 1))
+    if kind == "apg":
+        return APG(rng.choice((0.0, -0.5, 0.3)), rng.choice((math.inf, 2.0)), rng.choice((0.0, 1.0, 0.5)))
+    return CFGZeroStar(rng.choice((0, 0, 1))) if kind == "zero-star" else Guidance()
+
+
 def random_schedule(rng: random.Random, steps: int, solver: str) -> Schedule:
     """Equal or random steps; of these none is ten times another, which multistep solvers would amplify rounding by."""
     start = rng.choice((1.0, 0.99)) if solver != "euler-maruyama" else 1.0
@@ -145,6 +160,7 @@ def test_random_plans_equal_the_naive_sampler(engines, chunk):
         channels = rng.choice((None, None, None, 2))  # one choice per case: terms on one branch must agree
         guidance = sum((random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3))), Guidance())
         guidance = guidance.reused(rng.choice((1, 1, 2, 3)))
+        guidance += random_correction(rng, guidance, spec)
         plan = random_plan(rng, engine, guidance, steps, solver)
         schedule = plan.schedule
         labels = [rng.randrange(spec.num_classes) for _ in range(batch)]

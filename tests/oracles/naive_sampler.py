@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segue.engine.correction import OptimizedScale, RescaledDeviation
 from segue.engine.guidance import Branch, Exit, Guidance, Perturb
 from segue.engine.window import Window
 from segue.kernels.dispatch import DIFFERENTIABLE
@@ -108,21 +109,28 @@ class NaiveSampler:
         return term.weight.base + term.weight.delta * (1 - 2 * position)
 
     def output(self, branch: Branch, y: Tensor, sigma: float) -> Tensor:
-        """Velocity ``eps - x0`` of one branch at state ``y``."""
+        """What the network of one branch says at state ``y``: noise, or a velocity in either direction."""
         model = self.models[branch.model]
         labels = branch_labels(branch, self.labels, self.models["main"].spec)
         if self.discrete:
             index = self.indices[self.sigmas.index(sigma)]
-            alpha, s = self.levels[index]
-            x = (alpha + s) * y  # the variance-preserving state
-            eps = full_forward(model, x, float(index), labels, branch.network)
-            return eps - (x - s * eps) / alpha
+            x = sum(self.levels[index]) * y  # the variance-preserving state
+            return full_forward(model, x, float(index), labels, branch.network)
         time = {"sigma": sigma, "data_time": 1 - sigma}[model.spec.time]
-        out = full_forward(model, y, time, labels, branch.network)
-        return -out if model.spec.prediction == "data_velocity" else out
+        return full_forward(model, y, time, labels, branch.network)
+
+    def as_velocity(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
+        """The velocity ``eps - x0`` that an output means."""
+        if self.discrete:
+            alpha, s = self.levels[self.indices[self.sigmas.index(sigma)]]
+            return output - ((alpha + s) * y - s * output) / alpha
+        return -output if self.models["main"].spec.prediction == "data_velocity" else output
 
     def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
         """The guided velocity; a branch with ``refresh`` n runs at every n-th of the consecutive calls that weigh it."""
+        correction = self.guidance.correction
+        if correction and step < correction.zero_steps:
+            return torch.zeros_like(y)
         conditional = self.output(Branch(), y, sigma)
         guided = conditional.clone()
         terms: dict[Branch, list] = {}
@@ -135,24 +143,42 @@ class NaiveSampler:
             if not weight:
                 continue
             if age % same[0].refresh == 0:
-                self.kept[branch] = (conditional - self.output(branch, y, sigma)) / self.velocity_per_output(sigma)
-            correction = weight * self.velocity_per_output(sigma) * self.kept[branch]
+                self.kept[branch] = self.output(branch, y, sigma)
+                self.kept[branch] = self.difference(conditional, self.kept[branch], weight, y, sigma, branch)
+            difference = weight * self.kept[branch]
             if same[0].channels is not None:
-                correction[:, same[0].channels :] = 0
-            guided += correction
-        return guided
+                difference[:, same[0].channels :] = 0
+            guided += difference
+        if isinstance(correction, RescaledDeviation):
+            for own, mean in zip(guided, conditional, strict=True):
+                own *= correction.phi * mean.std() / own.std() + 1 - correction.phi
+        return self.as_velocity(guided, y, sigma)
 
-    def velocity_per_output(self, sigma: float) -> float:
-        """What a change of the network's own output by one changes in the velocity, up to the sign."""
-        if not self.discrete:
-            return 1.0
-        alpha, s = self.levels[self.indices[self.sigmas.index(sigma)]]
-        return 1 + s / alpha
+    def difference(self, conditional: Tensor, other: Tensor, weight: float, y: Tensor, sigma: float, branch: Branch) -> Tensor:
+        """``c - k``, or what a correction makes of it, sample by sample."""
+        correction, changed = self.guidance.correction, torch.empty_like(y)
+        if branch.condition == "cond" or correction is None or isinstance(correction, RescaledDeviation):
+            return conditional - other
+        for i, (c, u) in enumerate(zip(conditional, other, strict=True)):
+            if isinstance(correction, OptimizedScale):
+                fitted = (c * u).sum() / (u * u).sum() * u
+                changed[i] = (fitted + (1 + weight) * (c - fitted) - c) / weight
+                continue
+            c0, u0 = (y[i] - sigma * self.as_velocity(o[None], y[i : i + 1], sigma)[0] for o in (c, u))
+            d = c0 - u0 + correction.momentum * self.average.get(i, 0.0)
+            self.average[i] = d
+            d = d * min(1.0, correction.radius / float(d.norm()))
+            parallel = (d * c0).sum() / (c0 * c0).sum() * c0
+            clean = d - parallel + correction.eta * parallel
+            zero = torch.zeros_like(c)  # x0 is affine in the output: its slope turns one change into the other
+            slope = [-sigma * self.as_velocity(o[None], y[i : i + 1], sigma)[0] for o in (zero, zero + 1)]
+            changed[i] = clean / (slope[1] - slope[0])
+        return changed
 
     @torch.no_grad()
     def run(self, solver: str, noise: Tensor, loop_noise=None) -> Tensor:
         y, previous = noise.double(), None
-        self.kept, self.ages = {}, {}
+        self.kept, self.ages, self.average = {}, {}, {}
         if self.discrete:
             y = y / sum(self.levels[self.indices[0]])
         for i, (s, t) in enumerate(zip(self.sigmas, self.sigmas[1:], strict=False)):

@@ -1,0 +1,95 @@
+"""Combining branches that must stay apart: for directions that later calls reuse, and for corrections with a reduction."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.kernels.dispatch import Kernels
+
+from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
+from .plan import Plan
+
+CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
+
+
+def correction_rows(plan: Plan) -> np.ndarray:
+    """``[N, 7]`` numbers of the rule's correction at every call, see :data:`CORRECTION_COLUMNS`."""
+    correction, rows = plan.guidance.correction, np.zeros((plan.calls, len(CORRECTION_COLUMNS)))
+    m, n = plan.parameterization.velocity(plan.sigmas)
+    rows[:, 0], rows[:, 1] = 1 - plan.sigmas * m, -plan.sigmas * n
+    if plan.reference is not None:
+        rows[:, 2] = 1 + plan.weights[:, plan.reference - 1]
+    for column, name in enumerate(CORRECTION_COLUMNS[3:], start=3):
+        rows[:, column] = getattr(correction, name, 0.0)
+    return rows
+
+
+class Combination:
+    """The device tables and the memory of one program's rule: ``directions`` [kept, B, C, H, W] and ``average``, fp32."""
+
+    def __init__(self, plan: Plan, shape: tuple[int, int, int, int], entries: int, device: torch.device, kernels: Kernels):
+        """``entries`` is the capacity of the tables in calls; ``shape`` [B, C, H, W] that of the state."""
+        self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
+        self.kind = type(plan.guidance.correction)
+        self.directions = torch.zeros(len(self.kept), *shape, device=device)  # c - k of the last call that evaluated k
+        self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, device=device)
+        channels = plan.reused_weights().shape[2]
+        self.reuse_table = torch.zeros(entries, len(self.kept) * channels, device=device)
+        self.correction_table = torch.zeros(entries, len(CORRECTION_COLUMNS), device=device)
+
+    def load(self, plan: Plan) -> None:
+        """Put the numbers of a run into the tables and forget the run before."""
+        reused = plan.reused_weights()[:, [i - 1 for i in self.kept]].reshape(plan.calls, -1)
+        for table, values in ((self.reuse_table, reused), (self.correction_table, correction_rows(plan))):
+            table[: plan.calls].copy_(torch.from_numpy(values))
+        self.forget()
+
+    def forget(self) -> None:
+        """Start a new run: no direction is known, and no average."""
+        for memory in self.memory():
+            memory.zero_()
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """What a call leaves for those after it."""
+        return self.directions, self.average
+
+    def combine(self, y: Tensor, outputs: Mapping[int, Tensor], coefficients: Tensor, call: Tensor) -> Tensor:
+        """The guided output [B, C, H, W] fp32 at the state ``y`` from the outputs of the live branches, fp32.
+
+        coefficients [B, branches, C'] of this call; call [B] int64.
+        """
+        conditional = outputs[0]
+        for direction, branch in zip(self.directions, self.kept, strict=True):
+            if branch in outputs:
+                torch.sub(conditional, outputs[branch], out=direction)
+        numbers = self.kernels.gather_rows(self.correction_table, call)  # [B, 7]
+        corrected = self.reference if self.reference in outputs else None
+        total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
+        for i, output in outputs.items():
+            if i not in (0, corrected):
+                total = torch.addcmul(total, coefficients[:, i, :, None, None], output - conditional)
+        total = self.with_reused(total, call)
+        if self.kind is RescaledDeviation:
+            total = self.kernels.rescale(total, conditional, numbers[:, 3])
+        return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
+
+    def with_reused(self, total: Tensor, call: Tensor) -> Tensor:
+        """``total`` plus the directions of branches that do not run now."""
+        if not self.kept:
+            return total
+        weights = self.kernels.gather_rows(self.reuse_table, call).unflatten(1, (len(self.kept), -1))
+        for k, direction in enumerate(self.directions):
+            total = torch.addcmul(total, weights[:, k, :, None, None], direction)
+        return total
+
+    def _corrected(self, y: Tensor, conditional: Tensor, reference: Tensor, numbers: Tensor) -> Tensor:
+        """The conditional output and its corrected difference from the reference."""
+        state, output, scale, _, momentum, radius, eta = numbers.unbind(1)
+        if self.kind is OptimizedScale:
+            return self.kernels.cfg_zero_star(conditional, reference, scale)
+        state, output = state[:, None, None, None], output[:, None, None, None]
+        clean = [torch.addcmul(state * y, output, prediction) for prediction in (conditional, reference)]
+        guided = self.kernels.adaptive_projection(*clean, self.average, scale, momentum, radius, eta)
+        return (guided - state * y) / output
