@@ -204,6 +204,29 @@ def test_our_network_differs_from_the_pipelines_by_roundings(engine, name):
     assert difference <= 20 * torch.finfo(engine.dtype).eps * expected.square().mean().sqrt()
 
 
+def test_outputs_of_our_network_are_rounded_before_they_are_combined(engine, monkeypatch):
+    """What the scheduler gets is the combination, in the model's dtype, of outputs in the model's dtype."""
+    outputs, given = [], []
+    branch_outputs, step = Program.branch_outputs, type(engine.pipe.scheduler).step
+
+    def noted_outputs(program, live):
+        outputs.append(dict(zip(live, branch_outputs(program, live), strict=True)))
+        return list(outputs[-1].values())
+
+    def noted_step(scheduler, output, *args, **kwargs):
+        given.append(output)
+        return step(scheduler, output, *args, **kwargs)
+
+    monkeypatch.setattr(Program, "branch_outputs", noted_outputs)
+    monkeypatch.setattr(type(engine.pipe.scheduler), "step", noted_step)
+    plan = from_engine(engine, RULE).plan
+    assert len(given) == plan.calls
+    for call, guided in enumerate(given):
+        rounded = {i: output.to(engine.dtype) for i, output in outputs[call].items()}
+        assert guided.dtype == engine.dtype
+        assert torch.equal(guided, combine_as_diffusers(plan, call, rounded))
+
+
 def test_both_numerics_draw_the_same_picture(engine):
     """They differ by roundings only: a few of the model's dtype per call, amplified by a guided network."""
     runs = [engine.generate("a leaf", "x", RULE, steps=5, seeds=[3], numerics=name).latents for name in ("diffusers", "segue")]
