@@ -14,6 +14,8 @@ from segue.kernels.dispatch import REFERENCE, Kernels
 
 from .cases import Workload
 
+REUSE = "+ directions reused once"
+
 
 def program_draw(
     workload: Workload, plan: Plan, kernels: Kernels, graphs: bool, engine: EngineCore | None = None
@@ -55,19 +57,29 @@ def engine_stages(
 
     ``fp8`` is an engine of the same networks with fp8 linears, whose stage is an approximation.
     """
-    engine = workload.engine
+    engine, last = workload.engine, workload.engine
+    on_cuda = engine.device.type == "cuda"
     stages = {"engine, plain kernels": program_draw(workload, plan, REFERENCE, graphs=False)}
-    if engine.selection.kernels == REFERENCE or engine.device.type != "cuda":
+    if engine.selection.kernels == REFERENCE or not on_cuda:
         echo(f"stage fused kernels: not run, {'; '.join(engine.selection.explain())}")
     else:
         stages["+ fused kernels"] = program_draw(workload, plan, engine.selection.kernels, graphs=False)
-    if engine.device.type != "cuda":
+    if not on_cuda:
         echo(f"stage graph: not run, it needs a CUDA device and this is {engine.device}")
     else:
         stages["+ graph"] = program_draw(workload, plan, engine.selection.kernels, graphs=True)
-    if fp8 is not None and engine.device.type != "cuda":
+    if fp8 is not None and not on_cuda:
         echo(f"stage fp8: not run, on {engine.device} the reference computes its numbers, not its speed")
     elif fp8 is not None:
-        stages["+ fp8 linears"] = program_draw(workload, plan, fp8.selection.kernels, graphs=True, engine=fp8)
-    echo("stage reuse: not run, it is part of a rule (refresh=N) and is measured with that")
+        stages["+ fp8 linears"], last = program_draw(workload, plan, fp8.selection.kernels, graphs=True, engine=fp8), fp8
+    reused = reusing(workload, plan)
+    if reused.cost.evaluations == plan.cost.evaluations:
+        echo(f"stage reuse: not run, in {plan.calls} calls no direction is used twice")
+    else:
+        stages[REUSE] = program_draw(workload, reused, last.selection.kernels, graphs=on_cuda, engine=last)
     return stages
+
+
+def reusing(workload: Workload, plan: Plan) -> Plan:
+    """The plan with every guidance direction used for two calls: an approximation."""
+    return workload.plan(plan.guidance.reused(2), plan.calls)

@@ -43,11 +43,11 @@ def fp8_error(exact: EngineCore, fp8: EngineCore, load: Callable[[EngineCore], P
         for own, true in zip(program.state(), reference.state(), strict=True):
             own.copy_(true)
         scale = reference.kernels.gather_rows(reference.solver_table, reference.call)[:, 0]
-        worst = max(worst, _deviation(program.branch_output(0, scale), reference.branch_output(0, scale)))
+        worst = max(worst, relative_deviation(program.branch_output(0, scale), reference.branch_output(0, scale)))
         reference.advance(live)
     program = load(fp8)
     run_program(program)
-    return Fp8Error(worst, _deviation(program.x, reference.x))
+    return Fp8Error(worst, relative_deviation(program.x, reference.x))
 
 
 def quick_fp8_error(source: str, device: torch.device, dtype: torch.dtype) -> Fp8Error:
@@ -59,5 +59,6 @@ def quick_fp8_error(source: str, device: torch.device, dtype: torch.dtype) -> Fp
     return fp8_error(exact, fp8, lambda engine: engine.load(plan, QUICK_LABELS, list(seeds), noise))
 
 
-def _deviation(value: Tensor, reference: Tensor) -> float:
+def relative_deviation(value: Tensor, reference: Tensor) -> float:
+    """Root mean square of the difference over that of ``reference``."""
     return float((value.double() - reference.double()).norm() / reference.double().norm())

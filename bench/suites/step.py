@@ -3,14 +3,14 @@
 from functools import partial
 
 from segue.engine.core import EngineCore
-from segue.engine.fp8_error import fp8_error
+from segue.engine.fp8_error import fp8_error, relative_deviation
 from segue.engine.plan import Plan
 
 from ..cases import BenchModel, Workload
 from ..published import WATERFALL, StagedSampler, stage_flops
 from ..rows import Row
 from ..session import Session
-from ..stages import engine_stages, fp8_engine
+from ..stages import REUSE, engine_stages, fp8_engine, reusing
 from ..timing import Statistic, interleave, paired_ratio
 from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload
 
@@ -36,7 +36,7 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, rule: st
         plan = workload.plan(model.rule(rule), calls)
         fp8 = fp8_engine(workload, session.echo)
         rows = live_set_rows(session, workload, plan, case) + waterfall_rows(session, workload, plan, fp8, case)
-        session.commit(rows + ([] if fp8 is None else fp8_rows(session, workload, plan, fp8, case)))
+        session.commit(rows + error_rows(session, workload, plan, fp8, case))
 
 
 def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -> list[Row]:
@@ -62,15 +62,17 @@ def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -
     return rows
 
 
-def fp8_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore, case: str) -> list[Row]:
-    """What fp8 linears change: one network evaluation and the whole run, relative to the engine without them."""
+def error_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore | None, case: str) -> list[Row]:
+    """What the approximations change, relative to the engine without them: one network evaluation, the whole run."""
     conditions, state, seeds = workload.conditions(plan), workload.state(plan), list(range(workload.batch))
-    error = fp8_error(workload.engine, fp8, lambda engine: engine.prepare(plan, conditions, seeds, state))
-    measured = {"error of a network evaluation": error.evaluation, "error of a run": error.run}
-    return [
-        session.row(NAME, case, "fp8 linears", metric, "relative", Statistic(value, value, value, 1))
-        for metric, value in measured.items()
-    ]
+    exact = workload.sampler(plan)().clone()
+    reused = relative_deviation(workload.sampler(reusing(workload, plan))(), exact)
+    measured = [(REUSE, "error of a run", reused)]
+    if fp8 is not None:
+        error = fp8_error(workload.engine, fp8, lambda engine: engine.prepare(plan, conditions, seeds, state))
+        name = "fp8 linears"
+        measured += [(name, "error of a network evaluation", error.evaluation), (name, "error of a run", error.run)]
+    return [session.row(NAME, case, *key, "relative", Statistic(value, value, value, 1)) for *key, value in measured]
 
 
 def waterfall_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore | None, case: str) -> list[Row]:

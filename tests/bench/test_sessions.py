@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from segue.bench.cases import BenchModel
 from segue.bench.correctness import FP32_BOUND, Gate, gate, relative_error
 from segue.bench.rows import read_rows
 from segue.bench.session import Settings
+from segue.bench.stages import REUSE
 from segue.bench.suites import run_suite, scaling
 from segue.bench.timing import Statistic
+from segue.engine.core import resolve_plan
 
 TINY = "sit-s/2@64:128"  # 12 layers of width 64 on 64 tokens
 SOME = Statistic(1.0, 0.9, 1.1, 3)
@@ -71,8 +74,19 @@ def test_the_step_suite_shows_each_stage_saving_work(make_session, flop_timer):
     assert set(calls) == {"cond + uncond", "cond + cond skip 7,8,9"}
     for row in calls.values():
         assert row.value == pytest.approx(row.expected, rel=1e-3)
-    for stage in ("fused kernels", "graph", "fp8"):
+    for stage in ("fused kernels", "graph", "fp8", "reuse"):
         assert sum(stage in line and "not run" in line for line in session.lines) == 1
+
+
+def test_the_step_suite_shows_what_reused_directions_save_and_their_error(make_session, flop_timer):
+    session = make_session(flop_timer, models=(TINY,), steps=4)
+    run_suite("step", session)
+    gains = {row.variant: row.value for row in session.rows if row.metric == "speed-up over the published algorithm"}
+    model = BenchModel.parse(TINY)
+    exact, reused = (resolve_plan({"main": model.spec}, model.rule("sgg").reused(n), 4).cost for n in (1, 2))
+    assert gains[REUSE] / gains["engine, plain kernels"] == pytest.approx(exact.flops / reused.flops, rel=0.02)
+    (error,) = [row.value for row in session.rows if row.variant == REUSE and row.metric == "error of a run"]
+    assert 0 < error < 1
 
 
 def test_the_scaling_suite_finds_the_exponents_of_the_work(monkeypatch, make_session, flop_timer):
