@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from live_sets import engine_of
+from live_sets import load as load_run
 from tiny_models import tiny_sit
 
 from segue import CFG, SGG, Engine, SkipLayer, Window
@@ -65,6 +67,65 @@ def test_other_numbers_do_not_capture_again():
         assert torch.equal(run(load(engine, plan, seed=steps)), captured)
         program.graphs = kept
     assert recorder.captures == 2
+
+
+@pytest.fixture(params=["sit", "dit", "sd3.5-medium"])
+def recorded(request):
+    """``recorded(rule, seed=0, batch=2, **plan options)`` runs a rule to its end and returns the captures that it took."""
+    engine = engine_of(request.param, device="cpu")
+    recorder = engine._capture = Recorder()
+
+    def captures(rule, seed=0, batch=2, **options) -> int:
+        before = recorder.captures
+        program = load_run(engine, engine.plan(rule, **options), batch, seed)
+        assert torch.isfinite(run(program)).all()
+        return recorder.captures - before
+
+    return captures
+
+
+def test_what_lies_in_tables_and_buffers_does_not_capture_again(recorded):
+    assert recorded(RULE, steps=6) == 2
+    assert recorded(RULE, steps=6, seed=5) == 0  # other labels or prompts, noise and seeds
+    assert recorded(SGG(CFG(7.5), SkipLayer(0.5, (1, 3)), 0.5), steps=6) == 0
+    assert recorded(SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.8), steps=6) == 0
+    assert recorded(SGG(CFG(lambda sigma: 1 + sigma), SkipLayer(2.0, (1, 3), delta=0.5), 0.5), steps=6) == 0
+    assert recorded(RULE, schedule=[0.9, 0.77, 0.5, 0.2, 0.0]) == 0
+    assert recorded(RULE, steps=2) == recorded(RULE, steps=28) == 0
+    assert recorded(RULE, steps=6, solver="dpm++2m") == recorded(RULE, steps=6, solver="heun") == 0
+    assert recorded(RULE, steps=6) == 0
+
+
+def test_another_shape_batch_or_live_set_captures_again(recorded):
+    assert recorded(RULE, steps=6) == 2
+    assert recorded(RULE, steps=6, batch=3) == 2
+    assert recorded(RULE, steps=6, height=8, width=4) == 2
+    assert recorded(SGG(CFG(3.0), SkipLayer(2.0, (2,)), 0.5), steps=6) == 2  # another weak branch
+    assert recorded(CFG(3.0), steps=6) == 1
+    assert recorded(CFG(3.0, channels=2), steps=6) == 1
+    assert recorded(CFG(3.0).reused(2), steps=6) == 2  # calls that evaluate a direction, and calls that reuse it
+    assert recorded(CFG(3.0), steps=6, solver="euler-maruyama") == 1  # noise inside the step
+    # the same branches in a set that has not occurred: with windows that overlap all three are live
+    both = CFG(3.0, window=Window.sigma(0.4, 1.0)) + SkipLayer(2.0, (1, 3), window=Window.sigma(0.0, 0.6))
+    assert recorded(both, steps=6) == 1
+    assert recorded(RULE, steps=6) == 0  # everything before is still there
+
+
+def test_another_dtype_is_another_engine_with_captures_of_its_own():
+    recorders = {dtype: Recorder() for dtype in (torch.float32, torch.bfloat16)}
+    for dtype, recorder in recorders.items():
+        engine = engine_of("sit", device="cpu", dtype=dtype)
+        engine._capture = recorder
+        for seed in range(2):
+            run(load_run(engine, engine.plan(RULE, steps=6), 2, seed))
+    assert [recorder.captures for recorder in recorders.values()] == [2, 2]
+
+
+def test_runs_beyond_the_capacity_of_the_tables_capture_once_more(recorded):
+    """Tables hold 32 calls, then 64, 128, ...: the one case in which the step count matters."""
+    assert recorded(RULE, steps=32) == 2
+    assert recorded(RULE, steps=33) == 2
+    assert recorded(RULE, steps=64) == recorded(RULE, steps=5) == 0
 
 
 @pytest.mark.parametrize("steps", [1, 32])
