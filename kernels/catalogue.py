@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, corrections, mlp, philox, qkv, readout
+from . import adaln, attention, combine, corrections, fp8, mlp, philox, qkv, readout
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def cases(size: Size) -> Iterator[Case]:
     yield from _norms(size)
     yield from _attention(size)
     yield from _linears(size)
+    yield from _quantised(size)
     yield from _readouts(size)
     yield from _updates(size)
 
@@ -148,10 +149,10 @@ def _norms(size: Size) -> Iterator[Case]:
             modulation = make(size.rows, vectors * size.width)[:, None].chunk(vectors, dim=-1)
             return (*(make(*shape) for _ in range(states)), *modulation)
 
-        fp8 = operation.endswith("fp8")
-        traffic = adaln.bytes_moved(*shape, 2, states == 2, outputs, fp8)
+        in_fp8 = operation.endswith("fp8")
+        traffic = adaln.bytes_moved(*shape, 2, states == 2, outputs, in_fp8)
         work = adaln.flops(*shape, states == 2, outputs)
-        yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=89 if fp8 else 80)
+        yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=89 if in_fp8 else 80)
 
 
 def _attention(size: Size) -> Iterator[Case]:
@@ -202,6 +203,18 @@ def _linears(size: Size) -> Iterator[Case]:
         counts = (count, rows * size.text)
         traffic = sum(mlp.bytes_moved(n, width, 3 * width, 2) for n in counts)
         yield _case(mlp, "grouped_linear", size, grouped, traffic, mlp.flops(sum(counts), width, 3 * width))
+
+
+def _quantised(size: Size) -> Iterator[Case]:
+    for width, gelu in ((size.width, False), (4 * size.width, True)):
+        shape = (size.rows, size.tokens, width)
+
+        def arguments(make: Factory, shape: tuple[int, ...] = shape, gelu: bool = gelu) -> tuple[Tensor, bool]:
+            return make(*shape), gelu
+
+        traffic, work = fp8.bytes_moved(*shape, 2), fp8.flops(*shape, gelu)
+        variant = "with GELU" if gelu else ""
+        yield _case(fp8, "quantize_rows", size, arguments, traffic, work, minimum_capability=89, variant=variant)
 
 
 def _readouts(size: Size) -> Iterator[Case]:

@@ -88,7 +88,7 @@ def quantize_kernel(
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     for token in range(first, tl.minimum(first + TOKENS, tokens)):
-        b_x = tl.load(p_x + row * x_row + token.to(tl.int64) * x_token + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_x = tl.load(p_x + row * x_row + token * x_token + o_d, mask=m_d, other=0.0).to(tl.float32)
         if GELU:
             # x / 2 (1 + tanh(z)) = x / (1 + 2^(-2 z log2 e)) with z = sqrt(2 / pi) (x + 0.044715 x^3)
             b_x = b_x / (1.0 + tl.exp2(b_x * (-2.302208198144325 - 0.1029432395800235 * b_x * b_x)))
