@@ -140,6 +140,29 @@ def test_an_mmdit_equals_diffusers_with_naive_layers(kind, seed):
     check_moved(out, plain)
 
 
+@pytest.mark.parametrize("kind", ["sd3", "sd3.5-medium"])
+@torch.no_grad()
+def test_rows_of_an_mmdit_equal_branches_evaluated_alone(kind, seed):
+    pytest.importorskip("diffusers")
+    from tiny_sd3 import tiny_transformer
+
+    fp8 = quantize_linears(MMDiT.from_diffusers(tiny_transformer(kind, 6), share=False))
+    depth, generator = fp8.spec.depth, torch.Generator().manual_seed(seed)
+    x = torch.randn(SAMPLES, 4, 8, 8, generator=generator)
+    texts = [
+        TextCondition(torch.randn(SAMPLES, 7, 24, generator=generator), torch.randn(SAMPLES, 20, generator=generator))
+        for _ in range(2)
+    ]
+    skipping = Path(0, tuple(SKIP if layer in (2, 4) else FULL for layer in range(depth)))
+    paths = (Path.full(0, depth), Path.full(1, depth), skipping)
+    rows = fp8.rows(SAMPLES, 8, 8, row_blocks=3, slots=2, times=SAMPLES, conditions=2 * SAMPLES, text_tokens=7)
+    rows.load(torch.linspace(100, 900, SAMPLES).double(), texts)
+    index = torch.arange(SAMPLES)
+    for i, one in enumerate(paths):
+        together = rows.forward(x, index, RowLayout(paths, depth), torch.eye(3)[i].expand(SAMPLES, 3))
+        check_same(together, rows.forward(x, index, RowLayout((one,), depth), torch.ones(SAMPLES, 1)))
+
+
 # --- which layers, and whose memory ------------------------------------------------------------------------------------
 
 
