@@ -9,7 +9,7 @@ from tiny_models import tiny_sit
 from segue import CFG, SGG, Engine, SkipLayer, Window
 from segue.engine.graph import WARM_UP_STEPS, CapturedStep
 
-RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)
+RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 2)), 0.5)
 
 
 class Recorder:
@@ -58,7 +58,7 @@ def test_other_numbers_do_not_capture_again():
     recorder = Recorder()
     load(engine, engine.plan(RULE, steps=6)).use_graphs(recorder)
     for scale, switch, steps, schedule in ((3.0, 0.5, 6, "linear"), (1.5, 0.3, 11, "shift"), (7.0, 0.8, 28, "shift=2")):
-        rule = SGG(CFG(scale), SkipLayer(scale / 2, (1, 3)), switch)
+        rule = SGG(CFG(scale), SkipLayer(scale / 2, (1, 2)), switch)
         plan = engine.plan(rule, steps=steps, schedule=schedule)
         program = load(engine, plan, seed=steps)
         assert program.graphs is not None
@@ -87,9 +87,9 @@ def recorded(request):
 def test_what_lies_in_tables_and_buffers_does_not_capture_again(recorded):
     assert recorded(RULE, steps=6) == 2
     assert recorded(RULE, steps=6, seed=5) == 0  # other labels or prompts, noise and seeds
-    assert recorded(SGG(CFG(7.5), SkipLayer(0.5, (1, 3)), 0.5), steps=6) == 0
-    assert recorded(SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.8), steps=6) == 0
-    assert recorded(SGG(CFG(lambda sigma: 1 + sigma), SkipLayer(2.0, (1, 3), delta=0.5), 0.5), steps=6) == 0
+    assert recorded(SGG(CFG(7.5), SkipLayer(0.5, (1, 2)), 0.5), steps=6) == 0
+    assert recorded(SGG(CFG(3.0), SkipLayer(2.0, (1, 2)), 0.8), steps=6) == 0
+    assert recorded(SGG(CFG(lambda sigma: 1 + sigma), SkipLayer(2.0, (1, 2), delta=0.5), 0.5), steps=6) == 0
     assert recorded(RULE, schedule=[0.9, 0.77, 0.5, 0.2, 0.0]) == 0
     assert recorded(RULE, steps=2) == recorded(RULE, steps=28) == 0
     assert recorded(RULE, steps=6, solver="dpm++2m") == recorded(RULE, steps=6, solver="heun") == 0
@@ -106,7 +106,7 @@ def test_another_shape_batch_or_live_set_captures_again(recorded):
     assert recorded(CFG(3.0).reused(2), steps=6) == 2  # calls that evaluate a direction, and calls that reuse it
     assert recorded(CFG(3.0), steps=6, solver="euler-maruyama") == 1  # noise inside the step
     # the same branches in a set that has not occurred: with windows that overlap all three are live
-    both = CFG(3.0, window=Window.sigma(0.4, 1.0)) + SkipLayer(2.0, (1, 3), window=Window.sigma(0.0, 0.6))
+    both = CFG(3.0, window=Window.sigma(0.4, 1.0)) + SkipLayer(2.0, (1, 2), window=Window.sigma(0.0, 0.6))
     assert recorded(both, steps=6) == 1
     assert recorded(RULE, steps=6) == 0  # everything before is still there
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fresh_process import run_cases
+from fresh_process import has_slow_cases, run_cases
 
 CASES = sorted((Path(__file__).parent / "interpreter").glob("*_cases.py"))
 
@@ -11,6 +11,12 @@ CASES = sorted((Path(__file__).parent / "interpreter").glob("*_cases.py"))
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_engine_in_the_interpreter(file):
     run_cases(file, interpret=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", filter(has_slow_cases, CASES), ids=lambda file: file.stem)
+def test_slow_cases_in_the_interpreter(file):
+    run_cases(file, interpret=True, slow=True)
 
 
 @pytest.mark.gpu

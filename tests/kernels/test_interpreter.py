@@ -6,7 +6,7 @@ By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/cases/adaln_cases.py``.
 from pathlib import Path
 
 import pytest
-from fresh_process import run_cases
+from fresh_process import has_slow_cases, run_cases
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*_cases.py"))
 
@@ -14,6 +14,12 @@ CASES = sorted((Path(__file__).parent / "cases").glob("*_cases.py"))
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_cases_in_the_interpreter(file):
     run_cases(file, interpret=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", filter(has_slow_cases, CASES), ids=lambda file: file.stem)
+def test_slow_cases_in_the_interpreter(file):
+    run_cases(file, interpret=True, slow=True)
 
 
 @pytest.mark.gpu

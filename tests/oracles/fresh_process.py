@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 
-def run_cases(file: Path, interpret: bool) -> None:
-    """All cases of one test file must run and pass; ``interpret``: Triton kernels on the CPU, in numpy."""
+def has_slow_cases(file: Path) -> bool:
+    return "pytest.mark.slow" in file.read_text()
+
+
+def run_cases(file: Path, interpret: bool, slow: bool = False) -> None:
+    """The cases of one test file, or its slow ones, must run and pass; ``interpret``: Triton kernels on the CPU, in numpy."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTEST_", "SEGUE_K"))}
     environment |= {"OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file.name]
+    command += ["-m", "slow" if slow else "not slow"]
     result = subprocess.run(command, cwd=file.parent, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{result.stdout[-6000:]}\n{result.stderr[-2000:]}"
     assert re.search(r"\b\d+ passed", result.stdout), result.stdout[-2000:]
