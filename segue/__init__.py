@@ -33,9 +33,11 @@ _MODULES = {
     "segue.engine.solvers": ("Solver", "euler_maruyama"),
     "segue.engine.window": ("Window",),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+# Classes on top of diffusers' own, made when they are first asked for: a star import leaves them, and diffusers, alone.
+_ON_DIFFUSERS = {"segue.engine.adapters.modular": ("SegmentedGuidance",)}
+_HOMES = {name: module for module, names in (_MODULES | _ON_DIFFUSERS).items() for name in names}
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
 
 def __getattr__(name: str):
@@ -45,4 +47,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *_HOMES]

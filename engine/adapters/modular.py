@@ -2,7 +2,7 @@
 
 ::
 
-    from segue.engine.adapters.modular import SegmentedGuidance
+    from segue import SegmentedGuidance
 
     pipe.update_components(guider=SegmentedGuidance(SGG(CFG(4.5), SkipLayer(3.0, (7, 8, 9)), switch=0.74)))
 
