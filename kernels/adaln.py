@@ -1,8 +1,8 @@
 """Adaptive layer norm (adaLN): LayerNorm, modulation and the gated residual around it.
 
 Every operation of this file is one pass over the hidden state: ``h' = h + gate * y`` rounded to the dtype of ``h`` and
-written back, then ``LayerNorm(h') * (1 + scale) + shift`` once or twice.  Source: DiT (arXiv 2212.09748), adaLN-Zero block;
-two modulated outputs of one norm: the dual-attention blocks of SD3.5.
+written back, then ``LayerNorm(h') * (1 + scale) + shift`` once or twice.  Source: DiT (arXiv 2212.09748), adaLN-Zero block; two
+modulated outputs of one norm, and two residuals before it: the dual-attention blocks of SD3.5.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def modulated_norm2(
     return torch.addcmul(shift, n, 1 + scale).to(h.dtype), torch.addcmul(shift2, n, 1 + scale2).to(h.dtype)
 
 
-def residual_modulated_norm2(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, shift2: Tensor, scale2: Tensor, eps: float = 1e-6
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``h += gate * y`` in place, then :func:`modulated_norm2`; returns ``(h, n, n2)``."""
+def residual2_modulated_norm(
+    h: Tensor, y: Tensor, y2: Tensor, gate: Tensor, gate2: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """``h += gate * y + gate2 * y2`` in place, then ``modulated_norm(h)``: ``(h, n)``; the kernel rounds ``h`` once."""
     gated_residual(h, y, gate)
-    return h, *modulated_norm2(h, shift, scale, shift2, scale2, eps)
+    return residual_modulated_norm(h, y2, gate2, shift, scale, eps)
 
 
 def modulated_norm_fp8(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -85,11 +85,21 @@ def residual_modulated_norm_differentiable(
     return h, modulated_norm(h, shift, scale, eps)
 
 
+def residual2_modulated_norm_differentiable(
+    h: Tensor, y: Tensor, y2: Tensor, gate: Tensor, gate2: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """:func:`residual2_modulated_norm` without writing into ``h``, for training."""
+    h = gated_residual_differentiable(h, y, gate)
+    return residual_modulated_norm_differentiable(h, y2, gate2, shift, scale, eps)
+
+
 @jit(do_not_specialize=["tokens"])
 def adaln_kernel(
     p_h,
     p_y,
     p_gate,
+    p_y2,
+    p_gate2,
     p_shift,
     p_scale,
     p_shift2,
@@ -103,6 +113,9 @@ def adaln_kernel(
     y_row,
     y_token,
     gate_row,
+    y2_row,
+    y2_token,
+    gate2_row,
     shift_row,
     scale_row,
     shift2_row,
@@ -111,7 +124,7 @@ def adaln_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TOKENS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    RESIDUALS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     FP8_TOP: tl.constexpr,
 ):
@@ -120,8 +133,10 @@ def adaln_kernel(
     first = tl.program_id(0) * TOKENS
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    if RESIDUAL:
+    if RESIDUALS > 0:
         b_gate = tl.load(p_gate + row * gate_row + o_d, mask=m_d, other=0.0).to(tl.float32)
+    if RESIDUALS > 1:
+        b_gate2 = tl.load(p_gate2 + row * gate2_row + o_d, mask=m_d, other=0.0).to(tl.float32)
     if OUTPUTS > 0:
         b_shift = tl.load(p_shift + row * shift_row + o_d, mask=m_d, other=0.0).to(tl.float32)
         b_scale = tl.load(p_scale + row * scale_row + o_d, mask=m_d, other=0.0).to(tl.float32) + 1.0
@@ -131,9 +146,13 @@ def adaln_kernel(
     for token in range(first, tl.minimum(first + TOKENS, tokens)):
         o_h = row * h_row + token * h_token + o_d
         b_h = tl.load(p_h + o_h, mask=m_d, other=0.0).to(tl.float32)
-        if RESIDUAL:
+        if RESIDUALS > 0:
             b_y = tl.load(p_y + row * y_row + token * y_token + o_d, mask=m_d, other=0.0).to(tl.float32)
-            b_new = (b_h + b_gate * b_y).to(p_h.dtype.element_ty)
+            b_h += b_gate * b_y
+            if RESIDUALS > 1:
+                b_y2 = tl.load(p_y2 + row * y2_row + token * y2_token + o_d, mask=m_d, other=0.0).to(tl.float32)
+                b_h += b_gate2 * b_y2
+            b_new = b_h.to(p_h.dtype.element_ty)
             tl.store(p_h + o_h, b_new, mask=m_d)
             b_h = b_new.to(tl.float32)  # normalise what is stored, so that fused and separate calls agree to the bit
         if OUTPUTS > 0:
@@ -152,34 +171,45 @@ def adaln_kernel(
 
 def _run(
     h: Tensor,
-    residual: tuple[Tensor, Tensor] | None,
+    residuals: tuple[tuple[Tensor, Tensor], ...],
     modulations: tuple[tuple[Tensor, Tensor], ...],
     outputs: tuple[Tensor, ...],
     eps: float = 0.0,
     row_scale: Tensor | None = None,
 ) -> None:
-    """Launch the kernel; ``outputs`` are contiguous [R, L, D], one per (shift, scale) pair."""
+    """Launch the kernel on ``residuals`` of (branch, gate); ``outputs`` are contiguous [R, L, D], one per (shift, scale)."""
     rows, tokens, width = h.shape
     if width > MAX_WIDTH:
         raise ValueError(f"the fused norm holds a row of at most {MAX_WIDTH} channels, got {width}")
     if h.stride(-1) != 1:
         work = h.contiguous()
-        _run(work, residual, modulations, outputs, eps, row_scale)
-        if residual:
+        _run(work, residuals, modulations, outputs, eps, row_scale)
+        if residuals:
             h.copy_(work)
         return
-    y, gate = (dense(residual[0]), _vector(residual[1], h)) if residual else (h, h)
-    if y.shape != h.shape:
-        raise ValueError(f"the residual branch must have the shape {tuple(h.shape)} of the state, got {tuple(y.shape)}")
+    for y, _ in residuals:
+        if y.shape != h.shape:
+            raise ValueError(f"the residual branch must have the shape {tuple(h.shape)} of the state, got {tuple(y.shape)}")
+    (y, gate), (y2, gate2) = [(dense(y), _vector(gate, h)) for y, gate in residuals] + [(h, h)] * (2 - len(residuals))
     (shift, scale), (shift2, scale2) = [(_vector(a, h), _vector(b, h)) for a, b in modulations] + [(h, h)] * (2 - len(outputs))
     n, n2 = (*outputs, h, h)[:2]
     config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096)), architecture(h.device))
-    arguments = {"p_h": h, "p_y": y, "p_gate": gate, "p_shift": shift, "p_scale": scale, "p_shift2": shift2}
+    arguments = {
+        "p_h": h,
+        "p_y": y,
+        "p_gate": gate,
+        "p_y2": y2,
+        "p_gate2": gate2,
+        "p_shift": shift,
+        "p_scale": scale,
+        "p_shift2": shift2,
+    }
     arguments |= {"p_scale2": scale2, "p_n": n, "p_n2": n2, "p_row_scale": h if row_scale is None else row_scale}
     arguments |= {"tokens": tokens, "h_row": h.stride(0), "h_token": h.stride(1), "y_row": y.stride(0), "y_token": y.stride(1)}
+    arguments |= {"y2_row": y2.stride(0), "y2_token": y2.stride(1), "gate2_row": gate2.stride(0)}
     arguments |= {"gate_row": gate.stride(0), "shift_row": shift.stride(0), "scale_row": scale.stride(0)}
     arguments |= {"shift2_row": shift2.stride(0), "scale2_row": scale2.stride(0), "eps": eps, "D": width}
-    arguments |= {"BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "RESIDUAL": residual is not None}
+    arguments |= {"BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "RESIDUALS": len(residuals)}
     arguments |= {"OUTPUTS": len(outputs), "FP8_TOP": 0.0 if row_scale is None else FP8_MAX}
     launch(adaln_kernel, (-(-tokens // config.rows), rows), arguments, config.warps)
 
@@ -199,13 +229,13 @@ def _output(h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def modulated_norm_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """:func:`modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, None, ((shift, scale),), (n,), eps)
+    _run(h, (), ((shift, scale),), (n,), eps)
     return n
 
 
 def gated_residual_triton(h: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """:func:`gated_residual` as one kernel."""
-    _run(h, (y, gate), (), ())
+    _run(h, ((y, gate),), (), ())
     return h
 
 
@@ -214,7 +244,7 @@ def residual_modulated_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """:func:`residual_modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, (y, gate), ((shift, scale),), (n,), eps)
+    _run(h, ((y, gate),), ((shift, scale),), (n,), eps)
     return h, n
 
 
@@ -223,23 +253,23 @@ def modulated_norm2_triton(
 ) -> tuple[Tensor, Tensor]:
     """:func:`modulated_norm2` as one kernel."""
     n, n2 = _output(h), _output(h)
-    _run(h, None, ((shift, scale), (shift2, scale2)), (n, n2), eps)
+    _run(h, (), ((shift, scale), (shift2, scale2)), (n, n2), eps)
     return n, n2
 
 
-def residual_modulated_norm2_triton(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, shift2: Tensor, scale2: Tensor, eps: float = 1e-6
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`residual_modulated_norm2` as one kernel."""
-    n, n2 = _output(h), _output(h)
-    _run(h, (y, gate), ((shift, scale), (shift2, scale2)), (n, n2), eps)
-    return h, n, n2
+def residual2_modulated_norm_triton(
+    h: Tensor, y: Tensor, y2: Tensor, gate: Tensor, gate2: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """:func:`residual2_modulated_norm` as one kernel."""
+    n = _output(h)
+    _run(h, ((y, gate), (y2, gate2)), ((shift, scale),), (n,), eps)
+    return h, n
 
 
 def modulated_norm_fp8_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """:func:`modulated_norm_fp8` as one kernel."""
     q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], device=h.device)
-    _run(h, None, ((shift, scale),), (q,), eps, row_scale)
+    _run(h, (), ((shift, scale),), (q,), eps, row_scale)
     return q, row_scale
 
 
@@ -248,18 +278,18 @@ def residual_modulated_norm_fp8_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`residual_modulated_norm_fp8` as one kernel."""
     q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], device=h.device)
-    _run(h, (y, gate), ((shift, scale),), (q,), eps, row_scale)
+    _run(h, ((y, gate),), ((shift, scale),), (q,), eps, row_scale)
     return h, q, row_scale
 
 
-def bytes_moved(rows: int, tokens: int, width: int, itemsize: int, residual: bool, outputs: int, fp8: bool = False) -> int:
-    """Least device-memory traffic: ``h`` in, with a residual ``y`` in and ``h`` out, each output out, the vectors once."""
+def bytes_moved(rows: int, tokens: int, width: int, itemsize: int, residuals: int, outputs: int, fp8: bool = False) -> int:
+    """Least device-memory traffic: ``h`` in, with residuals each ``y`` in and ``h`` out, each output out, the vectors once."""
     state = rows * tokens * width
     written = outputs * state * (1 if fp8 else itemsize) + (4 * rows * tokens if fp8 else 0)
-    vectors = rows * width * itemsize * (residual + 2 * outputs)
-    return state * itemsize * (3 if residual else 1) + written + vectors
+    vectors = rows * width * itemsize * (residuals + 2 * outputs)
+    return state * itemsize * (2 + residuals if residuals else 1) + written + vectors
 
 
-def flops(rows: int, tokens: int, width: int, residual: bool, outputs: int) -> int:
-    """Residual 2, mean 1, variance 3 and normalisation 1 when there is an output, modulation 2 for each, per element."""
-    return rows * tokens * width * (2 * residual + (5 if outputs else 0) + 2 * outputs)
+def flops(rows: int, tokens: int, width: int, residuals: int, outputs: int) -> int:
+    """Each residual 2, mean 1, variance 3 and normalisation 1 when there is an output, modulation 2 for each, per element."""
+    return rows * tokens * width * (2 * residuals + (5 if outputs else 0) + 2 * outputs)

@@ -141,7 +141,7 @@ def _norms(size: Size) -> Iterator[Case]:
     # operation: states [R, L, D], vectors [R, 1, D], outputs
     operations = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
     if size.dual:
-        operations |= {"modulated_norm2": (1, 4, 2), "residual_modulated_norm2": (2, 5, 2)}
+        operations |= {"modulated_norm2": (1, 4, 2), "residual2_modulated_norm": (3, 4, 1)}
     operations |= {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
     for operation, (states, vectors, outputs) in operations.items():
 
@@ -150,8 +150,8 @@ def _norms(size: Size) -> Iterator[Case]:
             return (*(make(*shape) for _ in range(states)), *modulation)
 
         in_fp8 = operation.endswith("fp8")
-        traffic = adaln.bytes_moved(*shape, 2, states == 2, outputs, in_fp8)
-        work = adaln.flops(*shape, states == 2, outputs)
+        traffic = adaln.bytes_moved(*shape, 2, states - 1, outputs, in_fp8)
+        work = adaln.flops(*shape, states - 1, outputs)
         yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=89 if in_fp8 else 80)
 
 
@@ -248,12 +248,18 @@ def _updates(size: Size) -> Iterator[Case]:
         states = [make.single(*size.latent) for _ in range(4)]
         return *states[:3], states[3] if noise else None, make.single(samples, 6)
 
+    def branches(make: Factory) -> tuple:
+        outputs = make.single(2, samples, size.tokens, size.outputs)
+        return outputs, make.single(samples, 2, size.channels), (0, 1), size.patch, *size.latent[2:]
+
     def correction(make: Factory, states: int, scalars: int) -> tuple[Tensor, ...]:
         return *(make.single(*size.latent) for _ in range(states)), *(make.single(samples) for _ in range(scalars))
 
     def noise(make: Factory) -> tuple:
         return make.counters(samples), make.counters(samples), elements
 
+    traffic, work = combine.combine_bytes_moved(samples, 2, elements, 4), combine.combine_flops(samples, 2, elements)
+    yield _case(combine, "combine_branches", size, branches, traffic, work)
     for noisy in (False, True):
         traffic, work = combine.bytes_moved(samples, elements, noisy), combine.flops(samples, elements, noisy)
         variant = "with noise" if noisy else ""

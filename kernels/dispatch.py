@@ -40,7 +40,7 @@ class Kernels:
     modulated_norm2: Callable = adaln.modulated_norm2
     gated_residual: Callable = adaln.gated_residual
     residual_modulated_norm: Callable = adaln.residual_modulated_norm
-    residual_modulated_norm2: Callable = adaln.residual_modulated_norm2
+    residual2_modulated_norm: Callable = adaln.residual2_modulated_norm
     modulated_norm_fp8: Callable = adaln.modulated_norm_fp8
     residual_modulated_norm_fp8: Callable = adaln.residual_modulated_norm_fp8
     quantize_rows: Callable = fp8.quantize_rows
@@ -70,6 +70,7 @@ DIFFERENTIABLE = replace(
     REFERENCE,
     gated_residual=adaln.gated_residual_differentiable,
     residual_modulated_norm=adaln.residual_modulated_norm_differentiable,
+    residual2_modulated_norm=adaln.residual2_modulated_norm_differentiable,
     linear_gated_residual=partial(mlp.linear_gated_residual, residual=adaln.gated_residual_differentiable),
 )
 TRITON = Kernels(
@@ -77,7 +78,7 @@ TRITON = Kernels(
     modulated_norm2=adaln.modulated_norm2_triton,
     gated_residual=adaln.gated_residual_triton,
     residual_modulated_norm=adaln.residual_modulated_norm_triton,
-    residual_modulated_norm2=adaln.residual_modulated_norm2_triton,
+    residual2_modulated_norm=adaln.residual2_modulated_norm_triton,
     modulated_norm_fp8=adaln.modulated_norm_fp8_triton,
     residual_modulated_norm_fp8=adaln.residual_modulated_norm_fp8_triton,
     quantize_rows=fp8.quantize_rows_triton,

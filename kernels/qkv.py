@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .launch import launch_config
@@ -17,6 +16,15 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, computed in fp32 or better, in the dtype of ``x``.
+
+    Reads or writes ``x`` five times, in any layout, which it keeps; PyTorch's own copies it first, nine in all on the CPU.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (x * torch.rsqrt(norm.square() / x.shape[-1] + eps) * weight).to(x.dtype)
+
+
 def split_heads_norm(
     qkv: Tensor, heads: int, q_weight: Tensor | None = None, k_weight: Tensor | None = None, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,8 +34,7 @@ def split_heads_norm(
     """
     q, k, v = split_heads(qkv, heads)
     if q_weight is not None:
-        q = F.rms_norm(q, q.shape[-1:], q_weight, eps)
-        k = F.rms_norm(k, k.shape[-1:], k_weight, eps)
+        q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
     return q, k, v
 
 
@@ -43,11 +50,14 @@ def joint_heads_norm(
 
     image [R, L, 3 D], text [R, M, 3 D]; weights are (q, k) RMSNorm weights [K] or None -> q, k, v [R, H, L + M, K].
     """
+    if image_weights is None and text_weights is None:
+        return split_heads(torch.cat([image, text], dim=1), heads)
     streams = [
         split_heads_norm(image, heads, *(image_weights or ()), eps=eps),
         split_heads_norm(text, heads, *(text_weights or ()), eps=eps),
     ]
-    q, k, v = (torch.cat(pair, dim=2) for pair in zip(*streams, strict=True))
+    # joined as [R, T, H, K], the order in which they lie and in which the heads are merged after attention
+    q, k, v = (torch.cat([x.transpose(1, 2) for x in pair], dim=1).transpose(1, 2) for pair in zip(*streams, strict=True))
     return q, k, v
 
 

@@ -84,3 +84,21 @@ def residual_modulated_norm(
         h, *rows = kernels.residual_modulated_norm_fp8(h, y, gate, shift, scale, eps)
         return h, Fp8Rows(*rows)
     return kernels.residual_modulated_norm(h, y, gate, shift, scale, eps)
+
+
+def residual2_modulated_norm(
+    h: Tensor,
+    y: Tensor,
+    y2: Tensor,
+    gate: Tensor,
+    gate2: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    layer: nn.Module,
+    kernels: Kernels,
+) -> tuple[Tensor, Tensor | Fp8Rows]:
+    """The record's ``residual2_modulated_norm`` as the input of ``layer``; before one in fp8 the residuals are two passes."""
+    if isinstance(layer, Fp8Linear):
+        h = kernels.gated_residual(h, y, gate)
+        return residual_modulated_norm(h, y2, gate2, shift, scale, layer, kernels)
+    return kernels.residual2_modulated_norm(h, y, y2, gate, gate2, shift, scale)

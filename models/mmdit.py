@@ -13,7 +13,7 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
 
-from .fp8_linear import apply_linear, grouped_linear, modulated_norm, residual_modulated_norm
+from .fp8_linear import apply_linear, grouped_linear, modulated_norm, residual2_modulated_norm, residual_modulated_norm
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
 from .mmdit_spec import MMDiTSpec
 from .rows import Segment
@@ -96,10 +96,12 @@ class JointBlock(nn.Module):
         else:
             n, n2 = kernels.modulated_norm2(h, shift_a, scale_a, *image[6:8])
         y, z = self._joint_attention(n, self._text_norm(c, text, kernels), kernels, segments)
-        if second is not None:
-            h = kernels.gated_residual(h, y, gate_a)
-            y, gate_a = self._image_attention(second, n2, kernels, segments), image[8]
-        h, n = residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.x_block.mlp.fc1, kernels)
+        after = shift_m, scale_m, self.x_block.mlp.fc1, kernels
+        if second is None:
+            h, n = residual_modulated_norm(h, y, gate_a, *after)
+        else:
+            y2 = self._image_attention(second, n2, kernels, segments)
+            h, n = residual2_modulated_norm(h, y, y2, gate_a, image[8], *after)
         h = self.x_block.mlp(h, n, gate_m, kernels)
         if z is not None:
             c, n = residual_modulated_norm(c, z, *text[2:5], self.context_block.mlp.fc1, kernels)

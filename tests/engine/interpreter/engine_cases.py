@@ -31,7 +31,8 @@ SIT_RULES = RULES | {
     "two networks": AutoGuidance(1.0),
     "three channels": CFG(3.0, channels=2),
 }
-EVERY_STEP = {"gather_kernel", "adaln_kernel", "attention_kernel", "linear_kernel", "readout_kernel", "solver_kernel"}
+EVERY_STEP = {"gather_kernel", "adaln_kernel", "attention_kernel", "linear_kernel", "readout_kernel"}
+SEVERAL_READOUTS = ("early exit", "two networks", "three channels")
 
 
 def guard(monkeypatch):
@@ -64,6 +65,17 @@ def check_live_sets(plan, rule: str) -> None:
     assert len(set(plan.live)) == (2 if rule in ("cfg, then both", "segmented", "perturbed") else 1)
 
 
+def check_readout(launches: list, rule: str) -> None:
+    """One kernel reads all branches and updates the state, unless heads, networks or channels differ."""
+    readouts = [launch for launch in launches if launch.name == "readout_kernel"]
+    others = [launch.name for launch in launches if launch.name in ("branches_kernel", "solver_kernel")]
+    if rule in SEVERAL_READOUTS:
+        assert len(readouts) == 2 and not any(launch.arguments["UPDATE"] for launch in readouts)
+        assert others == ["branches_kernel"] * (2 if rule == "two networks" else 1) + ["solver_kernel"]
+    else:
+        assert launches[-1:] == readouts and readouts[0].arguments["UPDATE"] and not others
+
+
 def compare(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert (ours - theirs).abs().max() <= RELATIVE_ERROR * theirs.abs().max()
 
@@ -86,7 +98,10 @@ def test_sit(sit_engines, rule, solver, monkeypatch):
         results.append(run(program, monkeypatch if engine is sit_engines[0] else None))
     compare(results[0][0], results[1][0])
     expected = EVERY_STEP | ({"philox_kernel"} if solver == "euler-maruyama" else set())
+    expected |= {"branches_kernel", "solver_kernel"} if rule in SEVERAL_READOUTS else set()
     assert all({launch.name for launch in seen} == expected for seen in results[0][1])
+    for launches in results[0][1]:
+        check_readout(launches, rule)
     assert not any(results[1][1])
 
 
@@ -148,3 +163,5 @@ def test_mmdit(kind, rules, monkeypatch):
             results.append(run(program, monkeypatch if engine is engines[0] else None))
         compare(results[0][0], results[1][0])
         assert all({launch.name for launch in seen} == EVERY_STEP | {"heads_kernel"} for seen in results[0][1])
+        for launches in results[0][1]:
+            check_readout(launches, rule)

@@ -5,7 +5,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segue.kernels.combine import gather_rows, gather_rows_triton, solver_update, solver_update_triton
+from segue.kernels.combine import (
+    combine_branches,
+    combine_branches_triton,
+    gather_rows,
+    gather_rows_triton,
+    solver_update,
+    solver_update_triton,
+)
 from segue.kernels.philox import normal_noise, normal_noise_triton, random_words, random_words_triton
 from segue.kernels.triton_runtime import observe_launches
 
@@ -41,6 +48,48 @@ def test_solver_update_refuses_a_state_that_it_could_not_write(normal):
     x, history = normal(2, 2, 4, 6, 10)
     with pytest.raises(ValueError, match="must be contiguous"):
         solver_update_triton(x.transpose(2, 3), x, history, None, normal(2, 6))
+
+
+# (row blocks, B, grid of patches, P, C, rows combined): one branch and three, a row block read twice and out of order
+PATCHES = [
+    (1, 1, (1, 1), 1, 1, (0,)),
+    (2, 3, (3, 5), 2, 4, (0, 1)),
+    (3, 2, (7, 9), 2, 16, (2, 0, 1)),
+    (2, 1, (2, 3), 4, 3, (1, 1)),
+]
+
+
+@pytest.mark.parametrize("factors", ["channels", "branches", "none"])
+@pytest.mark.parametrize("shape", PATCHES, ids=str)
+def test_combine_branches(shape, factors, dtype, normal, judge):
+    blocks, batch, (rows, columns), patch, channels, read = shape
+    outputs = normal(blocks, batch, rows * columns, patch * patch * channels + 3, dtype=dtype)[..., 3:]
+    coefficients = normal(batch, len(read) + 1, channels)[:, 1:]
+    coefficients = {"channels": coefficients, "branches": coefficients[..., 0], "none": None}[factors]
+
+    def exact(outputs, coefficients, *_):
+        """Pixel by pixel, from the layout [B, (h w), (p q c)] of patches."""
+        grid = outputs.view(blocks, batch, rows, columns, patch, patch, channels)
+        if coefficients is None:
+            coefficients = outputs.new_ones(batch, len(read))
+        factor = coefficients.view(batch, len(read), -1).expand(-1, -1, channels)
+        total = torch.einsum("jbhwpqc,bjc->bchpwq", grid[list(read)], factor)
+        return total.reshape(batch, channels, rows * patch, columns * patch)
+
+    with observe_launches() as launches:
+        arguments = outputs, coefficients, read, patch, rows * patch, columns * patch
+        judge(combine_branches_triton, combine_branches, *arguments, exact=exact)
+    assert [launch.name for launch in launches] == ["branches_kernel"]
+
+
+def test_combine_branches_refuses_what_does_not_fit(normal):
+    outputs = normal(2, 1, 6, 16)
+    with pytest.raises(ValueError, match=r"rows must name 1 to 7 of 2 row blocks, got \(0, 2\)"):
+        combine_branches_triton(outputs, None, (0, 2), 2, 4, 6)
+    with pytest.raises(ValueError, match=r"coefficients must be \(1, 2\) or \(1, 2, 4\), got \(1, 2, 3\)"):
+        combine_branches_triton(outputs, normal(1, 2, 3), (0, 1), 2, 4, 6)
+    with pytest.raises(ValueError, match="6 patches of 16 numbers do not fill 4 x 8 pixels in patches of 2"):
+        combine_branches_triton(outputs, None, (0, 1), 2, 4, 8)
 
 
 @pytest.mark.parametrize("width", [1, 7, 1024, 4609])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segue.kernels import readout
+from segue.kernels.combine import solver_update, unpatchify
 from segue.kernels.triton_runtime import observe_launches
 
 # (row blocks, B, grid, D, P, C, rows read): odd token counts, one branch and three, a row block read twice and out of order
@@ -56,6 +57,22 @@ def test_project(shape, dtype, normal, judge):
     judge(readout.project_triton, readout.project, h[0], shift[0], scale[0], weight, bias, exact=exact)
 
 
+def test_patches_are_written_where_they_are_wanted(dtype, normal):
+    h, shift, scale, coefficients, rows, weight, bias = operands(normal, SHAPES[1], dtype)
+    head = h[0], shift[0], scale[0], weight, bias
+    patches = torch.empty(3, 2, 63, 16, device=h.device)
+    for module in (readout.project, readout.project_triton):
+        assert module(*head, out=patches[1]).data_ptr() == patches[1].data_ptr()
+        assert torch.equal(patches[1], module(*head))
+    for module in (readout.combine_then_project, readout.combine_then_project_triton):
+        combined = h, shift, scale, coefficients, rows, weight, bias
+        assert module(*combined, out=patches[1]).data_ptr() == patches[1].data_ptr()
+        assert torch.equal(patches[1], module(*combined))
+    assert patches[0].isnan().all() and patches[2].isnan().all()
+    with pytest.raises(ValueError, match=r"out must be contiguous \(2, 63, 16\) torch.float32, got \(2, 16, 63\)"):
+        readout.project_triton(*head, out=torch.empty(2, 16, 63, device=h.device))
+
+
 def test_a_large_mean_does_not_spoil_the_variance(normal):
     """Statistics are merged from blocks of channels: E[x^2] - E[x]^2 would be all rounding here."""
     h = normal(1, 1, 3, 1152) + 4096
@@ -82,8 +99,8 @@ def test_readout_update(shape, noisy, dtype, normal, judge):
         return call
 
     def exact(x, history, row, noise, *rest):
-        output = readout.unpatchify(exact_combination(*rest[:-1]), patch, *x.shape[-2:])
-        readout.solver_update(x, output, history, noise, row)
+        output = unpatchify(exact_combination(*rest[:-1]), patch, *x.shape[-2:])
+        solver_update(x, output, history, noise, row)
         return x, history
 
     kernel, reference = in_place(readout.readout_update_triton), in_place(readout.readout_update)
