@@ -4,7 +4,7 @@ Attached pipelines are counted in ``test_attach`` and its neighbours, run by run
 """
 
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -118,21 +118,15 @@ def comfy_package(monkeypatch):
 def test_the_comfyui_node(comfy_package, transformer, cfg, weight, switch):
     """Conditions that the stand-in evaluates, whole or with layers skipped, over a run of Euler's method."""
     generator = torch.Generator().manual_seed(11)
-    drawn = SimpleNamespace(
-        x=torch.randn(2, 6, 3, 5, generator=generator), cond=torch.randn(2, 7, 6), uncond=torch.randn(2, 7, 6)
-    )
+    x, cond, uncond = (torch.randn(shape, generator=generator) for shape in ((2, 6, 3, 5), (2, 7, 6), (2, 7, 6)))
     settings = {"cfg": cfg, "weight": weight, "layers": "1, 3-4", "switch_by": "sigma", "switch": switch}
     (patched,) = comfy.SegueSegmentedGuidance().apply(model=ModelPatcher(BaseModel()), **settings)
     schedule = flow_shift(6, 3.0)
     for sigma in schedule.sigmas[:-1]:
         level = torch.full((2,), sigma)
-        sampling_function(patched.model, drawn.x, level, drawn.uncond, drawn.cond, 5.0, patched.model_options)
+        sampling_function(patched.model, x, level, uncond, cond, 5.0, patched.model_options)
     rule = SGG(CFG(cfg), SkipLayer(weight, (1, 3, 4)), switch)
     plan = compile_plan(rule, from_sigmas(schedule.sigmas), EULER, diffusers_spec(transformer))
-    made = [
-        ((1, 3, 4) if idle else (), condition == 0)
-        for conditions, idle in patched.model.evaluations
-        for condition in conditions
-    ]
+    made = [(idle, condition == 0) for conditions, idle in patched.model.evaluations for condition in conditions]
     assert made == [_call(plan, i) for live in plan.live for i in live]
     assert len(made) == plan.cost.evaluations
