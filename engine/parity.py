@@ -39,7 +39,8 @@ def sample_as_diffusers(
 
     noise [B, C, H, W], unit normal; latents [B, C, H, W], the clean start of an image-to-image run.  Returns (latents
     [B, C, H, W] in the engine's dtype, calls made).  Raises ``ValueError`` or ``TypeError`` for a scheduler that is not
-    flow-matching or cannot mix a clean start with noise, and for a rule that treats latent channels differently.
+    flow-matching or cannot mix a clean start with noise, and for a rule that is more than terms over all channels at every
+    call.
     """
     if (plan.masks < plan.spec.channels).any():
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")

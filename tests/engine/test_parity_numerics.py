@@ -9,7 +9,7 @@ from counted_rows import counted_rows, planned_rows
 from published_sgg import PublishedSampler, Recipe
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
-from segue import CFG, Engine, SkipLayer, Window
+from segue import CFG, Engine, Rescale, SkipLayer, Window
 from segue.engine.parity import combine_as_diffusers
 from segue.engine.program import Program
 from segue.engine.prompt_plan import DEFAULT_STEPS
@@ -282,6 +282,9 @@ def test_it_takes_the_scheduler_as_it_is(engine):
 def test_what_diffusers_cannot_do_is_refused(engine, monkeypatch):
     with pytest.raises(ValueError, match="numerics='diffusers' guides all latent channels, got channels 3"):
         from_engine(engine, CFG(2.0, channels=3))
+    for rule, extra in ((CFG(2.0) + Rescale(0.5), "Rescale"), (CFG(2.0).reused(2), "reused directions")):
+        with pytest.raises(ValueError, match=f"adds up the terms of each call, and the rule has .*{extra}"):
+            from_engine(engine, rule)
     use_scheduler(engine, monkeypatch, "rounded times")
     with pytest.raises(ValueError, match="UniPCMultistepScheduler has no scale_noise, which diffusers' image-to-image calls"):
         from_engine(engine, None, latents=torch.zeros(2, 4, 8, 8), strength=0.6)
