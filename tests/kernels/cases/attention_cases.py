@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.kernels.attention import (
     PERTURBATIONS,
     attention,
+    attention_sdpa,
     attention_triton,
     perturbed_attention,
+    sdpa_order,
     split_head_dim,
 )
 from segue.kernels.triton_runtime import observe_launches
@@ -28,52 +33,83 @@ SHAPES = [
 ]
 
 
+class Backends:
+    """Both implementations, each of which must be the one that runs: one launch and no SDPA, or SDPA and no launch."""
+
+    def __init__(self, monkeypatch):
+        self.sdpa_calls = 0
+        sdpa = F.scaled_dot_product_attention
+
+        def counted(*arguments, **options):
+            self.sdpa_calls += 1
+            return sdpa(*arguments, **options)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+
+    def _ran(self, function, qkv, launched: list[str], sdpa_calls: int):
+        before = self.sdpa_calls
+        with observe_launches() as launches:
+            out = function(*qkv)
+        assert ([launch.name for launch in launches], self.sdpa_calls - before) == (launched, sdpa_calls)
+        return out
+
+    def own(self, *qkv: torch.Tensor) -> torch.Tensor:
+        return self._ran(attention_triton, qkv, ["attention_kernel"], 0)
+
+    def sdpa(self, *qkv: torch.Tensor) -> torch.Tensor:
+        return self._ran(attention, qkv, [], 1)
+
+
+@pytest.fixture
+def backends(monkeypatch) -> Backends:
+    return Backends(monkeypatch)
+
+
 def token_major(normal, rows, heads, tokens, head_dim, dtype):
     """[R, H, T, K] as the head split leaves it: a view of [R, T, 3, H, K]."""
     return normal(rows, tokens, 3, heads, head_dim, dtype=dtype).unbind(2)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_fp64(shape, dtype, normal, judge):
+def test_against_fp64(shape, dtype, normal, judge, backends):
     rows, heads, queries, keys, head_dim = shape
     q = normal(rows, heads, queries, head_dim, dtype=dtype) * 2
     k, v = normal(2, rows, heads, keys, head_dim, dtype=dtype)
-    with observe_launches() as launches:
-        judge(attention_triton, attention, q, k, v)
-    assert [launch.name for launch in launches] == ["attention_kernel"]
+    judge(backends.own, backends.sdpa, q, k, v)
+    assert backends.sdpa_calls == 2  # in fp64, and in the precision of the kernel
 
 
-def test_the_length_of_stable_diffusion_3(normal, judge):
+def test_the_length_of_stable_diffusion_3(normal, judge, backends):
     """4096 image and 333 text tokens; in fp16, whose tiles are large enough for the interpreter."""
     q, k, v = normal(3, 1, 1, 4429, 64, dtype=torch.float16)
-    judge(attention_triton, attention, q, k, v)
+    judge(backends.own, backends.sdpa, q, k, v)
 
 
 @pytest.mark.parametrize("head_dim", [64, 72])
-def test_views_of_a_fused_projection(head_dim, dtype, normal, judge):
+def test_views_of_a_fused_projection(head_dim, dtype, normal, judge, backends):
     qkv = [x.transpose(1, 2) for x in token_major(normal, 2, 3, 33, head_dim, dtype)]
     assert not qkv[0].is_contiguous()
-    judge(attention_triton, attention, *qkv)
+    judge(backends.own, backends.sdpa, *qkv)
 
 
-def test_row_prefix_and_strided_channels(dtype, normal, judge):
+def test_row_prefix_and_strided_channels(dtype, normal, judge, backends):
     q = normal(4, 2, 31, 64, dtype=dtype)[:2, ..., ::2]
     k, v = normal(2, 4, 2, 45, 32, dtype=dtype)[:, 1:3]
-    judge(attention_triton, attention, q, k, v)
+    judge(backends.own, backends.sdpa, q, k, v)
 
 
-def test_keys_beyond_the_end_are_never_read(normal):
+def test_keys_beyond_the_end_are_never_read(normal, backends):
     """NaN behind the last key must not reach the sum, not even times zero."""
     k, v = normal(2, 1, 1, 70, 32)
     k[:, :, 66:], v[:, :, 66:] = float("nan"), float("nan")
     q = normal(1, 1, 5, 32)
-    out = attention_triton(q, k[:, :, :66], v[:, :, :66])
-    assert torch.allclose(out, attention(q, k[:, :, :66], v[:, :, :66]), atol=1e-5)
+    out = backends.own(q, k[:, :, :66], v[:, :, :66])
+    assert torch.allclose(out, backends.sdpa(q, k[:, :, :66], v[:, :, :66]), atol=1e-5)
 
 
-def test_large_scores_do_not_overflow(dtype, normal, judge):
+def test_large_scores_do_not_overflow(dtype, normal, judge, backends):
     q, k, v = normal(3, 1, 1, 40, 32, dtype=dtype)
-    judge(attention_triton, attention, q * 30, k * 30, v)
+    judge(backends.own, backends.sdpa, q * 30, k * 30, v)
 
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -93,9 +129,10 @@ def test_permuting_the_keys_changes_nothing(normal, seed):
     assert torch.allclose(shuffled, attention_triton(q, k, v), atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens, head_dim", [(1, 16), (21, 72), (199, 32), (63, 128), (5, 64)])
 @pytest.mark.parametrize("kind", PERTURBATIONS)
-def test_perturbed_attention(kind, dtype, normal, judge):
-    q, k, v = (x.transpose(1, 2) for x in token_major(normal, 2, 2, 21, 72, dtype))
+def test_perturbed_attention(kind, tokens, head_dim, dtype, normal, judge):
+    q, k, v = (x.transpose(1, 2) for x in token_major(normal, 2, 2, tokens, head_dim, dtype))
     with observe_launches() as launches:
         judge(
             lambda *qkv: perturbed_attention(*qkv, kind, attend=attention_triton),
@@ -122,3 +159,44 @@ def test_bad_shapes_raise(normal):
         attention_triton(q, k, k[:, :1])
     with pytest.raises(ValueError, match="do not fit"):
         attention_triton(q, k[:, :, :0], k[:, :, :0])
+
+
+# a part of the operator that PyTorch dispatches to for each of its backends
+OPERATORS = {
+    SDPBackend.CUDNN_ATTENTION: "_cudnn_attention",
+    SDPBackend.FLASH_ATTENTION: "_flash_attention",
+    SDPBackend.EFFICIENT_ATTENTION: "_efficient_attention",
+    SDPBackend.MATH: "softmax",
+}
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def orders(device: torch.device) -> list[tuple[SDPBackend, ...]]:
+    """Orders of PyTorch's backends, each with another in front; on the CPU, where an order is not obeyed, each alone."""
+    if device.type != "cuda":
+        return [(SDPBackend.FLASH_ATTENTION,), (SDPBackend.MATH,)]
+    present = sdpa_order(device)[0]
+    return [(first, *(backend for backend in present if backend != first)) for first in present]
+
+
+@pytest.mark.parametrize("tokens", [64, 333])
+def test_library_attention_runs_what_was_asked_for(tokens, normal, device):
+    """The backend that is first in the order runs, alone; all give the own kernel's numbers."""
+    q, k, v = normal(3, 1, 2, tokens, 64, dtype=torch.float16)
+    ours = attention_triton(q, k, v).double()
+    for order in orders(device):
+        with Operators() as ran:
+            theirs = attention_sdpa(q, k, v, order)
+        chosen = [backend for backend, part in OPERATORS.items() if any(part in name for name in ran.names)]
+        assert chosen == [order[0]]
+        # both round probabilities and outputs to fp16: a few times 2^-11 of the largest value
+        assert (theirs.double() - ours).abs().max() < 4 * 2**-11 * v.abs().max()
