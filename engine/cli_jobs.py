@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
@@ -38,7 +39,7 @@ from .provenance import Origin, Record
 from .saved_pipeline import SavedSD3
 from .selection import pair_samples
 from .sources import is_sd3_pipeline, local_source
-from .vae import encode_image
+from .vae import draw_start, load_images
 
 CAPTION_LENGTH = 48
 MOST_CLASSES = 24  # how many are drawn where none are chosen
@@ -147,12 +148,14 @@ class PromptJob(_Job):
         return encoded.select(self.labels)
 
     @cached_property
-    def start(self):
-        """The latent [1, C, H, W] to start from, or None."""
+    def start(self) -> dict[str, Tensor]:
+        """Clean latents to start from and the noise that goes with them; empty where there is no picture."""
         if self.image is None:
-            return None
+            return {}
         with Image.open(self.image) as file:
-            return encode_image(self.engine.pipe, file.convert("RGB"), *self.latent)
+            pixels = load_images(self.engine.pipe, file.convert("RGB"), *self.latent)
+        latents, noise = draw_start(self.engine.pipe, pixels, self.seeds)
+        return {"latents": latents, "noise": noise}
 
     def warm_up(self, plan: Plan) -> None:
         """Build what a run needs before its clock starts."""

@@ -1,34 +1,47 @@
 """The Engine for text-to-image models (SD3, SD3.5), with diffusers' text encoders, scheduler and VAE around it."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.models.mmdit import TextCondition
 
 from .adapters.kdiffusion import Denoiser
-from .core import EngineCore, ScheduleLike, check_seeds
+from .core import ScheduleLike, check_seeds
 from .guidance import Guidance
+from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
+from .pipe_core import PipeCore
 from .plan import Plan
 from .program import Program
-from .prompt_plan import DEFAULT_STEPS, latent_size, resolve_prompt_plan, timed_scheduler
-from .prompts import ENCODERS, PromptEmbeddings, check_prompts, encode_prompts
+from .prompt_plan import (
+    DEFAULT_STEPS,
+    DEFAULT_STRENGTH,
+    check_start,
+    latent_size,
+    resolve_prompt_plan,
+    start_size,
+    timed_scheduler,
+)
+from .prompts import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
 from .sampler import Callback
 from .schedule import Schedule, from_scheduler
 from .solvers import Solver
-from .vae import decode_latents, encode_image
+from .vae import draw_start, load_images
 from .velocity import GuidedVelocity
 
 
 @dataclass(frozen=True)
 class PromptRun:
-    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty without a VAE or when not asked for."""
+    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty without a VAE or when not asked for.
+
+    A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
+    """
 
     latents: Tensor
     plan: Plan
@@ -39,90 +52,8 @@ class PromptRun:
     images: list = field(default_factory=list)
 
 
-class PromptEngine(EngineCore):
-    """Samples from an MMDiT.  ``pipe`` is the diffusers pipeline whose encoders, scheduler and VAE are used, if any."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        pipe: Any = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        graphs: bool | None = None,
-        kernels: str = "auto",
-        linears: str = "native",
-    ):
-        super().__init__(model, None, device, dtype, graphs, kernels, linears)
-        self.pipe = pipe
-
-    @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> "PromptEngine":
-        """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied.
-
-        With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
-        """
-        from segue.models.mmdit import MMDiT
-
-        transformer = pipe.transformer
-        model = MMDiT.from_diffusers(transformer, share=True)
-        return cls(model, pipe, transformer.device, transformer.dtype, graphs, kernels, linears)
-
-    @classmethod
-    def from_folder(
-        cls,
-        folder: str | Path,
-        *,
-        device=None,
-        dtype: torch.dtype | None = None,
-        graphs: bool | None = None,
-        kernels: str = "auto",
-        linears: str = "native",
-    ) -> "PromptEngine":
-        """An engine from a saved diffusers SD3 pipeline (or a hub id).
-
-        With ``linears="fp8"`` the transformer inside ``pipe`` keeps its configuration only: its weights are not held twice.
-        """
-        from diffusers import StableDiffusion3Pipeline
-
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
-        engine = cls.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
-        if linears == "fp8":
-            pipe.transformer.to("meta")
-        return engine
-
-    # --- prompts -------------------------------------------------------------------------------------------------------
-
-    def encode(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = "", *, max_sequence_length: int = 256
-    ) -> PromptEmbeddings:
-        """Encode prompts once for any number of runs; ``negative_prompt=None`` leaves the unconditional branch out."""
-        pipe = self._need_pipe("encode prompts")
-        prompts = check_prompts(prompt)
-        negatives = None if negative_prompt is None else check_prompts(negative_prompt, len(prompts))
-        return encode_prompts(pipe, prompts, negatives, self.device, max_sequence_length)
-
-    def free_text_encoders(self) -> None:
-        """Drop the text encoders and their memory; embeddings made before stay usable."""
-        pipe = self._need_pipe("free the text encoders")
-        for name in ENCODERS:
-            setattr(pipe, name, None)
-
-    def offload_text_encoders(self, device: str | torch.device = "cpu") -> None:
-        """Move the text encoders to another device; ``encode`` needs them back on the engine's."""
-        pipe = self._need_pipe("offload the text encoders")
-        for name in ENCODERS:
-            encoder = getattr(pipe, name, None)
-            if encoder is not None:
-                encoder.to(device)
-
-    def _need_pipe(self, purpose: str):
-        if self.pipe is None:
-            raise ValueError(
-                f"this engine has a transformer only: it cannot {purpose}; build it with from_pipe or a pipeline folder"
-            )
-        return self.pipe
+class PromptEngine(PipeCore):
+    """Samples from an MMDiT by prompts or their embeddings; see :class:`.pipe_core.PipeCore` for how to make one."""
 
     # --- planning ------------------------------------------------------------------------------------------------------
 
@@ -184,16 +115,19 @@ class PromptEngine(EngineCore):
         compare with: everything but the network itself rounds as the pipeline does, and the latents have the model's dtype;
         :mod:`.parity` says what is bit for bit the same.
         """
+        if not isinstance(embeddings, PromptEmbeddings):
+            raise TypeError(f"sample takes embeddings, which encode() makes of prompts, got {embeddings!r}")
+        self.refresh()
         self._check_numerics(numerics, schedule, solver, max_batch, check_finite)
         seeds = check_seeds(seeds, len(embeddings))
-        if strength != 1.0 and latents is None:
-            raise ValueError(f"strength {strength} needs a start: pass latents or an image")
+        check_start(None if strength == 1.0 else strength, latents)
         if latents is not None:
-            height, width = latents.shape[-2:]
+            height, width = start_size(latents, height, width)
         length = embeddings.positive.context.shape[1]
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
+        self.check_plan(plan)
         if noise is None:
-            noise = self.draw_noise(plan, seeds, self.dtype if numerics == "diffusers" else torch.float32)
+            noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
         conditions = self._conditions(plan, embeddings)
         if numerics == "diffusers":
             scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
@@ -214,10 +148,14 @@ class PromptEngine(EngineCore):
             raise ValueError(f"numerics='diffusers' runs the pipeline's scheduler as it is and takes no {' or '.join(given)}")
         if numerics == "diffusers":
             self._need_pipe("reproduce its scheduler's roundings")
+            self._need_packed("numerics='diffusers'")
+
+    def _noise_dtype(self, numerics: str) -> torch.dtype:
+        return self.dtype if numerics == "diffusers" else torch.float32
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | PromptEmbeddings,
         negative_prompt: str | Sequence[str] = "",
         guidance: Guidance | None = None,
         *,
@@ -226,29 +164,48 @@ class PromptEngine(EngineCore):
         num_images: int = 1,
         seeds: Sequence[int] | int | None = None,
         image: Any = None,
-        strength: float = 0.6,
-        max_sequence_length: int = 256,
+        strength: float | None = None,
+        max_sequence_length: int | None = None,
         **options,
     ) -> PromptRun:
-        """Prompts to images.  ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.
+        """Prompts, or embeddings of prompts, to images.
 
-        ``image`` (PIL, array or tensor) starts from a picture at ``strength``.  Other keywords are those of :meth:`sample`.
+        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.  ``image`` (PIL, array or tensor; one, or
+        one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by default
+        0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline``
+        does with a generator per image.  Other keywords are those of :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
-        prompts = check_prompts(prompt)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        size = latent_size(self.spec, pipe.vae_scale_factor, height, width)
-        plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size)
-        negative = negative_prompt if "uncond" in plan.conditions else None
-        embeddings = self.encode(prompts, negative, max_sequence_length=max_sequence_length).repeat(num_images)
-        if image is not None:
-            options |= {"latents": encode_image(pipe, image, *size).expand(len(embeddings), -1, -1, -1), "strength": strength}
-        run = self.sample(embeddings, guidance, seeds=seeds, height=size[0], width=size[1], **options)
-        images = decode_latents(pipe, run.latents)
+        inspect.signature(self.sample).bind_partial(**options)  # an unknown keyword raises here, before any work
+        texts = check_texts(prompt, negative_prompt, max_sequence_length)
+        count, latents = len(prompt if texts is None else texts), options.get("latents")
+        seeds = check_seeds(seeds, count * check_images(num_images))
+        started = check_start(strength, image, latents)
+        strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
+        self.refresh()
+        size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
+        plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size, strength)
+        self.check_plan(plan)
+        pixels = None if image is None else load_images(pipe, image, *size, count)
+        if texts is not None:
+            negative = negative_prompt if "uncond" in plan.conditions else None
+            length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
+            prompt = self.encode(texts, negative, max_sequence_length=length)
+        if pixels is not None:
+            options |= self._drawn_start(pixels, seeds, options)
+        sizes = {"height": size[0], "width": size[1]}
+        run = self.sample(prompt.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
+        images = self.decode(run.latents, options.get("max_batch"))
         pipe.maybe_free_model_hooks()
-        names = tuple(name for name in prompts for _ in range(num_images))[: len(images)]
-        return PromptRun(run.latents, run.plan, run.seeds, run.calls, run.model, names, images)
+        names = [text for text in texts or () for _ in range(num_images)]
+        return replace(run, prompts=tuple(names[: len(images)]), images=images)
+
+    def _drawn_start(self, pixels: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Clean latents and noise of an image-to-image run, drawn by the samples' seeds; a given noise stays."""
+        latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
+        return {"latents": latents, "noise": noise if options.get("noise") is None else options["noise"]}
+
+    # --- other loops ---------------------------------------------------------------------------------------------------
 
     def denoiser(
         self,
@@ -260,16 +217,20 @@ class PromptEngine(EngineCore):
         width: int | None = None,
     ) -> Denoiser:
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
+        self.refresh()
         size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
         specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
         conditions = partial(self._conditions, embeddings=embeddings)
-        return Denoiser(GuidedVelocity(self, guidance, conditions, *size, sigmas, specs=specs))
+        velocity = GuidedVelocity if self._live is None else LiveVelocity
+        return Denoiser(velocity(self, guidance, conditions, *size, sigmas, specs=specs))
 
     def load(
         self, plan: Plan, embeddings: PromptEmbeddings, seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
     ) -> Program:
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start."""
+        self.refresh()
+        self.check_plan(plan)
         state = self._first_state(plan, noise, latents, len(embeddings))
         return self.prepare(plan, self._conditions(plan, embeddings), seeds, state)
 
@@ -283,6 +244,7 @@ class PromptEngine(EngineCore):
 
     def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
         table: dict[str | int, TextCondition] = {}
+        embeddings = embeddings.to(self.device, self.dtype)
         for condition in plan.conditions:
             if condition not in ("cond", "uncond"):
                 raise ValueError(f"the condition {condition!r} needs class labels, and {self.spec.name} takes prompts")
@@ -290,10 +252,3 @@ class PromptEngine(EngineCore):
         if table.get("uncond", embeddings.positive) is None:
             raise ValueError("the rule has an unconditional branch, and the embeddings hold no negative prompt")
         return table
-
-    # --- pictures ------------------------------------------------------------------------------------------------------
-
-    def use_vae_tiling(self, on: bool = True) -> None:
-        """Decode large images in tiles, to save memory."""
-        vae = self._need_pipe("decode").vae
-        (vae.enable_tiling if on else vae.disable_tiling)()

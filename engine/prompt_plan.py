@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from segue.models.spec import ModelSpec
 
 from .core import ScheduleLike, resolve_plan
@@ -15,6 +17,7 @@ from .schedule import check_steps, from_scheduler
 from .solvers import Solver
 
 DEFAULT_STEPS = 28
+DEFAULT_STRENGTH = 0.6
 
 
 def resolve_prompt_plan(
@@ -70,14 +73,37 @@ def dynamic_shift(config, tokens: int) -> float:
     return mu
 
 
-def latent_size(spec: ModelSpec, factor: int, height: int | None, width: int | None) -> tuple[int, int]:
-    """Pixels to latent size, with ``factor`` pixels per latent; None is the model's own.  Raises ``ValueError``."""
+def latent_size(
+    spec: ModelSpec, factor: int, height: int | None, width: int | None, latents: Tensor | None = None
+) -> tuple[int, int]:
+    """Pixels to latent size, with ``factor`` pixels per latent; None is that of ``latents``, or else the model's own.
+
+    Raises ``ValueError``.
+    """
     sizes = []
-    for name, pixels, native in (("height", height, spec.height), ("width", width, spec.width)):
-        if pixels is None:
-            sizes.append(native)
-            continue
-        if pixels < 1 or pixels % (factor * spec.patch):
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels is not None and (pixels < 1 or pixels % (factor * spec.patch)):
             raise ValueError(f"{name} must be a positive multiple of {factor * spec.patch}, got {pixels}")
-        sizes.append(pixels // factor)
-    return sizes[0], sizes[1]
+        sizes.append(None if pixels is None else pixels // factor)
+    if latents is not None:
+        return start_size(latents, *sizes)
+    return tuple(native if size is None else size for size, native in zip(sizes, (spec.height, spec.width), strict=True))
+
+
+def start_size(latents: Tensor, height: int | None, width: int | None) -> tuple[int, int]:
+    """The size of clean latents [B, C, H, W] to start from.  Raises ``ValueError`` where another one is asked for."""
+    found = tuple(latents.shape[-2:])
+    for name, wanted, side in (("height", height, found[0]), ("width", width, found[1])):
+        if wanted is not None and wanted != side:
+            raise ValueError(f"latents of {found[0]} x {found[1]} do not fit the latent {name} {wanted}")
+    return found
+
+
+def check_start(strength: float | None, *starts: Any) -> bool:
+    """Whether one of ``starts`` is given.  Raises ``ValueError`` for two, and for a ``strength`` without any."""
+    given = sum(start is not None for start in starts)
+    if given > 1:
+        raise ValueError("a run starts from an image or from latents: give one of them")
+    if strength is not None and not given:
+        raise ValueError(f"strength {strength} needs a start: pass latents or an image")
+    return given == 1

@@ -1,7 +1,7 @@
 """Drawing a planned run of prompts for the command line: with progress, timed, decoded batch by batch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -10,7 +10,6 @@ from .plan import Plan
 from .progress import progress_bar
 from .prompt_engine import PromptEngine
 from .prompts import PromptEmbeddings
-from .vae import decode_latents
 
 
 def draw_prompts(
@@ -18,12 +17,12 @@ def draw_prompts(
     plan: Plan,
     embeddings: PromptEmbeddings,
     seeds: Sequence[int],
-    start: Tensor | None,
+    start: Mapping[str, Tensor],
     max_batch: int | None,
     check_finite: bool,
     title: str,
 ) -> Drawn:
-    """The pictures of a planned run; ``start`` [1, C, H, W] is the latent that every picture starts from, None is noise."""
+    """The pictures of a planned run; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
     chunk = max_batch or len(seeds)
     with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
         began = time.perf_counter()
@@ -34,16 +33,15 @@ def draw_prompts(
             solver=plan.solver,
             height=plan.height,
             width=plan.width,
-            latents=None if start is None else start.expand(len(seeds), -1, -1, -1),
             seeds=seeds,
             max_batch=max_batch,
             callback=lambda _: advance(),
             check_finite=check_finite,
+            **start,
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began
-    images = [image for part in run.latents.split(chunk) for image in decode_latents(engine.pipe, part)]
-    return Drawn(images, seconds, run.plan)
+    return Drawn(engine.decode(run.latents, chunk), seconds, run.plan)
 
 
 def warm_up_prompts(

@@ -23,6 +23,8 @@ class LiveTransformer:
     programs and graphs for it drops them there.
     """
 
+    MODULES = ModuleNetwork
+
     def __init__(self, pipe: Any, forget: Callable[[], None]):
         self.pipe, self.forget = pipe, forget
         self.network: nn.Module | None = None
@@ -39,22 +41,25 @@ class LiveTransformer:
         """Whether the last run got packed weights."""
         return self._packed is not None
 
+    def check(self, transformer: nn.Module | None) -> None:
+        """Raise ``TypeError`` or ``ValueError``, in one sentence, for a transformer that can run neither way."""
+        check_transformer(transformer)
+
     def reason(self, own_reason: str | None = None) -> str | None:
         """Why a run that began now would go through the transformer's own modules; None: through packed weights.
 
-        ``own_reason``: what the run itself brings.  Changes nothing.  Raises ``TypeError`` or ``ValueError``, in one
-        sentence, for a transformer that can run neither way.
+        ``own_reason``: what the run itself brings.  Changes nothing; raises as :meth:`check`.
         """
         transformer = getattr(self.pipe, "transformer", None)
-        check_transformer(transformer)
+        self.check(transformer)
         model = self._packed.model if self._packed is not None and self._packed.transformer is transformer else None
         return own_reason or module_path_reason(transformer, model)
 
     def current(self, own_reason: str | None = None, place: tuple[torch.device, torch.dtype] | None = None) -> nn.Module:
         """The network for a run that begins now: the one at hand while it fits, else a new one in its place.
 
-        ``own_reason`` and errors as in :meth:`reason`.  ``place``: device and dtype of the run's inputs, where they are known;
-        packed weights know their own.
+        ``own_reason`` as in :meth:`reason`; raises as :meth:`check`.  ``place``: device and dtype of the run's inputs, where
+        they are known; packed weights know their own.
         """
         reason, transformer = self.reason(own_reason), self.pipe.transformer
         if reason is None or place is None:
@@ -65,7 +70,7 @@ class LiveTransformer:
                 self._packed = PackedTransformer(transformer)
                 self.network = self._packed.model
             else:
-                self.network = ModuleNetwork(transformer, self.spec)
+                self.network = self.MODULES(transformer, self.spec)
         self.module_reason, (self.device, self.dtype) = reason, place
         return self.network
 
@@ -75,6 +80,13 @@ class LiveTransformer:
             return self.packed and self._packed.transformer is self.pipe.transformer and self._packed.is_current()
         modules = isinstance(self.network, ModuleNetwork) and self.network.transformer is self.pipe.transformer
         return modules and (self.device, self.dtype) == place
+
+    def is_current(self) -> bool:
+        """Whether a run that began now would keep the network at hand.  Changes nothing."""
+        try:
+            return self._fits(self.reason(), (execution_device(self.pipe.transformer), self.pipe.transformer.dtype))
+        except (TypeError, ValueError):
+            return False
 
     def release(self) -> None:
         """Let go of the network; packed weights get storages of their own again."""
