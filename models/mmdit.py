@@ -120,8 +120,9 @@ class JointBlock(nn.Module):
         """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
         image, text = self.x_block.attn, self.context_block.attn
         weights = image.norm_weights, text.norm_weights
-        fused = grouped_linear(n, image.qkv, m, text.qkv, kernels)
-        q, k, v = kernels.joint_heads_norm(*fused, self.heads, *weights)  # [R, H, L + M, K]
+        q, k, v = kernels.joint_heads_norm(  # [R, H, L + M, K]; the projections are freed before the attention
+            *grouped_linear(n, image.qkv, m, text.qkv, kernels), self.heads, *weights
+        )
         tokens = n.shape[1]
         o = attend_joint(q, k, v, tokens, kernels, segments) if segments else kernels.attention(q, k, v)
         y, z = o[:, :tokens], o[:, tokens:]

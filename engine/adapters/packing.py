@@ -30,10 +30,10 @@ def check_transformer(transformer: nn.Module) -> None:
                 f"{name or 'the transformer'} has a {type(hook).__name__}, which keeps state between calls of fixed rows; "
                 "remove it"
             )
-    _check_fused_attention(transformer)
+    check_fused_attention(transformer)
 
 
-def _check_fused_attention(transformer: nn.Module) -> None:
+def check_fused_attention(transformer: nn.Module) -> None:
     """diffusers' fused attention leaves out the QK norm, and fails on the second attention of a block."""
     config = transformer.config
     if config.qk_norm is None and not config.dual_attention_layers:

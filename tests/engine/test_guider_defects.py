@@ -121,3 +121,11 @@ def test_without_a_negative_prompt_nothing_is_evaluated_twice(run, prompts):
     )
     with pytest.raises(ValueError, match="needs the unconditional branch: give the pipeline a negative_prompt"):
         run(CFG(SCALE), given)
+
+
+def test_fused_projections_without_their_norm_are_refused(prompts, latents):
+    transformer = tiny_transformer("sd3.5-large")
+    transformer.fuse_qkv_projections()
+    scheduler = make_scheduler("static")
+    with pytest.raises(ValueError, match=r"drops the QK norm .* call pipe.transformer.unfuse_qkv_projections"):
+        run_pipeline(transformer, scheduler, SegmentedGuidance(CFG(SCALE), scheduler=scheduler), prompts, latents)
