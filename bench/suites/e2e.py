@@ -71,7 +71,7 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, group: s
         variants |= peers
         draws = {name: variant.draw for name, variant in variants.items()}
         seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
-        rows = speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, seconds)
+        rows = speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, variants, seconds)
         session.commit(rows + resource_rows(session, case, batch, variants, seconds))
 
 
@@ -104,11 +104,17 @@ def speed_rows(session: Session, case: str, batch: int, variants: dict[str, Vari
     return rows
 
 
-def ratio_rows(session: Session, case: str, seconds: dict) -> list[Row]:
-    """How much faster Segue is than each peer under the same rule, and segmented guidance against the peer's none and CFG."""
-    rows = []
+def ratio_rows(session: Session, case: str, variants: dict[str, Variant], seconds: dict) -> list[Row]:
+    """How much faster Segue is than each peer under the same rule, and segmented guidance against the peer's none and CFG.
+
+    For Segue, time relative to its own unguided sampling beside the plan's cost.
+    """
+    rows, base = [], seconds.get("segue none")
     for name, values in seconds.items():
-        if name.startswith("segue ") and not name.startswith("segue modules"):
+        if (plan := variants[name].plan) is not None:
+            if base is not None and name != "segue none":
+                ratio = paired_ratio(values, base)
+                rows.append(session.row(NAME, case, name, "time relative to segue none", "x", ratio, plan.cost.relative))
             continue
         rule = next((rule for rule in ("sgg", "cfg", "none") if rule in name.split()), None)
         own = f"segue {rule}"
