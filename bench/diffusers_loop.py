@@ -45,7 +45,7 @@ def diffusers_module(spec: ModelSpec, device: torch.device, dtype: torch.dtype) 
                 qk_norm="rms_norm" if spec.qk_norm else None,
             )
         else:
-            module = DiTTransformer2DModel(**sizes, num_embeds_ada_norm=spec.num_classes)
+            module = DiTTransformer2DModel(**sizes, num_embeds_ada_norm=spec.null_label)  # parents lie between
     module = randomize(module.to(device), SEED)
     return module if dtype == torch.float32 else module.to(dtype)
 
