@@ -267,6 +267,5 @@ def _updates(size: Size) -> Iterator[Case]:
     yield _case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
     for operation, states, scalars in (("cfg_zero_star", 2, 1), ("rescale", 2, 1), ("adaptive_projection", 3, 4)):
         arguments = partial(correction, states=states, scalars=scalars)
-        projection = operation == "adaptive_projection"
-        traffic = corrections.bytes_moved(samples, elements, projection)
-        yield _case(corrections, operation, size, arguments, traffic, corrections.flops(samples, elements, projection))
+        counts = (samples, elements, operation)
+        yield _case(corrections, operation, size, arguments, corrections.bytes_moved(*counts), corrections.flops(*counts))
