@@ -184,5 +184,5 @@ def bytes_moved(samples: int, elements: int, operation: str) -> int:
 
 
 def flops(samples: int, elements: int, operation: str) -> int:
-    """Sums and application, per element.  CFG-Zero*: 4 and 4; rescale, whose sums are about a mean: 8 and 1; projection: 9, 4."""
+    """Sums, then application, per element.  CFG-Zero*: 4 and 4; rescale, about its means: 8 and 1; projection: 9 and 4."""
     return samples * elements * {"cfg_zero_star": 8, "rescale": 9, "adaptive_projection": 13}[operation]
