@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from segue.models.fp8_network import quantize_linears
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_spec import MMDiTSpec
 
@@ -77,8 +78,6 @@ class PipeCore(EngineCore):
         pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
-        from segue.models.fp8_network import quantize_linears
-
         model = quantize_linears(MMDiT.from_diffusers(pipe.transformer))
         pipe.transformer.to("meta")
         return cls(model, pipe, device, dtype, graphs, kernels, linears)
@@ -98,13 +97,16 @@ class PipeCore(EngineCore):
         """
         if self._live is None:
             return
-        network = self._live.current()
-        if self.models:
-            return
-        graphs, kernels, linears = self._settings
+        network, (graphs, kernels, linears) = self._live.current(), self._settings
+        norms = None
         if linears != "native":
             self._need_packed(f"linears={linears!r}")
-        graphs = graphs if self._live.packed else False
+            norms = torch._foreach_norm(list(network.parameters()), dtype=torch.float32)
+            if self.models and not all(map(torch.equal, norms, self._norms)):
+                self._forget()  # weights that changed in place, as a fused LoRA changes them, are quantised again
+        if self.models:
+            return
+        self._norms, graphs = norms, graphs if self._live.packed else False
         super().__init__(network, None, self._live.device, self._live.dtype, graphs, kernels, linears)
 
     def _need_packed(self, option: str) -> None:

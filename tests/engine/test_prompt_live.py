@@ -16,7 +16,7 @@ from tiny_sd3 import T5_TOKENS, add_ip_adapter, tiny_pipeline, tiny_transformer
 import segue
 from segue import CFG, Engine
 from segue.engine.adapters.live_transformer import execution_device
-from tests.tolerances import ATTACHED_RUN
+from tests.tolerances import ATTACHED_RUN, FP8_STEP
 
 
 @pytest.fixture
@@ -265,3 +265,51 @@ def test_a_foreign_loop_sees_changes_between_its_runs(twins):
     assert relative_error(loop(), plain_draw(twins.plain)) < ATTACHED_RUN
     twins.both(lambda pipe: pipe.unload_lora_weights())
     assert torch.equal(loop(), plain)
+
+
+def test_weights_in_fp8_follow_those_of_the_pipeline():
+    pytest.importorskip("peft")
+    pipe, built = tiny_pipeline(seed=21), tiny_pipeline(seed=21)
+    engine = Engine.from_pipe(pipe, linears="fp8")
+    before = generate(engine).latents
+    kept = list(engine._programs.values())
+    assert torch.equal(generate(engine).latents, before) and list(engine._programs.values()) == kept
+    add_lora(pipe)
+    with pytest.raises(ValueError, match=r"linears='fp8' needs packed weights, and time_text_embed.* is a peft\.tuners"):
+        generate(engine)
+    pipe.unload_lora_weights()
+    assert torch.equal(generate(engine).latents, before)
+    for each in (pipe, built):  # at the same addresses
+        each.transformer.transformer_blocks[2].ff.net[2].weight.data.mul_(2)
+    after = generate(engine).latents
+    assert torch.equal(after, generate(Engine.from_pipe(built, linears="fp8")).latents) and not torch.equal(after, before)
+
+
+def test_a_folder_in_fp8_holds_no_second_copy(tmp_path):
+    pipe = tiny_pipeline(seed=21)
+    pipe.save_pretrained(tmp_path)
+    engine = Engine.from_pretrained(tmp_path, device="cpu", linears="fp8")
+    assert {parameter.device.type for parameter in engine.pipe.transformer.parameters()} == {"meta"}
+    run = generate(engine)
+    assert len(run.images) == len(PROMPTS)
+    # a difference of roundings in the loaded encoders may tip a value to the next of fp8, whose steps are 2^-4
+    assert relative_error(run.latents, generate(Engine.from_pipe(pipe, linears="fp8")).latents) < FP8_STEP
+
+
+@pytest.mark.gpu
+def test_graphs_follow_the_weights():
+    """The same latents with and without graphs: moved from the CPU, with a LoRA and without it again."""
+    pytest.importorskip("peft")
+    drawn = []
+    for graphs in (None, False):
+        pipe = tiny_pipeline(seed=21)
+        engine = Engine.from_pipe(pipe, graphs=graphs)
+        pipe.to("cuda")
+        latents = [generate(engine).latents]
+        assert ("graph for" in engine.explain()) == (graphs is None)
+        add_lora(pipe)
+        latents.append(generate(engine).latents)
+        pipe.unload_lora_weights()
+        drawn.append([*latents, generate(engine).latents])
+    assert all(relative_error(captured, eager) < ATTACHED_RUN for captured, eager in zip(*drawn, strict=True))
+    assert torch.equal(drawn[0][0], drawn[0][2]) and relative_error(drawn[0][1], drawn[0][0]) > 0.01

@@ -1,0 +1,111 @@
+"""A transformer that an engine can run neither packed nor through its own modules is refused, and may come back."""
+
+import pytest
+import torch
+from attached_runs import relative_error
+from counted_rows import counted_rows
+from live_runs import generate
+from tiny_sd3 import tiny_pipeline
+
+from segue import Engine
+from tests.tolerances import ATTACHED_RUN
+
+COMPILED = "compiled as a whole, which fixes its rows; compile its blocks instead"
+
+
+def compile_in_place(pipe):
+    pipe.transformer.compile(backend="eager")
+    return lambda: setattr(pipe.transformer, "_compiled_call_impl", None)
+
+
+def compile_as_wrapper(pipe):
+    original, pipe.transformer = pipe.transformer, torch.compile(pipe.transformer, backend="eager")
+    return lambda: setattr(pipe, "transformer", original)
+
+
+def cache_blocks(pipe):
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig())
+
+    def undo():
+        for block in pipe.transformer.transformer_blocks:
+            for name in list(block._diffusers_hook.hooks):
+                block._diffusers_hook.remove_hook(name)
+
+    return undo
+
+
+def replace_forward(pipe):
+    def patched_forward(*arguments, **keywords):
+        raise AssertionError
+
+    pipe.transformer.forward = patched_forward
+    return lambda: vars(pipe.transformer).pop("forward")
+
+
+def hook_the_whole(pipe):
+    return pipe.transformer.register_forward_hook(lambda *_: None).remove
+
+
+def hook_the_whole_before(pipe):
+    return pipe.transformer.register_forward_pre_hook(lambda *_: None).remove
+
+
+def other_network(pipe):
+    original, pipe.transformer = pipe.transformer, pipe.vae
+    return lambda: setattr(pipe, "transformer", original)
+
+
+def no_network(pipe):
+    original, pipe.transformer = pipe.transformer, None
+    return lambda: setattr(pipe, "transformer", original)
+
+
+REFUSED = {
+    compile_in_place: (ValueError, COMPILED),
+    compile_as_wrapper: (ValueError, COMPILED),
+    cache_blocks: (ValueError, "keeps state between calls of fixed rows; remove it"),
+    replace_forward: (ValueError, "was replaced by .*patched_forward; undo that first"),
+    hook_the_whole: (ValueError, "the transformer has forward hooks, which an engine does not call"),
+    hook_the_whole_before: (ValueError, "the transformer has forward hooks, which an engine does not call"),
+    other_network: (TypeError, "SD3Transformer2DModel is needed, got AutoencoderKL"),
+    no_network: (TypeError, "SD3Transformer2DModel is needed, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_refused_when_built_and_whenever_a_run_begins(change):
+    error, message = REFUSED[change]
+    pipe = tiny_pipeline(seed=21)
+    engine = Engine.from_pipe(pipe)
+    before, encoded = generate(engine).latents, engine.encode("leaf")
+    undo = change(pipe)
+    assert engine.explain().startswith("path: none, because ")
+    calls = (
+        lambda: generate(engine),
+        lambda: engine.sample(encoded, steps=2),
+        lambda: engine.encode("leaf"),
+        lambda: engine.denoiser(None, encoded),
+        lambda: Engine.from_pipe(pipe),
+    )
+    with counted_rows() as rows:
+        for call in calls:
+            with pytest.raises(error, match=message) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    assert not rows
+    undo()
+    assert relative_error(generate(engine).latents, before) < ATTACHED_RUN
+
+
+def test_device_and_dtype_belong_to_the_pipeline():
+    from segue.engine.prompt_engine import PromptEngine
+
+    with pytest.raises(ValueError, match=r"are the pipeline's: move it by pipe\.to"):
+        PromptEngine(None, tiny_pipeline(seed=21), dtype=torch.float64)
+
+
+def test_graphs_need_cuda():
+    with pytest.raises(ValueError, match="graphs=True needs a CUDA device"):
+        Engine.from_pipe(tiny_pipeline(seed=21), graphs=True)
