@@ -1,18 +1,20 @@
 """Ahead-of-time compilation: registers, shared memory and spills of every kernel in every frozen configuration.
 
 ``python -m segue.kernels.resources`` compiles what the launchers would launch for the catalogue, for four architectures and
-without a GPU, and writes ``resources.json`` beside this file.
+without a GPU, and writes ``resources.json`` beside this file, with a digest of every kernel's source.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
 import tempfile
+import tokenize
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,31 +177,54 @@ def _read_amd(asm: dict[str, Any]) -> tuple[int, int]:
     return count, vector + scalar
 
 
+def source_digest(kernel: Any) -> str:
+    """A digest of a kernel's code and of the functions it calls: comments, docstrings and layout do not count."""
+    kinds = (tokenize.NAME, tokenize.NUMBER, tokenize.OP, tokenize.STRING)
+    tokens = [token.string for token in tokenize.generate_tokens(io.StringIO(kernel.src).readline) if token.type in kinds]
+    tokens = [token for token in tokens if not token.startswith('"""')]
+    called = (kernel.fn.__globals__.get(name) for name in dict.fromkeys(tokens) if name != kernel.__name__)
+    tokens += [source_digest(function) for function in called if isinstance(function, triton.JITFunction)]
+    return hashlib.sha256(" ".join(tokens).encode()).hexdigest()[:16]
+
+
+def source_digests(launches: Iterable[Launch]) -> dict[str, str]:
+    """Kernel name -> digest, for every kernel that is launched."""
+    kernels = {launch.name: launch.kernel for launch in launches}
+    return {name: source_digest(kernels[name]) for name in sorted(kernels)}
+
+
+def read_sources(path: Path = TABLE_FILE) -> dict[str, str]:
+    """The digests of the kernels that the committed table was made from."""
+    return json.loads(path.read_text())["sources"]
+
+
 def read_table(path: Path = TABLE_FILE) -> tuple[str, list[Resources]]:
     """The Triton version of the committed table, and its rows."""
     data = json.loads(path.read_text())
     return data["triton"], [Resources(**row | {"cases": tuple(row["cases"])}) for row in data["rows"]]
 
 
-def write_table(rows: list[Resources], path: Path = TABLE_FILE) -> None:
+def write_table(rows: list[Resources], sources: dict[str, str], path: Path = TABLE_FILE) -> None:
     """One row per line, so that a change shows as the lines that changed."""
     ordered = sorted(rows, key=lambda row: (row.kernel, ARCHITECTURES.index(row.architecture), row.key, row.warps))
     lines = ",\n".join(json.dumps(asdict(row)) for row in ordered)
-    path.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
+    head = f'"triton": "{triton.__version__}", "sources": {json.dumps(sources)}'
+    path.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n')
 
 
 def main() -> None:
     """Compile everything, write the table, and fail if a kernel spills or needs too much shared memory."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    rows = []
+    rows, launches = [], []
     for architecture in ARCHITECTURES:
         for specialisation, (launch, names) in traced(architecture).items():
+            launches.append(launch)
             row = compile_specialisation(specialisation, launch, names)
             rows.append(row)
             if not row.fits:
                 print(f"{row.kernel} for {architecture}: {row.spilled} spilled, {row.shared} bytes shared: {names[0]}")
         print(f"{architecture}: {sum(row.architecture == architecture for row in rows)} kernels", flush=True)
-    write_table(rows)
+    write_table(rows, source_digests(launches))
     sys.exit(not all(row.fits for row in rows))
 
 

@@ -1,18 +1,25 @@
 """What the compiler makes of the kernels, for four architectures, without a GPU."""
 
 import dataclasses
+import importlib.util
 import os
 
 import pytest
 
 from segue.kernels.catalogue import SIZES, cases
+from segue.kernels.launch import MatmulLaunch, ReadoutLaunch, RowLaunch, recorded_lookups, using
 from segue.kernels.launch_table import PROVENANCE, TABLE
 from segue.kernels.resources import (
     ARCHITECTURES,
     SHARED_LIMIT,
     Resources,
+    Specialisation,
+    case_launches,
     compile_specialisation,
+    read_sources,
     read_table,
+    source_digest,
+    source_digests,
     traced,
 )
 from segue.kernels.triton_runtime import interpreting, triton
@@ -43,6 +50,25 @@ def test_the_committed_table_has_what_the_launchers_launch(architecture, committ
     _, rows = committed
     launched = {identity(specialisation) for specialisation in traced(architecture)}
     assert launched == {key for key in rows if key[0] == architecture}
+
+
+def test_the_committed_table_was_made_from_these_kernels():
+    """Otherwise a kernel could begin to spill unseen: run ``python -m segue.kernels.resources`` after changing one."""
+    launches = [launch for architecture in ARCHITECTURES for launch, _ in traced(architecture).values()]
+    assert read_sources() == source_digests(launches)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_frozen_configuration_has_its_rows(architecture, committed):
+    """Each entry of the launch table, in every case that looks it up, with the warps and stages of the entry."""
+    _, rows = committed
+    for key, config in TABLE[architecture].items():
+        for case in users(architecture)[key]:
+            with recorded_lookups() as looked_up:
+                launches = case_launches(case, architecture)
+            assert key in looked_up
+            found = [rows[identity(Specialisation.of(launch, architecture))] for launch in launches]
+            assert any((row.warps, row.stages) == (config.warps, getattr(config, "stages", 1)) for row in found), key
 
 
 def test_no_kernel_spills_or_needs_more_shared_memory_than_there_is(committed):
@@ -92,6 +118,84 @@ def test_a_few_kernels_compile_as_committed(architecture, committed, tmp_path, m
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_as_committed(architecture, committed):
     assert recompile(architecture, lambda case: True, committed) > 80
+
+
+# --- the checks can fail -----------------------------------------------------------------------------------------------
+
+
+def test_a_row_beyond_a_limit_does_not_fit():
+    for architecture, limit in SHARED_LIMIT.items():
+        row = Resources("kernel", architecture, 4, 1, 255, limit, 0, "", ())
+        assert row.fits
+        assert not dataclasses.replace(row, shared=limit + 1).fits
+        assert not dataclasses.replace(row, spilled=4).fits
+
+
+@pytest.mark.parametrize(
+    "architecture, operation, key, config",
+    [
+        ("sm_80", "residual_modulated_norm", ("adaln", "d4096"), RowLaunch(1, 1)),
+        ("gfx942", "project", ("readout", "o64"), ReadoutLaunch(16, 512, 1, 1)),
+    ],
+)
+def test_a_spill_is_read_from_the_binary(architecture, operation, key, config):
+    """A whole row of 4096 numbers, or 16 x 512 of them, in the registers of one warp."""
+    row = compiled_with(operation, key, config, architecture)
+    assert row.spilled and not row.fits
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_shared_memory_is_read_from_the_binary(architecture):
+    """Six stages of 128 x 64 and 256 x 64 elements of 16 bits are 288 KiB."""
+    row = compiled_with("linear_gelu", ("linear", "m4096"), MatmulLaunch(128, 256, 64, 8, 8, 6), architecture)
+    assert row.shared > SHARED_LIMIT[architecture] and not row.fits
+
+
+def compiled_with(operation: str, key, config, architecture: str) -> Resources:
+    """One case at the largest width, in a configuration that the table does not hold."""
+    case = next(case for case in cases(SIZES[-1]) if case.operation == operation)
+    with using(*key, config):
+        (launch,) = case_launches(case, architecture)
+    return compile_specialisation(Specialisation.of(launch, architecture), launch, [case.name])
+
+
+KERNELS = '''
+import triton
+
+
+@triton.jit
+def doubled(x):
+    return x * 2
+
+
+@triton.jit
+def kernel(p):
+    """Says nothing."""
+    return doubled(p)  # nothing either
+'''
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("Says nothing", "Says something", True), ("# nothing either", "", True), ("\n\n\n", "\n\n", True),
+        ("x * 2", "x * 3", False), ("doubled(p)", "doubled(p + 1)", False),
+    ],
+)  # fmt: skip
+def test_a_digest_follows_the_code_of_a_kernel_and_of_what_it_calls(old, new, same, tmp_path):
+    digests = []
+    for index, source in enumerate((KERNELS, KERNELS.replace(old, new))):
+        assert index == 0 or source != KERNELS
+        file = tmp_path / f"kernels_{index}.py"
+        file.write_text(source)
+        specification = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        digests.append(source_digest(module.kernel))
+    assert (digests[0] == digests[1]) == same
+
+
+# --- the cost of a case ------------------------------------------------------------------------------------------------
 
 
 def test_the_cost_of_a_case_is_counted():
