@@ -1,11 +1,13 @@
 """Reading branches off the row blocks: one projection of their combination, or one per branch where channels differ."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from segue.kernels.combine import unpatchify
+from segue.kernels.combine import MAX_BRANCHES, unpatchify
 from segue.kernels.dispatch import Kernels
 
 from .rows import RowLayout
@@ -56,11 +58,11 @@ class BranchReader:
         self.kernels, self.hidden, self.layout, self.coefficients = kernels, hidden, layout, coefficients
         self.size = spec.patch, *size
         self.early = coefficients is not None and coefficients.dim() == 2
-        parts = layout.projections(self.early)
+        parts = _combinations(layout) if self.early else len(layout.readouts)
         self.update = update if self.early and parts == 1 else None
-        self.heads = 0  # read so far
+        self.combined = 0  # combinations read so far
         if self.update is None:
-            shape = (parts, *hidden.shape[1:3], spec.patch**2 * spec.channels)  # [heads or branches, B, L, P P C]
+            shape = (parts, *hidden.shape[1:3], spec.patch**2 * spec.channels)  # [combinations or branches, B, L, P P C]
             self.patches = torch.empty(shape, dtype=torch.float32, device=hidden.device)
 
     def read(self, layer: int, head: Head) -> None:
@@ -68,18 +70,20 @@ class BranchReader:
         branches = [i for i, readout in enumerate(self.layout.readouts) if readout.layer == layer]
         if not branches:
             return
-        rows = tuple(self.layout.readouts[i].row for i in branches)
         operands, projection = (self.hidden, head.shift, head.scale), (head.weight, head.bias)
         if not self.early:
-            for i, row in zip(branches, rows, strict=True):
+            for i in branches:
+                row = self.layout.readouts[i].row
                 self.kernels.project(*(x[row] for x in operands), *projection, out=self.patches[i])
             return
-        combination = *operands, chosen(self.coefficients, branches), rows, *projection
-        if (update := self.update) is not None:
-            self.kernels.readout_update(update.x, update.history, update.row, update.noise, *combination, self.size[0])
-        else:
-            self.kernels.combine_then_project(*combination, out=self.patches[self.heads])
-            self.heads += 1
+        for group in _groups(branches):
+            rows = tuple(self.layout.readouts[i].row for i in group)
+            combination = *operands, chosen(self.coefficients, group), rows, *projection
+            if (update := self.update) is not None:
+                self.kernels.readout_update(update.x, update.history, update.row, update.noise, *combination, self.size[0])
+            else:
+                self.kernels.combine_then_project(*combination, out=self.patches[self.combined])
+                self.combined += 1
 
     def output(self) -> Tensor | None:
         """The combination [B, C, H, W] fp32, or [branches, B, C, H, W] where branches stay apart; None after an update."""
@@ -87,11 +91,25 @@ class BranchReader:
             return None
         if self.coefficients is None:
             return unpatchify(self.patches.flatten(0, 1), *self.size).unflatten(0, self.patches.shape[:2])
-        weights = None if self.early else self.coefficients
-        return self.kernels.combine_branches(self.patches, weights, tuple(range(len(self.patches))), *self.size)
+        total = None
+        for group in _groups(range(len(self.patches))):
+            weights = None if self.early else chosen(self.coefficients, group)
+            part = self.kernels.combine_branches(self.patches, weights, tuple(group), *self.size)
+            total = part if total is None else total.add_(part)
+        return total
 
 
-def chosen(coefficients: Tensor, branches: list[int] | tuple[int, ...]) -> Tensor:
+def _groups(branches: Sequence[int]) -> list[Sequence[int]]:
+    """``branches`` in groups that one kernel takes; nearly always a single one."""
+    return [branches[first : first + MAX_BRANCHES] for first in range(0, len(branches), MAX_BRANCHES)]
+
+
+def _combinations(layout: RowLayout) -> int:
+    """How many times branches are combined and projected together: once for each head, more for a head of many branches."""
+    return sum(len(_groups(range(count))) for count in Counter(readout.layer for readout in layout.readouts).values())
+
+
+def chosen(coefficients: Tensor, branches: Sequence[int]) -> Tensor:
     """Columns ``branches``, ascending, of coefficients [B, branches, ...]: a view where they are evenly spaced."""
     first, last = branches[0], branches[-1]
     step = branches[1] - first if len(branches) > 1 else 1

@@ -5,7 +5,7 @@ Every architecture, with a second network for autoguidance, every live set, solv
 
 import pytest
 import torch
-from live_sets import ARCHITECTURES, CLASS_LABEL, engine_of, every_branch, live_sets, load, networks
+from live_sets import ARCHITECTURES, CLASS_LABEL, engine_of, every_branch, live_sets, load, many_branches, networks
 from step_trace import OnDevice, check_step
 from tiny_models import tiny_sit
 
@@ -65,6 +65,13 @@ def test_a_rule_that_guides_some_channels(architecture):
 @pytest.mark.parametrize("architecture", ["dit", "sd3.5-medium"])
 def test_directions_that_are_kept_lie_in_a_buffer_of_the_program(architecture):
     check_live_sets(architecture, "heun", most=1, refresh=2)
+
+
+@pytest.mark.parametrize("architecture", ["sit", "sd3"])
+def test_more_branches_than_one_kernel_combines(architecture):
+    engine = engine_of(architecture, device="cpu")
+    program = load(engine, engine.plan(many_branches(engine.spec), steps=4), batch=2)
+    check_step(program, tuple(range(len(program.plan.branches))))
 
 
 @pytest.mark.slow

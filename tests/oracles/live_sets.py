@@ -66,6 +66,12 @@ def every_branch(spec: ModelSpec, channels: int | None = None) -> Guidance:
     return rule
 
 
+def many_branches(spec: ModelSpec, channels: int | None = None) -> Guidance:
+    """More branches on the last head than one kernel combines."""
+    skips = (SkipLayer(0.3 + 0.1 * i, layers) for i, layers in enumerate(((0,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))))
+    return sum(skips, every_branch(spec, channels))
+
+
 def live_sets(plan: Plan, most: int | None = None) -> Iterator[tuple[int, ...]]:
     """Every set of the conditional branch and up to ``most`` others (None: any number), then the one with all."""
     others = range(1, len(plan.branches))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from live_sets import ARCHITECTURES, engine_of, every_branch, live_sets, load
+from live_sets import ARCHITECTURES, engine_of, every_branch, live_sets, load, many_branches
 
 from segue import CFG, SGG, AutoGuidance, SkipLayer
 from segue.engine.solvers import SOLVERS
@@ -95,6 +95,13 @@ def test_a_rule_that_guides_some_channels(architecture, monkeypatch):
     for live in live_sets(pair.plan):
         pair.rewind()
         pair.step(live, monkeypatch)
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+@pytest.mark.parametrize("architecture", ["sit", "sd3"])
+def test_more_branches_than_one_kernel_combines(architecture, channels, monkeypatch):
+    pair = Pair(architecture, many_branches(engine_of(architecture, device="cpu").spec, channels), steps=1)
+    pair.step(tuple(range(len(pair.plan.branches))), monkeypatch)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
