@@ -1,15 +1,23 @@
 """What this machine can do at best, measured in the same run: a large copy and large matrix products."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .timing import Statistic, Timer, interleave
 
 CUDA_COPY_BYTES, CPU_COPY_BYTES = 2**32, 2**28  # both far past the caches
-CUDA_PRODUCT, CPU_PRODUCT = 8192, 1536
+CUDA_PRODUCT, CPU_PRODUCT = 8192, 3072  # smaller ones drift by a quarter from run to run
+
+
+class Work(NamedTuple):
+    """Something to time, and how many bytes or FLOP it is."""
+
+    amount: int
+    run: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,11 @@ class Ceilings:
         """The roofline: no less than the arithmetic, no less than the traffic."""
         return max(flops / self.rate(dtype), moved / self.copy.median)
 
+    def including(self, device: torch.device, timer: Timer, dtypes: Iterable[torch.dtype]) -> "Ceilings":
+        """These, and the product of every other dtype of ``dtypes``, measured now."""
+        missing = [dtype for dtype in dict.fromkeys(dtypes) if dtype_name(dtype) not in self.products]
+        return replace(self, products=self.products | _rates(_products(device, missing), timer)) if missing else self
+
 
 def measure_ceilings(
     device: torch.device,
@@ -40,20 +53,29 @@ def measure_ceilings(
     limit_s: float = 20.0,
 ) -> Ceilings:
     """Measure this device; random data, never zeros."""
-    cuda = device.type == "cuda"
-    copy_bytes = copy_bytes or (CUDA_COPY_BYTES if cuda else CPU_COPY_BYTES)
-    size = size or (CUDA_PRODUCT if cuda else CPU_PRODUCT)
+    copy_bytes = copy_bytes or (CUDA_COPY_BYTES if device.type == "cuda" else CPU_COPY_BYTES)
     source = torch.randint(0, 2**31, (copy_bytes // 4,), dtype=torch.int32, device=device)
     target = torch.empty_like(source)
-    variants: dict[str, Callable[[], Tensor]] = {"copy": lambda: target.copy_(source)}
+    copy = {"copy": Work(2 * source.numel() * source.element_size(), lambda: target.copy_(source))}
+    rates = _rates(copy | _products(device, dtypes, size), timer, repetitions, limit_s)
+    return Ceilings(rates.pop("copy"), rates)
+
+
+def _products(device: torch.device, dtypes: Iterable[torch.dtype], size: int | None = None) -> dict[str, Work]:
+    """A square product for every dtype, by name."""
+    size = size or (CUDA_PRODUCT if device.type == "cuda" else CPU_PRODUCT)
+    work = {}
     for dtype in dtypes:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(left)
-        variants[dtype_name(dtype)] = lambda a=left, b=right, o=out: torch.mm(a, b, out=o)
-    seconds = interleave(variants, timer, repetitions, limit_s)
-    moved = 2 * source.numel() * source.element_size()
-    copy = Statistic.of(moved / seconds.pop("copy"))
-    return Ceilings(copy, {name: Statistic.of(2 * size**3 / values) for name, values in seconds.items()})
+        work[dtype_name(dtype)] = Work(2 * size**3, partial(torch.mm, left, right, out=out))
+    return work
+
+
+def _rates(work: dict[str, Work], timer: Timer, repetitions: int = 7, limit_s: float = 20.0) -> dict[str, Statistic]:
+    """Amount per second of every piece of work, in interleaved rounds."""
+    seconds = interleave({name: each.run for name, each in work.items()}, timer, repetitions, limit_s)
+    return {name: Statistic.of(work[name].amount / values) for name, values in seconds.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

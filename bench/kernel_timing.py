@@ -16,23 +16,30 @@ MAX_SETS = 64
 FLOOR = {torch.float32: 16 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9, torch.float16: 4 * 2.0**-12}
 
 
-def argument_sets(make: Callable[[int], tuple[Any, ...]], device: torch.device) -> list[tuple[Any, ...]]:
-    """Enough independent argument tuples (by seed) that together they do not fit a cache, at least two."""
+def argument_sets(make: Callable[[int], tuple[Any, ...]], function: Callable, device: torch.device) -> list[tuple[Any, ...]]:
+    """Enough independent argument tuples (by seed) that they and what ``function`` returns do not fit a cache, at least two."""
     first = make(0)
-    size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(first) if isinstance(leaf, Tensor))
+    size = sum(_storages((first, function(*first))).values())
     count = min(MAX_SETS, max(2, -(-CACHE_BYTES[device.type] // max(size, 1))))
     return [first, *(make(seed) for seed in range(1, count))]
+
+
+def _storages(values: Any) -> dict[int, int]:
+    """Bytes of every tensor by address: a result that is an argument written in place counts once."""
+    tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+    return {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
 
 
 def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> Callable[[], None]:
     """A callable that runs ``function`` once on every set, replayed from a graph where asked.
 
-    Raises ``RuntimeError`` for a function that cannot be captured.
+    The results of a pass are kept until it ends: a freed one would be the next one's memory, still in the cache.  Raises
+    ``RuntimeError`` for a function that cannot be captured.
     """
 
     def run() -> None:
-        for arguments in sets:
-            function(*arguments)
+        kept = [function(*arguments) for arguments in sets]
+        kept.clear()
 
     if not graph:
         return run

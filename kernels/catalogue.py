@@ -63,6 +63,7 @@ SIZES = (
     Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16),
     Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True),
 )
+PRODUCTS = (attention, mlp, readout)  # the modules whose operations contain matrix products
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Factory:
 class Case:
     """One operation at one size: its kernel, its reference, and how to make the arguments of both.
 
-    Traffic and arithmetic are counted for 16-bit activations, except for a variant "in fp32".
+    Traffic is counted for activations of ``dtype``, in which matrix products are made; where an operation has none
+    (``has_product`` is False), its arithmetic never binds.
     """
 
     operation: str
@@ -105,6 +107,8 @@ class Case:
     flops: int
     minimum_capability: int = 80
     variant: str = ""
+    dtype: torch.dtype = torch.bfloat16
+    has_product: bool = False
 
     @property
     def name(self) -> str:
@@ -113,30 +117,31 @@ class Case:
 
 def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic: int, work: int, **more: Any) -> Case:
     kernel, reference = getattr(module, f"{operation}_triton"), getattr(module, operation)
-    return Case(operation, size, kernel, reference, arguments, traffic, work, **more)
+    return Case(operation, size, kernel, reference, arguments, traffic, work, **more, has_product=module in PRODUCTS)
 
 
-def cases(size: Size) -> Iterator[Case]:
-    """Every operation at this size, in the order of a forward pass."""
-    yield _gather(size)
-    yield from _norms(size)
-    yield from _attention(size)
-    yield from _linears(size)
-    yield from _quantised(size)
-    yield from _readouts(size)
+def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
+    """Every operation at this size with activations of ``dtype``, in the order of a forward pass."""
+    yield _gather(size, dtype)
+    yield from _norms(size, dtype)
+    yield from _attention(size, dtype)
+    yield from _linears(size, dtype)
+    yield from _quantised(size, dtype)
+    yield from _readouts(size, dtype)
     yield from _updates(size)
 
 
-def _gather(size: Size) -> Case:
+def _gather(size: Size, dtype: torch.dtype) -> Case:
     width = 6 * size.width * 24
 
     def arguments(make: Factory) -> tuple[Tensor, Tensor]:
         return make(64, width), make.counters(size.rows)
 
-    return _case(combine, "gather_rows", size, arguments, combine.gather_bytes_moved(size.rows, width, 2), 0)
+    traffic = combine.gather_bytes_moved(size.rows, width, dtype.itemsize)
+    return _case(combine, "gather_rows", size, arguments, traffic, 0, dtype=dtype)
 
 
-def _norms(size: Size) -> Iterator[Case]:
+def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     shape = (size.rows, size.tokens, size.width)
     # operation: states [R, L, D], vectors [R, 1, D], outputs
     operations = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
@@ -150,12 +155,13 @@ def _norms(size: Size) -> Iterator[Case]:
             return (*(make(*shape) for _ in range(states)), *modulation)
 
         in_fp8 = operation.endswith("fp8")
-        traffic = adaln.bytes_moved(*shape, 2, states - 1, outputs, in_fp8)
+        traffic = adaln.bytes_moved(*shape, dtype.itemsize, states - 1, outputs, in_fp8)
         work = adaln.flops(*shape, states - 1, outputs)
-        yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=89 if in_fp8 else 80)
+        capability = 89 if in_fp8 else 80
+        yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=capability, dtype=dtype)
 
 
-def _attention(size: Size) -> Iterator[Case]:
+def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     rows, tokens, heads, head_dim = size.rows, size.tokens + size.text, size.heads, size.head_dim
 
     def projections(make: Factory, norm: bool) -> tuple:
@@ -165,22 +171,22 @@ def _attention(size: Size) -> Iterator[Case]:
 
     operation, parts = ("joint_heads_norm", 3) if size.text else ("split_heads_norm", 2)
     for norm in (True, False) if size.text else (True,):
-        traffic, work = qkv.bytes_moved(rows, tokens, size.width, 2, parts), qkv.flops(rows, tokens, size.width, norm)
-        variant = "" if norm else "without norm"
-        yield _case(qkv, operation, size, partial(projections, norm=norm), traffic, work, variant=variant)
+        traffic = qkv.bytes_moved(rows, tokens, size.width, dtype.itemsize, parts)
+        variant, work = "" if norm else "without norm", qkv.flops(rows, tokens, size.width, norm)
+        yield _case(qkv, operation, size, partial(projections, norm=norm), traffic, work, variant=variant, dtype=dtype)
 
     def split(make: Factory, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
         return make(3, rows, tokens, heads, head_dim, dtype=dtype).transpose(2, 3).unbind()
 
-    work = attention.flops(rows, heads, tokens, tokens, head_dim)
-    yield _case(attention, "attention", size, split, attention.bytes_moved(rows, heads, tokens, tokens, head_dim, 2), work)
-    if size.single:
-        traffic = attention.bytes_moved(rows, heads, tokens, tokens, head_dim, 4)
-        arguments = partial(split, dtype=torch.float32)
-        yield _case(attention, "attention", size, arguments, traffic, work, variant="in fp32")
+    counts = (rows, heads, tokens, tokens, head_dim)
+    traffic, work = attention.bytes_moved(*counts, dtype.itemsize), attention.flops(*counts)
+    yield _case(attention, "attention", size, split, traffic, work, dtype=dtype)
+    if size.single and dtype != torch.float32:
+        traffic, arguments = attention.bytes_moved(*counts, 4), partial(split, dtype=torch.float32)
+        yield _case(attention, "attention", size, arguments, traffic, work, variant="in fp32", dtype=torch.float32)
 
 
-def _linears(size: Size) -> Iterator[Case]:
+def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     rows, tokens, width = size.rows, size.tokens, size.width
 
     def layer(make: Factory, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -196,28 +202,30 @@ def _linears(size: Size) -> Iterator[Case]:
         streams = (make(rows, count, width) for count in (tokens, size.text))
         return tuple(x for stream in streams for x in (stream, *layer(make, width, 3 * width)))
 
-    count, work = rows * tokens, mlp.flops(rows * tokens, width, 4 * width)
-    yield _case(mlp, "linear_gelu", size, gelu, mlp.bytes_moved(count, width, 4 * width, 2), work)
-    yield _case(mlp, "linear_gated_residual", size, residual, mlp.bytes_moved(count, 4 * width, width, 2, True), work)
+    count, itemsize, work = rows * tokens, dtype.itemsize, mlp.flops(rows * tokens, width, 4 * width)
+    yield _case(mlp, "linear_gelu", size, gelu, mlp.bytes_moved(count, width, 4 * width, itemsize), work, dtype=dtype)
+    traffic = mlp.bytes_moved(count, 4 * width, width, itemsize, residual=True)
+    yield _case(mlp, "linear_gated_residual", size, residual, traffic, work, dtype=dtype)
     if size.text:
         counts = (count, rows * size.text)
-        traffic = sum(mlp.bytes_moved(n, width, 3 * width, 2) for n in counts)
-        yield _case(mlp, "grouped_linear", size, grouped, traffic, mlp.flops(sum(counts), width, 3 * width))
+        traffic = sum(mlp.bytes_moved(n, width, 3 * width, itemsize) for n in counts)
+        work = mlp.flops(sum(counts), width, 3 * width)
+        yield _case(mlp, "grouped_linear", size, grouped, traffic, work, dtype=dtype)
 
 
-def _quantised(size: Size) -> Iterator[Case]:
+def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     for width, gelu in ((size.width, False), (4 * size.width, True)):
         shape = (size.rows, size.tokens, width)
 
         def arguments(make: Factory, shape: tuple[int, ...] = shape, gelu: bool = gelu) -> tuple[Tensor, bool]:
             return make(*shape), gelu
 
-        traffic, work = fp8.bytes_moved(*shape, 2), fp8.flops(*shape, gelu)
-        variant = "with GELU" if gelu else ""
-        yield _case(fp8, "quantize_rows", size, arguments, traffic, work, minimum_capability=89, variant=variant)
+        traffic, work = fp8.bytes_moved(*shape, dtype.itemsize), fp8.flops(*shape, gelu)
+        more = {"minimum_capability": 89, "variant": "with GELU" if gelu else "", "dtype": dtype}
+        yield _case(fp8, "quantize_rows", size, arguments, traffic, work, **more)
 
 
-def _readouts(size: Size) -> Iterator[Case]:
+def _readouts(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     samples, tokens, width, outputs = size.samples, size.tokens, size.width, size.outputs
 
     def head(make: Factory, *leading: int) -> tuple[Tensor, ...]:
@@ -236,13 +244,15 @@ def _readouts(size: Size) -> Iterator[Case]:
 
     operations = (("project", project, 1), ("combine_then_project", combined, 2), ("readout_update", update, 2))
     for operation, arguments, branches in operations:
-        traffic = readout.bytes_moved(samples, branches, tokens, width, outputs, 2, operation == "readout_update")
-        work = readout.flops(samples, branches, tokens, width, outputs)
-        yield _case(readout, operation, size, arguments, traffic, work)
+        counts = (samples, branches, tokens, width, outputs)
+        traffic = readout.bytes_moved(*counts, dtype.itemsize, operation == "readout_update")
+        yield _case(readout, operation, size, arguments, traffic, readout.flops(*counts), dtype=dtype)
 
 
 def _updates(size: Size) -> Iterator[Case]:
+    """On the state, which is fp32 whatever the dtype of the activations."""
     samples, elements = size.samples, size.tokens * size.outputs
+    case = partial(_case, dtype=torch.float32)
 
     def update(make: Factory, noise: bool) -> tuple:
         states = [make.single(*size.latent) for _ in range(4)]
@@ -259,13 +269,13 @@ def _updates(size: Size) -> Iterator[Case]:
         return make.counters(samples), make.counters(samples), elements
 
     traffic, work = combine.combine_bytes_moved(samples, 2, elements, 4), combine.combine_flops(samples, 2, elements)
-    yield _case(combine, "combine_branches", size, branches, traffic, work)
+    yield case(combine, "combine_branches", size, branches, traffic, work)
     for noisy in (False, True):
         traffic, work = combine.bytes_moved(samples, elements, noisy), combine.flops(samples, elements, noisy)
         variant = "with noise" if noisy else ""
-        yield _case(combine, "solver_update", size, partial(update, noise=noisy), traffic, work, variant=variant)
-    yield _case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
+        yield case(combine, "solver_update", size, partial(update, noise=noisy), traffic, work, variant=variant)
+    yield case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
     for operation, states, scalars in (("cfg_zero_star", 2, 1), ("rescale", 2, 1), ("adaptive_projection", 3, 4)):
         arguments = partial(correction, states=states, scalars=scalars)
         counts = (samples, elements, operation)
-        yield _case(corrections, operation, size, arguments, corrections.bytes_moved(*counts), corrections.flops(*counts))
+        yield case(corrections, operation, size, arguments, corrections.bytes_moved(*counts), corrections.flops(*counts))

@@ -1,8 +1,12 @@
 """The kernel suite: a kernel that is wrong is not timed, arguments rotate, and figures follow from bytes, FLOPs and time."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from segue.bench import ceilings
 from segue.bench.ceilings import Ceilings, measure_ceilings
 from segue.bench.kernel_timing import CACHE_BYTES, argument_sets, kernel_gate, launches
 from segue.bench.suites import kernels, run_suite
@@ -11,6 +15,16 @@ from segue.kernels.catalogue import SIZES, Case, Factory, cases
 
 CPU = torch.device("cpu")
 SIZE = SIZES[0]
+CEILINGS = (
+    Statistic(1e6, 1e6, 1e6, 1),
+    {name: Statistic(rate, rate, rate, 1) for name, rate in (("bfloat16", 1e6), ("float32", 2.5e5))},
+)
+
+
+@pytest.fixture(autouse=True)
+def small_ceilings(monkeypatch):
+    monkeypatch.setattr(ceilings, "CPU_COPY_BYTES", 2**12)
+    monkeypatch.setattr(ceilings, "CPU_PRODUCT", 33)
 
 
 def scaled(x, factor):
@@ -22,11 +36,11 @@ def accumulated(x, factor):
     return
 
 
-def case(kernel, reference=scaled, flops: int = 0, traffic: int = 8_000_000) -> Case:
+def case(kernel, reference=scaled, flops: int = 0, traffic: int = 8_000_000, **more) -> Case:
     def arguments(make: Factory):
         return make(63, 33), 1.5
 
-    return Case("scaled", SIZE, kernel, reference, arguments, traffic, flops)
+    return Case("scaled", SIZE, kernel, reference, arguments, traffic, flops, **more)
 
 
 def arguments(dtype=torch.bfloat16):
@@ -59,21 +73,41 @@ def test_what_is_written_in_place_is_judged_and_the_arguments_stay():
     assert torch.equal(given[0], before)
 
 
-def test_arguments_do_not_fit_a_cache_and_each_set_is_used_once_per_run():
+@pytest.mark.parametrize("repeats", [1, 7], ids=["arguments alone", "results six times larger"])
+def test_arguments_and_results_do_not_fit_a_cache_and_each_set_is_used_once_per_run(repeats):
     def make(seed):
-        return (torch.full((1024, 1024), float(seed)), None, 3)
+        return (torch.full((512, 512), float(seed)), None, 3)
 
-    sets = argument_sets(make, CPU)
-    assert sum(x.numel() * 4 for x, *_ in sets) >= CACHE_BYTES["cpu"]
+    def expanded(x, *_):
+        return x if repeats == 1 else x.repeat(repeats - 1, 1)  # returned arguments count once
+
+    sets = argument_sets(make, expanded, CPU)
+    least = -(-CACHE_BYTES["cpu"] // (repeats * 2**20))
+    assert len(sets) == least > 2
     used: list[float] = []
     launches(lambda x, *_: used.append(float(x[0, 0])), sets, graph=False)()
     assert used == [float(seed) for seed in range(len(sets))]
-    assert len(sets) > 2
+
+
+def test_the_results_of_a_pass_do_not_share_memory():
+    """A result that is dropped leaves its block, still in the cache, to the next launch."""
+    results: list[weakref.ref] = []
+    alive = []
+
+    def doubled(x):
+        alive.append(sum(result() is not None for result in results))
+        y = 2 * x
+        results.append(weakref.ref(y))
+        return y
+
+    launches(doubled, [(torch.ones(33, 63),) for _ in range(5)], graph=False)()
+    assert alive == [0, 1, 2, 3, 4]
+    assert all(result() is None for result in results)
 
 
 def test_a_wrong_kernel_leaves_no_row(make_session, scripted_timer, monkeypatch):
     made = [case(lambda x, f: x * 9.0), case(scaled)]
-    monkeypatch.setattr(kernels, "cases", lambda size: [made.pop(0)] if made else [])
+    monkeypatch.setattr(kernels, "cases", lambda size, dtype: [made.pop(0)] if made else [])
     monkeypatch.setattr(kernels, "unavailable", lambda device: None)
     session = make_session(scripted_timer([1e-3]))
     run_suite("kernels", session)
@@ -81,26 +115,71 @@ def test_a_wrong_kernel_leaves_no_row(make_session, scripted_timer, monkeypatch)
     assert any("NOT TIMED" in line for line in session.lines)
 
 
-@pytest.mark.parametrize(("flops", "unit", "value"), [(0, "TB/s", 8e6 / 1e12), (10**9, "TFLOP/s", 1e9 / 1e12)])
-def test_figures_follow_from_counts_and_time(make_session, flops, unit, value):
-    """One launch of 8 MB takes a second; copies reach 1 MB/s and products 1 MFLOP/s, so the larger share binds."""
+@pytest.mark.parametrize(
+    ("flops", "more", "unit", "value", "floor"),
+    [
+        (0, {}, "TB/s", 8e6, 8.0),
+        (10**9, {"has_product": True}, "TFLOP/s", 1e9, 1000.0),
+        (10**9, {"has_product": True, "dtype": torch.float32}, "TFLOP/s", 1e9, 4000.0),
+        (10**9, {}, "TB/s", 8e6, 8.0),
+    ],
+    ids=["copy", "product", "product in fp32", "elementwise arithmetic"],
+)
+def test_figures_follow_from_counts_and_time(make_session, flops, more, unit, value, floor):
+    """One launch of 8 MB takes a second; copies reach 1 MB/s, products 1 MFLOP/s and a quarter of it in fp32."""
     session = make_session(None)
-    flat = Statistic(1e6, 1e6, 1e6, 1)
-    ceilings = Ceilings(flat, {"bfloat16": flat})
+    measured = Ceilings(*CEILINGS)
     seconds = {"reference": torch.ones(3).numpy() * 2, "kernel": torch.ones(3).numpy()}
-    rows = kernels.operation_rows(session, case(scaled, flops=flops), ceilings, seconds)
+    rows = kernels.operation_rows(session, case(scaled, flops=flops, **more), measured, seconds)
+    assert {row.dtype for row in rows} == {"float32" if "dtype" in more else "bfloat16"}
     (rate,) = [row for row in rows if row.variant == "kernel" and row.unit == unit]
-    assert rate.value == pytest.approx(value)
-    assert rate.expected == pytest.approx(1e-6)
+    assert rate.value == pytest.approx(value / 1e12)
+    assert rate.expected == pytest.approx(value / floor / 1e12)
     (time,) = [row for row in rows if row.variant == "kernel" and row.metric == "time of a launch"]
-    assert time.expected == pytest.approx(max(8.0, flops / 1e6))
+    assert time.expected == pytest.approx(floor)
     (gain,) = [row for row in rows if row.unit == "x"]
     assert gain.value == 2.0
 
 
+def test_a_share_above_the_ceiling_is_said_and_noted(make_session):
+    """8 MB at 1 MB/s take 8 s: a kernel in 7.7 s is within the spread, a reference in 4 s read from a cache."""
+    session = make_session(None)
+    seconds = {"reference": torch.ones(3).numpy() * 4, "kernel": torch.ones(3).numpy() * 7.7}
+    rows = kernels.operation_rows(session, case(scaled), Ceilings(*CEILINGS), seconds)
+    notes = {row.variant: row.note for row in rows if row.unit == "TB/s"}
+    assert notes["reference"].startswith("at 200% of the measured ceiling: a cache held the operands")
+    assert notes["kernel"] == ""
+    assert [line for line in session.lines if "a cache held the operands" in line] == session.lines
+    assert len(session.lines) == 1
+
+
+def test_without_a_gpu_everything_is_in_fp32_and_counted_so(make_session, scripted_timer, monkeypatch):
+    """Activations of twice the size move up to twice the bytes; attention in fp32 is no case of its own then."""
+    monkeypatch.setitem(CACHE_BYTES, "cpu", 1)
+    session = make_session(scripted_timer([1e-3]), repetitions=1)
+    run_suite("kernels", session)
+    assert {row.dtype for row in session.rows if row.case != "ceilings"} == {"float32"}
+    single, half = ({one.name: one for one in cases(SIZE, dtype)} for dtype in (torch.float32, torch.bfloat16))
+    assert set(half) - set(single) == {f"attention in fp32, {SIZE.name}"}
+    for name, operation in single.items():
+        state_only = half[name].dtype == torch.float32
+        assert operation.bytes_moved <= (1 if state_only else 2) * half[name].bytes_moved, name
+        assert (operation.bytes_moved == half[name].bytes_moved) == state_only, name
+    moved = single[f"attention, {SIZE.name}"].bytes_moved
+    assert moved == half[f"attention in fp32, {SIZE.name}"].bytes_moved == 2 * half[f"attention, {SIZE.name}"].bytes_moved
+
+
+def test_products_are_where_the_flops_that_pytorch_counts_are():
+    for one in (*cases(SIZE), *(case for case in cases(SIZES[4]) if case.operation == "grouped_linear")):
+        arguments = one.arguments(Factory(torch.device("meta"), one.dtype))
+        with FlopCounterMode(display=False) as counter:
+            one.reference(*arguments)
+        assert (counter.get_total_flops() > 0) == one.has_product, one.name
+
+
 def test_an_operation_that_cannot_be_captured_does_not_end_the_suite(make_session, scripted_timer, monkeypatch):
     made = [case(scaled), case(scaled)]
-    monkeypatch.setattr(kernels, "cases", lambda size: [made.pop(0)] if made else [])
+    monkeypatch.setattr(kernels, "cases", lambda size, dtype: [made.pop(0)] if made else [])
 
     def refuse(*_arguments, **_options):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
@@ -116,15 +195,24 @@ def test_without_a_compiler_the_references_are_measured_and_it_is_said(make_sess
     session = make_session(scripted_timer([1e-3]), repetitions=1)
     run_suite("kernels", session)
     assert {row.variant for row in session.rows if row.case != "ceilings"} == {"reference"}
-    assert {row.case for row in session.rows} == {"ceilings", *(one.name for one in cases(SIZE))}
+    assert {row.case for row in session.rows} == {"ceilings", *(one.name for one in cases(SIZE, torch.float32))}
     assert sum("Triton kernels are not run" in line for line in session.lines) == 1
 
 
 def test_ceilings_count_reads_and_writes_and_two_operations_per_product(scripted_timer):
     """A copy of 1 MiB takes 1 s, the products of two 10 x 10 matrices 2 s and 4 s."""
-    found = measure_ceilings(CPU, scripted_timer([1.0, 2.0, 4.0]), repetitions=3, copy_bytes=2**20, size=10)
+    found = measure_ceilings(CPU, scripted_timer([1.0, 2.0, 4.0]), repetitions=1, copy_bytes=2**20, size=10)
     assert found.copy.median == 2 * 2**20
     assert found.rate(torch.float32) == 2 * 10**3 / 2
     assert found.rate(torch.bfloat16) == 2 * 10**3 / 4
     assert found.seconds(500, 2**22, torch.bfloat16) == 2.0
     assert found.seconds(5000, 2**21, torch.bfloat16) == 10.0
+
+
+def test_ceilings_are_measured_for_further_dtypes_only_where_they_are_missing(scripted_timer):
+    found = measure_ceilings(CPU, scripted_timer([1.0, 2.0]), (torch.bfloat16,), 1, copy_bytes=2**20, size=10)
+    again = found.including(CPU, scripted_timer([0.5]), [torch.bfloat16, torch.float32, torch.float32])
+    assert again.copy == found.copy
+    assert again.rate(torch.bfloat16) == found.rate(torch.bfloat16)
+    assert again.rate(torch.float32) == 2 * ceilings.CPU_PRODUCT**3 / 0.5
+    assert again.including(CPU, None, [torch.float32]) is again
