@@ -7,6 +7,7 @@ the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
 from .live_transformer import LiveTransformer, path_text
 from .packing import check_own_forward, check_transformer
+from .running_pipeline import running_pipeline
 from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
@@ -34,7 +36,8 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
     """Guide a live SD3 or SD3.5 pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
 
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
-    an unconditional branch need.  Attaching again replaces the rule.  ``graphs`` captures steps on packed weights as CUDA
+    an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
+    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA
     graphs (default: on CUDA).  Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
@@ -44,33 +47,52 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
     check_transformer(transformer)
     guidance = Guidance() if guidance is None else guidance
     compile_plan(guidance, linear(28), VELOCITY, diffusers_spec(transformer))  # branches that do not exist are refused here
-    present = attachment_of(transformer)
-    if present is not None:
-        if present.pipe is not pipe:
-            raise ValueError("another pipeline with the same transformer is attached; detach that one first")
+    present = attached_to(pipe)
+    on_transformer = attachment_of(transformer)
+    if on_transformer is not None and on_transformer is present:
         present.stop()
         present.guidance, present.graphs = guidance, graphs
         return present
+    if on_transformer is not None:
+        raise ValueError("another pipeline with the same transformer is attached; detach that one first")
     check_own_forward(transformer)
-    attachment = Attachment(pipe, guidance, graphs)
-    ForwardSlot.of(transformer).put(attachment.forward)
-    return attachment
+    if present is not None:
+        present.remove()  # from the transformer that the pipeline held before
+    return Attachment(pipe, guidance, graphs)
 
 
 def detach(pipe: Any) -> None:
-    """Put a pipeline back as it was before :func:`attach`.  Raises ``ValueError`` if nothing is attached to it."""
-    transformer = getattr(pipe, "transformer", None)
-    present = None if transformer is None else attachment_of(transformer)
-    if present is None or present.pipe is not pipe:
+    """Put a pipeline back as it was before :func:`attach`, whatever transformer it holds by now.
+
+    Raises ``ValueError`` if nothing is attached to it.
+    """
+    present = attached_to(pipe)
+    if present is None:
         raise ValueError(f"nothing is attached to this {type(pipe).__name__}")
-    ForwardSlot.of(transformer).put(own_forward(transformer))
-    present.stop()
+    present.remove()
+
+
+MARK = "_segue_attachment"  # the attribute of a pipeline that holds its attachment
+
+
+def attached_to(pipe: Any) -> "Attachment | None":
+    """What is attached to a pipeline, if anything; a copy of an attached one has nothing of its own."""
+    present = getattr(pipe, MARK, None)
+    return present if present is not None and present.pipe is pipe else None
 
 
 def attachment_of(transformer: torch.nn.Module) -> "Attachment | None":
     """What is attached to a transformer, if anything."""
-    present = getattr(ForwardSlot.of(transformer).forward, "__self__", None)
-    return present if isinstance(present, Attachment) else None
+    forward = ForwardSlot.of(transformer).forward
+    return forward.func.__self__ if isinstance(forward, GuidedForward) else None
+
+
+class GuidedForward(partial):
+    """What an attachment puts in the place of a transformer's forward."""
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        """The copied transformer's own forward: a copy is not attached."""
+        return own_forward(memo[id(self.func.__self__.transformer)])
 
 
 @dataclass
@@ -90,10 +112,22 @@ class Attachment:
     """
 
     def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
-        self.pipe, self.guidance, self.graphs = pipe, guidance, graphs
+        self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
         self._run: Run | None = None
         self._engine: EngineCore | None = None
         self._live = LiveTransformer(pipe, self._forget_engine)
+        ForwardSlot.of(self.transformer).put(GuidedForward(self.forward))
+        setattr(pipe, MARK, self)
+
+    def remove(self) -> None:
+        """Put the transformer's own forward back, and let go of everything."""
+        if attachment_of(self.transformer) is self:
+            ForwardSlot.of(self.transformer).put(own_forward(self.transformer))
+        delattr(self.pipe, MARK)
+        self.stop()
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """Nothing: a copy of an attached pipeline is not attached."""
 
     @property
     def plan(self) -> Plan | None:
@@ -134,6 +168,7 @@ class Attachment:
         """In the place of ``SD3Transformer2DModel.forward``: the guided velocity, once for each half of the batch."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+        self._refuse_other_pipelines()
         self._refuse_own_rules(skip_layers)
         call = TransformerCall.of(
             getattr(self.pipe, "do_classifier_free_guidance", False),
@@ -147,6 +182,20 @@ class Attachment:
             velocity = self._velocity(call, timestep)
         sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _refuse_other_pipelines(self) -> None:
+        """Raise ``ValueError`` unless the transformer is called by the attached pipeline, or by a loop written by hand."""
+        if self.pipe.transformer is not self.transformer:
+            raise ValueError(
+                "guidance is attached to a transformer that its pipeline no longer holds; "
+                "call segue.attach on that pipeline again, or segue.detach"
+            )
+        running = running_pipeline()
+        if running is not None and running is not self.pipe:
+            raise ValueError(
+                f"guidance is attached to another pipeline than the one that runs, a {type(running).__name__}; "
+                "call segue.detach on the attached one and segue.attach on this one"
+            )
 
     def _refuse_own_rules(self, skip_layers: list[int] | None) -> None:
         """Raise ``ValueError`` if the pipeline adds a guidance rule of its own, whose extra rows or passes no plan holds."""

@@ -69,6 +69,51 @@ def test_one_transformer_in_two_pipelines(pipe):
     refused(ValueError, "nothing is attached to this StableDiffusion3Img2ImgPipeline", segue.detach, other)
 
 
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_another_pipeline_that_runs_on_the_transformer_and_the_scheduler(pipe, scale):
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    other = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    call = {"image": torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)), "guidance_scale": scale}
+    plain = draw(other, **call)
+    segue.attach(pipe, SkipLayer(2.0, (2, 3)))
+    guided = draw(pipe, guidance_scale=scale)
+    message = "attached to another pipeline than the one that runs, a StableDiffusion3Img2ImgPipeline"
+    refused(ValueError, message, draw, other, **call)
+    assert torch.equal(draw(pipe, guidance_scale=scale), guided)
+
+    def run_the_other(pipe, step, timestep, tensors):
+        with pytest.raises(ValueError, match=message):
+            draw(other, **call)
+        return tensors
+
+    with pytest.raises(ValueError, match=r"the one that runs|already made all|called at timestep"):
+        draw(pipe, guidance_scale=scale, callback_on_step_end=run_the_other)  # the scheduler was the other's meanwhile
+    segue.detach(pipe)
+    assert torch.equal(draw(other, **call), plain)
+
+
+def test_another_pipeline_that_holds_the_replaced_transformer(pipe):
+    from diffusers import StableDiffusion3Pipeline
+
+    other = StableDiffusion3Pipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    old, plain = pipe.transformer, draw(pipe, guidance_scale=1.0)
+    segue.attach(pipe, SkipLayer(2.0, (2,)))
+    pipe.transformer = tiny_transformer(seed=99)
+    new_plain = draw(pipe, guidance_scale=1.0)
+    message = "a transformer that its pipeline no longer holds; call segue.attach .* or segue.detach"
+    refused(ValueError, message, draw, other, guidance_scale=1.0)
+    segue.attach(pipe, None)
+    assert "forward" not in vars(old) and torch.equal(draw(other, guidance_scale=1.0), plain)
+    assert relative_error(draw(pipe, guidance_scale=1.0), new_plain) < ATTACHED_RUN
+    pipe.transformer = old
+    segue.detach(pipe)
+    refused(ValueError, "nothing is attached", segue.detach, pipe)
+    assert torch.equal(draw(pipe, guidance_scale=1.0), plain)
+
+
 def test_a_forward_replaced_by_someone_else(pipe):
     def patched_forward(*arguments, **keywords):
         raise AssertionError

@@ -1,5 +1,7 @@
 """Detaching leaves no trace."""
 
+import copy
+
 import pytest
 import torch
 from attached_runs import PATHS, draw, forced
@@ -94,6 +96,27 @@ def test_an_attached_pipeline_is_saved_as_it_was(tmp_path):
     loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
     wanted = tiny_pipeline(seed=9).transformer
     assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["transformer", "pipeline"])
+def test_a_copy_of_what_is_attached_is_not(whole):
+    pipe = tiny_pipeline(seed=9)
+    plain = draw(pipe, **CALL)
+    segue.attach(pipe, RULE)
+    guided = draw(pipe, **CALL)
+    if whole:
+        other = copy.deepcopy(pipe)
+    else:
+        other = tiny_pipeline(seed=9)
+        other.transformer = copy.deepcopy(pipe.transformer)
+    assert torch.equal(draw(other, **CALL), plain)
+    with pytest.raises(ValueError, match="nothing is attached"):
+        segue.detach(other)
+    segue.attach(other, RULE)
+    segue.detach(pipe)
+    assert torch.equal(draw(other, **CALL), guided)
+    segue.detach(other)
+    assert torch.equal(draw(other, **CALL), plain)
 
 
 def test_attaching_again_replaces_the_rule():
