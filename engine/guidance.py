@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from segue.kernels.attention import PERTURBATIONS
 
+from .numeric_input import real_number, whole_number
 from .window import EVERYWHERE, Window
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -17,9 +18,8 @@ PERTURB_KINDS = ("skip", *PERTURBATIONS)
 
 def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
     layers = tuple(layers) if hasattr(layers, "__iter__") else (layers,)
+    layers = tuple(whole_number(layer, "layers must be integers") for layer in layers)
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"layers must be integers, got {layer!r}")
         if layer < 0:
             raise ValueError(f"layers are counted from 0, got {layer}")
     if len(set(layers)) != len(layers):
@@ -51,8 +51,9 @@ class Exit:
     layer: int
 
     def __post_init__(self):
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
-            raise ValueError(f"an early-exit head follows at least one block, got layer {self.layer!r}")
+        object.__setattr__(self, "layer", whole_number(self.layer, "the layer of an early-exit head must be an integer"))
+        if self.layer < 1:
+            raise ValueError(f"an early-exit head follows at least one block, got layer {self.layer}")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,15 @@ class Branch:
     model: str = "main"
 
     def __post_init__(self):
-        if isinstance(self.condition, str) and self.condition not in ("cond", "uncond", "parent"):
-            raise ValueError(f"unknown condition {self.condition!r}; known: cond, uncond, parent, or an integer label")
+        known = "cond, uncond, parent, or an integer label"
+        if not isinstance(self.condition, str):
+            object.__setattr__(self, "condition", whole_number(self.condition, f"a condition must be {known}"))
+        elif self.condition not in ("cond", "uncond", "parent"):
+            raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
+        if not isinstance(self.network, Perturb | Exit | None):
+            raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
+        if not isinstance(self.model, str):
+            raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
 
     @property
     def is_conditional(self) -> bool:
@@ -104,11 +112,12 @@ class Weight:
 
     def __post_init__(self):
         for name in ("base", "delta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"a weight must be a number, got {value!r}")
+            value = real_number(getattr(self, name), "a weight must be a finite number")
             if not math.isfinite(value):
                 raise ValueError(f"a weight must be finite, got {value}")
+            object.__setattr__(self, name, value)
+        if self.function is not None and not callable(self.function):
+            raise TypeError(f"the function of a weight must be callable, got {self.function!r}")
 
     def __call__(self, sigma: float, position: float) -> float:
         """The weight at noise level ``sigma`` and position ``p`` in the window."""
@@ -134,10 +143,19 @@ class Term:
     refresh: int = 1
 
     def __post_init__(self):
-        if isinstance(self.refresh, bool) or not isinstance(self.refresh, int) or self.refresh < 1:
-            raise ValueError(f"a branch is evaluated at every call or at every n-th, n at least 1, got {self.refresh!r}")
-        if self.channels is not None and (not isinstance(self.channels, int) or self.channels < 1):
-            raise ValueError(f"channels must be a positive integer, got {self.channels!r}")
+        if not isinstance(self.branch, Branch):
+            raise TypeError(f"the branch of a term must be a Branch, got {self.branch!r}")
+        if not isinstance(self.weight, Weight):
+            raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
+        if not isinstance(self.window, Window):
+            raise TypeError(f"a window is made by Window.sigma, Window.fraction or Window.steps, got {self.window!r}")
+        object.__setattr__(self, "refresh", whole_number(self.refresh, "the refresh of a term must be an integer"))
+        if self.refresh < 1:
+            raise ValueError(f"a branch is evaluated at every call or at every n-th, n at least 1, got {self.refresh}")
+        if self.channels is not None:
+            object.__setattr__(self, "channels", whole_number(self.channels, "channels must be an integer"))
+            if self.channels < 1:
+                raise ValueError(f"channels must be a positive integer, got {self.channels}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,7 @@ class Guidance:
 
     def __post_init__(self):
         object.__setattr__(self, "terms", tuple(self.terms))
-        if not isinstance(self.correction, Correction | None):
+        if not isinstance(self.correction, Correction | None) or type(self.correction) is Correction:
             raise TypeError(f"a correction is made by Rescale, CFGZeroStar or APG, got {self.correction!r}")
         for term in self.terms:
             if not isinstance(term, Term):
@@ -217,13 +235,12 @@ def _weight(value: float | Callable[[float], float], delta: float, offset: float
         if delta:
             raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
         return Weight(function=lambda sigma: value(sigma) - offset)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a scale must be a number or a function of sigma, got {value!r}")
+    value = real_number(value, "a scale must be a finite number or a function of sigma")
     return Weight(base=value - offset, delta=delta)
 
 
 def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
-    return Guidance((Term(branch, weight, window or EVERYWHERE, channels),))
+    return Guidance((Term(branch, weight, EVERYWHERE if window is None else window, channels),))
 
 
 def CFG(
@@ -294,6 +311,8 @@ def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:
 
     Source: arXiv 2603.20584.  The published SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
     """
-    if isinstance(switch, bool) or not isinstance(switch, int | float) or not 0 < switch < 1:
-        raise ValueError(f"the switch is a noise level between 0 and 1, got {switch!r}")
+    requirement = "the switch is a noise level between 0 and 1"
+    switch = real_number(switch, requirement)
+    if not 0 < switch < 1:
+        raise ValueError(f"{requirement}, got {switch}")
     return strong.within(Window.sigma(switch, 1.0)) + weak.within(Window.sigma(0.0, switch))

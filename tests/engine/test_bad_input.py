@@ -3,6 +3,7 @@
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +13,24 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny
 from typer.testing import CliRunner
 
-from segue import CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, Schedule, SkipLayer, Window, parse_rule
+from segue import (
+    CFG,
+    SGG,
+    AutoGuidance,
+    Branch,
+    EarlyExit,
+    Engine,
+    Guidance,
+    PerturbedLayers,
+    Schedule,
+    SkipLayer,
+    Term,
+    Weight,
+    Window,
+    parse_rule,
+)
 from segue.__main__ import app
+from segue.engine.guidance import Correction
 
 NAN = float("nan")
 
@@ -67,6 +84,21 @@ RULES = [
     (lambda: CFG(3.0, delta=NAN), ValueError, "nan"),
     (lambda: CFG(3.0, condition="nobody"), ValueError, "'nobody'"),
     (lambda: CFG(3.0, windw=None), TypeError, "windw"),
+    (lambda: CFG(True), TypeError, "True"),
+    (lambda: CFG(10**400), ValueError, "a finite number .* 1000"),
+    (lambda: CFG(3.0, window=(0.2, 0.8)), TypeError, r"made by Window.sigma, .* \(0.2, 0.8\)"),
+    (lambda: CFG(3.0, window=()), TypeError, r"\(\)"),
+    (lambda: CFG(3.0, channels=True), TypeError, "True"),
+    (lambda: CFG(3.0, condition=1.5), TypeError, "integer label, got 1.5"),
+    (lambda: CFG(3.0, condition=None), TypeError, "None"),
+    (lambda: CFG(3.0, condition=True), TypeError, "True"),
+    (lambda: Branch(network="skip"), TypeError, "a Perturb or an Exit, got 'skip'"),
+    (lambda: Branch(network=(2, 3)), TypeError, r"\(2, 3\)"),
+    (lambda: Branch(model=1), TypeError, "name of a network, got 1"),
+    (lambda: Term("uncond", Weight(2.0)), TypeError, "'uncond'"),
+    (lambda: Term(Branch("uncond"), 2.0), TypeError, r"such as Weight\(2.0\), got 2.0"),
+    (lambda: Weight(function=3.0), TypeError, "callable, got 3.0"),
+    (lambda: Guidance(correction=Correction()), TypeError, "made by Rescale"),
     (lambda: SkipLayer(2.0, (7, -1)), ValueError, "-1"),
     (lambda: SkipLayer(2.0, 7.5), TypeError, "7.5"),
     (lambda: SkipLayer(2.0, (7, 7)), ValueError, r"\(7, 7\)"),
@@ -98,12 +130,23 @@ def test_a_rule_or_schedule_out_of_range_cannot_be_made(make, error, value):
         make()
 
 
+def test_numbers_of_numpy_are_numbers():
+    assert CFG(np.float32(3), delta=np.float64(0.5)) == CFG(3.0, delta=0.5)
+    assert SkipLayer(np.int64(2), (np.int64(7),)) == SkipLayer(2.0, (7,))
+    assert EarlyExit(1.0, np.int32(4)) == EarlyExit(1.0, 4)
+    assert CFG(3.0, condition=np.int64(2), channels=np.int8(3)).reused(np.int64(2)) == CFG(3.0, condition=2, channels=3).reused(
+        2
+    )
+    assert SGG(CFG(3.0), SkipLayer(1.0, (2,)), np.float32(0.5)) == SGG(CFG(3.0), SkipLayer(1.0, (2,)), 0.5)
+
+
 RUNS = [
     ({"guidance": "cfg"}, TypeError, "'cfg'"),
     ({"guidance": SkipLayer(1.0, (12,))}, ValueError, "layer 12 .* layers 0 to 11"),
     ({"guidance": EarlyExit(1.0, 5)}, ValueError, "after layer 5; it has: 4"),
     ({"guidance": AutoGuidance(1.0)}, ValueError, "'weak'; the engine holds: main"),
     ({"guidance": CFG(2.0, condition=9)}, ValueError, "label 9 .* 0 to 4"),
+    ({"guidance": CFG(2.0, condition=np.int64(9))}, ValueError, "label 9 .* 0 to 4"),
     ({"guidance": CFG(2.0, channels=5)}, ValueError, "channels 5 .* 3 latent channels"),
     ({"guidance": CFG(lambda sigma: NAN)}, ValueError, "nan at sigma"),
     ({"steps": 0}, ValueError, "got 0"),

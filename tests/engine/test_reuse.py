@@ -87,9 +87,9 @@ def test_a_foreign_loop_reuses_only_from_call_to_call(engine):
         engine.denoiser(rule, LABELS)
 
 
-@pytest.mark.parametrize("refresh", [0, -1, 1.5, True])
-def test_a_refresh_that_is_no_count_is_refused(refresh):
-    with pytest.raises(ValueError, match=f"got {refresh}"):
+@pytest.mark.parametrize(("refresh", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_a_refresh_that_is_no_count_is_refused(refresh, error):
+    with pytest.raises(error, match=f"got {refresh}"):
         RULE.reused(refresh)
 
 
