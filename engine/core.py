@@ -51,6 +51,8 @@ class EngineCore:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.linears = check_linears(linears, self.device, self.dtype, kernels)
+        if "main" in (models or {}):
+            raise ValueError("further networks need names of their own: 'main' is the network that is sampled")
         networks = {"main": model, **(models or {})}
         if graphs and self.device.type != "cuda":
             raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")

@@ -86,12 +86,15 @@ class Engine(EngineCore):
         dtype = resolve_dtype(dtype, device)
         check_linears(linears, device, dtype, kernels)
         source = local_source(source)
-        if is_sd3_pipeline(source) and models:
-            raise ValueError(f"further models are for class-label models, and {str(source)!r} takes prompts; got {models!r}")
+        if "main" in (models or {}):
+            raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         if is_sd3_pipeline(source):
+            _refuse_further(models, source)
             options = {"graphs": graphs, "kernels": kernels, "linears": linears}
             return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
+        if isinstance(model.spec, MMDiTSpec):
+            _refuse_further(models, source)
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other), family)[0]}
         for network in (model, *others.values()):
@@ -207,3 +210,9 @@ class Engine(EngineCore):
             if not 0 <= label <= top:
                 raise ValueError(f"label {label} is out of range: {self.spec.name} has classes 0 to {top}")
         return labels
+
+
+def _refuse_further(models: Mapping | None, source: str | Path) -> None:
+    """Raise ``ValueError`` for further models beside one that takes prompts."""
+    if models:
+        raise ValueError(f"further models are for class-label models, and {str(source)!r} takes prompts; got {models!r}")

@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny
+from tiny_sd3 import tiny_transformer
 from typer.testing import CliRunner
 
 from segue import (
@@ -200,6 +201,18 @@ ENGINES = [
 def test_an_engine_is_refused(model, options, value):
     with pytest.raises(ValueError, match=value):
         Engine.from_pretrained(model, **options)
+
+
+def test_further_networks_that_would_be_ignored_or_sampled_are_refused(model, folder):
+    weak = save_tiny(folder / "weak.safetensors", seed=1)
+    with pytest.raises(ValueError, match=r"names of their own: 'main' is .*tiny\.safetensors.*weak"):
+        Engine.from_pretrained(model, models={"main": weak})
+    network = Engine.from_pretrained(weak).models["main"]
+    with pytest.raises(ValueError, match="'main' is the network that is sampled"):
+        Engine(network, {"main": network})
+    tiny_transformer("sd3").save_pretrained(folder / "mmdit")
+    with pytest.raises(ValueError, match=r"further models are for class-label models, and .*mmdit' takes prompts; got .*weak"):
+        Engine.from_pretrained(folder / "mmdit", models={"weak": weak})
 
 
 CHECKPOINTS = [
