@@ -176,10 +176,14 @@ class Engine(EngineCore):
         labels = self._check_labels(labels)
         size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
-        return Denoiser(GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas))
+        velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
+        return Denoiser(velocity, len(labels))
 
     def load(self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Program:
-        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal."""
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal.  Raises as :meth:`sample`."""
+        labels = self._check_labels(labels)
+        seeds = check_seeds(seeds, len(labels))
+        noise = self.check_noise(plan, noise, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, self._first_state(plan, noise))
 
     @staticmethod

@@ -223,7 +223,7 @@ class PromptEngine(PipeCore):
         specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
         conditions = partial(self._conditions, embeddings=embeddings)
         velocity = GuidedVelocity if self._live is None else LiveVelocity
-        return Denoiser(velocity(self, guidance, conditions, *size, sigmas, specs=specs))
+        return Denoiser(velocity(self, guidance, conditions, *size, sigmas, specs=specs), len(embeddings))
 
     def load(
         self, plan: Plan, embeddings: PromptEmbeddings, seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
@@ -231,6 +231,7 @@ class PromptEngine(PipeCore):
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start."""
         self.refresh()
         self.check_plan(plan)
+        seeds = check_seeds(seeds, len(embeddings))
         state = self._first_state(plan, noise, latents, len(embeddings))
         return self.prepare(plan, self._conditions(plan, embeddings), seeds, state)
 

@@ -11,10 +11,17 @@ from ..velocity import GuidedVelocity
 class Denoiser:
     """A callable for samplers that want the clean estimate; ``x`` is in flow coordinates, ``(1 - sigma) x0 + sigma eps``."""
 
-    def __init__(self, velocity: GuidedVelocity):
+    def __init__(self, velocity: GuidedVelocity, batch: int):
+        """``batch``: the number B of samples that ``velocity`` has conditions for."""
         self.velocity = velocity
+        self.shape = batch, velocity.specs["main"].channels, velocity.height, velocity.width
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x [B, C, H, W]; sigma [B] -> the estimate of x0, [B, C, H, W] in the dtype of ``x``."""
+        """x [B, C, H, W]; sigma [B] -> the estimate of x0, [B, C, H, W] in the dtype of ``x``.
+
+        Raises ``ValueError`` for another shape.
+        """
+        if tuple(x.shape) != self.shape:
+            raise ValueError(f"x must have shape {self.shape}, got {tuple(x.shape)}")
         level = sigma.view(-1, 1, 1, 1).to(x.device)
         return (x.float() - level * self.velocity(x, sigma).to(x.device)).to(x.dtype)

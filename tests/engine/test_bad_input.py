@@ -187,6 +187,34 @@ def test_a_run_is_refused_before_any_call(engine, monkeypatch, options, error, v
     assert "\n" not in str(caught.value)
 
 
+X, SIGMA = torch.zeros(2, 3, 8, 12), torch.full((2,), 0.5)
+
+
+@pytest.mark.parametrize("x", [X[:1], X[:, :1], X[..., :1], X[:0], torch.zeros(4, 3, 8, 12)], ids=lambda x: f"{tuple(x.shape)}")
+def test_a_denoiser_broadcasts_nothing(engine, x):
+    denoiser = engine.denoiser(CFG(2.0), [0, 4])
+    with pytest.raises(ValueError, match=r"x must have shape \(2, 3, 8, 12\), got \(\d, \d, \d, "):
+        denoiser(x, SIGMA[: len(x)])
+    with pytest.raises(ValueError, match=r"x must have shape \(1, 3, 8, 12\)"):
+        engine.denoiser(CFG(2.0), [4])(X, SIGMA)
+
+
+LOADED = [
+    (([5], [1], X[:1]), ValueError, "label 5 .* 0 to 4"),
+    (([-1], [1], X[:1]), ValueError, "label -1"),
+    (([3], [1, 2, 3], X[:1]), ValueError, "3 seeds do not fit 1 samples"),
+    (([3], [1], X), ValueError, r"shape \(1, 3, 8, 12\), got \(2"),
+    (([3], [1], X[:1, :1]), ValueError, r"got \(1, 1, 8, 12\)"),
+    ((["3"], [1], X[:1]), TypeError, "'3'"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "value"), LOADED)
+def test_a_program_is_loaded_with_what_a_run_takes(engine, given, error, value):
+    with pytest.raises(error, match=value):
+        engine.load(engine.plan(CFG(2.0), 3), *given)
+
+
 ENGINES = [
     ({"device": "tpu"}, "'tpu'"),
     ({"device": "abacus"}, "'abacus'"),

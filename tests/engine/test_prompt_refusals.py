@@ -106,6 +106,20 @@ def test_device_and_dtype_belong_to_the_pipeline():
         PromptEngine(None, tiny_pipeline(seed=21), dtype=torch.float64)
 
 
+def test_shapes_and_seeds_that_do_not_fit_the_prompts():
+    engine = Engine.from_pipe(tiny_pipeline(seed=21))
+    encoded, x = engine.encode("leaf"), torch.zeros(2, 4, 8, 8)
+    plan = engine.plan(steps=2, text_tokens=encoded.positive.context.shape[1])
+    denoiser = engine.denoiser(None, encoded)
+    for wrong in (x, x[:1, :1], x[:1, ..., :1]):
+        with pytest.raises(ValueError, match=r"x must have shape \(1, 4, 8, 8\), got"):
+            denoiser(wrong, torch.full((len(wrong),), 0.5))
+    with pytest.raises(ValueError, match="2 seeds do not fit 1 samples"):
+        engine.load(plan, encoded, [1, 2], x[:1])
+    with pytest.raises(ValueError, match=r"noise must have shape \(1, 4, 8, 8\)"):
+        engine.load(plan, encoded, [1], x)
+
+
 def test_graphs_need_cuda():
     with pytest.raises(ValueError, match="graphs=True needs a CUDA device"):
         Engine.from_pipe(tiny_pipeline(seed=21), graphs=True)
