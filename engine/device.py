@@ -6,9 +6,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """A device that is present; None is CUDA where there is one, else the CPU.  Raises ``ValueError``."""
+    """A device that is present; None is CUDA where there is one, else the CPU.  Raises ``ValueError``.
+
+    It is named as tensors that lie there name it (``cuda`` is the current device, ``cuda:0`` say), so the two compare equal.
+    """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):
@@ -19,7 +22,12 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         counted = {name: number for name, number in present.items() if number}
         have = ", ".join(name if number == 1 else f"{name}:0 to {name}:{number - 1}" for name, number in counted.items())
         raise ValueError(f"device {str(device)!r} is not present; this machine has: {have}")
-    return resolved
+    if resolved.type == "cpu":
+        return torch.device("cpu")
+    index = resolved.index
+    if index is None:
+        index = torch.cuda.current_device() if resolved.type == "cuda" else 0
+    return torch.device(resolved.type, index)
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

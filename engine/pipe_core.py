@@ -13,6 +13,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 
 from .adapters.around_forward import AroundForward
 from .core import EngineCore
+from .device import resolve_device, resolve_dtype
 from .plan import Plan
 from .prompts import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .vae import decode_latents
@@ -73,8 +74,8 @@ class PipeCore(EngineCore):
         """
         from diffusers import StableDiffusion3Pipeline
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
         pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)

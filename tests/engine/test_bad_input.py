@@ -31,6 +31,7 @@ from segue import (
     parse_rule,
 )
 from segue.__main__ import app
+from segue.engine.device import resolve_device
 from segue.engine.guidance import Correction
 
 NAN = float("nan")
@@ -241,6 +242,16 @@ def test_further_networks_that_would_be_ignored_or_sampled_are_refused(model, fo
     tiny_transformer("sd3").save_pretrained(folder / "mmdit")
     with pytest.raises(ValueError, match=r"further models are for class-label models, and .*mmdit' takes prompts; got .*weak"):
         Engine.from_pretrained(folder / "mmdit", models={"weak": weak})
+
+
+def test_a_network_that_lies_on_the_device_asked_for_is_not_copied(engine, monkeypatch):
+    network = engine.models["main"]
+    assert Engine(network, device="cpu:0").models["main"] is network
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device(None) == resolve_device("cuda") == torch.device("cuda", 1)  # as a parameter there says
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
 
 
 CHECKPOINTS = [
