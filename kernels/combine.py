@@ -42,9 +42,11 @@ def combine_branches(
 ) -> Tensor:
     """``sum_j c_j o_j`` over branches that are patches still -> [B, C, height, width] fp32.
 
-    outputs [J', B, L, P P C] of any float dtype, branch ``j`` in row block ``rows[j]``; coefficients [B, len(rows)] fp32, or
-    [B, len(rows), C] where a rule treats channels differently; None adds the branches up.
+    outputs [J', B, L, P P C] of any float dtype, branch ``j`` in row block ``rows[j]``; coefficients [B, len(rows)] fp32,
+    [B, len(rows), 1], or [B, len(rows), C] where a rule treats channels differently; None adds the branches up.
     """
+    if coefficients is not None:
+        check_coefficients(coefficients, outputs.shape[1], len(rows), outputs.shape[-1] // patch**2)
     total = None
     for j, row in enumerate(rows):
         part = outputs[row].unflatten(-1, (patch * patch, -1)).float()  # [B, L, P P, C]
@@ -52,6 +54,15 @@ def combine_branches(
             part = part * coefficients[:, j].reshape(len(part), 1, 1, -1)
         total = part if total is None else total + part
     return unpatchify(total, patch, height, width)
+
+
+def check_coefficients(coefficients: Tensor, samples: int, branches: int, channels: int) -> None:
+    """Raise ``ValueError`` unless there is one number for each sample and branch, or one for each of their channels."""
+    shape = samples, branches
+    if coefficients.shape not in (shape, (*shape, 1), (*shape, channels)):
+        raise ValueError(
+            f"coefficients must be {shape}, {(*shape, 1)} or {(*shape, channels)}, got {tuple(coefficients.shape)}"
+        )
 
 
 def packed(rows: tuple[int, ...], blocks: int) -> int:
@@ -181,16 +192,14 @@ def combine_branches_triton(
     if tokens * patch**2 != height * width or height % patch or width % patch or numbers % patch**2:
         raise ValueError(f"{tokens} patches of {numbers} numbers do not fill {height} x {width} pixels in patches of {patch}")
     outputs = dense(outputs)
-    out = torch.empty(batch, channels, height, width, device=outputs.device)
+    out = torch.empty(batch, channels, height, width, dtype=torch.float32, device=outputs.device)
     config = launch_config("solver", "any", architecture(outputs.device))
     arguments = {"p_outputs": outputs, "p_coefficients": outputs, "p_out": out, "height": height, "width": width}
     arguments |= {"block_stride": outputs.stride(0), "sample_stride": outputs.stride(1), "token_stride": outputs.stride(2)}
     arguments |= {"coefficient_sample": 0, "coefficient_branch": 0, "coefficient_channel": 0, "COMBINE": False}
     if coefficients is not None:
-        if coefficients.shape not in ((batch, len(rows)), (batch, len(rows), channels)):
-            wanted = f"{(batch, len(rows))} or {(batch, len(rows), channels)}"
-            raise ValueError(f"coefficients must be {wanted}, got {tuple(coefficients.shape)}")
-        strides = (*coefficients.stride(), 0)[:3]
+        check_coefficients(coefficients, batch, len(rows), channels)
+        strides = (*(coefficients.squeeze(2) if coefficients.shape[2:] == (1,) else coefficients).stride(), 0)[:3]
         arguments |= {"coefficient_sample": strides[0], "coefficient_branch": strides[1], "coefficient_channel": strides[2]}
         arguments |= {"p_coefficients": coefficients, "COMBINE": True}
     arguments |= {"ROWS": packed(rows, len(outputs)), "BRANCHES": len(rows), "PATCH": patch, "CHANNELS": channels}

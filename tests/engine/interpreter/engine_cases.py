@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import randomize, tiny_sit
 
-from segue import CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, SkipLayer, Window
+from segue import APG, CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
 from segue.engine.schedule import linear
 from segue.kernels.triton_runtime import interpreting, observe_launches
@@ -165,3 +165,14 @@ def test_mmdit(kind, rules, monkeypatch):
         assert all({launch.name for launch in seen} == EVERY_STEP | {"heads_kernel"} for seen in results[0][1])
         for launches in results[0][1]:
             check_readout(launches, rule)
+
+
+@pytest.mark.parametrize("rule", [CFG(3.0) + APG(0.0, 2.0, 0.3), SkipLayer(2.0, (2,)).reused(2) + Rescale(0.5)], ids=str)
+def test_a_branch_that_is_kept_apart_is_evaluated_alone(sit_engines, rule):
+    """As the search for the branch of a non-finite latent does."""
+    noise, outputs = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(0)), []
+    for engine in sit_engines:
+        program = engine.load(engine.plan(rule, steps=2), [0, 4], [1, 2], noise)
+        outputs.append([program.branch_output(i, torch.ones(2, device=DEVICE)) for i in (0, 1)])
+    for ours, theirs in zip(*outputs, strict=True):
+        compare(ours, theirs)

@@ -59,20 +59,21 @@ PATCHES = [
 ]
 
 
-@pytest.mark.parametrize("factors", ["channels", "branches", "none"])
+@pytest.mark.parametrize("factors", ["channels", "one channel", "branches", "none"])
 @pytest.mark.parametrize("shape", PATCHES, ids=str)
 def test_combine_branches(shape, factors, dtype, normal, judge):
     blocks, batch, (rows, columns), patch, channels, read = shape
     outputs = normal(blocks, batch, rows * columns, patch * patch * channels + 3, dtype=dtype)[..., 3:]
     coefficients = normal(batch, len(read) + 1, channels)[:, 1:]
-    coefficients = {"channels": coefficients, "branches": coefficients[..., 0], "none": None}[factors]
+    variants = {"channels": coefficients, "one channel": coefficients[..., :1], "branches": coefficients[..., 0], "none": None}
+    coefficients = variants[factors]
 
     def exact(outputs, coefficients, *_):
         """Pixel by pixel, from the layout [B, (h w), (p q c)] of patches."""
         grid = outputs.view(blocks, batch, rows, columns, patch, patch, channels)
         if coefficients is None:
             coefficients = outputs.new_ones(batch, len(read))
-        factor = coefficients.view(batch, len(read), -1).expand(-1, -1, channels)
+        factor = coefficients.reshape(batch, len(read), -1).expand(-1, -1, channels)
         total = torch.einsum("jbhwpqc,bjc->bchpwq", grid[list(read)], factor)
         return total.reshape(batch, channels, rows * patch, columns * patch)
 
@@ -86,8 +87,9 @@ def test_combine_branches_refuses_what_does_not_fit(normal):
     outputs = normal(2, 1, 6, 16)
     with pytest.raises(ValueError, match=r"rows must name 1 to 7 of 2 row blocks, got \(0, 2\)"):
         combine_branches_triton(outputs, None, (0, 2), 2, 4, 6)
-    with pytest.raises(ValueError, match=r"coefficients must be \(1, 2\) or \(1, 2, 4\), got \(1, 2, 3\)"):
-        combine_branches_triton(outputs, normal(1, 2, 3), (0, 1), 2, 4, 6)
+    for function in (combine_branches_triton, combine_branches):
+        with pytest.raises(ValueError, match=r"coefficients must be \(1, 2\), \(1, 2, 1\) or \(1, 2, 4\), got \(1, 2, 3\)"):
+            function(outputs, normal(1, 2, 3), (0, 1), 2, 4, 6)
     with pytest.raises(ValueError, match="6 patches of 16 numbers do not fill 4 x 8 pixels in patches of 2"):
         combine_branches_triton(outputs, None, (0, 1), 2, 4, 8)
 
