@@ -134,6 +134,7 @@ def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Seq
         program = engine.load(plan, labels[:size], seeds[:size], engine.draw_noise(plan, seeds[:size]))
         for live in plan.live_sets:
             program.advance(live)
+        engine.release(program)
 
 
 def batch_sizes(count: int, max_batch: int | None) -> set[int]:

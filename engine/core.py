@@ -3,6 +3,7 @@
 import copy
 import operator
 import secrets
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ class EngineCore:
         }
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
         self._capture = CudaCapture(self.device) if use_graphs else None
-        self._programs: dict[ProgramKey, Program] = {}
+        self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
+        self._taken: weakref.WeakSet[Program] = weakref.WeakSet()
 
     @property
     def spec(self) -> ModelSpec:
@@ -101,26 +103,51 @@ class EngineCore:
         return noise
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
-        """A program holding this run, new or reused.
+        """A program holding this run, new or reused: the caller's alone until :meth:`release`.
 
+        So runs may nest (in a callback) and threads may run side by side, each in a program of its own.
         conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
         at the first noise level in flow coordinates.
         """
-        wanted = ProgramKey.of(plan, len(seeds))
-        key = next((key for key in self._programs if key.serves(wanted)), wanted)
-        program = self._programs.pop(key, None) or self._build(key, plan)
-        self._programs[key] = program  # last: the most recently used
-        program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
+        key = ProgramKey.of(plan, len(seeds))
+        program = self._free_program(key) or self._build(key, plan)
+        self._taken.add(program)
+        try:
+            program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
+        except BaseException:
+            self.release(program)
+            raise
         return program
+
+    def release(self, program: Program) -> None:
+        """Give a program back, for later runs to load; the caller must not use it any more.
+
+        One that is not given back is dropped with its last reference, and so is one whose networks this engine has left.
+        """
+        self._taken.discard(program)
+        if program.models is self.models:
+            self._programs[id(program)] = program  # last: the most recently used
+            self._drop_programs(beyond=self.MAX_PROGRAMS)
+
+    def _free_program(self, key: ProgramKey) -> Program | None:
+        """The free program that served last among those that can hold ``key``, not free any more; None if there is none."""
+        for name, program in reversed(list(self._programs.items())):
+            if program.key.serves(key) and self._programs.pop(name, None) is not None:  # None: another thread was faster
+                return program
+        return None
 
     def _build(self, key: ProgramKey, plan: Plan) -> Program:
         """A new program, in the place of the least recently used one when there are many."""
-        if len(self._programs) >= self.MAX_PROGRAMS:
-            self._programs.pop(next(iter(self._programs)))
+        self._drop_programs(beyond=self.MAX_PROGRAMS - 1)
         program = Program(key, plan, self.models, self.device, self.selection.kernels)
         if self._capture is not None:
             program.use_graphs(self._capture)
         return program
+
+    def _drop_programs(self, beyond: int) -> None:
+        """Drop the free programs that were used least recently."""
+        for name in list(self._programs)[:-beyond]:
+            self._programs.pop(name, None)
 
     def run(
         self,
@@ -147,8 +174,11 @@ class EngineCore:
                 part = slice(first, first + chunk)
                 own = {name: value[part] for name, value in conditions.items()}
                 program = self.prepare(plan, own, seeds[part], state[part])
-                calls = run_program(program, counting(callback, advance), check_finite)
-                latents.append(program.x.clone())
+                try:
+                    calls = run_program(program, counting(callback, advance), check_finite)
+                    latents.append(program.x.clone())
+                finally:
+                    self.release(program)
                 if calls < plan.calls:
                     break
         return torch.cat(latents), calls
@@ -162,7 +192,8 @@ class EngineCore:
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
         if self.linears == "fp8":
             lines += explain_linears(self.models, self.dtype, self.selection)
-        for key, program in self._programs.items():
+        for program in [*self._programs.values(), *self._taken]:
+            key = program.key
             branches = " | ".join(map(str, key.branches))
             lines.append(
                 f"program: batch {key.batch}, {key.height} x {key.width}, up to {key.calls} calls, branches {branches}"

@@ -45,6 +45,7 @@ def fp8_error(exact: EngineCore, fp8: EngineCore, load: Callable[[EngineCore], P
         scale = reference.kernels.gather_rows(reference.solver_table, reference.call)[:, 0]
         worst = max(worst, relative_deviation(program.branch_output(0, scale), reference.branch_output(0, scale)))
         reference.advance(live)
+    fp8.release(program)
     program = load(fp8)
     run_program(program)
     return Fp8Error(worst, relative_deviation(program.x, reference.x))

@@ -4,8 +4,11 @@ A step reads everything that changes between calls from device tables, so a grap
 window, noise level and step count; only another shape, branch set or weight storage needs another.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,21 +25,40 @@ class CapturedStep:
 
 
 class CudaCapture:
-    """Captures functions on one side stream into one shared pool of ``device``."""
+    """Captures functions on one side stream into one shared pool of ``device``, and replays them one at a time.
+
+    The pool's memory is that of whichever graph runs, so threads take turns, and their streams wait for each other.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self._lock = threading.Lock()
+        self._last = torch.cuda.current_stream(device)
+
+    @contextmanager
+    def _turn(self) -> Iterator[torch.cuda.Stream]:
+        """The pool is this thread's, on its current stream, which what other streams replayed precedes."""
+        with self._lock:
+            current = torch.cuda.current_stream(self.device)
+            if current != self._last:
+                current.wait_stream(self._last)
+            self._last = current
+            yield current
 
     def __call__(self, function: Callable[[], None]) -> CapturedStep:
         """Warm ``function`` up on the capture stream, then capture it."""
-        caller = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(caller)
-        try:
-            return self._warmed_and_captured(function)
-        finally:
-            caller.wait_stream(self.stream)  # also after a failure: the state is put back on the caller's stream
+        with self._turn() as caller:
+            self.stream.wait_stream(caller)
+            try:
+                return self._warmed_and_captured(function)
+            finally:
+                caller.wait_stream(self.stream)  # also after a failure: the state is put back on the caller's stream
+
+    def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        with self._turn():
+            graph.replay()
 
     def _warmed_and_captured(self, function: Callable[[], None]) -> CapturedStep:
         with torch.cuda.stream(self.stream):
@@ -49,7 +71,7 @@ class CudaCapture:
         # thread_local: other threads (a data loader, another engine) may use CUDA during the capture
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             function()
-        return CapturedStep(graph.replay, torch.cuda.memory_reserved(self.device) - before)
+        return CapturedStep(partial(self._replay, graph), torch.cuda.memory_reserved(self.device) - before)
 
 
 @dataclass

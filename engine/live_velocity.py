@@ -19,7 +19,7 @@ class LiveVelocity(GuidedVelocity):
         level = float(sigma.max())
         if level >= self._level:
             self.engine.refresh()
-            self.program = None  # its network may be gone, and prompts and times pass through layers that may have changed
+            self.release()  # its network may be gone, and prompts and times pass through layers that may have changed
         self._level = level
         return super().__call__(x, sigma)
 

@@ -67,7 +67,7 @@ class Program:
     def __init__(
         self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device, kernels: Kernels = REFERENCE
     ):
-        self.key, self.device, self.kernels = key, device, kernels
+        self.key, self.models, self.device, self.kernels = key, models, device, kernels
         shape = (key.batch, plan.spec.channels, key.height, key.width)
         channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
         self.x = torch.zeros(shape, device=device)
@@ -96,6 +96,7 @@ class Program:
             )
         self.plan = plan
         self.graphs: StepGraphs | None = None
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
         """Capture steps with ``capture`` and replay them from now on."""
@@ -116,6 +117,7 @@ class Program:
         """
         if not self.key.serves(ProgramKey.of(plan, self.key.batch)):
             raise ValueError("this program was built for other branches or shapes than the plan's")
+        self._follow_stream()
         self.plan = plan
         self.x.copy_(noise)
         self.history.zero_()
@@ -128,6 +130,14 @@ class Program:
         self._fill(self.time_table, index)
         for rows in self.rows.values():
             rows.load(torch.from_numpy(times), [conditions[condition] for condition in plan.conditions])
+
+    def _follow_stream(self) -> None:
+        """Let the current stream wait for the run before, if that was on another: threads may have streams of their own."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            if current != self._stream:
+                current.wait_stream(self._stream)
+            self._stream = current
 
     @staticmethod
     def _fill(table: Tensor, values: np.ndarray) -> None:

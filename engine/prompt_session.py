@@ -55,3 +55,4 @@ def warm_up_prompts(
         program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))
         for live in exact.live_sets:
             program.advance(live)
+        engine.release(program)

@@ -21,13 +21,15 @@ from .solvers import VELOCITY, Solver
 
 
 class GuidedVelocity:
-    """``v(x, sigma)`` under a guidance rule, for B samples of one size.
+    """``v(x, sigma)`` under a guidance rule, for B samples of one size, in a program of its own.
 
     ``conditions(plan)`` gives what the model's rows take for each condition of a plan.  With ``sigmas``, the levels the
-    caller will ask for, all tables are made once; other levels are added as they come.  Windows in steps or fractions
+    caller will ask for, all tables are made once; without, new levels replace those before.  Windows in steps or fractions
     and weights with a delta need ``sigmas``; windows in sigma do not.  ``solver`` (a ``velocity_solver``) says which calls
     the caller makes for ``sigmas``: by default one per step.  ``specs`` replace the engine's (another prompt length).
     """
+
+    program: Program | None = None
 
     def __init__(
         self,
@@ -48,8 +50,16 @@ class GuidedVelocity:
             raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")
         self.fixed = sigmas is not None
         self.plan: Plan | None = self._compile(sigmas) if sigmas is not None else None
-        self.program: Program | None = None
         self._last: np.ndarray | None = None  # the calls before, if they followed upon loading
+
+    def __del__(self):
+        self.release()
+
+    def release(self) -> None:
+        """Give the program back to the engine; the next call loads one again."""
+        program, self.program = self.program, None
+        if program is not None:
+            self.engine.release(program)
 
     def _compile(self, schedule: Schedule) -> Plan:
         return compile_plan(self.guidance, schedule, self.solver, self.specs, self.height, self.width)
@@ -87,13 +97,13 @@ class GuidedVelocity:
         return np.abs(self.plan.sigmas[None] - wanted[:, None]).argmin(axis=1)
 
     def _load(self, x: Tensor, levels: np.ndarray) -> None:
-        """Make sure that the program holds these levels for this batch and that no other run has taken it over."""
+        """Make sure that the program holds these levels for this batch."""
         plan, tolerance = self.plan, 1e-6  # an fp32 copy of a level is that level
         if plan is not None:
             known = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1) <= tolerance
             if self.fixed and not known.all():
                 raise ValueError(f"sigma {levels[~known][0]:.6g} is not one of the {plan.calls} levels this was made for")
-            stale = self.program is None or self.program.plan is not plan or len(self.program.x) != len(x)
+            stale = self.program is None or len(self.program.x) != len(x)
             if known.all() and not stale:
                 return
         if not self.fixed:
@@ -103,5 +113,6 @@ class GuidedVelocity:
     def load(self, x: Tensor) -> None:
         """Put the plan and its conditions into a program for a batch like ``x``, ready for :meth:`at_calls`."""
         self._last = None
+        self.release()
         seeds = [0] * len(x)  # the velocity uses no noise
         self.program = self.engine.prepare(self.plan, self.conditions(self.plan), seeds, x.float())

@@ -212,18 +212,23 @@ class Attachment:
 
     def _velocity(self, call: TransformerCall, timestep: Tensor) -> Tensor:
         """[B, C, H, W] fp32."""
+        if not self._continues(call):
+            self._run = self._start(call, SchedulerCalls.of(self.pipe.scheduler), timestep)
         run = self._run
-        if run is None or not run.calls.is_current(self.pipe.scheduler) or not run.start.matches(call):
-            run = self._run = self._start(call, SchedulerCalls.of(self.pipe.scheduler), timestep)
         index = run.calls.call(timestep)
         network = self._engine.models["main"]
         if isinstance(network, ModuleNetwork):
             network.inputs = call.inputs(run.velocity.plan.conditions)
         return run.velocity.at_calls(call.latents, np.full(len(call.latents), index))
 
+    def _continues(self, call: TransformerCall) -> bool:
+        """Whether this call is one more of the run that is under way."""
+        run = self._run
+        return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.matches(call)
+
     def _start(self, call: TransformerCall, calls: SchedulerCalls, timestep: Tensor) -> Run:
         """Choose the path, compile the plan and load the prompts for the run that begins with this call."""
-        self._run = None
+        self._run = None  # gives its program back, for this run to load
         index = calls.call(timestep)
         call.check_halves()
         self._choose_engine(call)

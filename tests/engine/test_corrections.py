@@ -71,12 +71,14 @@ def test_captured_steps_equal_eager_ones_and_other_numbers_need_no_new_program(e
     others = {"RescaledDeviation": Rescale(0.2), "OptimizedScale": CFGZeroStar(1), "AdaptiveProjection": APG(0.1, 9.0, 1.0)}
     other = SGG(CFG(2.0), SkipLayer(1.0, (1, 3)), 0.5) + others[type(correction.correction).__name__]
     plan = engine.plan(other, steps=6)
+    engine.release(program)
     assert engine.load(plan, LABELS, SEEDS, engine.draw_noise(plan, SEEDS)) is program
     for live in plan.live:
         program.advance(live)
     assert len(captured) == count
     result = program.x.clone()
     program.graphs = None
+    engine.release(program)
     assert torch.equal(draw(engine, other), result)
 
 

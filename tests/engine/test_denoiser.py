@@ -4,10 +4,18 @@ import pytest
 import torch
 from tiny_models import tiny_sit
 
-from segue import CFG, SGG, Engine, SkipLayer, Window
+from segue import APG, CFG, SGG, Engine, SkipLayer, Window
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 ERROR = 2e-5  # the loop divides by sigma and multiplies again: a few more roundings per call than the engine
+LEVELS = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.15, 0.0)
+PROJECTION = APG(-0.5, 3.0, 0.3)
+WITH_MEMORY = {
+    "reuse": SkipLayer(2.0, (1, 3)).reused(3),
+    "average": CFG(4.0) + PROJECTION,
+    "average, late": CFG(4.0, window=Window.sigma(0.0, 0.7)) + PROJECTION,
+    "both": CFG(4.0, window=Window.sigma(0.2, 0.8)) + SkipLayer(2.0, (1, 3)).reused(2) + PROJECTION,
+}
 
 
 @pytest.fixture(scope="module", params=[{}, {"prediction": "data_velocity", "time": "data_time"}], ids=["flow", "sit"])
@@ -15,10 +23,15 @@ def engine(request):
     return Engine(tiny_sit(**request.param), device="cpu")
 
 
+def euler_step(denoiser, x, s, t):
+    """x [B, C, H, W]; the levels before and after, each [B]."""
+    derivative = (x - denoiser(x, s)) / s.view(-1, 1, 1, 1)
+    return x + derivative * (t - s).view(-1, 1, 1, 1)
+
+
 def euler_over_denoised(denoiser, x, sigmas):
-    for s, t in zip(sigmas, sigmas[1:], strict=False):
-        derivative = (x - denoiser(x, torch.full((len(x),), s))) / s
-        x = x + derivative * (t - s)
+    for levels in zip(sigmas, sigmas[1:], strict=False):
+        x = euler_step(denoiser, x, *(torch.full((len(x),), level) for level in levels))
     return x
 
 
@@ -42,8 +55,22 @@ def test_samples_at_different_levels_are_evaluated_together(engine):
         assert (alone[0] - together[i]).abs().max() <= ERROR * together.abs().max()
 
 
+@pytest.mark.parametrize("rule", WITH_MEMORY.values(), ids=WITH_MEMORY)
+def test_denoisers_that_take_turns_keep_their_memory(engine, rule):
+    """With each other, and with runs of the engine."""
+    start = engine.draw_noise(engine.plan(), SEEDS)
+    alone = [euler_over_denoised(engine.denoiser(rule, own, schedule=LEVELS), start, LEVELS) for own in (LABELS, [1, 1, 2])]
+    first, second = (engine.denoiser(rule, own, schedule=LEVELS) for own in (LABELS, [1, 1, 2]))
+    x = y = start
+    for levels in zip(LEVELS, LEVELS[1:], strict=False):
+        s, t = (torch.full((3,), level) for level in levels)
+        x, y = euler_step(first, x, s, t), euler_step(second, y, s, t)
+        engine.sample(LABELS, rule, steps=2, seeds=SEEDS)
+    assert torch.equal(x, alone[0]) and torch.equal(y, alone[1])
+
+
 def test_two_denoisers_may_take_turns(engine):
-    """They share a program; each finds its own numbers again."""
+    """Each has a program, and numbers, of its own."""
     x = torch.randn(3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     sigma = torch.full((3,), 0.6)
     first, second = engine.denoiser(CFG(2.0), LABELS), engine.denoiser(CFG(4.0), [1, 1, 2])

@@ -42,10 +42,17 @@ def run(program):
     return program.x.clone()
 
 
+def run_and_release(engine, program):
+    """The result, with the program given back for the next load to take."""
+    result = run(program)
+    engine.release(program)
+    return result
+
+
 def test_each_live_set_is_captured_once_and_warm_up_leaves_no_trace():
     engine = Engine(tiny_sit(), device="cpu")
     plan = engine.plan(RULE, steps=6)
-    eager = run(load(engine, plan))
+    eager = run_and_release(engine, load(engine, plan))
     recorder = Recorder()
     program = load(engine, plan)
     program.use_graphs(recorder)
@@ -56,15 +63,17 @@ def test_each_live_set_is_captured_once_and_warm_up_leaves_no_trace():
 def test_other_numbers_do_not_capture_again():
     engine = Engine(tiny_sit(), device="cpu")
     recorder = Recorder()
-    load(engine, engine.plan(RULE, steps=6)).use_graphs(recorder)
+    program = load(engine, engine.plan(RULE, steps=6))
+    program.use_graphs(recorder)
+    engine.release(program)
     for scale, switch, steps, schedule in ((3.0, 0.5, 6, "linear"), (1.5, 0.3, 11, "shift"), (7.0, 0.8, 28, "shift=2")):
         rule = SGG(CFG(scale), SkipLayer(scale / 2, (1, 2)), switch)
         plan = engine.plan(rule, steps=steps, schedule=schedule)
         program = load(engine, plan, seed=steps)
         assert program.graphs is not None
-        captured = run(program)
+        captured = run_and_release(engine, program)
         program.graphs, kept = None, program.graphs
-        assert torch.equal(run(load(engine, plan, seed=steps)), captured)
+        assert torch.equal(run_and_release(engine, load(engine, plan, seed=steps)), captured)
         program.graphs = kept
     assert recorder.captures == 2
 
@@ -78,7 +87,7 @@ def recorded(request):
     def captures(rule, seed=0, batch=2, **options) -> int:
         before = recorder.captures
         program = load_run(engine, engine.plan(rule, **options), batch, seed)
-        assert torch.isfinite(run(program)).all()
+        assert torch.isfinite(run_and_release(engine, program)).all()
         return recorder.captures - before
 
     return captures
@@ -117,7 +126,7 @@ def test_another_dtype_is_another_engine_with_captures_of_its_own():
         engine = engine_of("sit", device="cpu", dtype=dtype)
         engine._capture = recorder
         for seed in range(2):
-            run(load_run(engine, engine.plan(RULE, steps=6), 2, seed))
+            run_and_release(engine, load_run(engine, engine.plan(RULE, steps=6), 2, seed))
     assert [recorder.captures for recorder in recorders.values()] == [2, 2]
 
 
@@ -156,12 +165,12 @@ def test_replay_equals_eager_bit_for_bit_and_does_not_drift_or_leak():
     engine = Engine(tiny_sit(dim=64), device="cuda", dtype=torch.bfloat16)
     eager_engine = Engine(tiny_sit(dim=64), device="cuda", dtype=torch.bfloat16, graphs=False)
     plan = engine.plan(RULE, steps=28)
-    first = run(load(engine, plan))
+    first = run_and_release(engine, load(engine, plan))
     assert torch.equal(first, run(load(eager_engine, plan)))
     torch.cuda.synchronize()
     held = torch.cuda.memory_allocated()
     for _ in range(1000 // 28 + 1):
-        last = run(load(engine, plan))
+        last = run_and_release(engine, load(engine, plan))
     torch.cuda.synchronize()
     assert torch.equal(first, last)
     assert torch.cuda.memory_allocated() <= held + first.numel() * first.element_size()

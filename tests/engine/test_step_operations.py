@@ -121,9 +121,12 @@ def test_a_head_with_unused_channels_follows_its_weights():
     """A program keeps the weights of the used channels apart; a new run takes them from the network again."""
     engine = engine_of("dit", device="cpu")
     plan = engine.plan(CFG(3.0), steps=2)
-    load(engine, plan).step(plan.live[0])
+    program = load(engine, plan)
+    program.step(plan.live[0])
+    engine.release(program)
     engine.models["main"].final_layer.linear.weight.data.mul_(2)
     again, fresh = load(engine, plan), engine_of("dit", device="cpu")
+    assert again is program
     fresh.models["main"].final_layer.linear.weight.data.mul_(2)
     new = load(fresh, plan)
     for program in (again, new):
