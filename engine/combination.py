@@ -33,11 +33,12 @@ class Combination:
         """``entries`` is the capacity of the tables in calls; ``shape`` [B, C, H, W] that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
         self.kind = type(plan.guidance.correction)
-        self.directions = torch.zeros(len(self.kept), *shape, device=device)  # c - k of the last call that evaluated k
-        self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, device=device)
+        single = {"dtype": torch.float32, "device": device}
+        self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
+        self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
         channels = plan.reused_weights().shape[2]
-        self.reuse_table = torch.zeros(entries, len(self.kept) * channels, device=device)
-        self.correction_table = torch.zeros(entries, len(CORRECTION_COLUMNS), device=device)
+        self.reuse_table = torch.zeros(entries, len(self.kept) * channels, **single)
+        self.correction_table = torch.zeros(entries, len(CORRECTION_COLUMNS), **single)
 
     def load(self, plan: Plan) -> None:
         """Put the numbers of a run into the tables and forget the run before."""

@@ -93,7 +93,8 @@ class EngineCore:
     def draw_noise(self, plan: Plan, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Unit normal noise [B, C, H, W], one generator per sample, the same numbers on every machine."""
         shape = (self.spec.channels, plan.height, plan.width)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds])
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return torch.stack([torch.randn(shape, generator=own, dtype=dtype, device="cpu") for own in generators])
 
     def check_noise(self, plan: Plan, noise: Tensor, count: int) -> Tensor:
         """``noise`` if it has the shape of ``count`` samples, else ``ValueError``."""

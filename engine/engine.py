@@ -203,7 +203,7 @@ class Engine(EngineCore):
                 table[condition] = [spec.parent_label(label) for label in labels]
             else:
                 table[condition] = [condition] * count
-        return {name: torch.tensor(values) for name, values in table.items()}
+        return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
 
     def _check_labels(self, labels: Sequence[int]) -> list[int]:
         labels = whole_numbers(labels, f"labels of the class-label model {self.spec.name}")

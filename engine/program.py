@@ -64,19 +64,23 @@ class ProgramKey:
 class Program:
     """Static buffers and the step function for B samples; state ``x`` [B, C, H, W] is fp32, in flow coordinates."""
 
+    # outside inference mode: its tensors could not be written to later, outside it
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(
         self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device, kernels: Kernels = REFERENCE
     ):
         self.key, self.models, self.device, self.kernels = key, models, device, kernels
         shape = (key.batch, plan.spec.channels, key.height, key.width)
         channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
-        self.x = torch.zeros(shape, device=device)
-        self.history = torch.zeros(shape, device=device)
+        single = {"dtype": torch.float32, "device": device}  # whatever the defaults of the caller are
+        self.x = torch.zeros(shape, **single)
+        self.history = torch.zeros(shape, **single)
         self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
         entries = key.calls + WARM_UP_STEPS - 1  # a capture at the last call warms up beyond it
-        self.solver_table = torch.zeros(entries, plan.table.shape[1], device=device)
-        self.coefficient_table = torch.zeros(entries, len(key.branches), channels, device=device)
+        self.solver_table = torch.zeros(entries, plan.table.shape[1], **single)
+        self.coefficient_table = torch.zeros(entries, len(key.branches), channels, **single)
         self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
         self.combination = Combination(plan, shape, entries, device, kernels)
         self.rows = {}
@@ -109,6 +113,8 @@ class Program:
         else:
             self.graphs.advance(live)
 
+    @torch.inference_mode(False)  # as the constructor: rows make some of their tensors here
+    @torch.no_grad()
     def load(self, plan: Plan, noise: Tensor, conditions: Mapping[str | int, Any], seeds: list[int]) -> None:
         """Put a run into the buffers; ``plan`` must have this program's key.
 
@@ -122,7 +128,7 @@ class Program:
         self.x.copy_(noise)
         self.history.zero_()
         self.call.zero_()
-        self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64))
+        self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64, device="cpu"))
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
         self.combination.load(plan)
@@ -209,8 +215,8 @@ class Program:
 
     def branch_output(self, branch: int, scale: Tensor) -> Tensor:
         """The output of one branch alone, [B, C, H, W] fp32."""
-        ones = torch.ones(self.key.batch, len(self.key.branches), self.coefficient_table.shape[-1], device=self.device)
-        return self.guided_output((branch,), scale, ones)
+        shape = (self.key.batch, *self.coefficient_table.shape[1:])
+        return self.guided_output((branch,), scale, torch.ones(shape, dtype=torch.float32, device=self.device))
 
     def state(self) -> tuple[Tensor, ...]:
         """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""

@@ -40,7 +40,8 @@ def run_program(program: Program, callback: Callback | None = None, check_finite
         if check_finite and not torch.isfinite(program.x).all():
             _report_non_finite(program, call, live, before)
         if callback is not None:
-            info = CallInfo(call, plan.calls, int(plan.steps[call]), float(plan.sigmas[call]), live, program.x)
+            x = program.x.detach()  # a callback may write what requires grad: that stays with this view of the state
+            info = CallInfo(call, plan.calls, int(plan.steps[call]), float(plan.sigmas[call]), live, x)
             if callback(info) is False:
                 return call + 1
     return plan.calls

@@ -75,6 +75,7 @@ class GuidedVelocity:
         self._load(x, levels)
         return self.at_calls(x, self._calls(levels))
 
+    @torch.no_grad()
     def at_calls(self, x: Tensor, calls: np.ndarray) -> Tensor:
         """The velocity at rows ``calls`` [B] of the loaded plan.
 

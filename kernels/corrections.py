@@ -143,13 +143,13 @@ def _correct(
             f"the operands must have one shape and the average be contiguous, got {tuple(c.shape)}, {tuple(u.shape)}"
         )
     c, u = c.contiguous(), u.contiguous()
-    out = torch.empty(c.shape, device=c.device)
+    out = torch.empty(c.shape, dtype=torch.float32, device=c.device)
     if not out.numel():
         return out
     samples, elements = len(c), c[0].numel()
     config = launch_config("correction", "any", architecture(c.device))
     blocks = -(-elements // config.block)
-    sums = torch.empty(samples, blocks, 4, device=c.device)
+    sums = torch.empty(samples, blocks, 4, dtype=torch.float32, device=c.device)
     shared = {"p_c": c, "p_u": u, "p_average": c if average is None else average, "p_sums": sums, "elements": elements}
     shared |= {"blocks": blocks, "RULE": rule, "BLOCK": config.block}
     launch(sums_kernel, (blocks, samples), shared | {"p_momentum": first if momentum is None else momentum}, config.warps)

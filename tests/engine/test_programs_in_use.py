@@ -1,4 +1,4 @@
-"""A program has one user at a time."""
+"""A program has one user at a time, and nothing of how its caller set up PyTorch stays in it: grad, inference, defaults."""
 
 import threading
 
@@ -9,7 +9,8 @@ from tiny_models import tiny_sit
 from tiny_sd3 import tiny_pipeline
 
 import segue
-from segue import APG, CFG, Engine, SkipLayer
+from segue import APG, CFG, Engine, NonFiniteError, Rescale, SkipLayer
+from segue.engine.fp8_error import fp8_error
 from segue.engine.sampler import run_program
 
 LABELS, SEEDS = [0, 4, 5], [7, 8, 9]
@@ -106,3 +107,68 @@ def test_runs_of_an_attached_pipeline_follow_each_other_in_one_program():
         programs.append(attachment._run.velocity.program)
     assert programs[0] is programs[1] is programs[2]
     segue.detach(pipe)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["inside first", "outside first"])
+def test_inference_mode_may_come_and_go(engine, rule, expected, first):
+    for inside in (first, not first, first):
+        with torch.inference_mode(inside):
+            assert torch.equal(latents(engine, rule), expected)
+
+
+def test_a_run_may_be_loaded_inside_inference_mode_and_stepped_outside(engine, rule, expected):
+    plan = engine.plan(rule, steps=6)
+    with torch.inference_mode():
+        program = engine.load(plan, LABELS, SEEDS, engine.draw_noise(plan, SEEDS))
+    run_program(program)
+    assert torch.equal(program.x, expected)
+
+
+def test_a_run_through_modules_may_be_loaded_inside_inference_mode_and_stepped_outside():
+    pipe = tiny_pipeline(seed=13)
+    pipe.transformer.proj_out.register_forward_hook(lambda *_: None)  # no packed weights
+    engine, rule = Engine.from_pipe(pipe), SkipLayer(2.0, (2, 3))
+    embeddings = engine.encode("leaf", "", max_sequence_length=6)
+    plan = engine.plan(rule, steps=3, text_tokens=embeddings.positive.context.shape[1])
+    expected = engine.sample(embeddings, rule, steps=3, seeds=[1]).latents
+    with torch.inference_mode():
+        program = engine.load(plan, embeddings, [1], engine.draw_noise(plan, [1]))
+    run_program(program)
+    assert torch.equal(program.x, expected)
+
+
+def test_what_requires_grad_stays_outside(engine, rule, expected):
+    plan = engine.plan(rule, steps=6)
+    noise = engine.draw_noise(plan, SEEDS).requires_grad_()
+    drawn = latents(engine, rule, noise=noise)
+    assert torch.equal(drawn, expected) and not drawn.requires_grad
+    latents(engine, rule, callback=lambda info: info.x.copy_(noise) is None)
+    denoiser = engine.denoiser(rule, LABELS, schedule=plan.schedule)
+    assert not denoiser.velocity(noise, torch.ones(3)).requires_grad
+    del denoiser
+    drawn = latents(engine, rule)
+    assert torch.equal(drawn, expected) and not drawn.requires_grad
+
+
+def test_default_dtype_and_device_do_not_matter(engine, rule, expected):
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            drawn = latents(Engine(engine.models["main"], device="cpu", dtype=torch.float32), rule)
+            assert torch.equal(drawn, expected)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        drawn = latents(engine, rule)
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("rule", [SkipLayer(2.0, (2,)).reused(2) + Rescale(0.5), CFG(3.0) + APG(0.0, 2.0, 0.3)], ids=str)
+def test_a_branch_that_is_kept_apart_is_found_and_compared_alone(rule):
+    exact, fp8 = (Engine(tiny_sit(), device="cpu", linears=linears) for linears in ("native", "fp8"))
+    plan = exact.plan(rule, steps=3)
+    noise = exact.draw_noise(plan, SEEDS)
+    assert 0 < fp8_error(exact, fp8, lambda engine: engine.load(plan, LABELS, SEEDS, noise)).evaluation < 0.2
+    with pytest.raises(NonFiniteError, match="first in branch cond"):
+        exact.sample(LABELS, rule, steps=3, seeds=SEEDS, noise=noise * torch.nan, check_finite=True)
