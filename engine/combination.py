@@ -36,21 +36,36 @@ class Combination:
         single = {"dtype": torch.float32, "device": device}
         self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
         self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
+        self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
         channels = plan.reused_weights().shape[2]
         self.reuse_table = torch.zeros(entries, len(self.kept) * channels, **single)
+        self.evaluated_table = torch.zeros(entries, len(self.kept), **single)  # 1 where a call evaluates a kept branch
         self.correction_table = torch.zeros(entries, len(CORRECTION_COLUMNS), **single)
 
     def load(self, plan: Plan) -> None:
         """Put the numbers of a run into the tables and forget the run before."""
-        reused = plan.reused_weights()[:, [i - 1 for i in self.kept]].reshape(plan.calls, -1)
-        for table, values in ((self.reuse_table, reused), (self.correction_table, correction_rows(plan))):
-            table[: plan.calls].copy_(torch.from_numpy(values))
-        self.forget()
-
-    def forget(self) -> None:
-        """Start a new run: no direction is known, and no average."""
+        kept = [i - 1 for i in self.kept]
+        self._fill(self.reuse_table, plan.reused_weights()[:, kept].reshape(plan.calls, -1))
+        self._fill(self.evaluated_table, plan.evaluated[:, kept])
+        self._fill(self.correction_table, correction_rows(plan))
+        self.fresh.zero_()
         for memory in self.memory():
             memory.zero_()
+
+    @staticmethod
+    def _fill(table: Tensor, values: np.ndarray) -> None:
+        table[: len(values)].copy_(torch.from_numpy(values))
+
+    def forget(self, samples: Tensor) -> None:
+        """Let ``samples`` [B] bool, on the host, start anew: no average, and directions from the next call, whatever it is.
+
+        That call must evaluate the kept branches that weigh something there; for other samples the tables say what it keeps.
+        """
+        self.fresh.copy_(samples)
+        if samples.any():
+            for memory in self.memory():
+                if memory.numel():
+                    memory.masked_fill_(self.fresh[:, None, None, None], 0.0)
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
@@ -62,9 +77,7 @@ class Combination:
         coefficients [B, branches, C'] of this call; call [B] int64.
         """
         conditional = outputs[0]
-        for direction, branch in zip(self.directions, self.kept, strict=True):
-            if branch in outputs:
-                torch.sub(conditional, outputs[branch], out=direction)
+        self._keep(conditional, outputs, call)
         numbers = self.kernels.gather_rows(self.correction_table, call)  # [B, 7]
         corrected = self.reference if self.reference in outputs else None
         total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
@@ -75,6 +88,17 @@ class Combination:
         if self.kind is RescaledDeviation:
             total = self.kernels.rescale(total, conditional, numbers[:, 3])
         return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
+
+    def _keep(self, conditional: Tensor, outputs: Mapping[int, Tensor], call: Tensor) -> None:
+        """Keep the directions of the samples whose own call evaluates a branch; it may be live for others alone."""
+        if not any(branch in outputs for branch in self.kept):
+            return
+        evaluated = self.kernels.gather_rows(self.evaluated_table, call)  # [B, kept]
+        renewed = (evaluated > 0) | self.fresh[:, None]
+        for k, branch in enumerate(self.kept):
+            if branch in outputs:
+                direction = self.directions[k]
+                direction.copy_(torch.where(renewed[:, k, None, None, None], conditional - outputs[branch], direction))
 
     def with_reused(self, total: Tensor, call: Tensor) -> Tensor:
         """``total`` plus the directions of branches that do not run now."""
@@ -92,5 +116,8 @@ class Combination:
             return self.kernels.cfg_zero_star(conditional, reference, scale)
         state, output = state[:, None, None, None], output[:, None, None, None]
         clean = [torch.addcmul(state * y, output, prediction) for prediction in (conditional, reference)]
+        before = self.average.clone()
         guided = self.kernels.adaptive_projection(*clean, self.average, scale, momentum, radius, eta)
+        weighs = (scale != 1)[:, None, None, None]  # the reference may be live for other samples alone
+        self.average.copy_(torch.where(weighs, self.average, before))
         return (guided - state * y) / output

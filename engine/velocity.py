@@ -79,16 +79,17 @@ class GuidedVelocity:
     def at_calls(self, x: Tensor, calls: np.ndarray) -> Tensor:
         """The velocity at rows ``calls`` [B] of the loaded plan.
 
-        What the rule carries from call to call comes from the call before; after any other it starts anew.
+        What the rule carries from call to call, it carries to the same call again (another stage of a step) and to the next;
+        a sample that comes from any other call starts anew.
         """
         program, plan = self.program, self.plan
         program.x.copy_(x)
         program.call.copy_(torch.from_numpy(calls))
         # samples at different levels share one call: a branch that is dead for some has weight zero there
         live = {branch for call in set(calls.tolist()) for branch in plan.live[call]}
-        if self._last is None or (calls != self._last + 1).any():
-            program.combination.forget()
-            live |= {branch for branch in plan.kept if plan.weights[calls, branch - 1].any()}
+        fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
+        program.combination.forget(torch.from_numpy(fresh))
+        live |= {branch for branch in plan.kept if plan.weights[calls[fresh], branch - 1].any()}
         self._last = calls
         program.advance(tuple(sorted(live)))
         return program.x.clone()

@@ -69,6 +69,35 @@ def test_denoisers_that_take_turns_keep_their_memory(engine, rule):
     assert torch.equal(x, alone[0]) and torch.equal(y, alone[1])
 
 
+@pytest.mark.parametrize("rule", WITH_MEMORY.values(), ids=WITH_MEMORY)
+def test_what_a_sample_remembers_does_not_depend_on_those_beside_it(engine, rule):
+    """Three samples enter the loop at different levels; at the end one of them begins a second run."""
+    start, levels = engine.draw_noise(engine.plan(), SEEDS), torch.tensor(LEVELS)
+    calls = torch.tensor([[0, 2, 1], [1, 3, 2], [2, 4, 3], [3, 5, 4], [4, 0, 5], [5, 1, 6]])
+    denoiser, x = engine.denoiser(rule, LABELS, schedule=LEVELS), start
+    for row in calls:
+        x = euler_step(denoiser, x, levels[row], levels[row + 1])
+    for i, own in enumerate(calls.T):
+        alone, y = engine.denoiser(rule, LABELS[i : i + 1], schedule=LEVELS), start[i : i + 1]
+        for call in own:
+            y = euler_step(alone, y, levels[call].view(1), levels[call + 1].view(1))
+        assert (x[i] - y[0]).abs().max() <= ERROR * y.abs().max()
+
+
+@pytest.mark.parametrize("rule", [CFG(4.0) + PROJECTION, CFG(2.5)], ids=["average", "none"])
+def test_a_foreign_heun_loop_equals_the_engine(engine, rule):
+    """Its second stage asks for a level that the next step asks for again: the memory is that of one run."""
+    run = engine.sample(LABELS, rule, schedule=LEVELS, solver="heun", seeds=SEEDS)
+    denoiser, x = engine.denoiser(rule, LABELS, schedule=LEVELS), engine.draw_noise(run.plan, SEEDS)
+    for s, t in zip(LEVELS, LEVELS[1:], strict=False):
+        slope = (x - denoiser(x, torch.full((3,), s))) / s
+        ahead = x + (t - s) * slope
+        if t > 0:
+            slope = (slope + (ahead - denoiser(ahead, torch.full((3,), t))) / t) / 2
+        x = x + (t - s) * slope
+    assert (x - run.latents).abs().max() <= ERROR * run.latents.abs().max()
+
+
 def test_two_denoisers_may_take_turns(engine):
     """Each has a program, and numbers, of its own."""
     x = torch.randn(3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
