@@ -269,8 +269,12 @@ def compile_plan(
     spec.check_size(height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
-    if (np.diff(sigmas) >= 0).any():
-        raise ValueError(f"{schedule.steps} steps are too many: {spec.name} has {parameterization.TRAIN_STEPS} noise levels")
+    for i in np.flatnonzero(np.diff(sigmas) >= 0):
+        first, second = schedule.sigmas[i : i + 2]
+        raise ValueError(
+            f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
+            f"{parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
+        )
     for term in guidance.terms:
         _check_branch(term.branch, specs)
         _check_condition(term.branch, spec)

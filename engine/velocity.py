@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from .core import EngineCore
@@ -109,7 +110,8 @@ class GuidedVelocity:
             if known.all() and not stale:
                 return
         if not self.fixed:
-            self.plan = self._compile(Schedule((*sorted(set(levels.tolist()), reverse=True), 0.0)))
+            distinct = np.unique(Parameterization(self.specs["main"]).snap(levels))  # ascending
+            self.plan = self._compile(Schedule((*distinct[::-1].tolist(), 0.0)))
         self.load(x)
 
     def load(self, x: Tensor) -> None:

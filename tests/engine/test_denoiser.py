@@ -98,6 +98,18 @@ def test_a_foreign_heun_loop_equals_the_engine(engine, rule):
     assert (x - run.latents).abs().max() <= ERROR * run.latents.abs().max()
 
 
+def test_levels_that_a_discrete_model_cannot_tell_apart():
+    discrete = Engine(tiny_sit(prediction="epsilon", time="discrete", out_channels=8), device="cpu")
+    x = discrete.draw_noise(discrete.plan(), SEEDS)
+    denoiser = discrete.denoiser(CFG(3.0), LABELS)
+    together = denoiser.velocity(x, torch.tensor([0.5, 0.50005, 0.002]))
+    for i, level in enumerate((0.5, 0.5, 0.0001)):  # the nearest levels of the chain, and the last one
+        alone = discrete.denoiser(CFG(3.0), LABELS[i : i + 1]).velocity(x[i : i + 1], torch.tensor([level]))
+        assert (alone[0] - together[i]).abs().max() <= ERROR * together[i].abs().max()
+    with pytest.raises(ValueError, match=r"noise levels 0\.005 and 0\.002 are the same to tiny: .* 1000 levels is 0\.0099"):
+        discrete.denoiser(CFG(3.0), LABELS, schedule=[1.0, 0.5, 0.02, 0.005, 0.002, 0.0])
+
+
 def test_two_denoisers_may_take_turns(engine):
     """Each has a program, and numbers, of its own."""
     x = torch.randn(3, 4, 6, 10, generator=torch.Generator().manual_seed(0))
