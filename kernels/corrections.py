@@ -17,7 +17,7 @@ from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
 def cfg_zero_star(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
     """``a u + s (c - a u)`` with ``a = <c, u> / <u, u>`` per sample, on velocities.  Source: CFG-Zero* (arXiv 2503.18886).
 
-    Its other half, zero velocity in the first calls, is a matter of the solver table.
+    Its other half, zero velocity in the first steps, is a matter of the plan (``Plan.silent``).
     """
     c, u = cond.flatten(1), uncond.flatten(1)
     a = (c * u).sum(1) / (u * u).sum(1).clamp_min(TINY)
