@@ -27,7 +27,7 @@ help:
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make lint      style and format"
-	@echo "make bench     measure for 12 minutes at most, beside other implementations; again: go on where it stopped"
+	@echo "make bench     measure for 12 minutes, beside other implementations, into out/bench; again: go on where it stopped"
 	@echo "make gpu       one visit to a GPU, 8 minutes at most, into out/gpu; again: go on where it stopped"
 
 demo: $(VENV)/.core
@@ -43,8 +43,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/.core
-	$(BIN)/segue bench run --suites cost,e2e --limit-minutes 12 --out out/bench.jsonl
+bench: $(VENV)/.bench
+	$(BIN)/segue bench run --suites cost,e2e,step --limit-minutes 12 --out out/bench/rows.jsonl
+	$(BIN)/segue bench report out/bench/rows.jsonl --out out/bench
 
 # a GPU machine brings its own torch and triton and may have no network: nothing is installed but segue itself
 gpu:
@@ -53,6 +54,9 @@ gpu:
 
 $(VENV)/.core: $(INPUTS)
 	$(call install,.)
+
+$(VENV)/.bench: $(INPUTS)
+	$(call install,.[plots])
 
 $(VENV)/.test: $(INPUTS)
 	$(call install,.[test])

@@ -32,10 +32,16 @@ StepsOption = Annotated[int | None, typer.Option("--steps", help="Calls of a run
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 RepetitionsOption = Annotated[int, typer.Option("--repetitions", help="Rounds of every case, at most.")]
-CaseLimitOption = Annotated[float, typer.Option("--case-seconds", help="Timed seconds of one case.")]
-LimitOption = Annotated[float, typer.Option("--limit-minutes", help="No case starts that might end after this.")]
+CaseLimitOption = Annotated[
+    float, typer.Option("--case-seconds", help="Timed seconds of one case; three rounds are made even if they take longer.")
+]
+LimitOption = Annotated[
+    float, typer.Option("--limit-minutes", help="No case starts that would end after this, judged by the longest so far.")
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="JSON-lines file to add rows to; a CSV file goes beside it.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="JSON-lines file (.jsonl) to add rows to; a CSV file goes beside it.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume/--again", help="Skip cases that the file holds / measure them again.")]
 MemoryOption = Annotated[
     bool,
@@ -73,9 +79,15 @@ def _suite_command(name: str):
     ) -> None:
         from .runs import run_suites
 
-        run_suites((name,), out, resume, threads, keep_memory, **_settings(locals()))
+        _exit(run_suites((name,), out, resume, threads, keep_memory, **_settings(locals())))
 
     return command
+
+
+def _exit(failures: int) -> None:
+    """Exit code 1 where a case failed; the others have their rows."""
+    if failures:
+        raise typer.Exit(1)
 
 
 def _settings(given: dict) -> dict:
@@ -124,7 +136,7 @@ def run(
 
     given = dict.fromkeys(("rule", "peer", "batch", "size", "steps")) | locals()
     names = tuple(name.strip() for name in suites.split(","))
-    run_suites(names, out, resume, threads, keep_memory, **_settings(given))
+    _exit(run_suites(names, out, resume, threads, keep_memory, **_settings(given)))
 
 
 @bench.command()
@@ -143,15 +155,18 @@ def table(
 def compare(
     before: Annotated[str, typer.Argument(help="A result file or a git revision.")],
     after: Annotated[str, typer.Argument(help="A result file or a git revision.")],
-    all_rows: Annotated[bool, typer.Option("--all", help="Also rows that agree within their spread.")] = False,
-    strict: Annotated[bool, typer.Option(help="Exit code 1 if anything is worse beyond its spread.")] = False,
+    all_rows: Annotated[bool, typer.Option("--all", help="Also rows that agree.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit code 1 if anything is worse.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
 ) -> None:
-    """Flag the differences between two results that are larger than the spread of both."""
+    """Flag the differences between two results that the spread of both does not explain."""
     from .compare import compare as compare_rows
-    from .compare import load_side
+    from .compare import environment_changes, load_side
 
-    differences, lone = compare_rows(load_side(before), load_side(after))
+    sides = load_side(before), load_side(after)
+    differences, lone = compare_rows(*sides)
+    for line in [] if json else environment_changes(*sides):
+        typer.echo(line)
     for difference in differences:
         if json:
             typer.echo(json_module.dumps(difference.as_dict()))

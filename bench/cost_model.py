@@ -21,6 +21,7 @@ from .ceilings import Ceilings, dtype_name
 from .published import PUBLISHED, stage_flops
 
 TABLE = ("sd3-medium", "sd3.5-medium", "sd3.5-large", "dit-xl/2:256", "dit-xl/2:512")
+EXIT_MODEL = "sit-xl/2"  # the families' weak branch that costs next to nothing
 STEPS = 28
 
 
@@ -102,6 +103,9 @@ def cost_table(names: tuple[str, ...] = TABLE) -> str:
             f"| {line.model} | {tera:.{4 if tera < 2 else 3}f} | {100 * line.attention:.2g} % | {line.suffix:.3f} "
             f"| {line.exact:.3f}x | {line.published:.3f}x | {line.gain:.2f} |"
         )
+    exit_plan = BenchModel.parse(EXIT_MODEL).plan("sgg-exit", STEPS)
+    weak = exit_plan.call_cost(exit_plan.runs[-1].live)[2] / exit_plan.call_cost((0,))[2] - 1
+    lines.append(f"| {EXIT_MODEL}, early-exit head | | | {weak:.3f} | {exit_plan.cost.relative:.3f}x | | |")
     return "\n".join(lines)
 
 

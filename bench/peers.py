@@ -1,7 +1,7 @@
 """Other ways to draw the same samples, run beside ours in the same session; a peer that is missing gives one line."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,19 +9,22 @@ from torch import Tensor
 
 from .cases import SCALE, WEIGHT, Workload
 from .correctness import peer_gate
-from .diffusers_loop import DiffusersLoop, diffusers_module
+from .diffusers_loop import RULES, DiffusersLoop
+from .diffusers_modules import with_weights_of
 
 Draw = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One variant of a case: its name, what was run in words, and the function that draws the batch.
+    """One variant of a case: its name, the guidance rule, what was run in words, and the function that draws the batch.
 
-    ``reference`` draws what it should give, by the plain loop on the same weights; None for the plain loop itself.
+    ``reference`` draws what it should give, on the same weights: Segue for the plain loop, the plain loop for what is built
+    on it; None for an approximation, which has no figure of this kind.
     """
 
     name: str
+    rule: str
     what: str
     draw: Draw
     reference: Draw | None = None
@@ -31,44 +34,57 @@ class PeerMissing(RuntimeError):
     """A peer cannot run this model; the message says why."""
 
 
+AS_PUBLISHED = "two rows always and a whole weak pass"
+ROWS = {"none": "one row per sample", "cfg": "two rows per sample", "sgg": AS_PUBLISHED}
+
+
 def _loop(workload: Workload, calls: int) -> DiffusersLoop:
     engine = workload.engine
-    module = diffusers_module(workload.model.spec, engine.device, engine.dtype)
-    return DiffusersLoop(module, workload.model, workload.batch, calls, engine.device, engine.dtype)
+    try:
+        module = with_weights_of(engine.models["main"])
+    except ValueError as error:
+        raise PeerMissing(str(error)) from error
+    noise = workload.state(workload.plan(workload.model.rule("none"), calls))
+    return DiffusersLoop(module, workload.model, workload.batch, calls, engine.device, engine.dtype, noise)
+
+
+def _title(rule: str) -> str:
+    return "sgg as published" if rule == "sgg" else rule
 
 
 def eager(workload: Workload, calls: int) -> list[Peer]:
-    """diffusers as it is: unguided, CFG, and the published SGG algorithm on its modules."""
-    loop = _loop(workload, calls)
+    """diffusers as it is: unguided, CFG, and the published SGG algorithm on its modules; Segue is their reference."""
+    loop, model = _loop(workload, calls), workload.model
     kind = type(loop.module).__name__
     return [
-        Peer("diffusers eager none", f"{kind}, one row per sample", loop.draw("none")),
-        Peer("diffusers eager cfg", f"{kind}, two rows per sample", loop.draw("cfg")),
-        Peer("diffusers eager sgg as published", f"{kind}, two rows always and a whole weak pass", loop.draw("sgg")),
+        Peer(
+            f"diffusers eager {_title(rule)}",
+            rule,
+            f"{kind}, {ROWS[rule]}",
+            loop.draw(rule),
+            workload.sampler(workload.plan(model.rule(rule), calls)),
+        )
+        for rule in RULES
     ]
 
 
 def compiled(workload: Workload, calls: int) -> list[Peer]:
-    """The same with every transformer block compiled by ``torch.compile`` (regional compilation)."""
+    """The same with every transformer block compiled by ``torch.compile`` (regional compilation), once for every shape."""
     loop = _loop(workload, calls)
     for block in loop.module.transformer_blocks:
-        block.compile()
-    what = f"{type(loop.module).__name__}, each block under torch.compile"
+        block.compile(dynamic=False)
+    what = f"{type(loop.module).__name__}, each block under torch.compile(dynamic=False)"
 
-    def peer(name: str, what: str, rule: str) -> Peer:
+    def peer(rule: str) -> Peer:
         draw = loop.draw(rule)
 
         def uncompiled() -> Tensor:
             with torch.compiler.set_stance("force_eager"):
                 return draw()
 
-        return Peer(f"diffusers compiled {name}", what, draw, uncompiled)
+        return Peer(f"diffusers compiled {_title(rule)}", rule, f"{what}, {ROWS[rule]}", draw, uncompiled)
 
-    return [
-        peer("none", what, "none"),
-        peer("cfg", what, "cfg"),
-        peer("sgg as published", f"{what}, two rows always and a whole weak pass", "sgg"),
-    ]
+    return [peer(rule) for rule in RULES]
 
 
 def modular(workload: Workload, calls: int) -> list[Peer]:
@@ -94,17 +110,17 @@ def modular(workload: Workload, calls: int) -> list[Peer]:
             batches = guider.prepare_inputs(data)
             for batch in batches:
                 guider.prepare_models(loop.module)
-                batch.noise_pred = loop.velocity(x, sigma, {name: getattr(batch, name) for name in data})
+                batch.noise_pred = loop.output(x, call, {name: getattr(batch, name) for name in data})
                 guider.cleanup_models(loop.module)
             return guider(batches).pred
 
         return guided
 
-    what = f"{type(loop.module).__name__} under {{}}, one forward per prediction"
-    return [
-        Peer(f"modular guider {rule}", what.format(type(guider).__name__), loop.draw(rule, guided_by(guider)), loop.draw(rule))
-        for rule, guider in guiders.items()
-    ]
+    def peer(rule: str, guider) -> Peer:
+        what = f"{type(loop.module).__name__} under {type(guider).__name__}, one forward per prediction"
+        return Peer(f"modular guider {rule}", rule, what, loop.draw(rule, guided_by(guider)), loop.draw(rule))
+
+    return [peer(rule, guider) for rule, guider in guiders.items()]
 
 
 def cache_dit(workload: Workload, calls: int) -> list[Peer]:
@@ -127,7 +143,7 @@ def cache_dit(workload: Workload, calls: int) -> list[Peer]:
         return plain()
 
     what = "DBCache with its defaults, approximate; what it reuses depends on the weights, and these are random"
-    return [Peer("cache-dit none", what, draw)]
+    return [Peer("cache-dit none", "none", what, draw)]
 
 
 def xdit(workload: Workload, calls: int) -> list[Peer]:
@@ -150,25 +166,34 @@ def missing_packages(group: str) -> list[str]:
     return [name for name in GROUPS[group][0] if importlib.util.find_spec(name) is None]
 
 
-def make_peers(group: str, workload: Workload, calls: int, echo: Callable[[str], None]) -> list[Peer]:
-    """The peers of a group that run here and draw what they should.  One line says what is missing or fails, and why."""
+def make_peers(
+    group: str, workload: Workload, calls: int, echo: Callable[[str], None], rules: Iterable[str] = RULES
+) -> list[Peer]:
+    """The peers of a group under ``rules`` that run here and draw what they should.
+
+    One line says what is missing or fails, and why.
+    """
     try:
         made = GROUPS[group][1](workload, calls)
     except (PeerMissing, ImportError) as error:
         echo(f"peer {group}: not run, {error}")
         return []
-    return [peer for peer in made if _draws(peer, echo)]
+    return [peer for peer in made if peer.rule in rules and _draws(peer, echo)]
 
 
 def _draws(peer: Peer, echo: Callable[[str], None]) -> bool:
     """Whether a peer runs and passes its gate; other people's code may raise anything, and its failure is a result."""
     try:
-        drawn = peer.draw()
-        reference = drawn if peer.reference is None else peer.reference()
+        drawn = peer.draw().clone()
+        reference = None if peer.reference is None else peer.reference()
     except Exception as error:
         echo(f"peer {peer.name}: not run, it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
         return False
-    gate = peer_gate(drawn, reference, "against the plain loop on the same weights")
+    if reference is None:
+        if not torch.isfinite(drawn).all():
+            echo(f"peer {peer.name}: not timed, what it draws is not finite")
+        return bool(torch.isfinite(drawn).all())
+    gate = peer_gate(drawn, reference, f"{peer.name} against {'Segue' if 'eager' in peer.name else 'the plain loop'}")
     if not gate.passed:
         echo(f"peer {peer.name}: not timed, it draws something else ({gate})")
     return gate.passed

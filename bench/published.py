@@ -41,6 +41,7 @@ class Stages:
 
 
 PUBLISHED = Stages()
+ON_OUR_MODULES = "on Segue's networks: two rows always, a whole weak pass, modulation in every call; plain PyTorch, no graph"
 WATERFALL = {  # cumulative, in the order of the engine's documentation
     "as published": PUBLISHED,
     "+ live branches only": Stages(live=True),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,11 @@ class Row:
     def key(self) -> tuple[str, str, str, str, str, str]:
         """What must agree for two rows to measure the same thing."""
         return (self.suite, self.case, self.variant, self.metric, self.dtype, self.device)
+
+    @property
+    def made_with(self) -> tuple:
+        """What must agree besides for one of two rows to make the other superfluous."""
+        return (self.device, self.threads, self.commit, tuple(sorted(self.versions.items())))
 
     def __str__(self) -> str:
         text = f"{self.suite} {self.case} | {self.variant} | {self.metric} {self.value:.4g} {self.unit}"
@@ -108,6 +114,18 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"there is no result file {path}")
     return parse_rows(path.read_text(encoding="utf-8"), str(path))
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``ValueError`` unless rows can be added to ``path`` and a CSV file can lie beside it."""
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise ValueError(f"the result file must end in .jsonl (a .csv file goes beside it), got {path}")
+    if path.is_dir():
+        raise ValueError(f"the result file {path} is a folder")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(path if path.exists() else nearest, os.W_OK):
+        raise ValueError(f"the result file {path} cannot be written")
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:

@@ -8,7 +8,7 @@ import torch
 from .allocator import DEFAULT, keep_freed_memory
 from .cost_model import cost_table, roofline_table
 from .session import Session, Settings
-from .suites import SUITES, run_suite
+from .suites import SUITES, check_read, run_suite
 from .telemetry import Telemetry, environment
 from .timing import timer_for
 
@@ -27,8 +27,12 @@ def open_session(settings: Settings, out: Path | None, resume: bool, keep_memory
 
 def run_suites(
     names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, keep_memory: bool, **options
-) -> None:
-    """Run suites one after the other in one session.  Raises ``ValueError`` for bad options before any work."""
+) -> int:
+    """Run suites one after the other in one session; returns how many cases failed.
+
+    Of several suites each may use an equal share of the time that is left.  Raises ``ValueError`` for bad options before any
+    work.
+    """
     for name in names:
         if name not in SUITES:
             raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
@@ -37,6 +41,7 @@ def run_suites(
             raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     settings = Settings(**options)
+    check_read(names, settings)
     session = open_session(settings, out, resume, keep_memory)
     where = session.environment
     session.echo(
@@ -45,9 +50,12 @@ def run_suites(
     reason = Telemetry(settings.torch_device).reason
     if reason:
         session.echo(reason)
-    for name in names:
+    for index, name in enumerate(names):
+        session.allot(1 / (len(names) - index))
         run_suite(name, session)
-    session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}")
+    failed = f", {session.failures} cases failed" if session.failures else ""
+    session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}{failed}")
+    return session.failures
 
 
 def print_tables(roofline: bool, device: str | None, dtype: str | None) -> None:

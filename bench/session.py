@@ -1,7 +1,7 @@
 """One run of the benchmark: its settings, its time limit, what is already measured, and where rows go."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from segue.engine.device import resolve_device, resolve_dtype
 
 from .ceilings import Ceilings, dtype_name, measure_ceilings
 from .correctness import Gate
-from .rows import Environment, Row, append_rows, latest, make_row, read_rows, write_csv
+from .rows import Environment, Row, append_rows, check_writable, latest, make_row, read_rows, write_csv
 from .timing import Statistic, Timer
 
 
@@ -19,7 +19,8 @@ from .timing import Statistic, Timer
 class Settings:
     """Options that every suite understands.  ``size`` is the image side in pixels; None leaves a choice to the model.
 
-    ``case_limit_s`` bounds the timed work of one case; ``limit_minutes`` the whole run.
+    ``case_limit_s`` bounds the timed work of one case beyond its least number of rounds.  After ``limit_minutes`` no case
+    starts, nor one that may take longer than what is left of them, as long as the longest case so far.
     """
 
     models: tuple[str, ...] = ()
@@ -84,29 +85,50 @@ class Session:
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self):
-        self._start, self._ceilings = self.now(), None
-        self._case_start, self._longest = self._start, 0.0
-        self._finished: set[tuple[str, str, str]] = set()
+        self._ceilings = None
+        self._case_start, self._longest = self.now(), 0.0
+        self._end = self._allotted = self._case_start + 60 * self.settings.limit_minutes
+        self.failures = 0
+        self._finished: dict[tuple[str, str, str], set[str]] = {}  # variants by suite, case and dtype
+        if self.path is not None:
+            check_writable(self.path)
         if self.path is not None and self.path.exists():
-            existing = read_rows(self.path)
-            if self.resume:
-                here = [row for row in existing if row.device == self.environment.device]
-                self._finished = {(row.suite, row.case, row.dtype) for row in here}
+            for row in read_rows(self.path):
+                if self.resume and row.made_with == self._made_with:
+                    self._finished.setdefault((row.suite, row.case, row.dtype), set()).add(row.variant)
+
+    @property
+    def _made_with(self) -> tuple:
+        here = self.environment
+        return (here.device, here.threads, here.commit, tuple(sorted(here.versions.items())))
 
     def ceilings(self) -> Ceilings:
-        """The ceilings of this machine, measured once in this run."""
+        """The ceilings of this machine, measured once in this run.
+
+        float32 and the dtype of the session; on CUDA bfloat16 too, which is emulated on most processors.
+        """
         if self._ceilings is None:
-            dtypes = dict.fromkeys((torch.float32, torch.bfloat16, self.settings.torch_dtype))
+            half = (torch.bfloat16,) if self.settings.torch_device.type == "cuda" else ()
+            dtypes = dict.fromkeys((torch.float32, *half, self.settings.torch_dtype))
             self._ceilings = measure_ceilings(self.settings.torch_device, self.timer, tuple(dtypes))
         return self._ceilings
 
     @property
     def minutes_left(self) -> float:
-        return self.settings.limit_minutes - (self.now() - self._start) / 60
+        return (self._allotted - self.now()) / 60
 
-    def wants(self, suite: str, case: str, dtype: str | None = None) -> bool:
-        """Whether a case should run now; says why not."""
-        if (suite, case, dtype or self.settings.dtype_name) in self._finished:
+    def allot(self, share: float) -> None:
+        """What follows may use this share of the time that is left of the whole run."""
+        now = self.now()
+        self._allotted = now + share * (self._end - now)
+
+    def wants(self, suite: str, case: str, dtype: str | None = None, variants: Iterable[str] = ()) -> bool:
+        """Whether a case should run now; says why not.
+
+        It need not if the file holds it with all its ``variants``, made on this machine by this commit with these versions.
+        """
+        finished = self._finished.get((suite, case, dtype or self.settings.dtype_name))
+        if finished is not None and finished >= set(variants):
             self.echo(f"{suite} {case}: already in {self.path.name}, skipped")
             return False
         if 60 * self.minutes_left <= self._longest:  # a case may take as long as the longest so far
@@ -116,6 +138,14 @@ class Session:
             return False
         self._case_start = self.now()
         return True
+
+    def attempt(self, suite: str, case: str, measure: Callable[[], None]) -> None:
+        """Measure a case; what it raises for want of memory or of an operation is said in one line, and the next case runs."""
+        try:
+            measure()
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the first
+            self.failures += 1
+            self.echo(f"{suite} {case}: FAILED, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def passes(self, suite: str, case: str, gate: Gate) -> bool:
         """Whether a case may be timed; a failing gate is reported and leaves no row."""

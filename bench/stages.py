@@ -14,7 +14,9 @@ from segue.kernels.dispatch import REFERENCE, Kernels
 
 from .cases import Workload
 
+FP8 = "+ fp8 linears"
 REUSE = "+ directions reused once"
+APPROXIMATE = (FP8, REUSE)  # every other stage computes the same function
 
 
 def program_draw(
@@ -71,7 +73,7 @@ def engine_stages(
     if fp8 is not None and not on_cuda:
         echo(f"stage fp8: not run, on {engine.device} the reference computes its numbers, not its speed")
     elif fp8 is not None:
-        stages["+ fp8 linears"], last = program_draw(workload, plan, fp8.selection.kernels, graphs=True, engine=fp8), fp8
+        stages[FP8], last = program_draw(workload, plan, fp8.selection.kernels, graphs=True, engine=fp8), fp8
     reused = reusing(workload, plan)
     if reused.cost.evaluations == plan.cost.evaluations:
         echo(f"stage reuse: not run, in {plan.calls} calls no direction is used twice")

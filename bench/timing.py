@@ -1,7 +1,8 @@
 """How long things take: interleaved repetitions, medians with a spread, timers that can be replaced.
 
-A timer is any callable ``timer(function) -> seconds``.  Variants of one case are repeated in turn (A B C A B C ...), so a
-drift of the machine touches all of them alike, and ratios are formed inside a round.
+A timer is any callable ``timer(function) -> seconds``.  Variants of one case are repeated in turn, so a drift of the machine
+touches all of them alike, and ratios are formed inside a round.  Every round begins with another variant (A B C, B C A, ...),
+so that none of them always comes first, or always after the same one.
 """
 
 import time
@@ -42,6 +43,11 @@ class Statistic:
 
     def __str__(self) -> str:
         return f"{self.median:.4g} ({self.p20:.4g} to {self.p80:.4g}, n = {self.n})"
+
+
+def once(value: float) -> Statistic:
+    """The statistic of something measured once, or counted."""
+    return Statistic(value, value, value, 1)
 
 
 def host_timer(function: Callable[[], object]) -> float:
@@ -89,10 +95,18 @@ def interleave(
         last = sum(rounds[-1]) if rounds else spent / max(warm_up, 1)
         if len(rounds) >= MIN_ROUNDS and spent + last > limit_s:
             break
-        rounds.append([timer(function) for function in variants.values()])
+        rounds.append(_round(list(variants.values()), timer, first=len(rounds) % len(variants)))
         spent += sum(rounds[-1])
     columns = np.array(rounds).T
     return dict(zip(variants, columns, strict=True))
+
+
+def _round(functions: list[Callable[[], object]], timer: Timer, first: int) -> list[float]:
+    """Seconds of every function, run in turn beginning with number ``first``."""
+    seconds = [0.0] * len(functions)
+    for index in (*range(first, len(functions)), *range(first)):
+        seconds[index] = timer(functions[index])
+    return seconds
 
 
 def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:

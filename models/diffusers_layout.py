@@ -44,8 +44,8 @@ _EMBEDDER_NAMES = {
 }
 
 
-def _sources(name: str) -> tuple[str, ...]:
-    """Keys of one of our parameters; every block of diffusers' DiT holds its own embedder."""
+def dit_sources(name: str) -> tuple[str, ...]:
+    """Keys in diffusers of one of our parameters; every block of diffusers' DiT holds its own embedder."""
     stem, _, leaf = name.rpartition(".")
     part, _, rest = stem.partition(".")
     index, _, inner = rest.partition(".")
@@ -85,7 +85,7 @@ def diffusers_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
         )
     except ValueError as error:
         raise ValueError(f"the config.json beside {checkpoint.path} does not describe a DiT: {error}") from error
-    return Layout(spec, _sources, dict.fromkeys(copies or (), "equal to that of block 0"))
+    return Layout(spec, dit_sources, dict.fromkeys(copies or (), "equal to that of block 0"))
 
 
 def _equal_embedders(checkpoint: Checkpoint, depth: int) -> list[str] | None:

@@ -10,10 +10,11 @@ from segue.engine.plan import Plan
 from ..cases import BenchModel, Workload
 from ..cost_model import roofline_seconds
 from ..peers import GROUPS, make_peers, missing_packages
+from ..published import ON_OUR_MODULES
 from ..rows import Row
 from ..session import Session
 from ..telemetry import PeakMemory, Telemetry
-from ..timing import Statistic, interleave, paired_ratio
+from ..timing import Statistic, interleave, once, paired_ratio
 from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw
 
 NAME = "e2e"
@@ -24,9 +25,10 @@ ENERGY_SECONDS = 2.0  # the energy counter of a card moves in steps of tens of m
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to draw the batch, what was run in words, and its plan where Segue made one."""
+    """One way to draw the batch under a rule, what was run in words, and its plan where Segue made one."""
 
     draw: Callable
+    rule: str
     what: str
     plan: Plan | None = None
 
@@ -48,25 +50,26 @@ def run(session: Session) -> None:
             continue
         for model, batch in cases:
             case = f"{model.text} batch {batch}, {settings.calls} calls, {group}"
-            if session.wants(NAME, case):
-                measure(session, model, batch, case, group, [rule for rule in rules if applicable(session, model, rule)])
+            possible = [rule for rule in rules if applicable(session, model, rule)]
+            if session.wants(NAME, case, variants=[f"segue {rule}" for rule in possible]):
+                session.attempt(NAME, case, partial(measure, session, model, batch, case, group, possible))
 
 
 def measure(session: Session, model: BenchModel, batch: int, case: str, group: str, rules: list[str]) -> None:
     """One model beside one group of peers; no row where no peer runs or no rule passes its gate."""
     settings = session.settings
     workload = load_workload(session, model, batch)
-    peers = own_peer(session, workload, rules) if group == OWN else _peers(session, workload, group)
+    peers = own_peer(session, workload, rules) if group == OWN else _peers(session, workload, group, rules)
     if not peers:
+        session.echo(f"{NAME} {case}: not run, no peer of this group draws under {', '.join(rules)}")
         return
     gates = gate_rules(workload, {rule: model.rule(rule) for rule in rules}, settings.calls)
     variants = {}
     for rule in rules:
         if session.passes(NAME, f"{case} {rule}", gates[rule]):
             plan = workload.plan(model.rule(rule), settings.calls)
-            variants[f"segue {rule}"] = Variant(
-                workload.sampler(plan), "Segue, from the tables of the run to the last call", plan
-            )
+            what = f"Segue, tables of the run included; {'; '.join(workload.engine.selection.explain())}"
+            variants[f"segue {rule}"] = Variant(workload.sampler(plan), rule, what, plan)
     if variants:
         variants |= peers
         draws = {name: variant.draw for name, variant in variants.items()}
@@ -80,13 +83,12 @@ def own_peer(session: Session, workload: Workload, rules: list[str]) -> dict[str
     if "sgg" not in rules:
         return {}
     plan = workload.plan(workload.model.rule("sgg"), session.settings.calls)
-    what = "Segue's networks, two rows always and a whole weak pass, modulation in every call"
-    return {"segue modules sgg as published": Variant(published_draw(workload, plan), what)}
+    return {"segue modules sgg as published": Variant(published_draw(workload, plan), "sgg", ON_OUR_MODULES)}
 
 
-def _peers(session: Session, workload: Workload, group: str) -> dict[str, Variant]:
-    made = make_peers(group, workload, session.settings.calls, session.echo)
-    return {peer.name: Variant(peer.draw, peer.what) for peer in made}
+def _peers(session: Session, workload: Workload, group: str, rules: list[str]) -> dict[str, Variant]:
+    made = make_peers(group, workload, session.settings.calls, session.echo, rules)
+    return {peer.name: Variant(peer.draw, peer.rule, peer.what) for peer in made}
 
 
 def speed_rows(session: Session, case: str, batch: int, variants: dict[str, Variant], seconds: dict) -> list[Row]:
@@ -116,19 +118,22 @@ def ratio_rows(session: Session, case: str, variants: dict[str, Variant], second
                 ratio = paired_ratio(values, base)
                 rows.append(session.row(NAME, case, name, "time relative to segue none", "x", ratio, plan.cost.relative))
             continue
-        rule = next((rule for rule in ("sgg", "cfg", "none") if rule in name.split()), None)
+        rule, what = variants[name].rule, variants[name].what
         own = f"segue {rule}"
         if own in seconds:
             gain = paired_ratio(values, seconds[own])
-            rows.append(session.row(NAME, case, own, f"speed-up over {name}", "x", gain))
+            rows.append(session.row(NAME, case, own, f"speed-up over {name}", "x", gain, note=what))
         if rule in ("none", "cfg") and "segue sgg" in seconds:
             ratio = paired_ratio(seconds["segue sgg"], values)
-            rows.append(session.row(NAME, case, "segue sgg", f"time relative to {name}", "x", ratio))
+            rows.append(session.row(NAME, case, "segue sgg", f"time relative to {name}", "x", ratio, note=what))
     return rows
 
 
 def resource_rows(session: Session, case: str, batch: int, variants: dict[str, Variant], seconds: dict) -> list[Row]:
-    """Peak memory everywhere it can be read; energy, power and clocks where the card tells."""
+    """Peak memory everywhere it can be read; energy, power and clocks where the card tells.
+
+    Each once, in a run after the timed ones.  On CUDA the weights of every variant of the case lie on the card together.
+    """
     device = session.settings.torch_device
     memory, telemetry = PeakMemory(device), Telemetry(device)
     rows = []
@@ -141,11 +146,11 @@ def resource_rows(session: Session, case: str, batch: int, variants: dict[str, V
         after = telemetry.read()
         peak = memory.read()
         if peak is not None:
-            rows.append(row(memory.metric, "GiB", Statistic(*[peak / 2**30] * 3, 1)))
+            rows.append(row(memory.metric, "GiB", once(peak / 2**30)))
         if before and after and before.energy is not None and after.energy is not None:
             joules = (after.energy - before.energy) / (repeats * batch)
-            rows.append(row("energy per image", "J", Statistic(*[joules] * 3, 1)))
+            rows.append(row("energy per image", "J", once(joules)))
         for metric, unit, value in (("power", "W", after and after.power), ("SM clock", "MHz", after and after.sm_clock)):
             if value is not None:
-                rows.append(row(metric, unit, Statistic(value, value, value, 1)))
+                rows.append(row(metric, unit, once(value)))
     return rows

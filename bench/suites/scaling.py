@@ -11,6 +11,7 @@ from segue.models.spec import SiTSpec
 
 from ..cases import SCALE, WEIGHT, BenchModel, Workload
 from ..session import Session
+from ..tables import GUIDED
 from ..timing import Statistic, interleave, paired_ratio
 from ..workloads import chosen_cases, gate_rules, load_workload
 
@@ -34,8 +35,8 @@ class Point:
 def axes(model: BenchModel, batch: int, calls: int) -> dict[str, list[Point]]:
     """The points along every axis, smallest first."""
     spec = model.spec
-    half = max(2, spec.depth // 2)
-    depths = [depth for depth in (half, spec.depth) if depth > max(model.layers)]
+    least = max(model.layers) + 1  # the weak branch skips blocks up to this one
+    depths = sorted({max(least, spec.depth // 2), max(least, 3 * spec.depth // 4), spec.depth})
     shapes = [(spec.height * k // max(FACTORS), spec.width * k // max(FACTORS)) for k in FACTORS]
     sizes = [(h, w) for h, w in shapes if h and w and not h % spec.patch and not w % spec.patch]
     return {
@@ -59,14 +60,25 @@ def _with_depth(model: BenchModel, depth: int) -> BenchModel:
 
 
 def run(session: Session) -> None:
-    """Measure every axis of the first chosen model; the bundled one is left out, its weights fix its sizes."""
+    """Measure every axis of every chosen model; the bundled one is left out, its weights fix its sizes."""
     settings = session.settings
     for model, batch in chosen_cases(session):
-        if not model.fixed:
-            for axis, points in axes(model, batch, settings.calls).items():
-                case = f"{model.text} batch {batch}, {settings.calls} calls, by {axis}"
-                if session.wants(NAME, case):
-                    measure(session, case, axis, points)
+        if model.fixed:
+            session.echo(f"{NAME} {model.text}: not run, its weights fix its sizes")
+            continue
+        for axis, points in axes(model, batch, settings.calls).items():
+            if len(points) < 2:
+                session.echo(f"{NAME} {model.text} by {axis}: not run, {len(points)} points are no line")
+                continue
+            case = ", ".join([title(model, axis, points[0]), f"by {axis}"])
+            if session.wants(NAME, case):
+                session.attempt(NAME, case, partial(measure, session, case, axis, points))
+
+
+def title(model: BenchModel, axis: str, point: Point) -> str:
+    """What stays the same along an axis."""
+    fixed = [model.text if axis == "batch" else f"{model.text} batch {point.batch}"]
+    return ", ".join(fixed if axis == "calls" else [*fixed, f"{point.calls} calls"])
 
 
 def measure(session: Session, case: str, axis: str, points: list[Point]) -> None:
@@ -86,7 +98,7 @@ def measure(session: Session, case: str, axis: str, points: list[Point]) -> None
         rows.append(row("time of a run", "s", Statistic.of(values)))
         if rule == "sgg" and ("none", value) in seconds:
             ratio = paired_ratio(values, seconds["none", value])
-            rows.append(row("cost relative to unguided", "x", ratio, plans[rule, value].cost.relative))
+            rows.append(row(GUIDED, "x", ratio, plans[rule, value].cost.relative))
     if axis != "switch":
         for rule in ("none", "sgg"):
             measured = [(value, values) for (name, value), values in seconds.items() if name == rule]

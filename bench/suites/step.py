@@ -7,11 +7,13 @@ from segue.engine.fp8_error import fp8_error, relative_deviation
 from segue.engine.plan import Plan
 
 from ..cases import BenchModel, Workload
+from ..correctness import peer_gate
 from ..published import WATERFALL, StagedSampler, stage_flops
 from ..rows import Row
 from ..session import Session
-from ..stages import REUSE, engine_stages, fp8_engine, reusing
-from ..timing import Statistic, interleave, paired_ratio
+from ..stages import APPROXIMATE, FP8, engine_stages, fp8_engine
+from ..tables import ERROR, GAIN
+from ..timing import Statistic, interleave, once, paired_ratio
 from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload
 
 NAME = "step"
@@ -26,7 +28,7 @@ def run(session: Session) -> None:
     for model, batch in cases:
         case = f"{model.text} batch {batch}, {settings.calls} calls, {rule}"
         if session.wants(NAME, case) and applicable(session, model, rule):
-            measure(session, model, batch, case, rule)
+            session.attempt(NAME, case, partial(measure, session, model, batch, case, rule))
 
 
 def measure(session: Session, model: BenchModel, batch: int, case: str, rule: str) -> None:
@@ -36,7 +38,7 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, rule: st
         plan = workload.plan(model.rule(rule), calls)
         fp8 = fp8_engine(workload, session.echo)
         rows = live_set_rows(session, workload, plan, case) + waterfall_rows(session, workload, plan, fp8, case)
-        session.commit(rows + error_rows(session, workload, plan, fp8, case))
+        session.commit(rows + fp8_rows(session, workload, plan, fp8, case))
 
 
 def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -> list[Row]:
@@ -62,17 +64,14 @@ def live_set_rows(session: Session, workload: Workload, plan: Plan, case: str) -
     return rows
 
 
-def error_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore | None, case: str) -> list[Row]:
-    """What the approximations change, relative to the engine without them: one network evaluation, the whole run."""
+def fp8_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore | None, case: str) -> list[Row]:
+    """What fp8 linears change, on machines too where they save no time: one network evaluation, the whole run."""
+    if fp8 is None:
+        return []
     conditions, state, seeds = workload.conditions(plan), workload.state(plan), list(range(workload.batch))
-    exact = workload.sampler(plan)().clone()
-    reused = relative_deviation(workload.sampler(reusing(workload, plan))(), exact)
-    measured = [(REUSE, "error of a run", reused)]
-    if fp8 is not None:
-        error = fp8_error(workload.engine, fp8, lambda engine: engine.prepare(plan, conditions, seeds, state))
-        name = "fp8 linears"
-        measured += [(name, "error of a network evaluation", error.evaluation), (name, "error of a run", error.run)]
-    return [session.row(NAME, case, *key, "relative", Statistic(value, value, value, 1)) for *key, value in measured]
+    error = fp8_error(workload.engine, fp8, lambda engine: engine.prepare(plan, conditions, seeds, state))
+    measured = {"error of a network evaluation": error.evaluation, ERROR: error.run}
+    return [session.row(NAME, case, FP8, name, "relative", once(value)) for name, value in measured.items()]
 
 
 def waterfall_rows(session: Session, workload: Workload, plan: Plan, fp8: EngineCore | None, case: str) -> list[Row]:
@@ -84,11 +83,18 @@ def waterfall_rows(session: Session, workload: Workload, plan: Plan, fp8: Engine
         sampler = StagedSampler(workload.engine.models, plan, workload.batch, stages)
         draws[name], flops[name] = partial(sampler.run, conditions, state), stage_flops(plan, stages)
     draws |= engine_stages(workload, plan, fp8, session.echo)
+    exact = workload.sampler(plan)().clone()
+    deviations = {name: relative_deviation(draw(), exact) for name, draw in draws.items() if name in APPROXIMATE}
+    for name in [name for name in draws if name not in APPROXIMATE]:
+        if not session.passes(NAME, f"{case} {name}", peer_gate(draws[name](), exact, "against the engine")):
+            del draws[name]
     seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
-    first, rows = next(iter(seconds)), []
+    first = next(iter(WATERFALL))
+    rows = [session.row(NAME, case, name, ERROR, "relative", once(value)) for name, value in deviations.items()]
     for name, values in seconds.items():
         rows.append(session.row(NAME, case, name, "time of a run", "s", Statistic.of(values)))
-        gain = paired_ratio(seconds[first], values)
-        expected = flops[first] / flops[name] if name in flops else None
-        rows.append(session.row(NAME, case, name, "speed-up over the published algorithm", "x", gain, expected))
+        if first in seconds:
+            gain = paired_ratio(seconds[first], values)
+            expected = flops[first] / flops[name] if name in flops else None
+            rows.append(session.row(NAME, case, name, GAIN, "x", gain, expected))
     return rows

@@ -36,7 +36,8 @@ def ceilings(copy: float, product: float) -> Ceilings:
 
 def test_the_table_is_that_of_the_specification_to_three_digits():
     printed = [tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in cost_table().splitlines()[2:]]
-    assert {cells[0]: cells[1:] for cells in printed} == SPECIFIED
+    assert {cells[0]: cells[1:] for cells in printed[:-1]} == SPECIFIED
+    assert printed[-1] == ("sit-xl/2, early-exit head", "", "", "0.000", "1.500x")
     assert tuple(SPECIFIED) == TABLE
 
 

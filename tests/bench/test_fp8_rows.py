@@ -4,7 +4,7 @@ import torch
 from tiny_models import tiny_sit
 
 from segue.bench.cases import BenchModel, Workload
-from segue.bench.stages import fp8_engine
+from segue.bench.stages import FP8, fp8_engine
 from segue.bench.suites import run_suite
 from segue.engine.core import EngineCore
 from tests.tolerances import FP8_STEP
@@ -13,7 +13,7 @@ from tests.tolerances import FP8_STEP
 def test_the_step_suite_reports_the_error(make_session, flop_timer):
     session = make_session(flop_timer, models=("sit-s/2@64:64",))
     run_suite("step", session)
-    errors = {row.metric: row.value for row in session.rows if row.variant == "fp8 linears"}
+    errors = {row.metric: row.value for row in session.rows if row.variant == FP8}
     assert errors.keys() == {"error of a network evaluation", "error of a run"}
     # both factors of a product are off by at most FP8_STEP; guidance by 4.5 extrapolates from a difference of two outputs
     assert 0 < errors["error of a network evaluation"] < 2 * FP8_STEP

@@ -4,10 +4,12 @@ import importlib.util
 
 import pytest
 import torch
+from tiny_models import tiny_sit
 
 from segue.bench import peers
 from segue.bench.cases import BenchModel, Workload
-from segue.bench.diffusers_loop import DiffusersLoop, bypassed, diffusers_module
+from segue.bench.diffusers_loop import DiffusersLoop, bypassed
+from segue.bench.diffusers_modules import diffusers_module, with_weights_of
 from segue.bench.peers import Peer, PeerMissing, make_peers, missing_packages
 from segue.bench.suites import run_suite
 
@@ -46,8 +48,8 @@ def test_absent_packages_give_one_line_and_the_others_still_run(monkeypatch, mak
     ],
 )
 def test_a_peer_that_fails_or_draws_something_else_is_left_out(monkeypatch, sit, draw, said):
-    good = Peer("good", "", lambda: torch.ones(3), lambda: torch.ones(3))
-    bad = Peer("bad", "", draw, lambda: torch.ones(3))
+    good = Peer("good", "none", "", lambda: torch.ones(3), lambda: torch.ones(3))
+    bad = Peer("bad", "none", "", draw, lambda: torch.ones(3))
     monkeypatch.setitem(peers.GROUPS, "some", ((), lambda _workload, _calls: [bad, good]))
     lines: list[str] = []
     assert make_peers("some", sit, 2, lines.append) == [good]
@@ -114,17 +116,17 @@ def test_the_published_algorithm_on_diffusers_modules_runs_two_rows_always_and_a
 
 def test_both_predictions_in_one_forward_equal_two_forwards(loop):
     with torch.no_grad():
-        unconditional, conditional = loop.both(loop.noise, 0.7)
-        assert torch.allclose(conditional, loop.velocity(loop.noise, 0.7, loop.cond), atol=1e-4)
-        assert torch.allclose(unconditional, loop.velocity(loop.noise, 0.7, loop.uncond), atol=1e-4)
+        unconditional, conditional = loop.both(loop.noise, 1)
+        assert torch.allclose(conditional, loop.output(loop.noise, 1, loop.cond), atol=1e-4)
+        assert torch.allclose(unconditional, loop.output(loop.noise, 1, loop.uncond), atol=1e-4)
     assert (conditional - unconditional).abs().max() > 1e-2
 
 
 def test_a_weak_pass_differs_and_leaves_the_module_as_it_was(loop):
     with torch.no_grad():
-        before = loop.velocity(loop.noise, 0.4, loop.cond)
-        weak = loop.velocity(loop.noise, 0.4, loop.cond, loop.model.layers)
-        assert torch.equal(loop.velocity(loop.noise, 0.4, loop.cond), before)
+        before = loop.output(loop.noise, 2, loop.cond)
+        weak = loop.output(loop.noise, 2, loop.cond, loop.model.layers)
+        assert torch.equal(loop.output(loop.noise, 2, loop.cond), before)
     assert (weak - before).abs().max() > 1e-2
     with pytest.raises(RuntimeError), bypassed(loop.module, (0,)):
         raise RuntimeError
@@ -142,6 +144,40 @@ def test_the_module_has_the_sizes_of_the_spec(loop):
     )
     assert blocks == own
     assert loop.draw("cfg")().shape == (2, spec.channels, spec.height, spec.width)
+
+
+@pytest.mark.parametrize("text", [SIT, SD3, "dit-xl/2@72:48", "sd3-medium@64:48"])
+def test_a_peer_with_our_weights_draws_our_sample(text):
+    """Two independent codes on the same weights, noise and levels: every rule, to fp32 rounding."""
+    pytest.importorskip("diffusers")
+    lines: list[str] = []
+    made = make_peers("eager", workload_of(text), 4, lines.append)
+    assert [peer.rule for peer in made] == ["none", "cfg", "sgg"]
+    assert lines == []
+
+
+def test_a_flat_table_replaces_a_tiered_embedding():
+    pytest.importorskip("diffusers")
+    model = tiny_sit(height=6, width=6, parents=(0, 1, 0, 1, 1), num_classes=5).eval()
+    module = with_weights_of(model)
+    x = torch.randn(8, model.spec.channels, model.spec.height, model.spec.width, generator=torch.Generator().manual_seed(3))
+    labels, time = torch.arange(8), torch.linspace(0.1, 0.9, 8)
+    with torch.no_grad():
+        theirs = module(hidden_states=x, timestep=time, class_labels=labels, return_dict=False)[0]
+        ours = model(x, time, labels)
+    assert (theirs - ours).abs().max() < 1e-5 * ours.abs().max()
+
+
+def test_a_network_that_diffusers_does_not_have_is_said_in_one_line():
+    pytest.importorskip("diffusers")
+    for changes, said in (({}, "draws squares"), ({"qk_norm": True}, "query norms")):
+        with pytest.raises(ValueError, match=said):
+            with_weights_of(tiny_sit(**changes))
+
+
+def test_only_the_rules_asked_for_are_drawn(sit):
+    pytest.importorskip("diffusers")
+    assert [peer.rule for peer in make_peers("eager", sit, 2, print, rules=("none", "slg:weight=1,layers=3"))] == ["none"]
 
 
 def test_modular_guiders_run_where_they_draw_the_right_thing(sit):

@@ -1,11 +1,13 @@
 """Reports come from rows alone: the same rows give the same bytes, and the README changes between its markers only."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from segue.bench.report import BEGIN, END, readme_block, report_text, update_block, write_report
-from segue.bench.rows import append_rows, make_row, read_rows
+from segue.bench.readme_block import BEGIN, END, readme_block, update_block
+from segue.bench.report import report_text, write_report
+from segue.bench.rows import append_rows, latest, make_row, read_rows
 from segue.bench.timing import Statistic
 
 GAIN = "speed-up over the published algorithm"
@@ -43,7 +45,7 @@ def rows(environment):
 
 def test_every_figure_of_the_tables_is_a_figure_of_a_row(rows):
     text = report_text(rows)
-    assert "| model b1 | sgg | 1.83 (1.74-1.9)x | 1.821x | +0.5% | 1.37 (1.3-1.42)x |" in text
+    assert "| model b1 | sgg | 7 | 1.83 (1.74-1.9)x | 1.821x | +0.5% | 1.37 (1.3-1.42)x |" in text
     assert "| model b1, sgg | + live branches only | 0.833 (0.792-0.867) | 1.2 (1.14-1.25)x | 1.200x |" in text
     assert "| norm | reference | 0.01 (0.0095-0.0104) TB/s | 50% |" in text
     for word in ("test machine, float32", "commit abc", "2030-01-02", "torch 0"):
@@ -78,8 +80,9 @@ def test_the_same_rows_write_the_same_bytes(tmp_path, rows):
     assert text.startswith("# Title\n\n")
     assert text.endswith("\n\nAfter.\n")
     assert "old figures" not in text
-    assert "| model b1 | 1.83 (1.82) | 1.37 (1.3-1.42)x |" in text
-    assert "| model b1, eager | segue sgg | speed-up over diffusers eager sgg as published | 1.9 (1.8-1.98)x |" in text
+    assert "| model b1 | 1.83 (1.82) | 1.37 (1.3-1.42)x | 7 |" in text
+    assert "| diffusers eager | model b1 | - | - | 1.9 (1.8-1.98)x | - | - | 7 |" in text
+    assert "| model b1, sgg | + live branches only | 1.2 (1.14-1.25)x | 1.20x | exact |" in text
 
 
 def test_the_newest_row_counts(tmp_path, rows):
@@ -107,7 +110,26 @@ def test_the_block_replaces_itself(rows):
     assert update_block(once, readme_block(rows), "README.md") == once
 
 
+def test_rows_of_code_that_was_never_committed_do_not_reach_the_readme(rows):
+    with pytest.raises(ValueError, match=r"uncommitted changes \(abc\+changes\)"):
+        readme_block([replace(rows[0], commit="abc+changes")])
+    assert "abc+changes" in report_text([replace(rows[0], commit="abc+changes")])
+
+
+def test_rows_made_with_different_versions_are_told_apart(rows):
+    text = report_text([rows[0], replace(rows[1], versions={"torch": "9"}, commit="def")])
+    assert "1 threads, torch 0; commit abc; 2030-01-02. 1 threads, torch 9; commit def; 2030-01-02." in text
+
+
 def test_no_rows_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no result rows"):
         write_report([tmp_path / "empty.jsonl"], tmp_path / "out")
+
+
+def test_the_figures_of_the_readme_are_those_of_the_committed_rows():
+    root = Path(__file__).parents[2]
+    rows = latest([row for path in sorted((root / "bench" / "results").glob("*.jsonl")) for row in read_rows(path)])
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert update_block(readme, readme_block(rows), "README.md") == readme
+    assert (root / "bench" / "results" / "report.md").read_text(encoding="utf-8").startswith(report_text(rows))

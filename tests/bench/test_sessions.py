@@ -1,15 +1,19 @@
 """A session's limits, its memory of what is done, and its refusal to time what is wrong."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from segue.bench.cases import BenchModel
+from segue.bench.cases import BenchModel, Workload
 from segue.bench.correctness import FP32_BOUND, Gate, gate, relative_error
+from segue.bench.published import StagedSampler
 from segue.bench.rows import read_rows
-from segue.bench.session import Settings
+from segue.bench.session import Session, Settings
 from segue.bench.stages import REUSE
-from segue.bench.suites import run_suite, scaling
+from segue.bench.suites import cost, run_suite, scaling, step
 from segue.bench.timing import Statistic
+from segue.bench.workloads import gate_plan
 from segue.engine.core import resolve_plan
 
 TINY = "sit-s/2@64:128"  # 12 layers of width 64 on 64 tokens
@@ -33,6 +37,74 @@ def test_a_case_is_stored_as_a_whole_and_then_skipped(tmp_path, make_session):
     assert second.wants("cost", "b")
     assert second.wants("step", "a")
     assert make_session(lambda f: 1.0, path, dtype="bfloat16").wants("cost", "a")
+    assert not second.wants("cost", "a", variants=["cfg"])
+    assert second.wants("cost", "a", variants=["cfg", "slg"])
+
+
+@pytest.mark.parametrize("changes", [{"threads": 64}, {"commit": "def"}, {"versions": {"torch": "1"}}])
+def test_a_case_measured_otherwise_is_measured_again(tmp_path, make_session, environment, changes):
+    path = tmp_path / "rows.jsonl"
+    first = make_session(lambda f: 1.0, path)
+    first.commit([case_row(first, "a")])
+    settings = Settings(device="cpu")
+    assert not Session(settings, environment, lambda f: 1.0, path, echo=[].append).wants("cost", "a")
+    assert Session(settings, replace(environment, **changes), lambda f: 1.0, path, echo=[].append).wants("cost", "a")
+
+
+def test_a_case_that_fails_is_said_and_the_next_one_runs(monkeypatch, make_session, flop_timer):
+    """Out of memory in one model must not lose the others."""
+    load = cost.load_workload
+
+    def failing(session, model, batch):
+        if model.text == TINY:
+            raise torch.OutOfMemoryError("tried to allocate\n4 GiB")
+        return load(session, model, batch)
+
+    monkeypatch.setattr(cost, "load_workload", failing)
+    session = make_session(flop_timer, models=(TINY, "sit-s/2@64:64"), rules=("cfg",), repetitions=1)
+    run_suite("cost", session)
+    assert session.failures == 1
+    assert session.lines[0].endswith("FAILED, OutOfMemoryError: tried to allocate 4 GiB")
+    assert {row.case for row in session.rows} == {"sit-s/2@64:64 batch 1, 2 calls"}
+
+
+def test_suites_share_the_time(make_session):
+    """Thirty minutes for three suites: what the first does not use is left to the others."""
+    clock = [0.0]
+    session = make_session(lambda f: 1.0, now=lambda: clock[0], limit_minutes=30.0)
+    session.allot(1 / 3)
+    assert session.minutes_left == 10
+    clock[0] = 4 * 60
+    session.allot(1 / 2)
+    assert session.minutes_left == 13
+    clock[0] = 25 * 60
+    assert session.minutes_left < 0
+    session.allot(1)
+    assert session.minutes_left == 5
+
+
+def test_a_gate_runs_every_branch_that_is_timed():
+    """Four of 28 calls would never meet the windows of the published recipe in steps."""
+    rule = "cfg:scale=3,window=steps:1-14 + slg:weight=1,layers=3,window=steps:15-28"
+    model = BenchModel.parse("sit-s/2@64:32")
+    workload = Workload.make(model, 1, torch.device("cpu"), torch.float32)
+    timed = workload.plan(model.rule(rule), 28)
+    assert set(gate_plan(workload, model.rule(rule), 28).live_sets) == set(timed.live_sets)
+    assert gate_plan(workload, model.rule("sgg"), 28).calls == 4
+
+
+def test_a_stage_that_draws_something_else_is_not_timed(monkeypatch, make_session, flop_timer):
+    class Wrong(StagedSampler):
+        def run(self, conditions, state):
+            drawn = super().run(conditions, state)
+            return drawn * 1.01 if self.stages.fork and not self.stages.table else drawn
+
+    monkeypatch.setattr(step, "StagedSampler", Wrong)
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1)
+    run_suite("step", session)
+    timed = {row.variant for row in session.rows if row.metric == "time of a run"}
+    assert "+ prefix fork" not in timed and "+ modulation table" in timed
+    assert sum("+ prefix fork: NOT TIMED" in line for line in session.lines) == 1
 
 
 def test_no_case_starts_that_might_end_after_the_limit(make_session):
@@ -97,10 +169,10 @@ def test_the_scaling_suite_finds_the_exponents_of_the_work(monkeypatch, make_ses
     session = make_session(flop_timer, models=("sit-s/2@64:96",), repetitions=1)
     run_suite("scaling", session)
     fits = {(row.variant, row.metric.split()[-1]): row for row in session.rows if row.metric.startswith("exponent")}
-    assert {axis for _, axis in fits} == {"calls", "batch", "tokens"}
+    assert {axis for _, axis in fits} == {"calls", "batch", "tokens", "depth"}
     for (_, axis), row in fits.items():
         # modulation does not grow with the tokens, and PyTorch does not count attention on the CPU
-        assert row.value == pytest.approx(row.expected, abs=0.1 if axis == "tokens" else 1e-2), axis
+        assert row.value == pytest.approx(row.expected, abs=0.1 if axis in ("tokens", "depth") else 1e-2), axis
     switches = [row.expected for row in session.rows if ", switch " in row.variant and row.expected]
     assert switches == sorted(switches)
     assert len(switches) == 3

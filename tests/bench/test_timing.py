@@ -17,7 +17,7 @@ def noisy_timer(seed: int, seconds: dict[str, float], drift: float = 0.0):
     return timer
 
 
-def test_variants_take_turns_and_warm_up_is_not_counted():
+def test_variants_take_turns_in_being_first_and_warm_up_is_not_counted():
     order: list[str] = []
 
     def variant(name):
@@ -28,9 +28,9 @@ def test_variants_take_turns_and_warm_up_is_not_counted():
         return float(len(order))
 
     seconds = interleave({"a": variant("a"), "b": variant("b")}, timer, repetitions=3, warm_up=2)
-    assert order == ["a", "b"] * 5
-    assert seconds["a"].tolist() == [5.0, 7.0, 9.0]
-    assert seconds["b"].tolist() == [6.0, 8.0, 10.0]
+    assert order == ["a", "b"] * 2 + ["a", "b", "b", "a", "a", "b"]
+    assert seconds["a"].tolist() == [5.0, 8.0, 9.0]
+    assert seconds["b"].tolist() == [6.0, 7.0, 10.0]
 
 
 @pytest.mark.parametrize(("limit", "rounds"), [(1000.0, 9), (57.0, 5), (58.0, 5), (60.0, 5), (0.5, MIN_ROUNDS)])

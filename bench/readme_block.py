@@ -1,0 +1,85 @@
+"""The block of the README between its markers: what guidance costs, and Segue beside what people run today."""
+
+import re
+from typing import Any
+
+from .rows import Row
+from .tables import ERROR, GAIN, GUIDED, by_device, markdown_table, provenance, select, spread
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+SUITES = ("cost", "e2e", "step")
+_BESIDE = re.compile(r"(?P<kind>speed-up over|time relative to) (?P<peer>.+) (?P<rule>none|cfg|sgg)(?: as published)?")
+_BESIDE_COLUMNS = {
+    ("speed-up over", "none"): "unguided, speed-up",
+    ("speed-up over", "cfg"): "CFG, speed-up",
+    ("speed-up over", "sgg"): "SGG, speed-up",
+    ("time relative to", "cfg"): "SGG / its CFG, time",
+    ("time relative to", "none"): "SGG / its unguided, time",
+}
+
+
+def readme_block(rows: list[Row]) -> str:
+    """Markers and everything between them, per device and precision; deterministic in the rows.
+
+    Raises ``ValueError`` for rows of code that was never committed: nobody could measure them again.
+    """
+    for row in rows:
+        if row.commit.endswith("+changes"):
+            raise ValueError(f"{row.suite} {row.case} was measured with uncommitted changes ({row.commit}); measure it again")
+    parts = [BEGIN]
+    for (device, dtype), here in by_device([row for row in rows if row.suite in SUITES]).items():
+        tables = (cost_summary(here), beside_summary(here), waterfall_summary(here))
+        parts += [f"**{device}, {dtype}.** {provenance(here)}", *(table for table in tables if table)]
+    return "\n\n".join([*parts, END])
+
+
+def cost_summary(rows: list[Row]) -> str:
+    """One line per model: time relative to unguided under every rule, with the plan's figure, and the gain."""
+    gains = {row.case: row for row in select(rows, "cost", GAIN)}
+    by_case: dict[str, dict[str, Row]] = {}
+    for row in select(rows, "cost", GUIDED):
+        by_case.setdefault(row.case, {})[row.variant] = row
+    rules = list(dict.fromkeys(variant for variants in by_case.values() for variant in variants))
+    lines = []
+    for case, variants in by_case.items():
+        cells = [f"{variants[r].value:.2f} ({variants[r].expected:.2f})" if r in variants else "-" for r in rules]
+        lines.append([case, *cells, f"{spread(gains[case])}x" if case in gains else "-", rounds(variants)])
+    return markdown_table(("time / unguided (by the plan)", *rules, "SGG over the published algorithm", "rounds"), lines)
+
+
+def rounds(found: dict[Any, Row]) -> str:
+    """How many rounds the rows of a line were measured in."""
+    return "/".join(dict.fromkeys(str(row.n) for row in found.values()))
+
+
+def beside_summary(rows: list[Row]) -> str:
+    """One line per model and peer: speed-up under the same rule, and SGG against the peer's CFG and unguided sampling."""
+    lines: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
+    for row in select(rows, "e2e"):
+        match = _BESIDE.fullmatch(row.metric)
+        if match and match["peer"] != "segue":
+            case = row.case.rpartition(", ")[0]  # without the group of peers, which the name of the peer tells
+            lines.setdefault((match["peer"], case), {})[match["kind"], match["rule"]] = row
+    cells = [
+        [peer, case, *(f"{spread(found[column])}x" if column in found else "-" for column in _BESIDE_COLUMNS), rounds(found)]
+        for (peer, case), found in lines.items()
+    ]
+    return markdown_table(("beside", "case", *_BESIDE_COLUMNS.values(), "rounds"), cells)
+
+
+def waterfall_summary(rows: list[Row]) -> str:
+    """Stage by stage from the published algorithm to the engine, with the error of the stages that are approximations."""
+    errors = {(row.case, row.variant): row for row in select(rows, "step", ERROR)}
+    lines = []
+    for row in select(rows, "step", GAIN):
+        error = errors.get((row.case, row.variant))
+        counted = f"{row.expected:.2f}x" if row.expected else "-"
+        lines.append([row.case, row.variant, f"{spread(row)}x", counted, f"{error.value:.2g}" if error else "exact"])
+    return markdown_table(("case", "stage", "speed-up over the published algorithm", "by counting", "error of a run"), lines)
+
+
+def update_block(text: str, block: str, name: str) -> str:
+    """``text`` with what lies between the bench markers replaced; raises ``ValueError`` unless there is one pair."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{name} needs one pair of markers, {BEGIN} and {END}")
+    return text[: text.index(BEGIN)] + block + text[text.index(END) + len(END) :]
