@@ -8,7 +8,7 @@ with a scale per output channel, each activation with a scale per token; everyth
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segue.kernels.dispatch import Selection, fp8_obstacle, parse_kernels, select_kernels
 from segue.models.fp8_network import Fp8Layers, with_fp8_linears
@@ -45,6 +45,27 @@ def with_linears(network: nn.Module, linears: str) -> nn.Module:
     if Fp8Layers.of(network).quantized:
         raise ValueError(f"{network.spec.name} has fp8 linears, and its own weights are gone: pass linears='fp8'")
     return network
+
+
+@torch.no_grad()
+def weight_sums(network: nn.Module) -> Tensor:
+    """One number per parameter [P] fp32, to notice new values, signs or order: ``r^T W s`` with fixed normal ``r`` and ``s``.
+
+    The weights are read once.  Trailing dimensions of ``W`` count as one.
+    """
+    drawn: dict[int, Tensor] = {}
+
+    def direction(size: int, device: torch.device) -> Tensor:
+        if size not in drawn:
+            drawn[size] = torch.randn(2, size, generator=torch.Generator("cpu").manual_seed(size), device="cpu").to(device)
+        return drawn[size]
+
+    sums = []
+    for parameter in network.parameters():
+        matrix = parameter.reshape(len(parameter), -1)
+        r, s = (direction(size, matrix.device)[axis] for axis, size in enumerate(matrix.shape))
+        sums.append((matrix @ s.to(matrix.dtype)).float() @ r)
+    return torch.stack(sums)
 
 
 def explain_linears(networks: Mapping[str, nn.Module], dtype: torch.dtype, selection: Selection) -> list[str]:

@@ -9,7 +9,7 @@ class LiveVelocity(GuidedVelocity):
     """A guided velocity whose engine looks at the live transformer again whenever a run begins.
 
     A foreign loop does not say when that is.  Noise levels fall within a run, so a level that is not below the one before
-    counts as the beginning of another.
+    counts as the beginning of another, and so does a transformer that is no longer as it was.
     """
 
     _level = 0.0
@@ -17,7 +17,7 @@ class LiveVelocity(GuidedVelocity):
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """As :meth:`GuidedVelocity.__call__`; also raises for a transformer, or a rule on it, that cannot run any more."""
         level = float(sigma.max())
-        if level >= self._level:
+        if level >= self._level or not self.engine.is_current():
             self.engine.refresh()
             self.release()  # its network may be gone, and prompts and times pass through layers that may have changed
         self._level = level

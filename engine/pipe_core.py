@@ -14,6 +14,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 from .adapters.around_forward import AroundForward
 from .core import EngineCore
 from .device import resolve_device, resolve_dtype
+from .linears import weight_sums
 from .plan import Plan
 from .prompts import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .vae import decode_latents
@@ -99,16 +100,20 @@ class PipeCore(EngineCore):
         if self._live is None:
             return
         network, (graphs, kernels, linears) = self._live.current(), self._settings
-        norms = None
+        sums = None
         if linears != "native":
             self._need_packed(f"linears={linears!r}")
-            norms = torch._foreach_norm(list(network.parameters()), dtype=torch.float32)
-            if self.models and not all(map(torch.equal, norms, self._norms)):
+            sums = weight_sums(network)
+            if self.models and not torch.equal(sums, self._sums):
                 self._forget()  # weights that changed in place, as a fused LoRA changes them, are quantised again
         if self.models:
             return
-        self._norms, graphs = norms, graphs if self._live.packed else False
+        self._sums, graphs = sums, graphs if self._live.packed else False
         super().__init__(network, None, self._live.device, self._live.dtype, graphs, kernels, linears)
+
+    def is_current(self) -> bool:
+        """Whether a run that began now would keep the network at hand.  Changes nothing."""
+        return self._live is None or (bool(self.models) and self._live.is_current())
 
     def _need_packed(self, option: str) -> None:
         if self._live is not None and not self._live.packed:
@@ -135,7 +140,7 @@ class PipeCore(EngineCore):
         if self._live is None:
             return super().explain()
         path = self._live.forecast()
-        if not (self.models and self._live.is_current()):
+        if not self.is_current():
             return f"{path}\nthe transformer has changed since the last run: the next one starts anew"
         held = super().explain() if self._live.packed else f"device {self.device}, dtype {self.dtype}, graphs off"
         return f"{path}\n{held}"

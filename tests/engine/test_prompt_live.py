@@ -267,6 +267,21 @@ def test_a_foreign_loop_sees_changes_between_its_runs(twins):
     assert torch.equal(loop(), plain)
 
 
+def test_a_foreign_loop_that_starts_lower_sees_another_transformer():
+    pipe = tiny_pipeline(seed=21)
+    engine = Engine.from_pipe(pipe)
+    embeddings = engine.encode(PROMPTS, NEGATIVE, max_sequence_length=T5_TOKENS)
+    x, high, low = torch.ones(2, 4, 8, 8), torch.full((2,), 0.9), torch.full((2,), 0.5)
+    model = engine.denoiser(CFG(3.0), embeddings)
+    model(x, high)
+    before = model(x, low)
+    model(x, high)
+    pipe.transformer = tiny_transformer(seed=99)
+    found = model(x, low)
+    assert torch.equal(found, engine.denoiser(CFG(3.0), embeddings)(x, low))
+    assert relative_error(found, before) > 0.01
+
+
 def test_weights_in_fp8_follow_those_of_the_pipeline():
     pytest.importorskip("peft")
     pipe, built = tiny_pipeline(seed=21), tiny_pipeline(seed=21)
@@ -283,6 +298,25 @@ def test_weights_in_fp8_follow_those_of_the_pipeline():
         each.transformer.transformer_blocks[2].ff.net[2].weight.data.mul_(2)
     after = generate(engine).latents
     assert torch.equal(after, generate(Engine.from_pipe(built, linears="fp8")).latents) and not torch.equal(after, before)
+
+
+CHANGES = {
+    "signs": torch.Tensor.neg,
+    "rows": lambda weight: weight.flip(0),
+    "columns": lambda weight: weight.flip(1),
+    "transposed": torch.Tensor.t,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_in_fp8_follow_a_change_that_keeps_their_norms(change):
+    pipe = tiny_pipeline(seed=21)
+    engine = Engine.from_pipe(pipe, linears="fp8")
+    before = generate(engine).latents
+    weight = pipe.transformer.transformer_blocks[2].attn.to_out[0].weight.data
+    weight.copy_(CHANGES[change](weight).clone())
+    after = generate(engine).latents
+    assert torch.equal(after, generate(Engine.from_pipe(pipe, linears="fp8")).latents) and not torch.equal(after, before)
 
 
 def test_a_folder_in_fp8_holds_no_second_copy(tmp_path):
