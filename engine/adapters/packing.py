@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from segue.models.mmdit import MMDiT
@@ -82,8 +83,13 @@ def diffusers_hooks(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 class PackedTransformer:
-    """The packed network of a live transformer, sharing its weights; :meth:`unpack` gives them back their own storages."""
+    """The packed network of a live transformer, sharing its weights; :meth:`unpack` gives them back their own storages.
 
+    Both may happen in inference mode, whose tensors could never be trained again: the weights are made outside it.
+    """
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, transformer: nn.Module):
         self.transformer = transformer
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
@@ -95,6 +101,8 @@ class PackedTransformer:
         """Whether the transformer still holds the weights that were packed, where they were."""
         return not unshared(self.model, self.transformer)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def unpack(self) -> None:
         """Undo the packing.  Values, layouts and parameter objects stay; one matrix at a time is held twice."""
         self.model = None

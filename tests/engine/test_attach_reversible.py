@@ -119,6 +119,20 @@ def test_a_copy_of_what_is_attached_is_not(whole):
     assert torch.equal(draw(other, **CALL), plain)
 
 
+@pytest.mark.parametrize("where", ["both", "run", "detach"])
+def test_weights_may_be_trained_after_a_run_in_inference_mode(where):
+    pipe = tiny_pipeline(seed=9)
+    weight = pipe.transformer.transformer_blocks[1].attn.to_q.weight
+    segue.attach(pipe, RULE)
+    with torch.inference_mode(where != "detach"):
+        draw(pipe, **CALL)
+    with torch.inference_mode(where != "run"):
+        segue.detach(pipe)
+    assert not any(parameter.is_inference() for parameter in pipe.transformer.parameters())
+    weight.requires_grad_(True).square().sum().backward()
+    assert torch.equal(weight.grad, 2 * weight)
+
+
 def test_attaching_again_replaces_the_rule():
     pipe = tiny_pipeline(seed=9)
     first = segue.attach(pipe, CFG(4.5))
