@@ -15,6 +15,7 @@ from .schedule import Schedule
 from .solvers import Solver, get_solver
 from .term_weights import (
     channel_masks,
+    correction_warnings,
     coverage_warnings,
     evaluated_calls,
     reference_branch,
@@ -285,7 +286,7 @@ def compile_plan(
     reference_branch(guidance, branches, spec)
     zero_steps = guidance.correction.zero_steps if guidance.correction else 0
     weights[:zero_steps] = 0.0
-    warnings += coverage_warnings(guidance, sigmas[:-1])
+    warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)
     steps = np.array([row.step for row in rows])
     return Plan(
         specs=specs,

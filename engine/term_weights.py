@@ -53,6 +53,16 @@ def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     return warnings
 
 
+def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps: int) -> list[str]:
+    """A correction that has nothing to correct, and one that leaves no step with a velocity."""
+    correction, warnings = guidance.correction, []
+    if correction and len(branches) == 1:
+        warnings.append(f"{correction} corrects what terms add, and the rule has none that add: it changes nothing")
+    if correction and correction.zero_steps >= steps:
+        warnings.append(f"{correction} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
+    return warnings
+
+
 def channel_masks(guidance: Guidance, branches: tuple[Branch, ...], channels: int) -> np.ndarray:
     """Guided channels [K] of each branch; two terms on one branch must agree."""
     masks = np.full(len(branches) - 1, channels)

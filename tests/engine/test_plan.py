@@ -13,8 +13,10 @@ from segue import (
     CFG,
     SGG,
     AutoGuidance,
+    CFGZeroStar,
     EarlyExit,
     Engine,
+    Rescale,
     SkipLayer,
     Window,
     compile_plan,
@@ -80,6 +82,17 @@ def test_warnings_name_empty_windows_holes_overlaps_and_windows_past_the_end():
     assert "after the last" not in warnings(CFG(2.0, window=Window.sigma(0.5, 1.0)))
     assert "changes nothing" in warnings(SkipLayer(1.0, ()))
     assert warnings(SGG(CFG(2.0), SkipLayer(1.0, (1,)), 0.5)) == ""
+
+
+def test_warnings_name_corrections_without_effect_or_without_a_step_left():
+    def warnings(rule):
+        return " ".join(compile_plan(rule, linear(5), "heun", spec()).warnings)
+
+    for rule in (Rescale(0.7), SkipLayer(1.0, ()) + Rescale(0.7)):
+        assert "RescaledDeviation (phi 0.7) corrects what terms add, and the rule has none that add" in warnings(rule)
+    for steps in (5, 10**30):
+        assert "leaves none of 5 steps a velocity: nothing is evaluated" in warnings(CFG(3.0) + CFGZeroStar(steps))
+    assert warnings(CFG(3.0) + CFGZeroStar(4)) == warnings(CFG(3.0) + Rescale(0.7)) == ""
 
 
 def test_schedules_follow_their_formulas():
