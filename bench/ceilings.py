@@ -11,6 +11,7 @@ from .timing import Statistic, Timer, interleave
 
 CUDA_COPY_BYTES, CPU_COPY_BYTES = 2**32, 2**28  # both far past the caches
 CUDA_PRODUCT, CPU_PRODUCT = 8192, 3072  # smaller ones drift by a quarter from run to run
+EMULATED_PRODUCT = 768  # 16 bits on the CPU: hundreds of times slower where it has no instruction for them
 
 
 class Work(NamedTuple):
@@ -63,12 +64,13 @@ def measure_ceilings(
 
 def _products(device: torch.device, dtypes: Iterable[torch.dtype], size: int | None = None) -> dict[str, Work]:
     """A square product for every dtype, by name."""
-    size = size or (CUDA_PRODUCT if device.type == "cuda" else CPU_PRODUCT)
+    on_cpu = {torch.float32: CPU_PRODUCT}
     work = {}
     for dtype in dtypes:
-        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        side = size or (CUDA_PRODUCT if device.type == "cuda" else on_cpu.get(dtype, EMULATED_PRODUCT))
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(left)
-        work[dtype_name(dtype)] = Work(2 * size**3, partial(torch.mm, left, right, out=out))
+        work[dtype_name(dtype)] = Work(2 * side**3, partial(torch.mm, left, right, out=out))
     return work
 
 

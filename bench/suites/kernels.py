@@ -33,9 +33,10 @@ def run(session: Session) -> None:
     reason = unavailable(device)
     if reason:
         session.echo(f"{NAME}: the Triton kernels are not run, {reason}; their references are")
+    variants = ("reference",) if reason else ("reference", "kernel")
     for case in chosen:
-        if session.wants(NAME, case.name, dtype_name(case.dtype)) and _capable(session, case, device):
-            measure(session, case, ceilings, compiled=reason is None)
+        if session.wants(NAME, case.name, dtype_name(case.dtype), variants) and _capable(session, case, device):
+            session.attempt(NAME, case.name, partial(measure, session, case, ceilings, compiled=reason is None))
 
 
 def ceiling_rows(session: Session, ceilings: Ceilings, dtype: torch.dtype) -> list[Row]:

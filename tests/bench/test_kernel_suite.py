@@ -1,6 +1,7 @@
 """The kernel suite: a kernel that is wrong is not timed, arguments rotate, and figures follow from bytes, FLOPs and time."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,3 +217,24 @@ def test_ceilings_are_measured_for_further_dtypes_only_where_they_are_missing(sc
     assert again.rate(torch.bfloat16) == found.rate(torch.bfloat16)
     assert again.rate(torch.float32) == 2 * ceilings.CPU_PRODUCT**3 / 0.5
     assert again.including(CPU, None, [torch.float32]) is again
+
+
+def test_an_operation_that_does_not_fit_does_not_end_the_suite(make_session, scripted_timer, monkeypatch):
+    def too_large(x, factor):
+        raise torch.OutOfMemoryError("out of memory")
+
+    made = [case(scaled, too_large), replace(case(scaled), operation="other")]
+    monkeypatch.setattr(kernels, "cases", lambda size, dtype: made)
+    session = make_session(scripted_timer([1e-3]))
+    run_suite("kernels", session)
+    assert {row.case for row in session.rows} == {"ceilings", f"other, {SIZE.name}"}
+    assert sum("scaled" in line and "out of memory" in line for line in session.lines) == 1
+
+
+def test_the_products_of_emulated_precision_are_small():
+    """At 2 FLOP per multiply-add the counted work follows the size that each dtype is measured at."""
+    sides = {
+        name: round((work.amount / 2) ** (1 / 3))
+        for name, work in ceilings._products(CPU, (torch.float32, torch.bfloat16)).items()
+    }
+    assert sides == {"float32": ceilings.CPU_PRODUCT, "bfloat16": ceilings.EMULATED_PRODUCT}
