@@ -20,6 +20,8 @@ from .program import Program
 from .schedule import Schedule
 from .solvers import VELOCITY, Solver
 
+LEVEL_TOLERANCE = 1e-6  # an fp32 copy of a level is that level
+
 
 class GuidedVelocity:
     """``v(x, sigma)`` under a guidance rule, for B samples of one size, in a program of its own.
@@ -101,9 +103,9 @@ class GuidedVelocity:
 
     def _load(self, x: Tensor, levels: np.ndarray) -> None:
         """Make sure that the program holds these levels for this batch."""
-        plan, tolerance = self.plan, 1e-6  # an fp32 copy of a level is that level
+        plan = self.plan
         if plan is not None:
-            known = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1) <= tolerance
+            known = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1) <= LEVEL_TOLERANCE
             if self.fixed and not known.all():
                 raise ValueError(f"sigma {levels[~known][0]:.6g} is not one of the {plan.calls} levels this was made for")
             stale = self.program is None or len(self.program.x) != len(x)
