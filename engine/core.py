@@ -240,13 +240,21 @@ def whole_numbers(values: Sequence[int], what: str) -> list[int]:
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """``network`` in evaluation mode on a device and in a dtype; a copy if its weights have to change for that.
+    """``network`` on a device and in a dtype; a copy if something has to change for that.
 
-    The caller's network may serve another engine, whose graphs hold its addresses.
+    The caller's network stays as it is, its training mode too, on which no network here depends: it may serve another engine,
+    whose graphs hold its addresses.  Where buffers change only, the copy shares the weights.
     """
-    if any(parameter.device != device or parameter.dtype != dtype for parameter in network.parameters()):
+
+    def fits(tensor: Tensor) -> bool:
+        return tensor.device == device and (tensor.dtype == dtype or not tensor.is_floating_point())
+
+    parameters, buffers = list(network.parameters()), list(network.buffers())
+    if not all(map(fits, parameters)):
         network = copy.deepcopy(network)
-    return network.to(device, dtype).eval()
+    elif not all(map(fits, buffers)):
+        network = copy.deepcopy(network, {id(tensor): tensor for tensor in (*parameters, *buffers)})
+    return network.to(device, dtype)
 
 
 def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:

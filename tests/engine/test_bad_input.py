@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny
+from tiny_models import tiny_sit
 from tiny_sd3 import tiny_transformer
 from typer.testing import CliRunner
 
@@ -186,6 +187,22 @@ def test_a_run_is_refused_before_any_call(engine, monkeypatch, options, error, v
     with pytest.raises(error, match=value) as caught:
         engine.sample(**({"labels": [0, 1]} | options))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_engine_leaves_the_callers_network_as_it_was(dtype):
+    network = tiny_sit().train()
+    network.blocks[1].eval()
+    network.pos_embed = network.pos_embed.double()
+    before = {name: (id(tensor), tensor.dtype) for name, tensor in network.state_dict(keep_vars=True).items()}
+    table, modes = network.pos_embed, [module.training for module in network.modules()]
+    held = Engine(network, dtype=dtype).models["main"]
+    assert {name: (id(tensor), tensor.dtype) for name, tensor in network.state_dict(keep_vars=True).items()} == before
+    assert network.pos_embed is table and table.dtype == torch.float64
+    assert [module.training for module in network.modules()] == modes
+    assert {tensor.dtype for tensor in (*held.parameters(), held.pos_embed)} == {dtype}
+    shared = all(a is b for a, b in zip(held.parameters(), network.parameters(), strict=True))
+    assert shared == (dtype == torch.float32)  # only the table had to change: no weight is held twice
 
 
 X, SIGMA = torch.zeros(2, 3, 8, 12), torch.full((2,), 0.5)
