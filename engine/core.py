@@ -1,10 +1,10 @@
 """What every engine does whatever its conditions are: hold networks, plan, keep programs, run them, explain itself."""
 
 import copy
-import operator
 import secrets
 import weakref
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
-from .device import resolve_device, resolve_dtype
+from .device import check_graphs, resolve_device, resolve_dtype
 from .graph import CudaCapture
 from .guidance import Guidance, Unguided
 from .linears import check_linears, explain_linears, with_linears
+from .numeric_input import whole_number
 from .plan import Plan, compile_plan
 from .program import Program, ProgramKey
 from .progress import counting, progress_bar
@@ -55,8 +56,7 @@ class EngineCore:
         if "main" in (models or {}):
             raise ValueError("further networks need names of their own: 'main' is the network that is sampled")
         networks = {"main": model, **(models or {})}
-        if graphs and self.device.type != "cuda":
-            raise ValueError(f"graphs=True needs a CUDA device, and this engine is on {self.device}")
+        check_graphs(graphs, self.device)
         backend, overrides = parse_kernels(kernels)
         self.selection = select_kernels(self.device, self.dtype, _shapes(networks), backend=backend, overrides=overrides)
         self.models = {
@@ -97,8 +97,10 @@ class EngineCore:
         return torch.stack([torch.randn(shape, generator=own, dtype=dtype, device="cpu") for own in generators])
 
     def check_noise(self, plan: Plan, noise: Tensor, count: int) -> Tensor:
-        """``noise`` if it has the shape of ``count`` samples, else ``ValueError``."""
+        """``noise`` if it is a tensor with the shape of ``count`` samples, else ``TypeError`` or ``ValueError``."""
         shape = (count, self.spec.channels, plan.height, plan.width)
+        if not isinstance(noise, Tensor):
+            raise TypeError(f"noise must be a tensor of shape {shape}, got a {type(noise).__name__}")
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
         return noise
@@ -232,11 +234,7 @@ def whole_numbers(values: Sequence[int], what: str) -> list[int]:
     """``values`` as integers; anything that is not a list of whole numbers raises ``TypeError``."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{what} must be a list of whole numbers, got {values!r}")
-    values = list(values)
-    for value in values:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{what} must be whole numbers, got {value!r}")
-    return [operator.index(value) for value in values]
+    return [whole_number(value, f"{what} must be whole numbers") for value in values]
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -261,8 +259,8 @@ def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     """One seed in [0, 2^63) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random."""
     if seeds is None:
         return [secrets.randbits(32) for _ in range(count)]
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        seeds = range(seeds, seeds + count)
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        seeds = range(int(seeds), int(seeds) + count)
     seeds = whole_numbers(seeds, "seeds")
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds do not fit {count} samples")

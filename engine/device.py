@@ -38,3 +38,11 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if resolved not in DTYPES.values():
         raise ValueError(f"unknown dtype {str(dtype)!r}; accepted: {', '.join(DTYPES)}")
     return resolved
+
+
+def check_graphs(graphs: bool | None, device: torch.device) -> None:
+    """Raise ``TypeError`` or ``ValueError`` where CUDA graphs cannot be captured as asked for; None captures where it can."""
+    if not isinstance(graphs, bool | None):
+        raise TypeError(f"graphs must be True, False or None, got {graphs!r}")
+    if graphs and device.type != "cuda":
+        raise ValueError(f"graphs=True needs a CUDA device, and the network is on {device}")

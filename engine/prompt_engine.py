@@ -128,6 +128,7 @@ class PromptEngine(PipeCore):
         self.check_plan(plan)
         if noise is None:
             noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
+        self.check_noise(plan, noise, len(seeds))
         conditions = self._conditions(plan, embeddings)
         if numerics == "diffusers":
             scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
@@ -176,7 +177,8 @@ class PromptEngine(PipeCore):
         does with a generator per image.  Other keywords are those of :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
-        inspect.signature(self.sample).bind_partial(**options)  # an unknown keyword raises here, before any work
+        # an unknown keyword, and one that is given here already, raises before any work
+        inspect.signature(self.sample).bind_partial(prompt, guidance, **options)
         texts = check_texts(prompt, negative_prompt, max_sequence_length)
         count, latents = len(prompt if texts is None else texts), options.get("latents")
         seeds = check_seeds(seeds, count * check_images(num_images))
@@ -186,6 +188,8 @@ class PromptEngine(PipeCore):
         size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
         plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size, strength)
         self.check_plan(plan)
+        if options.get("noise") is not None:
+            self.check_noise(plan, options["noise"], len(seeds))
         pixels = None if image is None else load_images(pipe, image, *size, count)
         if texts is not None:
             negative = negative_prompt if "uncond" in plan.conditions else None

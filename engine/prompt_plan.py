@@ -92,6 +92,8 @@ def latent_size(
 
 def start_size(latents: Tensor, height: int | None, width: int | None) -> tuple[int, int]:
     """The size of clean latents [B, C, H, W] to start from.  Raises ``ValueError`` where another one is asked for."""
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a tensor [B, C, H, W], got a {type(latents).__name__}")
     found = tuple(latents.shape[-2:])
     for name, wanted, side in (("height", height, found[0]), ("width", width, found[1])):
         if wanted is not None and wanted != side:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .numeric_input import whole_number
+
 
 def check_steps(steps: int) -> int:
     """Return ``steps`` if it is a positive integer, else raise."""
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
+    steps = whole_number(steps, "steps must be an integer")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps

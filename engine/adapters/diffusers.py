@@ -19,13 +19,14 @@ from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
 from ..core import EngineCore
+from ..device import check_graphs
 from ..guidance import Guidance
 from ..plan import Plan, compile_plan
 from ..schedule import linear
 from ..solvers import VELOCITY
 from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
-from .live_transformer import LiveTransformer, path_text
+from .live_transformer import LiveTransformer, execution_device, path_text
 from .packing import check_own_forward, check_transformer
 from .running_pipeline import running_pipeline
 from .scheduler_calls import SchedulerCalls
@@ -45,6 +46,7 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
         raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     transformer = getattr(pipe, "transformer", None)
     check_transformer(transformer)
+    check_graphs(graphs, execution_device(transformer))
     guidance = Guidance() if guidance is None else guidance
     compile_plan(guidance, linear(28), VELOCITY, diffusers_spec(transformer))  # branches that do not exist are refused here
     present = attached_to(pipe)

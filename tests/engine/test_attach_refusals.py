@@ -41,6 +41,12 @@ def test_rules(pipe, error, message, rule):
     assert "forward" not in vars(pipe.transformer)
 
 
+def test_graphs(pipe):
+    refused(ValueError, "graphs=True needs a CUDA device, and the network is on cpu", segue.attach, pipe, None, graphs=True)
+    refused(TypeError, "graphs must be True, False or None, got 'yes'", segue.attach, pipe, None, graphs="yes")
+    assert "forward" not in vars(pipe.transformer)
+
+
 def test_pipelines_of_other_kinds(pipe):
     refused(TypeError, "SD3Transformer2DModel is needed, got NoneType", segue.attach, object(), CFG(3.0))
     pipe.transformer = pipe.vae

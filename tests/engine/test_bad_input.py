@@ -29,6 +29,7 @@ from segue import (
     Term,
     Weight,
     Window,
+    linear,
     parse_rule,
 )
 from segue.__main__ import app
@@ -140,6 +141,7 @@ def test_numbers_of_numpy_are_numbers():
     assert CFG(3.0, condition=np.int64(2), channels=np.int8(3)).reused(np.int64(2)) == CFG(3.0, condition=2, channels=3).reused(
         2
     )
+    assert linear(np.int64(3)) == linear(3)
     assert SGG(CFG(3.0), SkipLayer(1.0, (2,)), np.float32(0.5)) == SGG(CFG(3.0), SkipLayer(1.0, (2,)), 0.5)
 
 
@@ -177,6 +179,13 @@ RUNS = [
     ({"height": 0}, ValueError, "0 x 12"),
     ({"width": 7}, ValueError, "8 x 7"),
     ({"noise": torch.zeros(2, 3, 8, 8)}, ValueError, r"\(2, 3, 8, 8\)"),
+    ({"noise": np.zeros((2, 3, 8, 12))}, TypeError, r"tensor of shape \(2, 3, 8, 12\), got a ndarray"),
+    ({"noise": [1, 2]}, TypeError, "got a list"),
+    ({"labels": torch.tensor([True, False])}, TypeError, r"whole numbers, got tensor\(True\)"),
+    ({"labels": [True]}, TypeError, "True"),
+    ({"seeds": True}, TypeError, "True"),
+    ({"steps": True}, TypeError, "True"),
+    ({"steps": np.float64(3.0)}, TypeError, "3.0"),
     ({"step": 3}, TypeError, "step"),
 ]
 
@@ -187,6 +196,12 @@ def test_a_run_is_refused_before_any_call(engine, monkeypatch, options, error, v
     with pytest.raises(error, match=value) as caught:
         engine.sample(**({"labels": [0, 1]} | options))
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_takes_numbers_of_numpy(engine):
+    run = engine.sample(np.array([1, 4]), CFG(np.float32(2)), steps=np.int64(3), seeds=np.int64(7))
+    assert run.seeds == (7, 8) and run.labels == (1, 4) and run.calls == 3
+    assert torch.equal(run.latents, engine.sample([1, 4], CFG(2.0), steps=3, seeds=7).latents)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -240,6 +255,7 @@ ENGINES = [
     ({"dtype": "float3"}, "'float3'; accepted: float32"),
     ({"dtype": torch.int32}, "int32"),
     ({"family": "dit"}, "family"),
+    ({"graphs": True, "device": "cpu"}, "graphs=True needs a CUDA device"),
 ]
 
 

@@ -120,6 +120,23 @@ def test_shapes_and_seeds_that_do_not_fit_the_prompts():
         engine.load(plan, encoded, [1], x)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"embeddings": None}, TypeError, "multiple values for argument 'embeddings'"),
+        ({"prompts": "leaf"}, TypeError, "'prompts'"),
+        ({"noise": [1, 2]}, TypeError, r"noise must be a tensor of shape \(1, 4, 8, 8\), got a list"),
+        ({"noise": torch.zeros(2, 4, 8, 8)}, ValueError, r"noise must have shape \(1, 4, 8, 8\)"),
+        ({"latents": [1, 2]}, TypeError, r"latents must be a tensor \[B, C, H, W\], got a list"),
+    ],
+)
+def test_options_are_refused_before_prompts_are_encoded(monkeypatch, options, error, message):
+    engine = Engine.from_pipe(tiny_pipeline(seed=21))
+    monkeypatch.setattr(engine, "encode", lambda *_, **__: pytest.fail("prompts were encoded"))
+    with pytest.raises(error, match=message):
+        engine.generate("leaf", steps=2, **options)
+
+
 def test_graphs_need_cuda():
     with pytest.raises(ValueError, match="graphs=True needs a CUDA device"):
         Engine.from_pipe(tiny_pipeline(seed=21), graphs=True)
