@@ -7,13 +7,14 @@ import math
 from dataclasses import dataclass
 
 from .guidance import Correction, Guidance
+from .numeric_input import real_number, whole_number
 
 
-def _check_number(name: str, value: float, low: float, high: float, finite: bool = True) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+def _number(name: str, value: float, low: float, high: float, finite: bool = True) -> float:
+    value = real_number(value, f"{name} must be a number")
     if not low <= value <= high or (finite and not math.isfinite(value)):
         raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RescaledDeviation(Correction):
     needs_reference = False
 
     def __post_init__(self):
-        _check_number("phi", self.phi, 0.0, 1.0)
+        object.__setattr__(self, "phi", _number("phi", self.phi, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class OptimizedScale(Correction):
     zero_steps: int = 0
 
     def __post_init__(self):
-        if isinstance(self.zero_steps, bool) or not isinstance(self.zero_steps, int):
-            raise TypeError(f"zero_steps must be a whole number, got {self.zero_steps!r}")
-        _check_number("zero_steps", self.zero_steps, 0, math.inf)
+        object.__setattr__(self, "zero_steps", whole_number(self.zero_steps, "zero_steps must be a whole number"))
+        if self.zero_steps < 0:
+            raise ValueError(f"zero_steps must be at least 0, got {self.zero_steps}")
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class AdaptiveProjection(Correction):
     has_memory = True
 
     def __post_init__(self):
-        _check_number("momentum", self.momentum, -1.0, 1.0)
-        _check_number("radius", self.radius, 0.0, math.inf, finite=False)
-        _check_number("eta", self.eta, -math.inf, math.inf)
+        object.__setattr__(self, "momentum", _number("momentum", self.momentum, -1.0, 1.0))
+        object.__setattr__(self, "radius", _number("radius", self.radius, 0.0, math.inf, finite=False))
+        object.__setattr__(self, "eta", _number("eta", self.eta, -math.inf, math.inf))
 
 
 def Rescale(phi: float) -> Guidance:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .numeric_input import real_number
+
 
 @dataclass(frozen=True)
 class Window:
@@ -18,9 +20,13 @@ class Window:
     high: float = 1.0
 
     def __post_init__(self):
-        for value in (self.low, self.high):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"a window bound must be a finite number, got {value!r}")
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            number = real_number(value, "a window bound must be a finite number")
+            if not math.isfinite(number):
+                raise ValueError(f"a window bound must be a finite number, got {number}")
+            if not isinstance(value, int | float):
+                object.__setattr__(self, name, number)
         if self.kind == "steps":
             if self.low != int(self.low) or self.high != int(self.high) or self.low < 1 or self.high < self.low:
                 raise ValueError(f"steps of a window count from 1 with first <= last, got {self.low:g} to {self.high:g}")

@@ -16,14 +16,17 @@ from tiny_sd3 import tiny_transformer
 from typer.testing import CliRunner
 
 from segue import (
+    APG,
     CFG,
     SGG,
     AutoGuidance,
     Branch,
+    CFGZeroStar,
     EarlyExit,
     Engine,
     Guidance,
     PerturbedLayers,
+    Rescale,
     Schedule,
     SkipLayer,
     Term,
@@ -119,6 +122,10 @@ RULES = [
     (lambda: Window.steps(14, 1), ValueError, "14 to 1"),
     (lambda: Window.steps(0, 3), ValueError, "0 to 3"),
     (lambda: Window.sigma(0.0, NAN), ValueError, "nan"),
+    (lambda: Window.sigma(0.0, "1"), TypeError, "finite number, got '1'"),
+    (lambda: CFGZeroStar(-1), ValueError, "zero_steps must be at least 0, got -1"),
+    (lambda: CFGZeroStar(1.0), TypeError, "whole number, got 1.0"),
+    (lambda: Rescale(True), TypeError, "phi must be a number, got True"),
     (lambda: parse_rule("cgf"), ValueError, "'cgf'"),
     (lambda: parse_rule("cfg:scal=3"), ValueError, "'scal'"),
     (lambda: parse_rule("cfg:scale=NaN"), ValueError, "nan"),
@@ -142,6 +149,10 @@ def test_numbers_of_numpy_are_numbers():
         2
     )
     assert linear(np.int64(3)) == linear(3)
+    assert Rescale(np.float32(0.5)) == Rescale(0.5)
+    assert CFGZeroStar(np.int64(2)) == CFGZeroStar(2) and APG(np.int64(0), np.float32(2), 1) == APG(0.0, 2.0, 1.0)
+    assert Window.steps(np.int64(1), np.int8(4)) == Window.steps(1, 4)
+    assert Window.sigma(np.float32(0.25), 1) == Window.sigma(0.25, 1.0)
     assert SGG(CFG(3.0), SkipLayer(1.0, (2,)), np.float32(0.5)) == SGG(CFG(3.0), SkipLayer(1.0, (2,)), 0.5)
 
 
