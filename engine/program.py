@@ -6,6 +6,7 @@ rows, runs the live rows, combines, updates the state and advances the counter. 
 allocated here, so a step can be captured once and replayed.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,7 +105,7 @@ class Program:
 
     def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
         """Capture steps with ``capture`` and replay them from now on."""
-        self.graphs = StepGraphs(self, capture)
+        self.graphs = StepGraphs(weakref.proxy(self), capture)  # a cycle would keep the buffers until a garbage collection
 
     def advance(self, live: tuple[int, ...]) -> None:
         """:meth:`step`, replayed from its graph where graphs are in use."""

@@ -1,5 +1,8 @@
 """Capture and replay.  On CPU the capture is a recorder, which shows what is captured when; on CUDA it is the real one."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from live_sets import engine_of
@@ -58,6 +61,20 @@ def test_each_live_set_is_captured_once_and_warm_up_leaves_no_trace():
     program.use_graphs(recorder)
     assert torch.equal(run(program), eager)
     assert (recorder.captures, recorder.replays) == (2, 6)
+
+
+def test_a_program_and_its_graphs_go_with_the_last_reference():
+    engine = Engine(tiny_sit(), device="cpu")
+    program = load(engine, engine.plan(RULE, steps=2))
+    program.use_graphs(Recorder())
+    run(program)
+    gone = weakref.ref(program)
+    gc.disable()
+    try:
+        del program
+        assert gone() is None and "program" not in engine.explain()
+    finally:
+        gc.enable()
 
 
 def test_other_numbers_do_not_capture_again():
