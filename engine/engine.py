@@ -182,7 +182,10 @@ class Engine(EngineCore):
         return Denoiser(velocity, len(labels))
 
     def load(self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Program:
-        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal.  Raises as :meth:`sample`."""
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal.  Raises as :meth:`sample`.
+
+        It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
+        """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
         noise = self.check_noise(plan, noise, len(labels))

@@ -45,11 +45,11 @@ def draw_start(pipe, pixels: Tensor, seeds: Sequence[int], dtype: torch.dtype = 
     Latents are samples of the VAE's posterior.  Each sample's generator draws its latent, then its noise: the order of
     ``StableDiffusion3Img2ImgPipeline`` with one picture and one generator per sample.
     """
-    vae, generators = pipe.vae, [torch.Generator().manual_seed(seed) for seed in seeds]
+    vae, generators = pipe.vae, [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     each, starts = len(generators) // len(pixels), []
     for index, picture in enumerate(pixels.split(1)):
         posterior = vae.encode(picture.to(execution_device(vae), vae.dtype)).latent_dist
         starts += [posterior.sample(generator) for generator in generators[index * each : (index + 1) * each]]
     latents = (torch.cat(starts) - vae.config.shift_factor) * vae.config.scaling_factor
-    noise = [torch.randn(latents.shape[1:], generator=generator, dtype=dtype) for generator in generators]
+    noise = [torch.randn(latents.shape[1:], generator=generator, dtype=dtype, device="cpu") for generator in generators]
     return latents.float(), torch.stack(noise)

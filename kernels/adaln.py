@@ -268,7 +268,7 @@ def residual2_modulated_norm_triton(
 
 def modulated_norm_fp8_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """:func:`modulated_norm_fp8` as one kernel."""
-    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], device=h.device)
+    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], dtype=torch.float32, device=h.device)
     _run(h, (), ((shift, scale),), (q,), eps, row_scale)
     return q, row_scale
 
@@ -277,7 +277,7 @@ def residual_modulated_norm_fp8_triton(
     h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`residual_modulated_norm_fp8` as one kernel."""
-    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], device=h.device)
+    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], dtype=torch.float32, device=h.device)
     _run(h, ((y, gate),), ((shift, scale),), (q,), eps, row_scale)
     return h, q, row_scale
 

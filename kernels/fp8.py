@@ -104,7 +104,8 @@ def quantize_rows_triton(x: Tensor, gelu: bool = False) -> Fp8Rows:
     if width > MAX_WIDTH:
         raise ValueError(f"the quantising kernel holds a row of at most {MAX_WIDTH} channels, got {width}")
     x = dense(x)
-    values, scale = torch.empty(x.shape, dtype=FP8, device=x.device), torch.empty(rows, tokens, device=x.device)
+    values = torch.empty(x.shape, dtype=FP8, device=x.device)
+    scale = torch.empty(rows, tokens, dtype=torch.float32, device=x.device)
     # a row in registers, like the fused norm, whose settings serve here
     config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096)), architecture(x.device))
     arguments = {"p_x": x, "p_q": values, "p_scale": scale, "tokens": tokens, "x_row": x.stride(0), "x_token": x.stride(1)}

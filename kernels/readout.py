@@ -195,7 +195,7 @@ def _patches(h: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     """Where the kernel writes the patches [B, L, O] fp32 of a state [J', B, L, D]: contiguous."""
     shape = (h.shape[1], h.shape[2], len(weight))
     if out is None:
-        return torch.empty(shape, device=h.device)
+        return torch.empty(shape, dtype=torch.float32, device=h.device)
     if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
         raise ValueError(f"out must be contiguous {shape} torch.float32, got {tuple(out.shape)} {out.dtype}")
     return out
