@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from .cases import SCALE, WEIGHT, Workload
 from .correctness import peer_gate
 from .diffusers_loop import RULES, DiffusersLoop
 from .diffusers_modules import with_weights_of
+from .workloads import GATE_CALLS
 
 Draw = Callable[[], Tensor]
 
@@ -19,14 +20,16 @@ Draw = Callable[[], Tensor]
 class Peer:
     """One variant of a case: its name, the guidance rule, what was run in words, and the function that draws the batch.
 
-    ``reference`` draws what it should give, on the same weights: Segue for the plain loop, the plain loop for what is built
-    on it; None for an approximation, which has no figure of this kind.
+    ``check`` draws in few calls, in which rounding has not grown, and ``reference`` draws what that should give on the same
+    weights: Segue for the plain loop, the plain loop for what is built on it.  None for an approximation, which has no figure
+    of this kind.
     """
 
     name: str
     rule: str
     what: str
     draw: Draw
+    check: Draw | None = None
     reference: Draw | None = None
 
 
@@ -48,6 +51,11 @@ def _loop(workload: Workload, calls: int) -> DiffusersLoop:
     return DiffusersLoop(module, workload.model, workload.batch, calls, engine.device, engine.dtype, noise)
 
 
+def _shorter(loop: DiffusersLoop) -> DiffusersLoop:
+    """The same module, noise and conditions in as many calls as a gate makes."""
+    return replace(loop, calls=min(loop.calls, GATE_CALLS))
+
+
 def _title(rule: str) -> str:
     return "sgg as published" if rule == "sgg" else rule
 
@@ -55,14 +63,15 @@ def _title(rule: str) -> str:
 def eager(workload: Workload, calls: int) -> list[Peer]:
     """diffusers as it is: unguided, CFG, and the published SGG algorithm on its modules; Segue is their reference."""
     loop, model = _loop(workload, calls), workload.model
-    kind = type(loop.module).__name__
+    short, kind = _shorter(loop), type(loop.module).__name__
     return [
         Peer(
             f"diffusers eager {_title(rule)}",
             rule,
             f"{kind}, {ROWS[rule]}",
             loop.draw(rule),
-            workload.sampler(workload.plan(model.rule(rule), calls)),
+            short.draw(rule),
+            workload.sampler(workload.plan(model.rule(rule), short.calls)),
         )
         for rule in RULES
     ]
@@ -71,18 +80,19 @@ def eager(workload: Workload, calls: int) -> list[Peer]:
 def compiled(workload: Workload, calls: int) -> list[Peer]:
     """The same with every transformer block compiled by ``torch.compile`` (regional compilation), once for every shape."""
     loop = _loop(workload, calls)
+    short = _shorter(loop)
     for block in loop.module.transformer_blocks:
         block.compile(dynamic=False)
     what = f"{type(loop.module).__name__}, each block under torch.compile(dynamic=False)"
 
     def peer(rule: str) -> Peer:
-        draw = loop.draw(rule)
+        check = short.draw(rule)
 
         def uncompiled() -> Tensor:
             with torch.compiler.set_stance("force_eager"):
-                return draw()
+                return check()
 
-        return Peer(f"diffusers compiled {_title(rule)}", rule, f"{what}, {ROWS[rule]}", draw, uncompiled)
+        return Peer(f"diffusers compiled {_title(rule)}", rule, f"{what}, {ROWS[rule]}", loop.draw(rule), check, uncompiled)
 
     return [peer(rule) for rule in RULES]
 
@@ -90,23 +100,28 @@ def compiled(workload: Workload, calls: int) -> list[Peer]:
 def modular(workload: Workload, calls: int) -> list[Peer]:
     """diffusers' modular guiders, driven as its modular SD3 pipeline drives them: one forward per prediction."""
     loop = _loop(workload, calls)
+    short = _shorter(loop)
     from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 
-    skip_layer = SkipLayerGuidance(
-        guidance_scale=SCALE,
-        skip_layer_guidance_scale=WEIGHT,
-        skip_layer_guidance_layers=list(workload.model.layers),
-        skip_layer_guidance_start=max(0.0, 0.5 - 1 / calls),  # its window excludes the first step
-        skip_layer_guidance_stop=1.0,
-        stop=0.5,
-    )
-    guiders = {"cfg": ClassifierFreeGuidance(guidance_scale=SCALE), "sgg": skip_layer}
+    def skip_layer(calls: int) -> SkipLayerGuidance:
+        return SkipLayerGuidance(
+            guidance_scale=SCALE,
+            skip_layer_guidance_scale=WEIGHT,
+            skip_layer_guidance_layers=list(workload.model.layers),
+            skip_layer_guidance_start=max(0.0, 0.5 - 1 / calls),  # its window excludes the first step
+            skip_layer_guidance_stop=1.0,
+            stop=0.5,
+        )
+
+    guiders = {"cfg": lambda _calls: ClassifierFreeGuidance(guidance_scale=SCALE), "sgg": skip_layer}
     data = {name: (value, loop.uncond[name]) for name, value in loop.cond.items()}
 
-    def guided_by(guider) -> Callable[[str, Tensor, int], Tensor]:
+    def draw(loop: DiffusersLoop, rule: str) -> Draw:
+        guider = guiders[rule](loop.calls)
+
         def guided(_rule: str, x: Tensor, call: int) -> Tensor:
-            sigma = loop.sigmas[call]
-            guider.set_state(step=call, num_inference_steps=calls, timestep=torch.tensor(1000 * sigma))
+            time = torch.tensor(1000 * loop.sigmas[call])
+            guider.set_state(step=call, num_inference_steps=loop.calls, timestep=time)
             batches = guider.prepare_inputs(data)
             for batch in batches:
                 guider.prepare_models(loop.module)
@@ -114,13 +129,14 @@ def modular(workload: Workload, calls: int) -> list[Peer]:
                 guider.cleanup_models(loop.module)
             return guider(batches).pred
 
-        return guided
+        return loop.draw(rule, guided)
 
-    def peer(rule: str, guider) -> Peer:
-        what = f"{type(loop.module).__name__} under {type(guider).__name__}, one forward per prediction"
-        return Peer(f"modular guider {rule}", rule, what, loop.draw(rule, guided_by(guider)), loop.draw(rule))
+    def peer(rule: str) -> Peer:
+        kind = type(guiders[rule](calls)).__name__
+        what = f"{type(loop.module).__name__} under {kind}, one forward per prediction"
+        return Peer(f"modular guider {rule}", rule, what, draw(loop, rule), draw(short, rule), short.draw(rule))
 
-    return [peer(rule, guider) for rule, guider in guiders.items()]
+    return [peer(rule) for rule in guiders]
 
 
 def cache_dit(workload: Workload, calls: int) -> list[Peer]:
@@ -184,16 +200,18 @@ def make_peers(
 def _draws(peer: Peer, echo: Callable[[str], None]) -> bool:
     """Whether a peer runs and passes its gate; other people's code may raise anything, and its failure is a result."""
     try:
-        drawn = peer.draw().clone()
+        drawn = peer.draw()
+        checked = None if peer.check is None else peer.check().clone()
         reference = None if peer.reference is None else peer.reference()
     except Exception as error:
         echo(f"peer {peer.name}: not run, it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
         return False
-    if reference is None:
-        if not torch.isfinite(drawn).all():
-            echo(f"peer {peer.name}: not timed, what it draws is not finite")
-        return bool(torch.isfinite(drawn).all())
-    gate = peer_gate(drawn, reference, f"{peer.name} against {'Segue' if 'eager' in peer.name else 'the plain loop'}")
+    if not torch.isfinite(drawn).all():
+        echo(f"peer {peer.name}: not timed, what it draws is not finite")
+        return False
+    if checked is None or reference is None:
+        return True
+    gate = peer_gate(checked, reference, f"against {'the plain loop' if 'eager' not in peer.name else 'Segue'}")
     if not gate.passed:
         echo(f"peer {peer.name}: not timed, it draws something else ({gate})")
     return gate.passed

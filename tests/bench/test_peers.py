@@ -44,12 +44,12 @@ def test_absent_packages_give_one_line_and_the_others_still_run(monkeypatch, mak
     [
         (lambda: 1 / 0, "not run, it raised ZeroDivisionError: division by zero"),
         (lambda: torch.ones(3) + 1e-3, "not timed, it draws something else"),
-        (lambda: torch.full((3,), torch.nan), "not timed, it draws something else"),
+        (lambda: torch.full((3,), torch.nan), "not timed, what it draws is not finite"),
     ],
 )
 def test_a_peer_that_fails_or_draws_something_else_is_left_out(monkeypatch, sit, draw, said):
-    good = Peer("good", "none", "", lambda: torch.ones(3), lambda: torch.ones(3))
-    bad = Peer("bad", "none", "", draw, lambda: torch.ones(3))
+    good = Peer("good", "none", "", lambda: torch.ones(3), lambda: torch.ones(3), lambda: torch.ones(3))
+    bad = Peer("bad", "none", "", draw, draw, lambda: torch.ones(3))
     monkeypatch.setitem(peers.GROUPS, "some", ((), lambda _workload, _calls: [bad, good]))
     lines: list[str] = []
     assert make_peers("some", sit, 2, lines.append) == [good]
