@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,8 +124,13 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"the result file {path} is a folder")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    if not nearest.is_dir() or not os.access(path if path.exists() else nearest, os.W_OK):
-        raise ValueError(f"the result file {path} cannot be written")
+    try:  # the only question that file systems answer truly
+        if path.exists():
+            path.open("a").close()
+        else:
+            tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise ValueError(f"the result file {path} cannot be written: {error.strerror}") from None
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +96,10 @@ def test_what_the_sides_were_not_made_with_alike_is_said(row):
     assert environment_changes([row], [other]) == ["threads: 1 before, 64 after", "torch: 0 before, 3 after"]
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows", "folder.jsonl", "file/rows.jsonl"])
+PROC = pytest.param("/proc/rows.jsonl", marks=pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc"))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows", "folder.jsonl", "file/rows.jsonl", PROC])
 def test_a_result_file_that_cannot_be_one_is_refused(tmp_path, name):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file").write_text("")
