@@ -44,8 +44,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.bench
-	$(BIN)/segue bench run --suites cost,e2e,step --limit-minutes 12 --out out/bench/rows.jsonl
-	$(BIN)/segue bench report out/bench/rows.jsonl --out out/bench
+	$(BIN)/segue bench run --suites cost,e2e,step --limit-minutes 12 --out out/bench/rows.jsonl; \
+	failed=$$?; $(BIN)/segue bench report out/bench/rows.jsonl --out out/bench && exit $$failed
 
 # a GPU machine brings its own torch and triton and may have no network: nothing is installed but segue itself
 gpu:

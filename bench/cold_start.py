@@ -81,7 +81,7 @@ def load_diffusers(options: argparse.Namespace, finish: Finish) -> tuple[Callabl
 
     finish("import")
     from .diffusers_loop import DiffusersLoop
-    from .diffusers_modules import diffusers_module
+    from .diffusers_modules import compile_blocks, diffusers_module
 
     model, device, dtype, wait = _resolve(options)
     module = diffusers_module(model.spec, device, dtype)
@@ -90,8 +90,7 @@ def load_diffusers(options: argparse.Namespace, finish: Finish) -> tuple[Callabl
 
     def set_up() -> Callable:
         if options.variant == "diffusers compiled":
-            for block in module.transformer_blocks:
-                block.compile()
+            compile_blocks(module)
         return DiffusersLoop(module, model, options.batch, options.calls, device, dtype).draw(options.rule)
 
     return set_up, wait

@@ -102,7 +102,7 @@ def load_side(source: str) -> list[Row]:
     """Rows of a result file, or of the result files committed at a git revision."""
     if Path(source).is_file():
         return read_rows(Path(source))
-    listing = _git("ls-tree", "-r", "--name-only", source, "--", COMMITTED)
+    listing = _git("ls-tree", "-r", "--full-tree", "--name-only", source, "--", COMMITTED)
     if listing is None:
         raise ValueError(f"{source!r} is neither a result file nor a git revision")
     names = [name for name in listing.splitlines() if name.endswith(".jsonl")]

@@ -38,6 +38,12 @@ def with_weights_of(model: MMDiT | SiT) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Compile every transformer block (regional compilation), once for every shape."""
+    for block in module.transformer_blocks:
+        block.compile(dynamic=False)
+
+
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module if dtype == torch.float32 else module.to(dtype)  # diffusers warns at every cast
 

@@ -10,27 +10,27 @@ from torch import Tensor
 from .cases import SCALE, WEIGHT, Workload
 from .correctness import peer_gate
 from .diffusers_loop import RULES, DiffusersLoop
-from .diffusers_modules import with_weights_of
-from .workloads import GATE_CALLS
+from .diffusers_modules import compile_blocks, with_weights_of
+from .workloads import GATE_CALLS, in_single
 
 Draw = Callable[[], Tensor]
+Check = Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Peer:
     """One variant of a case: its name, the guidance rule, what was run in words, and the function that draws the batch.
 
-    ``check`` draws in few calls, in which rounding has not grown, and ``reference`` draws what that should give on the same
-    weights: Segue for the plain loop, the plain loop for what is built on it.  None for an approximation, which has no figure
-    of this kind.
+    ``check`` gives what it computes and what it should, on the same weights: a draw in few calls, in which rounding has not
+    grown, in fp32.  Segue is the reference of the plain loop, the plain loop that of what is built on it.  None for an
+    approximation, which has no figure of this kind.
     """
 
     name: str
     rule: str
     what: str
     draw: Draw
-    check: Draw | None = None
-    reference: Draw | None = None
+    check: Check | None = None
 
 
 class PeerMissing(RuntimeError):
@@ -51,9 +51,10 @@ def _loop(workload: Workload, calls: int) -> DiffusersLoop:
     return DiffusersLoop(module, workload.model, workload.batch, calls, engine.device, engine.dtype, noise)
 
 
-def _shorter(loop: DiffusersLoop) -> DiffusersLoop:
-    """The same module, noise and conditions in as many calls as a gate makes."""
-    return replace(loop, calls=min(loop.calls, GATE_CALLS))
+def _checked(workload: Workload, loop: DiffusersLoop) -> tuple[Workload, DiffusersLoop]:
+    """Workload and loop in fp32, in as many calls as a gate makes: in half precision the rounding of states would decide."""
+    calls, single = min(loop.calls, GATE_CALLS), in_single(workload)
+    return single, replace(loop, calls=calls) if single is workload else _loop(single, calls)
 
 
 def _title(rule: str) -> str:
@@ -62,45 +63,41 @@ def _title(rule: str) -> str:
 
 def eager(workload: Workload, calls: int) -> list[Peer]:
     """diffusers as it is: unguided, CFG, and the published SGG algorithm on its modules; Segue is their reference."""
-    loop, model = _loop(workload, calls), workload.model
-    short, kind = _shorter(loop), type(loop.module).__name__
-    return [
-        Peer(
-            f"diffusers eager {_title(rule)}",
-            rule,
-            f"{kind}, {ROWS[rule]}",
-            loop.draw(rule),
-            short.draw(rule),
-            workload.sampler(workload.plan(model.rule(rule), short.calls)),
-        )
-        for rule in RULES
-    ]
+    loop = _loop(workload, calls)
+
+    def peer(rule: str) -> Peer:
+        def check() -> tuple[Tensor, Tensor]:
+            single, short = _checked(workload, loop)
+            plan = single.plan(single.model.rule(rule), short.calls)
+            return short.draw(rule)(), single.sampler(plan)().clone()
+
+        what = f"{type(loop.module).__name__}, {ROWS[rule]}"
+        return Peer(f"diffusers eager {_title(rule)}", rule, what, loop.draw(rule), check)
+
+    return [peer(rule) for rule in RULES]
 
 
 def compiled(workload: Workload, calls: int) -> list[Peer]:
-    """The same with every transformer block compiled by ``torch.compile`` (regional compilation), once for every shape."""
+    """The same with every transformer block compiled by ``torch.compile`` (regional compilation), once for every shape.
+
+    Checked by one evaluation of both rows: the loop is the plain one.
+    """
     loop = _loop(workload, calls)
-    short = _shorter(loop)
-    for block in loop.module.transformer_blocks:
-        block.compile(dynamic=False)
+    compile_blocks(loop.module)
+
+    @torch.no_grad()
+    def check() -> tuple[Tensor, Tensor]:
+        drawn = torch.cat(loop.both(loop.noise, 0))
+        with torch.compiler.set_stance("force_eager"):
+            return drawn, torch.cat(loop.both(loop.noise, 0))
+
     what = f"{type(loop.module).__name__}, each block under torch.compile(dynamic=False)"
-
-    def peer(rule: str) -> Peer:
-        check = short.draw(rule)
-
-        def uncompiled() -> Tensor:
-            with torch.compiler.set_stance("force_eager"):
-                return check()
-
-        return Peer(f"diffusers compiled {_title(rule)}", rule, f"{what}, {ROWS[rule]}", loop.draw(rule), check, uncompiled)
-
-    return [peer(rule) for rule in RULES]
+    return [Peer(f"diffusers compiled {_title(rule)}", rule, f"{what}, {ROWS[rule]}", loop.draw(rule), check) for rule in RULES]
 
 
 def modular(workload: Workload, calls: int) -> list[Peer]:
     """diffusers' modular guiders, driven as its modular SD3 pipeline drives them: one forward per prediction."""
     loop = _loop(workload, calls)
-    short = _shorter(loop)
     from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 
     def skip_layer(calls: int) -> SkipLayerGuidance:
@@ -132,9 +129,13 @@ def modular(workload: Workload, calls: int) -> list[Peer]:
         return loop.draw(rule, guided)
 
     def peer(rule: str) -> Peer:
+        def check() -> tuple[Tensor, Tensor]:
+            _, short = _checked(workload, loop)
+            return draw(short, rule)(), short.draw(rule)()
+
         kind = type(guiders[rule](calls)).__name__
         what = f"{type(loop.module).__name__} under {kind}, one forward per prediction"
-        return Peer(f"modular guider {rule}", rule, what, draw(loop, rule), draw(short, rule), short.draw(rule))
+        return Peer(f"modular guider {rule}", rule, what, draw(loop, rule), check)
 
     return [peer(rule) for rule in guiders]
 
@@ -191,27 +192,27 @@ def make_peers(
     """
     try:
         made = GROUPS[group][1](workload, calls)
-    except (PeerMissing, ImportError) as error:
-        echo(f"peer {group}: not run, {error}")
+    except Exception as error:  # other people's code may raise anything, and its failure is a result
+        reason = error if isinstance(error, PeerMissing | ImportError) else _raised(error)
+        echo(f"peer {group}: not run, {reason}")
         return []
     return [peer for peer in made if peer.rule in rules and _draws(peer, echo)]
 
 
+def _raised(error: Exception) -> str:
+    return f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
 def _draws(peer: Peer, echo: Callable[[str], None]) -> bool:
-    """Whether a peer runs and passes its gate; other people's code may raise anything, and its failure is a result."""
+    """Whether a peer runs and passes its gate."""
     try:
-        drawn = peer.draw()
-        checked = None if peer.check is None else peer.check().clone()
-        reference = None if peer.reference is None else peer.reference()
-    except Exception as error:
-        echo(f"peer {peer.name}: not run, it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        finite = bool(torch.isfinite(peer.draw()).all())
+        gate = None if peer.check is None else peer_gate(*peer.check(), peer.name)
+    except Exception as error:  # as above
+        echo(f"peer {peer.name}: not run, {_raised(error)}")
         return False
-    if not torch.isfinite(drawn).all():
+    if not finite:
         echo(f"peer {peer.name}: not timed, what it draws is not finite")
-        return False
-    if checked is None or reference is None:
-        return True
-    gate = peer_gate(checked, reference, f"against {'the plain loop' if 'eager' not in peer.name else 'Segue'}")
-    if not gate.passed:
+    elif gate is not None and not gate.passed:
         echo(f"peer {peer.name}: not timed, it draws something else ({gate})")
-    return gate.passed
+    return finite and (gate is None or gate.passed)

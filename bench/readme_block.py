@@ -74,8 +74,11 @@ def waterfall_summary(rows: list[Row]) -> str:
     for row in select(rows, "step", GAIN):
         error = errors.get((row.case, row.variant))
         counted = f"{row.expected:.2f}x" if row.expected else "-"
-        lines.append([row.case, row.variant, f"{spread(row)}x", counted, f"{error.value:.2g}" if error else "exact"])
-    return markdown_table(("case", "stage", "speed-up over the published algorithm", "by counting", "error of a run"), lines)
+        lines.append(
+            [row.case, row.variant, f"{spread(row)}x", counted, f"{error.value:.2g}" if error else "exact", str(row.n)]
+        )
+    header = ("case", "stage", "speed-up over the published algorithm", "by counting", "error of a run", "rounds")
+    return markdown_table(header, lines)
 
 
 def update_block(text: str, block: str, name: str) -> str:

@@ -28,7 +28,7 @@ def open_session(settings: Settings, out: Path | None, resume: bool, keep_memory
 def run_suites(
     names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, keep_memory: bool, **options
 ) -> int:
-    """Run suites one after the other in one session; returns how many cases failed.
+    """Run suites one after the other in one session; returns how many cases failed, with their gates.
 
     Of several suites each may use an equal share of the time that is left.  Raises ``ValueError`` for bad options before any
     work.
@@ -53,7 +53,7 @@ def run_suites(
     for index, name in enumerate(names):
         session.allot(1 / (len(names) - index))
         run_suite(name, session)
-    failed = f", {session.failures} cases failed" if session.failures else ""
+    failed = f", {session.failures} failures" if session.failures else ""
     session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}{failed}")
     return session.failures
 

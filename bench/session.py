@@ -143,15 +143,16 @@ class Session:
         """Measure a case; what it raises for want of memory or of an operation is said in one line, and the next case runs."""
         try:
             measure()
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the first
+        except (RuntimeError, MemoryError, ValueError) as error:  # out of memory on CUDA is the first; options are checked
             self.failures += 1
             self.echo(f"{suite} {case}: FAILED, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def passes(self, suite: str, case: str, gate: Gate) -> bool:
-        """Whether a case may be timed; a failing gate is reported and leaves no row."""
+        """Whether a case may be timed; a failing gate is reported, counts as a failure and leaves no row."""
         if gate.passed:
             self.echo(f"{suite} {case}: correct ({gate})")
         else:
+            self.failures += 1
             self.echo(f"{suite} {case}: NOT TIMED, the correctness gate failed ({gate})")
         return gate.passed
 

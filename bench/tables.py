@@ -93,12 +93,12 @@ def e2e_tables(rows: list[Row]) -> str:
 def step_tables(rows: list[Row]) -> str:
     """One call by live set, then the waterfall, then what its approximations change."""
     calls = [
-        [row.case, row.variant, f"{spread(row)}x", f"{row.expected:.3f}x"]
+        [row.case, row.variant, str(row.n), f"{spread(row)}x", f"{row.expected:.3f}x"]
         for row in select(rows, "step", "cost relative to an unguided call")
     ]
     times = {(row.case, row.variant): row for row in select(rows, "step", "time of a run")}
     falls = [
-        [row.case, row.variant, spread(times[row.case, row.variant]), f"{spread(row)}x", _expected(row)]
+        [row.case, row.variant, str(row.n), spread(times[row.case, row.variant]), f"{spread(row)}x", _expected(row)]
         for row in select(rows, "step", GAIN)
     ]
     errors = [
@@ -107,8 +107,8 @@ def step_tables(rows: list[Row]) -> str:
         if row.metric.startswith("error")
     ]
     tables = [
-        markdown_table(("case", "live branches", "measured / unguided call", "plan"), calls),
-        markdown_table(("case", "stage", "time, s", "speed-up", "by counting"), falls),
+        markdown_table(("case", "live branches", "n", "measured / unguided call", "plan"), calls),
+        markdown_table(("case", "stage", "n", "time, s", "speed-up", "by counting"), falls),
         markdown_table(("case", "approximation", "error", "relative"), errors),
     ]
     return "\n\n".join(table for table in tables if table)
@@ -130,20 +130,20 @@ def kernel_tables(rows: list[Row]) -> str:
 
 def cold_tables(rows: list[Row]) -> str:
     """Stages of a cold start."""
-    lines = [[row.case, row.variant, row.metric, f"{spread(row)} s"] for row in select(rows, "cold")]
-    return markdown_table(("case", "variant", "stage", "time"), lines)
+    lines = [[row.case, row.variant, row.metric, str(row.n), f"{spread(row)} s"] for row in select(rows, "cold")]
+    return markdown_table(("case", "variant", "stage", "n", "time"), lines)
 
 
 def scaling_tables(rows: list[Row]) -> str:
     """Fitted exponents beside those of the FLOPs, then cost at every point."""
     fits = [
-        [row.case, row.variant, spread(row), f"{row.expected:.3f}"]
+        [row.case, row.variant, str(row.n), spread(row), f"{row.expected:.3f}"]
         for row in select(rows, "scaling")
         if row.metric.startswith("exponent") and row.expected is not None
     ]
-    points = [[row.case, row.variant, f"{spread(row)}x", _expected(row)] for row in select(rows, "scaling", GUIDED)]
+    points = [[row.case, row.variant, str(row.n), f"{spread(row)}x", _expected(row)] for row in select(rows, "scaling", GUIDED)]
     tables = [
-        markdown_table(("case", "rule", "exponent", "of the FLOPs"), fits),
-        markdown_table(("case", "point", "measured / unguided", "plan"), points),
+        markdown_table(("case", "rule", "n", "exponent", "of the FLOPs"), fits),
+        markdown_table(("case", "point", "n", "measured / unguided", "plan"), points),
     ]
     return "\n\n".join(table for table in tables if table)

@@ -15,7 +15,8 @@ import torch
 from .rows import Environment
 
 COMMIT_VARIABLE = "SEGUE_COMMIT"
-PACKAGES = ("segue", "torch", "triton", "diffusers", "numpy")
+# with those that diffusers imports where they are installed, which a cold start pays for
+PACKAGES = ("segue", "torch", "triton", "diffusers", "numpy", "transformers", "peft", "accelerate", "torchao")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # the value of clear_refs that resets the peak resident size; see proc(5)
 

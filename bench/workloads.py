@@ -6,8 +6,9 @@ from contextlib import suppress
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from segue.engine.core import EngineCore
 from segue.engine.guidance import Guidance
 from segue.engine.plan import Plan
 
@@ -50,11 +51,15 @@ def chosen_cases(session: Session) -> list[tuple[BenchModel, int]]:
 
 
 def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], calls: int) -> None:
-    """Raise ``ValueError`` for a rule that is unknown, malformed or beyond the model, before any work."""
+    """Raise ``ValueError`` for a rule that is unknown, malformed, beyond the model or beyond the gate, before any work."""
     for model, _ in cases:
         for rule in rules:
             with suppress(NotApplicable):
-                model.plan(rule, calls)
+                plan = model.plan(rule, calls)
+                if plan.guidance.correction is not None or plan.kept:
+                    raise ValueError(
+                        f"the published algorithm, which gates all rules, has no corrections and no reuse, got {rule!r}"
+                    )
 
 
 def applicable(session: Session, model: BenchModel, rule: str) -> bool:
@@ -78,8 +83,8 @@ def gate_rules(workload: Workload, rules: Mapping[str, Guidance], calls: int) ->
     plain = {name: published_draw(workload, plan)() for name, plan in plans.items()}
     exact: dict[str, Tensor] = {}
     if workload.engine.dtype != torch.float32:
-        models = {name: copy.deepcopy(model).float() for name, model in workload.engine.models.items()}
-        exact = {name: published_draw(workload, plan, models)() for name, plan in plans.items()}
+        single = in_single(workload)
+        exact = {name: published_draw(single, plan)() for name, plan in plans.items()}
     return {name: gate(drawn[name], plain[name], exact.get(name), f"{name} against the published algorithm") for name in plans}
 
 
@@ -93,9 +98,18 @@ def gate_plan(workload: Workload, rule: Guidance, calls: int) -> Plan:
     return short if alike else timed
 
 
-def published_draw(workload: Workload, plan: Plan, models: Mapping[str, nn.Module] | None = None) -> Callable[[], Tensor]:
+def in_single(workload: Workload) -> Workload:
+    """The workload with its weights in fp32: itself, or with copies of the networks."""
+    engine = workload.engine
+    if engine.dtype == torch.float32:
+        return workload
+    models = {name: copy.deepcopy(model).float() for name, model in engine.models.items()}
+    return Workload(workload.model, EngineCore(models.pop("main"), models, engine.device, torch.float32), workload.batch)
+
+
+def published_draw(workload: Workload, plan: Plan) -> Callable[[], Tensor]:
     """A function that draws the batch as published: two rows always, a whole weak pass, modulation in every call."""
-    sampler = StagedSampler(models or workload.engine.models, plan, workload.batch, PUBLISHED)
+    sampler = StagedSampler(workload.engine.models, plan, workload.batch, PUBLISHED)
     return partial(sampler.run, workload.conditions(plan), workload.state(plan))
 
 

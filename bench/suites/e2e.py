@@ -59,10 +59,6 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, group: s
     """One model beside one group of peers; no row where no peer runs or no rule passes its gate."""
     settings = session.settings
     workload = load_workload(session, model, batch)
-    peers = own_peer(session, workload, rules) if group == OWN else _peers(session, workload, group, rules)
-    if not peers:
-        session.echo(f"{NAME} {case}: not run, no peer of this group draws under {', '.join(rules)}")
-        return
     gates = gate_rules(workload, {rule: model.rule(rule) for rule in rules}, settings.calls)
     variants = {}
     for rule in rules:
@@ -70,12 +66,17 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, group: s
             plan = workload.plan(model.rule(rule), settings.calls)
             what = f"Segue, tables of the run included; {'; '.join(workload.engine.selection.explain())}"
             variants[f"segue {rule}"] = Variant(workload.sampler(plan), rule, what, plan)
-    if variants:
-        variants |= peers
-        draws = {name: variant.draw for name, variant in variants.items()}
-        seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
-        rows = speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, variants, seconds)
-        session.commit(rows + resource_rows(session, case, batch, variants, seconds))
+    if not variants:
+        return
+    peers = own_peer(session, workload, rules) if group == OWN else _peers(session, workload, group, rules)
+    if not peers:
+        session.echo(f"{NAME} {case}: not run, no peer of this group draws under {', '.join(rules)}")
+        return
+    variants |= peers
+    draws = {name: variant.draw for name, variant in variants.items()}
+    seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
+    rows = speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, variants, seconds)
+    session.commit(rows + resource_rows(session, case, batch, variants, seconds))
 
 
 def own_peer(session: Session, workload: Workload, rules: list[str]) -> dict[str, Variant]:
@@ -132,7 +133,8 @@ def ratio_rows(session: Session, case: str, variants: dict[str, Variant], second
 def resource_rows(session: Session, case: str, batch: int, variants: dict[str, Variant], seconds: dict) -> list[Row]:
     """Peak memory everywhere it can be read; energy, power and clocks where the card tells.
 
-    Each once, in a run after the timed ones.  On CUDA the weights of every variant of the case lie on the card together.
+    Each once, in a run after the timed ones.  On CUDA the weights of every variant of the case lie on the card together, and
+    the replay of a graph allocates nothing: what Segue's graphs hold is not in its figure, which the row says.
     """
     device = session.settings.torch_device
     memory, telemetry = PeakMemory(device), Telemetry(device)
@@ -146,7 +148,8 @@ def resource_rows(session: Session, case: str, batch: int, variants: dict[str, V
         after = telemetry.read()
         peak = memory.read()
         if peak is not None:
-            rows.append(row(memory.metric, "GiB", once(peak / 2**30)))
+            note = "without what captured graphs hold" if device.type == "cuda" and variant.plan else ""
+            rows.append(row(memory.metric, "GiB", once(peak / 2**30), note=note))
         if before and after and before.energy is not None and after.energy is not None:
             joules = (after.energy - before.energy) / (repeats * batch)
             rows.append(row("energy per image", "J", once(joules)))

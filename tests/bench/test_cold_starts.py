@@ -48,7 +48,7 @@ def test_a_peer_is_imported_in_its_import_and_compiled_in_its_first_draw(monkeyp
             return type(name, (), {})
 
     class Block:
-        def compile(self):
+        def compile(self, dynamic):
             events.append("compiled")
 
     def make_module(*_):

@@ -48,13 +48,32 @@ def test_absent_packages_give_one_line_and_the_others_still_run(monkeypatch, mak
     ],
 )
 def test_a_peer_that_fails_or_draws_something_else_is_left_out(monkeypatch, sit, draw, said):
-    good = Peer("good", "none", "", lambda: torch.ones(3), lambda: torch.ones(3), lambda: torch.ones(3))
-    bad = Peer("bad", "none", "", draw, draw, lambda: torch.ones(3))
+    good = Peer("good", "none", "", lambda: torch.ones(3), lambda: (torch.ones(3), torch.ones(3)))
+    bad = Peer("bad", "none", "", draw, lambda: (draw(), torch.ones(3)))
     monkeypatch.setitem(peers.GROUPS, "some", ((), lambda _workload, _calls: [bad, good]))
     lines: list[str] = []
     assert make_peers("some", sit, 2, lines.append) == [good]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_a_group_that_cannot_be_made_is_said_and_the_next_one_runs(monkeypatch, sit):
+    def breaks(_workload, _calls):
+        raise TypeError("unexpected keyword")
+
+    monkeypatch.setitem(peers.GROUPS, "some", ((), breaks))
+    lines: list[str] = []
+    assert make_peers("some", sit, 2, lines.append) == []
+    assert lines == ["peer some: not run, it raised TypeError: unexpected keyword"]
+
+
+def test_half_precision_does_not_reject_a_peer_for_its_rounding():
+    """A trained model in bfloat16: four guided calls with a state in half precision end in another picture."""
+    pytest.importorskip("diffusers")
+    workload = Workload.make(BenchModel.parse("herbarium"), 2, torch.device("cpu"), torch.bfloat16)
+    lines: list[str] = []
+    assert [peer.rule for peer in make_peers("eager", workload, 4, lines.append)] == ["none", "cfg", "sgg"]
+    assert lines == []
 
 
 def test_a_peer_that_cannot_run_a_model_says_why(monkeypatch, sit):

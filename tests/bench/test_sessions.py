@@ -93,6 +93,19 @@ def test_a_gate_runs_every_branch_that_is_timed():
     assert gate_plan(workload, model.rule("sgg"), 28).calls == 4
 
 
+def test_half_precision_stages_are_judged_against_single(make_session, flop_timer):
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1, dtype="bfloat16", steps=4)
+    run_suite("step", session)
+    assert session.failures == 0
+    assert len([row for row in session.rows if row.metric == "speed-up over the published algorithm"]) >= 7
+
+
+def test_a_rule_that_the_published_algorithm_does_not_have_is_refused(make_session):
+    for rule in ("cfg:scale=2+zero-star:zero_steps=1", "sgg:scale=3,weight=1,layers=3,switch=fraction:0.5,refresh=2"):
+        with pytest.raises(ValueError, match="has no corrections and no reuse"):
+            run_suite("cost", make_session(None, models=(TINY,), rules=(rule,), steps=8))
+
+
 def test_a_stage_that_draws_something_else_is_not_timed(monkeypatch, make_session, flop_timer):
     class Wrong(StagedSampler):
         def run(self, conditions, state):
