@@ -57,16 +57,6 @@ def test_a_peer_that_fails_or_draws_something_else_is_left_out(monkeypatch, sit,
     assert said in lines[0]
 
 
-def test_a_group_that_cannot_be_made_is_said_and_the_next_one_runs(monkeypatch, sit):
-    def breaks(_workload, _calls):
-        raise TypeError("unexpected keyword")
-
-    monkeypatch.setitem(peers.GROUPS, "some", ((), breaks))
-    lines: list[str] = []
-    assert make_peers("some", sit, 2, lines.append) == []
-    assert lines == ["peer some: not run, it raised TypeError: unexpected keyword"]
-
-
 def test_half_precision_does_not_reject_a_peer_for_its_rounding():
     """A trained model in bfloat16: four guided calls with a state in half precision end in another picture."""
     pytest.importorskip("diffusers")
@@ -76,14 +66,21 @@ def test_half_precision_does_not_reject_a_peer_for_its_rounding():
     assert lines == []
 
 
-def test_a_peer_that_cannot_run_a_model_says_why(monkeypatch, sit):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PeerMissing("it draws on paper only"), "it draws on paper only"),
+        (TypeError("unexpected keyword"), "it raised TypeError: unexpected keyword"),
+    ],
+)
+def test_a_group_that_cannot_be_made_says_why(monkeypatch, sit, error, said):
     def refuse(_workload, _calls):
-        raise PeerMissing("it draws on paper only")
+        raise error
 
     monkeypatch.setitem(peers.GROUPS, "some", ((), refuse))
     lines: list[str] = []
     assert make_peers("some", sit, 2, lines.append) == []
-    assert lines == ["peer some: not run, it draws on paper only"]
+    assert lines == [f"peer some: not run, {said}"]
 
 
 def test_xdit_is_reported_and_not_run(sit):
