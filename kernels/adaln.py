@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fp8 import FP8, FP8_MAX, quantize_rows
+from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
 from .launch import launch_config, size_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
@@ -161,9 +161,8 @@ def adaln_kernel(
             o_n = (row * tokens + token) * D + o_d
             b_n = b_x * b_scale + b_shift
             if FP8_TOP > 0:
-                row_scale = tl.maximum(tl.max(tl.abs(b_n), 0), 1e-12) / FP8_TOP
+                b_n, row_scale = quantized_row(b_n, FP8_TOP)
                 tl.store(p_row_scale + row * tokens + token, row_scale)
-                b_n = tl.clamp(b_n / row_scale, -FP8_TOP, FP8_TOP)
             tl.store(p_n + o_n, b_n.to(p_n.dtype.element_ty), mask=m_d)
             if OUTPUTS > 1:
                 tl.store(p_n2 + o_n, (b_x * b_scale2 + b_shift2).to(p_n2.dtype.element_ty), mask=m_d)

@@ -102,7 +102,15 @@ TRITON = Kernels(
 )
 OPERATIONS = tuple(entry.name for entry in fields(Kernels))
 BACKENDS = ("reference", "triton")
-MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gelu": ("cublaslt",), "fp8_linear": ("scaled_mm",)}
+# the vendor's functions beside PyTorch's own, by operation and backend; attention's need a word with the device first
+VENDOR: dict[str, dict[str, Callable]] = {
+    "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt},
+    "fp8_linear": {
+        "scaled_mm": fp8.fp8_linear_scaled_mm,
+        "scaled_mm_fast": partial(fp8.fp8_linear_scaled_mm, fast_accumulation=True),
+    },
+}
+MORE_BACKENDS = {"attention": ("sdpa", "xformers")} | {operation: tuple(made) for operation, made in VENDOR.items()}
 WITHOUT_TRITON = ("fp8_linear",)  # a request for Triton everywhere leaves these to the automatic choice
 # matrix products and attention stay with the vendor's libraries until a measurement on the architecture says otherwise
 LIBRARY = {
@@ -206,7 +214,7 @@ def select_kernels(
             name, reason = _automatic(operation, device, obstacle)
         else:
             reason = "requested"
-            if obstacle and name == ("scaled_mm" if library else "triton"):
+            if obstacle and name in (VENDOR[operation] if library else ("triton",)):
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
         made[operation], detail = _implementation(operation, name, device)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
@@ -286,8 +294,8 @@ def _implementation(operation: str, name: str, device: torch.device) -> tuple[Ca
         return getattr(TRITON if name == "triton" else REFERENCE, operation), ""
     if device.type != "cuda":
         raise ValueError(f"{operation}={name!r} cannot work: it needs a CUDA device, and this is {device.type!r}")
-    if name == "cublaslt":
-        return mlp.linear_gelu_cublaslt, ""
+    if operation in VENDOR:
+        return VENDOR[operation][name], ""
     if name == "xformers":
         if find_spec("xformers") is None:
             raise ValueError(f"{operation}='xformers' cannot work: xformers is not installed")

@@ -19,8 +19,6 @@ FP8_MAX = 448.0  # the largest finite e4m3 number
 SMALLEST_SCALE = 1e-12  # of a row's largest magnitude: a row of zeros stays zero
 ALIGNMENT = 16  # the vendor's fp8 products need rows of a multiple of 16 bytes, inputs and outputs
 MAX_WIDTH = 16384  # a row is held in registers
-# Hopper's tensor cores sum fp8 products with 14 bits unless partial sums are promoted to fp32; the error grows with D
-FAST_ACCUMULATION = False
 
 
 class Fp8Rows(NamedTuple):
@@ -54,8 +52,14 @@ def fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tens
     return (product * scale[..., None] * weight_scale + bias).to(bias.dtype)
 
 
-def fp8_linear_scaled_mm(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    """:func:`fp8_linear` by the vendor's library: cuBLASLt or CUTLASS, as PyTorch chooses."""
+def fp8_linear_scaled_mm(
+    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, fast_accumulation: bool = False
+) -> Tensor:
+    """:func:`fp8_linear` by the vendor's library: cuBLASLt or CUTLASS, as PyTorch chooses.
+
+    ``fast_accumulation``: Hopper's tensor cores sum fp8 products with 14 bits; without it partial sums are promoted to fp32.
+    The error of the fast sums grows with D.
+    """
     product = torch._scaled_mm(
         values.flatten(0, -2),
         weight.t(),
@@ -63,9 +67,21 @@ def fp8_linear_scaled_mm(values: Tensor, scale: Tensor, weight: Tensor, weight_s
         scale_b=weight_scale[None],
         bias=bias,
         out_dtype=bias.dtype,
-        use_fast_accum=FAST_ACCUMULATION,
+        use_fast_accum=fast_accumulation,
     )
     return product.unflatten(0, values.shape[:-1])
+
+
+@jit()
+def quantized_row(b_x, FP8_TOP: tl.constexpr):
+    """One row of fp32 numbers to (values within the range of fp8, scale); a NaN anywhere makes the scale NaN.
+
+    Magnitudes are compared as integers, whose order is that of the floats and puts NaN above infinity: a float maximum would
+    drop it.
+    """
+    largest = tl.max(tl.abs(b_x).to(tl.int32, bitcast=True), 0).to(tl.float32, bitcast=True)
+    scale = tl.maximum(largest, 1e-12, propagate_nan=tl.PropagateNan.ALL) / FP8_TOP
+    return tl.clamp(b_x / scale, -FP8_TOP, FP8_TOP, propagate_nan=tl.PropagateNan.ALL), scale
 
 
 @jit(do_not_specialize=["tokens"])
@@ -92,9 +108,8 @@ def quantize_kernel(
         if GELU:
             # x / 2 (1 + tanh(z)) = x / (1 + 2^(-2 z log2 e)) with z = sqrt(2 / pi) (x + 0.044715 x^3)
             b_x = b_x / (1.0 + tl.exp2(b_x * (-2.302208198144325 - 0.1029432395800235 * b_x * b_x)))
-        scale = tl.maximum(tl.max(tl.abs(b_x), 0), 1e-12) / FP8_TOP
+        b_q, scale = quantized_row(b_x, FP8_TOP)
         tl.store(p_scale + row * tokens + token, scale)
-        b_q = tl.clamp(b_x / scale, -FP8_TOP, FP8_TOP)
         tl.store(p_q + (row * tokens + token) * D + o_d, b_q.to(p_q.dtype.element_ty), mask=m_d)
 
 

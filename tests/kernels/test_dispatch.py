@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
-from segue.kernels import dispatch, triton_runtime
+from segue.kernels import dispatch, fp8, mlp, triton_runtime
 from segue.kernels.attention import attention, attention_sdpa, attention_triton, attention_xformers
 from segue.kernels.dispatch import OPERATIONS, REFERENCE, TRITON, Kernels, Shapes, parse_kernels, select_kernels
 from segue.kernels.launch import table_architecture
@@ -77,6 +77,40 @@ def test_automatic_on_cuda(hopper, caplog):
     assert not caplog.records
     text = "\n".join(selection.explain())
     assert all(operation in text for operation in OPERATIONS)
+
+
+BY_NAME = {
+    ("attention", "sdpa"): attention_sdpa,
+    ("attention", "xformers"): attention_xformers,
+    ("linear_gelu", "cublaslt"): mlp.linear_gelu_cublaslt,
+    ("fp8_linear", "scaled_mm"): fp8.fp8_linear_scaled_mm,
+    ("fp8_linear", "scaled_mm_fast"): fp8.fp8_linear_scaled_mm,
+}
+
+
+def function_of(kernel):
+    return kernel.func if isinstance(kernel, partial) else kernel
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name not in dispatch.FOLLOWERS])
+def test_every_backend_is_the_function_of_its_name(operation, hopper, monkeypatch):
+    """What is called, not what it is called: each name that is accepted gives the function that bears it."""
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: True)
+    own = ("reference",) if operation in dispatch.WITHOUT_TRITON else dispatch.BACKENDS
+    for backend in (*own, *dispatch.MORE_BACKENDS.get(operation, ())):
+        made = getattr(select_kernels(CUDA, torch.bfloat16, overrides={operation: backend}).kernels, operation)
+        record = {"reference": REFERENCE, "triton": TRITON}.get(backend)
+        wanted = getattr(record, operation) if record else BY_NAME[operation, backend]
+        assert function_of(made) is function_of(wanted), (operation, backend)
+
+
+def test_both_ways_to_sum_fp8_products_can_be_asked_for(hopper, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "_scaled_mm", lambda a, b, **options: asked.append(options) or torch.zeros(3, 16))
+    rows = torch.zeros(3, 16), torch.ones(3), torch.zeros(16, 16), torch.ones(16), torch.zeros(16)
+    for backend in ("scaled_mm", "scaled_mm_fast"):
+        select_kernels(CUDA, torch.bfloat16, overrides={"fp8_linear": backend}).kernels.fp8_linear(*rows)
+    assert [options["use_fast_accum"] for options in asked] == [False, True]
 
 
 @pytest.mark.parametrize("cudnn, first", [(91501, "CUDNN_ATTENTION"), (91100, "FLASH_ATTENTION")])
@@ -172,7 +206,7 @@ def test_text_form():
         (CPU, torch.float32, {"overrides": {"perturbed_attention": "triton"}}, "takes the backend of attention"),
         (CPU, torch.float32, {"overrides": {"fp8_linear": "scaled_mm"}}, "fp8_linear='scaled_mm' .* needs a CUDA device"),
         (CUDA, torch.float16, {"overrides": {"fp8_linear": "scaled_mm"}}, "give bfloat16, and .* computes in float16"),
-        (CUDA, torch.bfloat16, {"overrides": {"fp8_linear": "triton"}}, "known: auto, reference, scaled_mm"),
+        (CUDA, torch.bfloat16, {"overrides": {"fp8_linear": "triton"}}, "known: auto, reference, scaled_mm, scaled_mm_fast"),
         (CPU, torch.float32, {"backend": "cuda"}, "unknown backend 'cuda' for modulated_norm; known: auto, reference, triton"),
     ],
 )

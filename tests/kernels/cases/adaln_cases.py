@@ -121,6 +121,18 @@ def test_fp8_rows(residual, dtype, normal):
     assert not wrong.any()
 
 
+def test_fp8_rows_show_a_number_that_is_not_finite(normal):
+    """A NaN in the state is a NaN in the scale of its row, which the product multiplies with; other rows keep theirs."""
+    h, y, gate, shift, scale = operands(normal, (2, 5, 136), torch.float32, "residual_modulated_norm")
+    h[1, 3, 135] = float("nan")
+    scales = (
+        adaln.modulated_norm_fp8_triton(h, shift, scale)[1],
+        adaln.residual_modulated_norm_fp8_triton(h.clone(), y, gate, shift, scale)[2],
+    )
+    for row_scale in scales:
+        assert row_scale[1, 3].isnan() and row_scale.isnan().sum() == 1
+
+
 def test_each_call_is_one_launch(normal):
     for name in OPERATIONS:
         arguments = operands(normal, (2, 3, 16), torch.float32, name)

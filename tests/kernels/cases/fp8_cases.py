@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from segue.kernels.fp8 import FP8, quantize_rows, quantize_rows_triton
+from segue.kernels.fp8 import FP8, fp8_linear, quantize_rows, quantize_rows_triton
 from segue.kernels.triton_runtime import interpreting, observe_launches
 from tests.tolerances import FP8_STEP
 
@@ -54,3 +54,18 @@ def test_it_is_one_launch(normal):
 def test_a_row_too_wide_is_refused(normal):
     with pytest.raises(ValueError, match="at most 16384 channels, got 16385"):
         quantize_rows_triton(normal(1, 1, 16385))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_number_that_is_not_finite_reaches_the_product(value, gelu, normal):
+    """As in the reference: the row that holds it gives nothing finite, every other row stays as it was."""
+    x, weight = normal(1, 5, 48), quantize_rows(normal(32, 48))
+    clean = quantize_rows_triton(x, gelu)
+    x[0, 2, 31] = value
+    rows, expected = quantize_rows_triton(x, gelu), quantize_rows(x, gelu)
+    product, wanted = (fp8_linear(*each, *weight, torch.zeros(32, device=x.device)) for each in (rows, expected))
+    assert not wanted[0, 2].isfinite().any() and not product[0, 2].isfinite().any()
+    others = [0, 1, 3, 4]
+    assert torch.equal(rows.scale[0, others], clean.scale[0, others])
+    assert torch.equal(rows.values[0, others].float(), clean.values[0, others].float())
