@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, corrections, fp8, mlp, philox, qkv, readout
+from . import adaln, attention, combine, corrections, embed, fp8, mlp, philox, qkv, readout
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ SIZES = (
     Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16),
     Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True),
 )
-PRODUCTS = (attention, mlp, readout)  # the modules whose operations contain matrix products
+PRODUCTS = (attention, embed, mlp, readout)  # the modules whose operations contain matrix products
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic:
 
 def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     """Every operation at this size with activations of ``dtype``, in the order of a forward pass."""
-    yield _gather(size, dtype)
+    yield from _beginning(size, dtype)
     yield from _norms(size, dtype)
     yield from _attention(size, dtype)
     yield from _linears(size, dtype)
@@ -131,14 +131,30 @@ def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     yield from _updates(size)
 
 
-def _gather(size: Size, dtype: torch.dtype) -> Case:
-    width = 6 * size.width * 24
+def _beginning(size: Size, dtype: torch.dtype) -> Iterator[Case]:
+    """The table row of the call, the modulation, and the tokens."""
+    width, samples, inputs = 6 * size.width * 24, size.samples, size.channels * size.patch**2
 
-    def arguments(make: Factory) -> tuple[Tensor, Tensor]:
+    def rows(make: Factory) -> tuple[Tensor, Tensor]:
         return make(64, width), make.counters(size.rows)
 
+    def modulation(make: Factory) -> tuple:
+        condition = make.counters(2 * samples).view(2, samples) % 16
+        return make(64, width), make.counters(4), make.counters(samples) % 4, condition, 16, make(2 * samples, width)
+
+    def tokens(make: Factory) -> tuple[Tensor, ...]:
+        weight = make(size.width, size.channels, size.patch, size.patch) / inputs**0.5
+        hidden = make(2, samples, size.tokens, size.width)
+        return make.single(*size.latent), weight, make(size.width), make(size.tokens, size.width), hidden
+
     traffic = combine.gather_bytes_moved(size.rows, width, dtype.itemsize)
-    return _case(combine, "gather_rows", size, arguments, traffic, 0, dtype=dtype)
+    yield _case(combine, "gather_rows", size, rows, traffic, 0, dtype=dtype)
+    traffic = combine.modulation_bytes_moved(2 * samples, width, dtype.itemsize)
+    yield _case(combine, "gather_modulation", size, modulation, traffic, 0, dtype=dtype)
+    traffic = embed.bytes_moved(samples, 2, size.tokens, inputs, size.width, dtype.itemsize)
+    yield _case(
+        embed, "embed_patches", size, tokens, traffic, embed.flops(samples, size.tokens, inputs, size.width), dtype=dtype
+    )
 
 
 def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
@@ -146,7 +162,11 @@ def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     # operation: states [R, L, D], vectors [R, 1, D], outputs
     operations = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
     if size.dual:
-        operations |= {"modulated_norm2": (1, 4, 2), "residual2_modulated_norm": (3, 4, 1)}
+        operations |= {
+            "modulated_norm2": (1, 4, 2),
+            "residual_modulated_norm2": (2, 5, 2),
+            "residual2_modulated_norm": (3, 4, 1),
+        }
     operations |= {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
     for operation, (states, vectors, outputs) in operations.items():
 

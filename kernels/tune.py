@@ -69,6 +69,13 @@ MATMUL = (
 )
 # in the order of expectation: for a default, the first that compiles well is taken
 CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
+    "embed": (
+        MatmulLaunch(64, 64, 64, 1, 4, 2),
+        MatmulLaunch(64, 128, 64, 1, 4, 2),
+        MatmulLaunch(32, 64, 64, 1, 4, 2),
+        MatmulLaunch(32, 64, 32, 1, 4, 2),
+        MatmulLaunch(128, 64, 64, 1, 8, 2),
+    ),
     "gather": FLAT,
     "solver": FLAT,
     "philox": (FlatLaunch(128, 4), FlatLaunch(256, 4), FlatLaunch(512, 8)),

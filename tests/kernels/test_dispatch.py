@@ -57,19 +57,20 @@ def test_every_operation_has_both_implementations():
 
 def test_automatic_is_the_reference_on_cpu_without_a_word(caplog):
     selection = select_kernels(CPU, torch.float32)
-    assert set(backends(selection).values()) == {"reference"}
-    assert selection.kernels.attention is attention
+    chosen = backends(selection)
+    assert chosen.pop("linear_gated_residual") == "deferred" and set(chosen.values()) == {"reference"}
+    assert selection.kernels.attention is attention and selection.kernels.linear_gated_residual is None
     assert not caplog.records
-    assert selection.explain() == ["kernels reference (automatic: device cpu has no Triton compiler): every operation"]
+    first, *rest = selection.explain()
+    assert first.startswith("kernels reference (automatic: device cpu has no Triton compiler): modulated_norm, ")
+    assert rest == ["kernels deferred (automatic: the residual is added by the norm that follows): linear_gated_residual"]
 
 
 def test_automatic_on_cuda(hopper, caplog):
     selection = select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=72, width=1152, outputs=16))
     chosen = backends(selection)
-    library = {"attention": "sdpa", "perturbed_attention": "sdpa"} | dict.fromkeys(
-        ("linear_gelu", "linear_gated_residual", "grouped_linear"), "reference"
-    )
-    library["fp8_linear"] = "scaled_mm"
+    library = {"attention": "sdpa", "perturbed_attention": "sdpa", "linear_gelu": "cublaslt", "grouped_linear": "reference"}
+    library |= {"fp8_linear": "scaled_mm", "linear_gated_residual": "deferred"}
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
     assert selection.kernels.modulated_norm is TRITON.modulated_norm
     assert selection.kernels.attention.func is attention_sdpa
@@ -83,6 +84,7 @@ BY_NAME = {
     ("attention", "sdpa"): attention_sdpa,
     ("attention", "xformers"): attention_xformers,
     ("linear_gelu", "cublaslt"): mlp.linear_gelu_cublaslt,
+    ("linear_gated_residual", "deferred"): None,
     ("fp8_linear", "scaled_mm"): fp8.fp8_linear_scaled_mm,
     ("fp8_linear", "scaled_mm_fast"): fp8.fp8_linear_scaled_mm,
 }
