@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -65,8 +64,7 @@ class Compilers:
     def wait(self, key: Key, seconds: float) -> bool:
         """Whether the candidates of an entry are compiled before so many seconds have passed."""
         begun = [future for (other, _, _), future in self._found.items() if other == key]
-        end = time.monotonic() + seconds
-        return not wait_for(begun, None if seconds == float("inf") else max(0.0, end - time.monotonic())).not_done
+        return not wait_for(begun, None if seconds == float("inf") else seconds).not_done
 
     def obstacle(self, job: Job) -> str | None:
         """:func:`misfit` of a candidate; where its process died, None: it is compiled again by its launch."""
