@@ -159,6 +159,16 @@ def test_a_backend_is_chosen_for_each_shape_class(measured):
     assert "kernels cublaslt (measured fastest) for linear_gelu at m512 in2048 out8192" in said
 
 
+def test_the_doctor_lists_what_was_measured(measured, monkeypatch):
+    from segue.engine import doctor
+
+    monkeypatch.setattr(doctor, "resolve_device", lambda _: CUDA)
+    monkeypatch.setattr(doctor, "resolve_dtype", lambda *_: torch.bfloat16)
+    found = doctor._kernels()
+    assert found["attention"].startswith("sdpa (") and found["attention"].endswith(f"; triton at {LONG}")
+    assert found["modulated_norm"] == "triton (automatic: CUDA)"
+
+
 def test_a_request_and_fp32_are_left_alone_by_what_was_measured_in_16_bits(measured):
     assert not select_kernels(CUDA, torch.float32).classes
     assert not select_kernels(CUDA, torch.bfloat16, backend="reference").classes
