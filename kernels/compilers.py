@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from .agenda import users
@@ -25,6 +26,8 @@ def misfit(job: Job, spills: bool = False) -> str | None:
     served = table_architecture(architecture)
     seen: set[Specialisation] = set()
     for case in users(served)[key]:
+        if _stop is not None and _stop.is_set():
+            return "the tuner has ended"
         with using(*key, config):
             launches = case_launches(case, served)
         for launch in launches:
@@ -43,6 +46,14 @@ def misfit(job: Job, spills: bool = False) -> str | None:
     return None
 
 
+_stop: Event | None = None  # of this process, where it compiles for another
+
+
+def _listen(stop: Event) -> None:
+    global _stop
+    _stop = stop
+
+
 class Compilers:
     """``jobs`` processes that work through candidates in the order given; with 0 each is compiled when it is asked for."""
 
@@ -53,12 +64,15 @@ class Compilers:
 
     def __enter__(self) -> Compilers:
         if self._jobs:
-            self._pool = ProcessPoolExecutor(self._jobs, multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._stop = context.Event()
+            self._pool = ProcessPoolExecutor(self._jobs, context, _listen, (self._stop,))
             self._found = {job: self._pool.submit(misfit, job) for job in self._work}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool:
+            self._stop.set()  # what is being compiled is the last
             self._pool.shutdown(cancel_futures=True)
 
     def wait(self, key: Key, seconds: float) -> bool:

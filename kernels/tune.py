@@ -25,7 +25,7 @@ from .candidates import candidates
 from .catalogue import Case, Factory
 from .compilers import Compilers, Job, misfit
 from .dispatch import MORE_BACKENDS, WITHOUT_TRITON, select_kernels
-from .launch import Key, LaunchConfig, stand_in, table_architecture, using
+from .launch import Key, LaunchConfig, launch_config, stand_in, table_architecture, using
 from .launch_table import PREFERRED, PROVENANCE, TABLE
 from .resources import ARCHITECTURES, TIMED, runs_on
 from .table_file import TABLE_FILE, write_table
@@ -200,14 +200,15 @@ def untimed(only: set[str], jobs: int, out: Path) -> None:
     """Defaults for every architecture by compilation alone; an entry without a candidate that compiles well stays."""
     for served in ARCHITECTURES:
         keys = [key for key in users(served) if not only or key[0] in only]
+        before = {key: launch_config(*key, served) for key in keys}
         with Compilers(jobs, []) as compilers:
             found = dict(zip(keys, compilers.map(first_fitting, [(key, served) for key in keys]), strict=True))
         for key, config in found.items():
             if config is None:
                 print(f"{served} {key}: NOT CHOSEN, no candidate compiles without spills; what there was stays", flush=True)
             else:
-                TABLE[served][key] = config
                 print(f"{served} {key}: {config}", flush=True)
+            TABLE[served][key] = config or before[key]
         if not only:
             TABLE[served] = {key: TABLE[served][key] for key in keys}  # without entries that nothing looks up
             PROVENANCE[served] = f"first candidate that compiles without spills, not timed; triton {triton.__version__}"

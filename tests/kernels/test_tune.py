@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import itertools
+import types
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
@@ -211,6 +212,9 @@ def test_untimed_takes_the_first_candidate_that_fits_and_keeps_an_entry_that_non
     monkeypatch.setitem(launch_table.TABLE, SERVED, dict(launch_table.TABLE[SERVED]) | {("solver", "gone"): FlatLaunch(512, 4)})
     monkeypatch.setitem(launch_table.PROVENANCE, SERVED, "timed on a card")
     monkeypatch.setitem(launch_table.PREFERRED, SERVED, {("attention", "k64 t4096"): "triton"})
+    new = ("heads", "k64 m512")
+    del launch_table.TABLE[SERVED][new]
+    stood_in = launch_config(*new, SERVED)
     before = launch_table.TABLE[SERVED][PHILOX]
     taken = AttentionLaunch(128, 64, 8, 3)
     asked = []
@@ -218,13 +222,14 @@ def test_untimed_takes_the_first_candidate_that_fits_and_keeps_an_entry_that_non
     def misfit(job, spills):
         asked.append(job)
         key, config, _ = job
-        return "no" if key == PHILOX or (key[0] == "attention" and config != taken and key[1] != "fp32") else None
+        return "no" if key in (PHILOX, new) or (key[0] == "attention" and config != taken and key[1] != "fp32") else None
 
     monkeypatch.setattr(tune, "misfit", misfit)
     tune.first_fitting.cache_clear()
     assert tune.main(["--untimed", "--jobs", "0", "--out", str(tmp_path / "table.py")]) == 0
     table = launch_table.TABLE[SERVED]
-    assert table[ATTENTION] == taken and table[PHILOX] == before and ("solver", "gone") not in table
+    assert table[ATTENTION] == taken and table[PHILOX] == before and table[new] == stood_in
+    assert ("solver", "gone") not in table
     assert "('philox', 'any'): NOT CHOSEN" in capsys.readouterr().out
     assert launch_table.PROVENANCE[SERVED].startswith("first candidate that compiles") and SERVED not in launch_table.PREFERRED
     assert len(asked) == len(set(asked))
@@ -245,6 +250,12 @@ def test_when_the_clock_decides_only_what_cannot_launch_is_left_out(stack, share
     job = (PHILOX, candidates.candidates(PHILOX)[0], SERVED)
     assert (compilers.misfit(job) is None) == launches
     assert (compilers.misfit(job, spills=True) is None) == (launches and not stack)
+
+
+def test_what_is_compiled_when_the_tuner_ends_is_the_last(monkeypatch):
+    """Processes that have much left to do must not keep a machine that is lent by the second."""
+    monkeypatch.setattr(compilers, "_stop", types.SimpleNamespace(is_set=lambda: True))
+    assert compilers.misfit((PHILOX, FlatLaunch(128, 4), SERVED)) == "the tuner has ended"
 
 
 @pytest.mark.skipif(triton is None or interpreting(), reason="needs Triton's binder")
