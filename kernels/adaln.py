@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
-from .launch import launch_config, size_class
+from .launch import launch_config
+from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 MAX_WIDTH = 4096  # a row is held in registers
@@ -208,7 +209,7 @@ def _run(
     (y, gate), (y2, gate2) = [(dense(y), _vector(gate, h)) for y, gate in residuals] + [(h, h)] * (2 - len(residuals))
     (shift, scale), (shift2, scale2) = [(_vector(a, h), _vector(b, h)) for a, b in modulations] + [(h, h)] * (2 - len(outputs))
     n, n2 = (*outputs, h, h)[:2]
-    config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096)), architecture(h.device))
+    config = launch_config("adaln", row_class(rows * tokens, width), architecture(h.device))
     arguments = {
         "p_h": h,
         "p_y": y,

@@ -32,6 +32,8 @@ class Size:
     channels: int
     dual: bool = False  # two modulated outputs of one norm
     single: bool = False  # attention in fp32 too
+    layers: int = 1
+    weight: float = 1.0  # how much a run of this model counts among those of the others
 
     @property
     def rows(self) -> int:
@@ -54,16 +56,19 @@ class Size:
 
 
 SIZES = (
-    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True, single=True),
-    Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4),
-    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True),
-    Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4),
-    Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16),
-    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True),
-    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16),
-    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True),
+    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True, single=True, layers=12, weight=0.1),
+    Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4, layers=12, weight=0.1),
+    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True, layers=28),
+    Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4, layers=28),
+    Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, layers=24),
+    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True, layers=24),
+    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16, layers=38),
+    Size("DiT-XL/2 256 B=1", 1, 256, 0, 1152, 16, 2, 4, layers=28),
+    Size("SD3.5-medium 512", 1, 1024, 333, 1536, 24, 2, 16, dual=True, layers=24),
+    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True, layers=24, weight=0.1),
 )
 PRODUCTS = (attention, embed, mlp, readout)  # the modules whose operations contain matrix products
+FP8_CAPABILITY = 89
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ class Case:
     variant: str = ""
     dtype: torch.dtype = torch.bfloat16
     has_product: bool = False
+    vendor: bool = False  # the kernel is the vendor's: nothing of it is compiled here, and it needs its device
+    alternative: bool = False  # the same work as the case before it, by another of the vendor's functions
 
     @property
     def name(self) -> str:
@@ -127,6 +134,8 @@ def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     yield from _attention(size, dtype)
     yield from _linears(size, dtype)
     yield from _quantised(size, dtype)
+    if dtype == torch.bfloat16:  # in which the vendor's row-wise products are given
+        yield from _fp8_products(size)
     yield from _readouts(size, dtype)
     yield from _updates(size)
 
@@ -177,7 +186,7 @@ def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         in_fp8 = operation.endswith("fp8")
         traffic = adaln.bytes_moved(*shape, dtype.itemsize, states - 1, outputs, in_fp8)
         work = adaln.flops(*shape, states - 1, outputs)
-        capability = 89 if in_fp8 else 80
+        capability = FP8_CAPABILITY if in_fp8 else 80
         yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=capability, dtype=dtype)
 
 
@@ -241,8 +250,29 @@ def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:
             return make(*shape), gelu
 
         traffic, work = fp8.bytes_moved(*shape, dtype.itemsize), fp8.flops(*shape, gelu)
-        more = {"minimum_capability": 89, "variant": "with GELU" if gelu else "", "dtype": dtype}
+        more = {"minimum_capability": FP8_CAPABILITY, "variant": "with GELU" if gelu else "", "dtype": dtype}
         yield _case(fp8, "quantize_rows", size, arguments, traffic, work, **more)
+
+
+def _fp8_products(size: Size) -> Iterator[Case]:
+    """The two products of the MLP, with sums in fp32 and with Hopper's shorter ones."""
+    rows, tokens, width = size.rows, size.tokens, size.width
+    for what, inputs, outputs in (("D to 4 D", width, 4 * width), ("4 D to D", 4 * width, width)):
+
+        def operands(make: Factory, inputs: int = inputs, outputs: int = outputs) -> tuple[Tensor, ...]:
+            scales = make.single(rows, tokens).abs(), make.single(outputs).abs() / inputs**0.5
+            values, weight = make(rows, tokens, inputs, dtype=fp8.FP8), make(outputs, inputs, dtype=fp8.FP8)
+            return values, scales[0], weight, scales[1], make(outputs)
+
+        count = rows * tokens
+        traffic, work = fp8.product_bytes_moved(count, inputs, outputs), mlp.flops(count, inputs, outputs)
+        for fast in (False, True):
+            kernel = partial(fp8.fp8_linear_scaled_mm, fast_accumulation=fast)
+            variant = f"{what}, fast sums" if fast else what
+            yield Case(
+                "fp8_linear", size, kernel, fp8.fp8_linear, operands, traffic, work, FP8_CAPABILITY, variant,
+                has_product=True, vendor=True, alternative=fast,
+            )  # fmt: skip
 
 
 def _readouts(size: Size, dtype: torch.dtype) -> Iterator[Case]:

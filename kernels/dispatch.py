@@ -23,6 +23,7 @@ from .attention import (
     perturbed_attention,
     sdpa_order,
 )
+from .choice import CLASSIFIERS, ByClass
 from .launch import table_architecture
 from .launch_table import PREFERRED
 from .triton_runtime import architecture, unavailable
@@ -148,20 +149,29 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Selection:
-    """The kernels of an engine; ``chosen`` gives backend and reason of every operation."""
+    """The kernels of an engine; ``chosen`` gives backend and reason of every operation.
+
+    ``classes`` gives, by operation and shape class, the backends that were measured to be faster than that one.
+    """
 
     kernels: Kernels
     chosen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    classes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def explain(self) -> list[str]:
-        """One line per backend and reason, with the operations that it serves."""
+        """One line per backend and reason, with the operations that it serves; then those of single shape classes."""
         groups: dict[tuple[str, str], list[str]] = {}
         for operation, choice in self.chosen.items():
             groups.setdefault(choice, []).append(operation)
         if len(groups) == 1:
             ((backend, reason),) = groups
             return [f"kernels {backend} ({reason}): every operation"]
-        return [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
+        lines = [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
+        for operation, preferred in self.classes.items():
+            for backend in sorted(set(preferred.values())):
+                shapes = [shape_class for shape_class, name in preferred.items() if name == backend]
+                lines.append(f"kernels {backend} (measured fastest) for {operation} at {'; '.join(shapes)}")
+        return lines
 
 
 def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
@@ -217,23 +227,27 @@ def select_kernels(
     argument is ``auto``, the environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises
     ``ValueError`` for unknown names and for an explicit choice that cannot work here.
     """
-    made, chosen = {}, {}
+    made, chosen, classes = {}, {}, {}
     for operation, name in _wanted(backend, overrides).items():
         library = operation in WITHOUT_TRITON
         obstacle = fp8_obstacle(device, dtype) if library else triton_obstacle(operation, device, dtype, shapes)
-        if name == "auto":
+        automatic = name == "auto"
+        if automatic:
             name, reason = _automatic(operation, device, obstacle)
         else:
             reason = "requested"
             if obstacle and name in (VENDOR[operation] if library else ("triton",)):
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
-        made[operation], detail = _implementation(operation, name, device)
+        made[operation], detail = _composed(operation, name, device, made)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
-    if chosen["linear_gated_residual"][0] == "reference":
-        made["linear_gated_residual"] = partial(mlp.linear_gated_residual, residual=made["gated_residual"])
+        preferred = {} if obstacle or not automatic else _preferred(operation, name, device, dtype)
+        if preferred:
+            functions = {shape: _composed(operation, backend, device, made)[0] for shape, backend in preferred.items()}
+            made[operation] = ByClass(CLASSIFIERS[operation], made[operation], functions)
+            classes[operation] = preferred
     made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
     chosen["perturbed_attention"] = chosen["attention"]
-    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS})
+    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes)
 
 
 def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes = Shapes()) -> str | None:
@@ -291,16 +305,40 @@ def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tu
             _log_once(f"kernel {operation} falls back to the reference function: {obstacle}")
         return "reference", f"fallback: {obstacle}"
     served = table_architecture(architecture(device))
-    if operation in PREFERRED.get(served, {}):
-        return PREFERRED[served][operation], f"automatic: measured fastest on {served}"
     if operation in LIBRARY:
-        return LIBRARY[operation], f"automatic: the vendor's library, nothing faster was measured on {served}"
+        but = "where nothing faster was measured" if PREFERRED.get(served) else "nothing was measured"
+        return LIBRARY[operation], f"automatic: the vendor's library, {but} on {served}"
     return "triton", "automatic: CUDA"
+
+
+def _preferred(operation: str, default: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """The backends, by shape class, that were measured to be faster than the default in 16 bits."""
+    if device.type != "cuda" or operation not in CLASSIFIERS or dtype not in (torch.float16, torch.bfloat16):
+        return {}
+    measured = PREFERRED.get(table_architecture(architecture(device)), {})
+    found = {}
+    for (name, shape_class), backend in measured.items():
+        if name != operation or backend == default:
+            continue
+        if backend == "xformers" and find_spec("xformers") is None:
+            _log_once(f"kernel {operation} at {shape_class} falls back to {default}: xformers is not installed")
+            continue
+        found[shape_class] = backend
+    return found
 
 
 @cache
 def _log_once(message: str) -> None:
     logger.warning(message)
+
+
+def _composed(
+    operation: str, name: str, device: torch.device, made: Mapping[str, Callable | None]
+) -> tuple[Callable | None, str]:
+    """:func:`_implementation`, and what follows a reference's product by the kernel that was chosen for it."""
+    if (operation, name) == ("linear_gated_residual", "reference"):
+        return partial(mlp.linear_gated_residual, residual=made["gated_residual"]), ""
+    return _implementation(operation, name, device)
 
 
 def _implementation(operation: str, name: str, device: torch.device) -> tuple[Callable | None, str]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .launch import launch_config
+from .shape_class import embed_class
 from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
 
 
@@ -75,7 +76,7 @@ def embed_patches_triton(
             f"tokens and positions must be [J, {', '.join(map(str, shape))}] with contiguous tokens and {list(shape[1:])}, "
             f"got {list(out.shape)} and {list(positions.shape)}"
         )
-    config = launch_config("embed", "any", architecture(x.device))
+    config = launch_config("embed", embed_class(samples * shape[1], channels * patch**2), architecture(x.device))
     arguments = {"p_x": x.contiguous(), "p_scale": x if scale is None else scale, "p_weight": weight.contiguous()}
     arguments |= {"p_bias": bias, "p_positions": positions.contiguous(), "p_out": out, "height": height, "width": width}
     arguments |= {"scale_sample": 0 if scale is None else scale.stride(0), "out_block": out.stride(0)}

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import gated_residual
-from .launch import launch_config, size_class
+from .launch import launch_config
+from .shape_class import product_class
 from .triton_runtime import architecture, dense, jit, launch, processors, tl
 
 NO_EPILOGUE, GELU, GATED_RESIDUAL = 0, 1, 2
@@ -190,7 +191,7 @@ def _run(
     counts = [x.shape[0] * x.shape[1] for x, *_ in streams]
     # the residual epilogue holds another tile in registers, so its tiles are smaller
     operation = "linear_residual" if epilogue == GATED_RESIDUAL else "linear"
-    config = launch_config(operation, size_class("m", max(counts), (512, 4096)), architecture(first[0].device))
+    config = launch_config(operation, product_class(max(counts), inputs, outputs), architecture(first[0].device))
     arguments: dict = {"p_gate": first[0] if gate is None else gate, "gate_row": 0 if gate is None else gate.stride(0)}
     for suffix, (x, weight, bias, out) in (("", first), ("2", second)):
         x = dense(x)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .adaln import modulated_norm
 from .combine import count_call, packed, solver_update, unpatchify
-from .launch import ReadoutLaunch, launch_config, size_class
+from .launch import ReadoutLaunch, launch_config
+from .shape_class import readout_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
@@ -181,7 +182,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
 
 
 def _config(h: Tensor, weight: Tensor) -> ReadoutLaunch:
-    return launch_config("readout", size_class("o", len(weight), (64, 256)), architecture(h.device))
+    return launch_config("readout", readout_class(h.shape[1] * h.shape[2], len(weight)), architecture(h.device))
 
 
 def _launch(h: Tensor, weight: Tensor, arguments: dict) -> None:
