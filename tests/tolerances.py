@@ -18,15 +18,7 @@ PIXELS_ANY_BATCH = 2e-5
 # down; absolute.
 PIXELS_ANY_MACHINE = 1e-4
 
-# A kernel against fp64: at most this many times the error that PyTorch makes in the same precision (design section 8).
-KERNEL_AGAINST_EAGER = 2.0
-
-# Added to that bound, in roundings of the output dtype (eps of the largest magnitude): where eager happens to be exact, a
-# kernel may still round its output once and sum in another order.
-KERNEL_FLOOR = 2.0
-
-# e4m3 has three mantissa bits: rounding to nearest errs by at most 2^-4 of a value, plus fp32 rounding of the value itself.
-FP8_STEP = 2**-4 * 1.001
+# Of single kernels: segue.kernels.judgement (error and bias) and segue.kernels.contracts, by which tuner and bench judge too.
 
 # Latents of a whole guided run in fp32 through our rows against diffusers' own loop: networks that sum in another order agree
 # to 1e-6 of their output, guidance multiplies that by at most the sum of its weights (10), and a run averages over steps.
