@@ -23,3 +23,11 @@ PIXELS_ANY_MACHINE = 1e-4
 # Latents of a whole guided run in fp32 through our rows against diffusers' own loop: networks that sum in another order agree
 # to 1e-6 of their output, guidance multiplies that by at most the sum of its weights (10), and a run averages over steps.
 ATTACHED_RUN = 2e-5
+
+# The digest of a block in fp64: the longest sums have 6144 terms, each rounding to 2^-53.
+FP64_DIGEST = 1e-12
+
+# The digest of a block, in eps of the dtype: a state is rounded after each of three residuals and what is added to it a few
+# times before, so an element errs by less than one eps, root mean square; a projection strays from that by four deviations
+# once in 16000.
+BLOCK_DIGEST = 4.0
