@@ -22,8 +22,9 @@ FLOOR = 2.0
 # nearest has no bias, rounding toward zero one of .87 (uniform errors: mean 1/2, root mean square 1/sqrt(3)).
 BIAS = 0.25
 
-# Standard errors of the mean that are allowed beyond: errors that are independent between vectors stray as far once in 16000.
-CHANCE = 4.0
+# Standard errors of the mean that are allowed beyond: the mean of 16 independent vectors strays as far once in 6000 (Student's
+# t); fewer do not tell their own spread, and are taken to spread as far as their mean lies from zero.
+CHANCE, FEW = 5.0, 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def bias(value: Tensor, truth: Tensor, shared: int = 1) -> Bias:
     """The worse of two biases of ``value`` against ``truth`` (fp64), both [...] of one shape: upward, and away from zero.
 
     An error in a statistic is shared by all that it serves, the last ``shared`` dimensions: the standard error of the mean is
-    taken over the others.  Where there is one such vector, no bias can be told from chance and every one passes.
+    taken over the others.  Of one such vector every bias passes, as it may be chance.
     """
     error = value.double() - truth.double()
     size = error.square().mean().sqrt()
@@ -59,8 +60,9 @@ def bias(value: Tensor, truth: Tensor, shared: int = 1) -> Bias:
     if not size > 0:  # exact, or not finite, which the error's own bound catches
         return worst
     for signed in (error, error * truth.double().sign()):
-        sums = (signed / size).flatten(max(0, signed.dim() - shared)).sum(-1)
-        chance = CHANCE * sums.square().sum().sqrt() / error.numel()
+        sums = (signed / size).flatten(max(0, signed.dim() - shared)).sum(-1).flatten()
+        spread = sums if len(sums) < FEW else sums - sums.mean()
+        chance = CHANCE * spread.square().sum().sqrt() / error.numel()
         found = Bias(float((sums.sum() / error.numel()).abs()), float(BIAS + chance))
         worst = max(worst, found, key=lambda one: one.ratio / one.bound)
     return worst
