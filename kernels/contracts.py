@@ -109,9 +109,10 @@ def contract(operation: str, backend: str = "reference") -> Contract:
     return found
 
 
-def shared_dimensions(operation: str, dimensions: int) -> int:
+def shared_dimensions(operation: str | None, dimensions: int) -> int:
     """How many of the last dimensions of an output share the errors of one statistic; see :func:`.judgement.bias`."""
-    return dimensions - 1 if contract(operation).by_sample else 1
+    promised = CONTRACTS.get(operation or "")
+    return dimensions - 1 if promised and promised.by_sample else 1
 
 
 def page() -> str:
