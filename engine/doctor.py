@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segue.kernels import dispatch
+from segue.kernels.triton_runtime import interpreter_obstacle, triton
 from segue.models.bundled import BUNDLED, bundled_files
 
 from .device import resolve_device, resolve_dtype
@@ -27,6 +28,7 @@ def report() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
         "platform": f"{platform.system()} {platform.machine()}",
         "devices": _devices(),
+        "interpreter": _interpreter(),
         "attention": _attention_backends(),
         "default": {"device": str(device), "dtype": str(resolve_dtype(None, device)).removeprefix("torch.")},
         "kernels": _kernels(),
@@ -80,6 +82,13 @@ def _devices() -> dict[str, dict[str, Any]]:
     if torch.backends.mps.is_available():
         found["mps"] = {"name": "Metal"}
     return found
+
+
+def _interpreter() -> str:
+    """Whether Triton's interpreter could run every kernel on the CPU, or why not."""
+    if triton is None:
+        return "Triton is not installed"
+    return interpreter_obstacle(triton.__version__, version("numpy")) or "runs every kernel (TRITON_INTERPRET=1)"
 
 
 def _attention_backends() -> dict[str, Any]:

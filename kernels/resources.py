@@ -93,7 +93,7 @@ def _binder(kernel: Any, architecture: str) -> tuple[Any, Callable]:
 
 @dataclass(frozen=True)
 class Resources:
-    """One compiled kernel.  ``spilled``: bytes of stack on NVIDIA, registers on AMD; ``shared`` in bytes.
+    """One compiled kernel.  ``spilled``: bytes of stack or scratch memory of a thread; ``shared`` in bytes.
 
     ``blocks``: how many of its programs a multiprocessor holds at a time.
     """
@@ -190,12 +190,14 @@ def _read_nvidia(asm: dict[str, Any]) -> tuple[int, int]:
 
 
 def _read_amd(asm: dict[str, Any]) -> tuple[int, int]:
-    """(vector registers, spilled vector and scalar registers) from the metadata in the assembly."""
-    count, vector, scalar = (
-        int(re.search(rf"\.{name}:\s+(\d+)", asm["amdgcn"]).group(1))
-        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    """(vector registers, bytes of scratch memory) from the metadata in the assembly.
+
+    A scalar register that is kept in a lane of a vector register counts as spilled there and touches no memory.
+    """
+    count, scratch = (
+        int(re.search(rf"\.{name}:\s+(\d+)", asm["amdgcn"]).group(1)) for name in ("vgpr_count", "private_segment_fixed_size")
     )
-    return count, vector + scalar
+    return count, scratch
 
 
 def allowed_stack(architecture: str) -> int:

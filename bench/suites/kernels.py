@@ -69,7 +69,7 @@ def measure(session: Session, case: Case, ceilings: Ceilings, compiled: bool) ->
 
     functions = {"reference": case.reference}
     if compiled:
-        if not session.passes(NAME, case.name, kernel_gate(case.kernel, case.reference, make(0), case.name)):
+        if not session.passes(NAME, case.name, kernel_gate(case.kernel, case.reference, make(0), case.name, case.operation)):
             return
         functions["kernel"] = case.kernel
     sets = argument_sets(make, case.reference, device)

@@ -66,6 +66,29 @@ def test_a_kernel_that_is_wrong_does_not_pass(wrong):
     assert not kernel_gate(wrong, scaled, arguments(), "case").passed
 
 
+def cut(x, factor):
+    """Rounded toward zero, to half of the bits of fp32."""
+    return ((x.float() * factor).view(torch.int32) & -65536).view(torch.float32).bfloat16()
+
+
+def test_a_kernel_that_rounds_to_one_side_does_not_pass():
+    gate = kernel_gate(cut, scaled, arguments(), "case")
+    assert not gate.passed and gate.what == "bias of case" and gate.error > 0.5
+
+
+def test_sums_that_are_promised_to_be_approximate_are_held_to_their_promise():
+    """fp8 products summed with fewer bits: one percent is within the promise of that backend, and of no other."""
+
+    def short(x, factor):
+        return x * (factor * 1.01)
+
+    def passes(backend: str, kernel=short) -> bool:
+        return kernel_gate(kernel, scaled, arguments(torch.float32), "case", "fp8_linear", backend).passed
+
+    assert passes("scaled_mm_fast") and not passes("scaled_mm")
+    assert not passes("scaled_mm_fast", lambda x, factor: x * (factor * 1.03))
+
+
 def test_what_is_written_in_place_is_judged_and_the_arguments_stay():
     given = arguments()
     before = given[0].clone()

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segue.kernels import adaln
+from segue.kernels.contracts import FP8_STEP
 from segue.kernels.triton_runtime import interpreting, observe_launches
-from tests.tolerances import FP8_STEP
 
 # [R, L, D]: odd token counts; widths of DiT-XL, SD3 and SD3.5-large among them
 SHAPES = [(2, 1, 64), (1, 63, 192), (3, 5, 1152), (1, 6, 1536), (2, 3, 2432)]

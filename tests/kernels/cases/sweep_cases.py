@@ -134,7 +134,7 @@ def check(case: Case, dtype, device, seed, layout, judge, poison) -> None:
     if interpreting() and case.operation in ROUNDS_TO_FP8:
         observed(*arguments)
     else:
-        judge(in_place(case, observed), in_place(case, case.reference), *arguments)
+        judge(in_place(case, observed), in_place(case, case.reference), *arguments, operation=case.operation)
 
 
 def in_place(case: Case, function):
