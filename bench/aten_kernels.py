@@ -110,13 +110,12 @@ def _convolution(args: tuple, out: Tensor, chip: Chip) -> list[Kernel]:
         return kernels if bias is None else [*kernels, _pass("convolution bias", [out, bias], [out])]
     kernels = [] if bias is None else [_pass("convolution bias", [bias], [out])]
     m, k, n = prod(out.shape[2:]), prod(weight.shape[1:]), weight.shape[0]
+    sizes, problem = f"{m} x {k} -> {n}", ((1, m, k, n),)
     columns = m * k * x.element_size()
     for sample, result in zip(x, out, strict=True):
         kernels.append(Kernel(PYTORCH, "im2col", f"{m} x {k}", 0, touched(sample) + columns, dtype))
         moved = columns + touched(weight) + touched(result)
-        kernels.append(
-            Kernel(PRODUCT, "convolution", f"{m} x {k} -> {n}", flops // len(x), moved, dtype, PRODUCT, ((1, m, k, n),))
-        )
+        kernels.append(Kernel(PRODUCT, "convolution", sizes, flops // len(x), moved, dtype, PRODUCT, problem))
     return kernels
 
 
@@ -128,11 +127,11 @@ def attention_kernels(q: Tensor, k: Tensor, v: Tensor, backend: str, chip: Chip)
     sizes = f"{rows} x {heads} x {queries} x {head_dim}, {keys} keys"
     flops = 4 * rows * heads * queries * keys * head_dim
     problem = ((rows * heads, queries, keys, head_dim),)
-    kernels = [Kernel(ATTENTION, backend, sizes, flops, moved, dtype_text(q), ATTENTION, problem)]
+    kernels = [Kernel(ATTENTION, f"{backend} attention", sizes, flops, moved, dtype_text(q), ATTENTION, problem)]
     splits = flash_splits(rows * heads, queries, keys, head_dim, chip.processors) if backend == "flash" else 1
     if splits > 1:  # partial outputs in fp32
         partial = 4 * splits * q.numel() + touched(q)
-        kernels.append(Kernel(ATTENTION, "flash combine", f"{splits} parts of {sizes}", 0, partial, "float32"))
+        kernels.append(Kernel(ATTENTION, "flash attention combine", f"{splits} parts of {text(q)}", 0, partial, "float32"))
     return kernels
 
 

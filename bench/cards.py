@@ -12,6 +12,7 @@ from segue.kernels.triton_runtime import Chip, architecture, cudnn_version, proc
 from .rows import Row, read_rows
 
 MEASURED = "measured"
+PRODUCT_OF = "large product, "  # before the dtype, in the rows of the ceilings
 HOPPER = Chip("sm_90", 132, CUDNN_WITH_ODD_LENGTHS)  # H100 SXM and H200 have the same multiprocessors
 
 
@@ -82,15 +83,28 @@ def measured_card(rows: list[Row], source: str) -> Card:
     values = {row.variant: row.value * 1e12 for row in found if row.device == device}  # the last of each stays
     if "large copy" not in values:
         raise ValueError(f"{source} holds no large copy of {device}")
-    products = {variant.removeprefix("large product, "): value for variant, value in values.items() if "product" in variant}
+    products = {variant.removeprefix(PRODUCT_OF): value for variant, value in values.items() if variant.startswith(PRODUCT_OF)}
     return Card(device, _chip_of(device), values["large copy"], products, f"measured: {source}")
+
+
+def card_of(device: str, rows: list[Row]) -> Card:
+    """The card of a device's name: with the ceilings that ``rows`` of it hold, else as it is known."""
+    if any(row.case == "ceilings" for row in rows):
+        return measured_card(rows, "the same rows")
+    known = _named(device)
+    if known is None:
+        raise ValueError(f"no rates of {device} are known, and there are no ceilings; known: {', '.join(CARDS)}")
+    return known
+
+
+def _named(device: str) -> Card | None:
+    return next((card for name, card in CARDS.items() if name in device.lower()), None)
 
 
 def _chip_of(device: str) -> Chip:
     """The chip of a card by the name that its driver gives it."""
-    for name, card in CARDS.items():
-        if name in device.lower():
-            return card.chip
+    if known := _named(device):
+        return known.chip
     if torch.cuda.is_available() and torch.cuda.get_device_name() == device:
         return this_chip(torch.device("cuda", torch.cuda.current_device()))
     raise ValueError(f"ceilings of {device} say nothing of a card: known are {', '.join(CARDS)} and the one that is here")

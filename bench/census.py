@@ -4,9 +4,8 @@ The kernels are those that are chosen on a named card.  Nothing here knows a mod
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -16,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.engine.core import network_shapes
-from segue.engine.plan import Plan
 from segue.engine.program import Program, ProgramKey
 from segue.kernels.dispatch import Selection, parse_kernels, select_kernels
 from segue.kernels.launch_cost import MEMORY, launch_cost
@@ -101,6 +99,10 @@ class Census:
     def seconds(self) -> float:
         """Predicted seconds of a whole run."""
         return sum(step.calls * step.total().seconds for step in self.steps)
+
+    def kernel_seconds(self, kernel: Kernel) -> float:
+        """Predicted seconds of one run of a kernel on the census's card."""
+        return kernel_seconds(kernel, self.card)
 
 
 def take_census(

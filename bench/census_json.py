@@ -19,7 +19,7 @@ def census_dict(census: Census) -> dict:
         "batch": census.batch,
         "dtype": census.dtype,
         "card": rates,
-        "chosen": {operation: backend for operation, (backend, _) in census.selection.chosen.items()},
+        "chosen": census.selection.explain(),
         "calls": sum(step.calls for step in census.steps),
         "seconds": census.seconds,
         "live_sets": [step_dict(step) for step in census.steps],

@@ -16,14 +16,33 @@ COPY_SHARE = 3.8 / 4.3  # of a large copy: the goal for fused elementwise kernel
 # keeps busy: the largest reads its operands least often.  Assumed, but for the first, which a large product is made of.
 TILES = ((128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.75), (64, 64, 0.6))
 # Share of the rate of a large product, at head dim 64 on an H100 (798 TFLOP/s): cuDNN 408, Triton 400, FlashAttention-2 346
-# (35 % of 989, arXiv 2407.08608); PyTorch's memory-efficient kernel, from the same paper's predecessor, about half of that.
-ATTENTION_SHARE = {"cudnn": 408 / 798, "attention_kernel": 400 / 798, "flash": 346 / 798, "efficient": 173 / 798}
+# (35 % of 989, arXiv 2407.08608); PyTorch's memory-efficient kernel about half of that (arXiv 2307.08691).
+ATTENTION_SHARE = {
+    "cudnn attention": 408 / 798,
+    "attention_kernel": 400 / 798,
+    "flash attention": 346 / 798,
+    "efficient attention": 173 / 798,
+}
 ATTENTION_TILE = 128  # queries of one program
 
 
 def kernel_seconds(kernel: Kernel, card: Card) -> float:
     """Seconds of one run of a kernel; a copy inside a graph is a node like any other."""
-    return GAP + max(kernel.bytes / (COPY_SHARE * card.copy), arithmetic_seconds(kernel, card))
+    return sum(time_parts(kernel, card).values())
+
+
+def time_parts(kernel: Kernel, card: Card) -> dict[str, float]:
+    """A kernel's predicted seconds by what they are spent on.
+
+    ``arithmetic``: its FLOPs at the rate of a large product; ``idle``: what its arithmetic takes longer, for multiprocessors
+    without a tile and for kernels that do not reach that rate; ``memory``; ``launch``.
+    """
+    moving, computing = kernel.bytes / (COPY_SHARE * card.copy), arithmetic_seconds(kernel, card)
+    parts = {"launch": GAP, "arithmetic": 0.0, "idle": 0.0, "memory": 0.0}
+    if moving >= computing:
+        return parts | {"memory": moving}
+    least = kernel.flops / card.rate(kernel.dtype)
+    return parts | {"arithmetic": least, "idle": computing - least}
 
 
 def arithmetic_seconds(kernel: Kernel, card: Card) -> float:

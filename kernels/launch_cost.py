@@ -45,7 +45,7 @@ def _adaln(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     rows, tokens, width = given["p_h"].shape
     residuals, outputs, quantised = given["RESIDUALS"], given["OUTPUTS"], given["FP8_TOP"] > 0
     moved = adaln.bytes_moved(rows, tokens, width, given["p_h"].element_size(), residuals, outputs, quantised)
-    return _memory(moved, f"{rows} x {tokens} x {width}, {residuals} residuals, {outputs} outputs{' fp8' * quantised}")
+    return _memory(moved, f"{rows} x {tokens} x {width}, residuals {residuals}, outputs {outputs}{' in fp8' * quantised}")
 
 
 def _quantize(launch: Launch, given: dict[str, Any]) -> LaunchCost:
