@@ -15,6 +15,7 @@ from segue.kernels.triton_runtime import Chip
 from .kernel_record import ATTENTION, COPY, PRODUCT, PYTORCH, Kernel
 
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh", "detach"}
+NOTHING |= {"scalar_tensor"}  # a number that is assigned: on CUDA the argument of a fill
 COPIES = {"copy", "clone", "_to_copy"}
 ONE = {"arange", "cat", "fill", "full", "index", "index_select", "native_layer_norm", "new_zeros", "ones", "zero", "zeros"}
 ONE |= {"zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
@@ -45,6 +46,8 @@ def aten_kernels(function, args: tuple, kwargs: dict, out, chip: Chip) -> list[K
     results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
     if function.is_view or name in NOTHING or not any(result.numel() for result in results):
         return []
+    if name == "cat" and len(parts := [part for part in args[0] if part.numel()]) == 1:  # a single part is copied
+        return [_copy(name, results[0], parts[0])]
     if name in COPIES:
         return [_copy(name, *((args[0], args[1]) if name == "copy" else (results[0], args[0])))]
     if name in MATRICES:
@@ -70,6 +73,7 @@ def _copy(name: str, target: Tensor, source: Tensor) -> Kernel:
     same = target.shape == source.shape and all(target.stride(i) == source.stride(i) for i in used)
     plain = target.dtype == source.dtype and same and _dense(target)
     moved = touched(source) + touched(target)
+    name = name if source.dim() or not target.dim() else "fill"
     return Kernel(COPY if plain else PYTORCH, name, text(target), 0, moved, dtype_text(target))
 
 

@@ -146,9 +146,8 @@ def own_kernel(launch: Launch) -> Kernel:
     """A launch of this project's; matrix products and attention are of their own kinds, as the vendor's are."""
     cost = launch_cost(launch)
     first = next(value for value in launch.arguments.values() if isinstance(value, torch.Tensor))
-    products = tuple((1, *product) for product in cost.products)
     kind = OWN if cost.work == MEMORY else cost.work
-    return Kernel(kind, launch.name, cost.sizes, cost.flops, cost.bytes, dtype_text(first), cost.work, products)
+    return Kernel(kind, launch.name, cost.sizes, cost.flops, cost.bytes, dtype_text(first), cost.work, cost.problems)
 
 
 class _Operations(TorchDispatchMode):

@@ -12,7 +12,7 @@ KINDS = (PRODUCT, ATTENTION, OWN, PYTORCH)  # what is counted as a kernel; a cop
 class Kernel:
     """``flops`` of matrix products, 2 per multiply-add; ``bytes`` of least device-memory traffic; ``dtype`` of its operands.
 
-    ``work`` is what bounds it: ``product`` with its ``products`` (count, M, K, N), ``attention`` with (R H, T, S, K) as the
+    ``work`` is what bounds it: ``product`` with its ``problems`` (count, M, K, N), ``attention`` with (R H, T, S, K) as the
     only one, or ``memory``.
     """
 
@@ -23,4 +23,4 @@ class Kernel:
     bytes: int
     dtype: str
     work: str = MEMORY
-    products: tuple[tuple[int, int, int, int], ...] = ()
+    problems: tuple[tuple[int, int, int, int], ...] = ()

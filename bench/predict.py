@@ -50,7 +50,7 @@ def arithmetic_seconds(kernel: Kernel, card: Card) -> float:
     if kernel.work == PRODUCT:
         return min(product_seconds(kernel, card, *tile) for tile in TILES)
     if kernel.work == ATTENTION:
-        heads, queries, _, _ = kernel.products[0]
+        heads, queries, _, _ = kernel.problems[0]
         busy = min(1.0, heads * ceil(queries / ATTENTION_TILE) / card.chip.processors)
         return kernel.flops / (busy * ATTENTION_SHARE[kernel.name] * card.rate(kernel.dtype))
     return 0.0
@@ -58,7 +58,7 @@ def arithmetic_seconds(kernel: Kernel, card: Card) -> float:
 
 def product_seconds(kernel: Kernel, card: Card, rows: int, columns: int, share: float) -> float:
     """Seconds with output tiles of ``rows`` x ``columns``: whole waves of as many tiles as there are multiprocessors."""
-    tiles = sum(count * ceil(m / rows) * ceil(n / columns) for count, m, _, n in kernel.products)
-    k = max(k for _, _, k, _ in kernel.products)
+    tiles = sum(count * ceil(m / rows) * ceil(n / columns) for count, m, _, n in kernel.problems)
+    k = max(k for _, _, k, _ in kernel.problems)
     tile_seconds = 2 * rows * columns * k * card.chip.processors / (share * card.rate(kernel.dtype))
     return ceil(tiles / card.chip.processors) * tile_seconds

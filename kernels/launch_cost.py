@@ -20,14 +20,15 @@ PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a k
 class LaunchCost:
     """``flops`` of matrix products alone, 2 per multiply-add; least device-memory traffic in ``bytes``; sizes for people.
 
-    ``products`` are the (M, K, N) of the matrix products of a kernel whose ``work`` they are.
+    ``problems`` are (count, M, K, N) of the matrix products of a kernel whose ``work`` they are, and (R H, T, S, K) of an
+    attention with queries T and keys S.
     """
 
     work: str
     flops: int
     bytes: int
     sizes: str
-    products: tuple[tuple[int, int, int], ...] = ()
+    problems: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def launch_cost(launch: Launch) -> LaunchCost:
@@ -64,7 +65,8 @@ def _attention(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     (rows, heads, queries, head_dim), keys = given["p_q"].shape, given["keys"]
     counts = rows, heads, queries, keys, head_dim
     sizes = f"{rows} x {heads} x {queries} x {head_dim}, {keys} keys"
-    return LaunchCost(ATTENTION, attention.flops(*counts), attention.bytes_moved(*counts, given["p_q"].element_size()), sizes)
+    moved = attention.bytes_moved(*counts, given["p_q"].element_size())
+    return LaunchCost(ATTENTION, attention.flops(*counts), moved, sizes, ((rows * heads, queries, keys, head_dim),))
 
 
 def _linear(launch: Launch, given: dict[str, Any]) -> LaunchCost:
@@ -72,8 +74,8 @@ def _linear(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     counts = (given["rows"], given["rows2"]) if given["GROUPED"] else (given["rows"],)
     moved = sum(mlp.bytes_moved(count, inputs, outputs, given["p_x"].element_size(), residual) for count in counts)
     sizes = f"{' + '.join(map(str, counts))} x {inputs} -> {outputs}"
-    products = tuple((count, inputs, outputs) for count in counts)
-    return LaunchCost(PRODUCT, mlp.flops(sum(counts), inputs, outputs), moved, sizes, products)
+    problems = tuple((1, count, inputs, outputs) for count in counts)
+    return LaunchCost(PRODUCT, mlp.flops(sum(counts), inputs, outputs), moved, sizes, problems)
 
 
 def _readout(launch: Launch, given: dict[str, Any]) -> LaunchCost:
