@@ -152,6 +152,30 @@ def table(
 
 
 @bench.command()
+def census(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@WIDTH or NAME:PIXELS, e.g. sd3.5-medium, dit-xl/2:512.")],
+    card: Annotated[str, typer.Option(help="h100, h200, or measured, with --ceilings.")] = "h100",
+    ceilings: Annotated[Path | None, typer.Option(help="Result file with the ceilings of a card.")] = None,
+    rule: Annotated[str, typer.Option(help="none, cfg, slg, sgg, sgg-exit, or a rule in full.")] = "sgg",
+    batch: Annotated[int, typer.Option(help="Samples drawn together.")] = 1,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    kernels: Annotated[str, typer.Option(help="As for an engine: auto, triton, auto,attention=triton, ...")] = "auto",
+    steps: Annotated[int, typer.Option(help="Calls of a run.")] = 28,
+    against: Annotated[Path | None, typer.Option(help="An earlier census (--json): what came and what went.")] = None,
+    beside: Annotated[Path | None, typer.Option(help="Result file with the suite step: measured beside predicted.")] = None,
+    top: Annotated[int, typer.Option(help="Rows of the table of the slowest operations.")] = 12,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a step consists of, kernel by kernel, and how long it should take on a card, without a GPU.
+
+    Example: segue bench census sd3.5-medium --card h200
+    """
+    from .census_report import print_census
+
+    print_census(model, card, ceilings, rule, batch, dtype, kernels, steps, against, beside, top, json)
+
+
+@bench.command()
 def compare(
     before: Annotated[str, typer.Argument(help="A result file or a git revision.")],
     after: Annotated[str, typer.Argument(help="A result file or a git revision.")],

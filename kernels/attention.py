@@ -11,7 +11,16 @@ from torch import Tensor
 
 from .launch import launch_config
 from .shape_class import FULL_PRECISION, attention_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import (
+    architecture,
+    compute_capability,
+    cudnn_version,
+    dense,
+    jit,
+    launch,
+    next_power_of_two,
+    tl,
+)
 
 PERTURBATIONS = ("attention_identity", "attention_skip", "attention_blur")
 MAX_HEAD_DIM = 128
@@ -236,9 +245,9 @@ def sdpa_order(device: torch.device) -> tuple[tuple, str]:
     from torch.nn.attention import SDPBackend
 
     rest = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-    if torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0):
+    if torch.version.hip or compute_capability(device) < (9, 0):
         return rest, "flash, efficient, math: cuDNN is fastest from sm_90 on"
-    version = torch.backends.cudnn.version() or 0
+    version = cudnn_version()
     if version < CUDNN_WITH_ODD_LENGTHS:
         return rest, f"flash, efficient, math: cuDNN {version} is older than {CUDNN_WITH_ODD_LENGTHS}"
     return (SDPBackend.CUDNN_ATTENTION, *rest), f"cuDNN {version}, flash, efficient, math, in this order"

@@ -26,7 +26,7 @@ from .attention import (
 from .choice import CLASSIFIERS, ByClass
 from .launch import table_architecture
 from .launch_table import PREFERRED
-from .triton_runtime import architecture, unavailable
+from .triton_runtime import architecture, compute_capability, unavailable
 
 ENVIRONMENT = "SEGUE_KERNELS"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -287,7 +287,7 @@ def fp8_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _capability_obstacle(device: torch.device) -> str | None:
-    if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 9):
+    if torch.version.hip or compute_capability(device) >= (8, 9):
         return None
     return f"fp8 needs compute capability 8.9, and this device is {architecture(device)}"
 
