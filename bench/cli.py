@@ -197,11 +197,12 @@ def report(
 @bench.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder for log, rows and state; start again with it to go on.")],
-    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 8.0,
+    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 9.7,
     parts: Annotated[str | None, typer.Option(help="Comma-separated parts, in this order; default: all.")] = None,
+    wheels: Annotated[Path | None, typer.Option(help="Folder of wheels for the parts, such as diffusers.")] = None,
 ) -> None:
     """One visit to a GPU: tests, tuning and benchmarks, part by part, resumable, into one folder."""
     from .gpu_visit import run_visit
 
     names = tuple(name.strip() for name in parts.split(",")) if parts else None
-    raise typer.Exit(run_visit(out, limit_minutes, names))
+    raise typer.Exit(run_visit(out, limit_minutes, names, wheels))

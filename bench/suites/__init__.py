@@ -11,6 +11,8 @@ SUITES = {
     "scaling": "growth with calls, batch, tokens, depth and switch point",
 }
 
+UNFINISHED = 3  # exit code of a run that left cases out for want of time; started again, it goes on
+
 SIZES = frozenset({"models", "batches", "size", "steps", "dtype"})
 READ = {  # the settings that a suite reads beside device, limits, repetitions and quick
     "cost": SIZES | {"rules"},

@@ -1,0 +1,86 @@
+"""The real parts of a visit: their limits, their order, and what their commands are."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from segue.__main__ import app
+from segue.bench import visit_parts
+from segue.bench.visit_parts import CALL_S, FIRST_CALL, ROOT, Part, parts
+
+
+def test_the_first_call_has_time_for_its_parts_and_a_second_one_for_the_rest(tmp_path):
+    made = parts(tmp_path)
+    assert tuple(made)[: len(FIRST_CALL)] == FIRST_CALL
+    assert sum(made[name].seconds for name in FIRST_CALL) <= CALL_S <= 590
+    assert sum(part.seconds for name, part in made.items() if name not in FIRST_CALL) <= 600
+
+
+def test_tests_come_first_tuning_before_what_it_changes_and_the_sanitizer_last(tmp_path):
+    names = list(parts(tmp_path))
+    assert names[0] == "kernel-tests" and names[-1] == "sanitizer"
+    assert names.index("kernels") < names.index("tune") < names.index("kernels-tuned")
+
+
+@pytest.mark.parametrize("seconds", [100, 30])
+def test_a_suite_is_told_how_long_it_really_has(tmp_path, seconds):
+    option, minutes = parts(tmp_path)["step"].limit(seconds)
+    assert option == "--limit-minutes"
+    assert 0 < 60 * float(minutes) < seconds
+
+
+def test_every_suite_accepts_its_options(tmp_path, monkeypatch):
+    """Typer parses them and the settings take them; what would measure is left out."""
+    seen = {}
+    monkeypatch.setattr("segue.bench.runs.run_suites", lambda names, *_, **options: seen.update({names[0]: options}) or 0)
+    for part in parts(tmp_path).values():
+        if part.command[2:4] == ["segue", "bench"]:
+            result = CliRunner().invoke(app, [*part.command[3:], *part.limit(part.seconds)])
+            assert result.exit_code == 0, result.output
+    assert set(seen) == {"e2e", "step", "cost", "kernels", "cold"}
+    assert seen["step"]["models"] == ("dit-xl/2", "sd3.5-medium")
+    assert seen["e2e"]["peers"] == ("eager", "published on our modules")
+
+
+def test_case_files_run_directly_and_every_one_of_them(tmp_path):
+    files = {path.name for path in (ROOT / "tests" / "kernels" / "cases").glob("*_cases.py")}
+    command = parts(tmp_path)["kernel-tests"].command
+    assert {argument.rpartition("/")[2] for argument in command if argument.endswith("_cases.py")} == files
+
+
+def test_the_files_of_kernel_tests_are_collected_by_pytest_as_given(tmp_path):
+    """Without a device they need the interpreter, which is chosen before Triton is imported: a process of its own."""
+    file = next(argument for argument in parts(tmp_path)["kernel-tests"].command if argument.endswith("adaln_cases.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "not slow", "-p", "no:cacheprovider", file]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests collected" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("cores", "xdist", "wanted"), [(16, True, ["-n", "12"]), (16, False, []), (5, True, []), (None, True, [])]
+)
+def test_workers_leave_a_few_cores_and_need_xdist(monkeypatch, cores, xdist, wanted):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object() if xdist else None)
+    assert visit_parts.workers() == wanted
+
+
+def test_the_sanitizer_sees_every_allocation(tmp_path):
+    part = parts(tmp_path)["sanitizer"]
+    assert part.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    assert part.command[part.command.index("--report-api-errors") + 1] == "no"
+
+
+def test_the_tuner_writes_into_the_folder_that_comes_back(tmp_path):
+    part = parts(tmp_path)["tune"]
+    assert part.command[part.command.index("--out") + 1] == str(tmp_path / "launch_table.py")
+    assert part.limit(110)[0] == "--limit-seconds"
+
+
+@pytest.mark.parametrize(("seconds", "least"), [(0, 0), (10, 11), (10, -1)])
+def test_a_part_has_sensible_limits(seconds, least):
+    with pytest.raises(ValueError, match="0 <= least <= seconds"):
+        Part(["a"], seconds, least)
