@@ -36,7 +36,10 @@ CaseLimitOption = Annotated[
     float, typer.Option("--case-seconds", help="Timed seconds of one case; three rounds are made even if they take longer.")
 ]
 LimitOption = Annotated[
-    float, typer.Option("--limit-minutes", help="No case starts that would end after this, judged by the longest so far.")
+    float,
+    typer.Option(
+        "--limit-minutes", help="No case starts that would end after this by its estimate; exit code 3 if one is left out."
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
 OutOption = Annotated[
@@ -84,10 +87,10 @@ def _suite_command(name: str):
     return command
 
 
-def _exit(failures: int) -> None:
-    """Exit code 1 where a case failed; the others have their rows."""
-    if failures:
-        raise typer.Exit(1)
+def _exit(code: int) -> None:
+    """End with a code other than 0 where a case failed or was left out; the others have their rows."""
+    if code:
+        raise typer.Exit(code)
 
 
 def _settings(given: dict) -> dict:

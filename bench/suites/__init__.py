@@ -18,7 +18,7 @@ READ = {  # the settings that a suite reads beside device, limits, repetitions a
     "cost": SIZES | {"rules"},
     "step": SIZES | {"rules"},
     "e2e": SIZES | {"rules", "peers"},
-    "kernels": frozenset(),
+    "kernels": frozenset({"models"}),
     "cold": SIZES | {"rules"},
     "scaling": SIZES,
 }

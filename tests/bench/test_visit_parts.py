@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from segue.__main__ import app
 from segue.bench import visit_parts
 from segue.bench.visit_parts import CALL_S, FIRST_CALL, ROOT, Part, parts
+from segue.kernels.catalogue import SIZES
 
 
 def test_the_first_call_has_time_for_its_parts_and_a_second_one_for_the_rest(tmp_path):
@@ -41,6 +42,8 @@ def test_every_suite_accepts_its_options(tmp_path, monkeypatch):
             assert result.exit_code == 0, result.output
     assert set(seen) == {"e2e", "step", "cost", "kernels", "cold"}
     assert seen["step"]["models"] == ("dit-xl/2", "sd3.5-medium")
+    sizes = [size.name for size in SIZES]
+    assert all(any(name.startswith(wanted) for name in sizes) for wanted in seen["kernels"]["models"])
     assert seen["e2e"]["peers"] == ("eager", "published on our modules")
 
 
