@@ -19,7 +19,7 @@ SPARE_CORES = 4  # for the driver and for what feeds the device
 MODELS = ("dit-xl/2", "sd3.5-medium")
 SIZES = ("SD3.5-medium 1024", "DiT-XL/2 256")  # of the kernels' catalogue
 
-KERNEL_CASES = str(ROOT / "tests" / "kernels" / "test_interpreter.py")  # starts the files that kernel-tests runs directly
+STARTS_KERNEL_CASES = ROOT / "tests" / "kernels" / "test_interpreter.py"
 
 Options = Callable[[float], list[str]]
 
@@ -61,7 +61,7 @@ def parts(out: Path) -> dict[str, Part]:
     models = [option for model in MODELS for option in ("--model", model)]
     sizes = [option for size in SIZES for option in ("--model", size)]
     return {
-        "kernel-tests": _tests(70, ["tests/kernels/cases"], "not slow"),
+        "kernel-tests": _tests(70, kernel_cases(), "not slow"),
         "e2e": _suite("e2e", 100, results, *sd3, *peers),
         "step": _suite("step", 120, results, *models, "--case-seconds", "12"),
         "cost": _suite("cost", 25, results, "--model", MODELS[0], "--case-seconds", "6"),
@@ -69,7 +69,7 @@ def parts(out: Path) -> dict[str, Part]:
         "tune": _tuner(110, out / TUNED_TABLE),
         "kernels-tuned": _suite("kernels", 40, results, *sizes, "--case-seconds", "1"),
         "e2e-tuned": _suite("e2e", 55, results, *sd3, *peers),
-        "engine-tests": _tests(70, ["tests/engine", "tests/kernels", "tests/bench"], "gpu", "--ignore", KERNEL_CASES),
+        "engine-tests": _tests(70, device_tests(), "gpu"),
         "cold": _suite("cold", 75, results, *sd3),
         "sanitizer": _sanitizer(45),
     }
@@ -86,15 +86,22 @@ def _suite(name: str, seconds: float, results: Path, *options: str) -> Part:
     return Part(command, seconds, 20, limit, None, {"SEGUE_TRACEBACK": "1"}, UNFINISHED)
 
 
-def _tests(seconds: float, folders: list[str], marks: str, *options: str) -> Part:
-    """Tests in one process per core, but for a few; files of kernel cases run on the device directly."""
-    missing = None if (ROOT / "tests").is_dir() else "there are no tests beside this installation"
-    files: list[str] = []
-    for folder in folders:
-        cases = sorted(map(str, (ROOT / folder).glob("*_cases.py")))
-        files += cases or [str(ROOT / folder)]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "-rs", *workers(), *options, *files]
-    return Part(command, seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
+def _tests(seconds: float, files: list[Path], marks: str) -> Part:
+    """Tests in one process per core, but for a few."""
+    missing = None if files else "there are no tests beside this installation"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "-rs", *workers()]
+    return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
+
+
+def kernel_cases() -> list[Path]:
+    """The files of kernel cases, which run on the device directly."""
+    return sorted((ROOT / "tests" / "kernels" / "cases").glob("*_cases.py"))
+
+
+def device_tests() -> list[Path]:
+    """The other files with tests that need a device; those that start the files of kernel cases are left out."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [file for file in files if file != STARTS_KERNEL_CASES and "pytest.mark.gpu" in file.read_text(encoding="utf-8")]
 
 
 def workers() -> list[str]:

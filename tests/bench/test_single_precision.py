@@ -15,6 +15,10 @@ def flags() -> tuple[bool, bool]:
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
+def test_every_test_runs_without_tf32():
+    assert flags() == (False, False)
+
+
 @pytest.fixture(params=[(False, True), (True, True), (True, False)])
 def before(request):
     """PyTorch's default, and what a program may have set."""

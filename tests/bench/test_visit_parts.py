@@ -1,7 +1,10 @@
 """The real parts of a visit: their limits, their order, and what their commands are."""
 
+import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -51,6 +54,30 @@ def test_case_files_run_directly_and_every_one_of_them(tmp_path):
     files = {path.name for path in (ROOT / "tests" / "kernels" / "cases").glob("*_cases.py")}
     command = parts(tmp_path)["kernel-tests"].command
     assert {argument.rpartition("/")[2] for argument in command if argument.endswith("_cases.py")} == files
+
+
+def test_every_other_test_that_needs_a_device_is_run_too(tmp_path):
+    """As pytest finds them by their mark, in every file but the one that would start the kernel cases once more."""
+    command = parts(tmp_path)["engine-tests"].command
+    given = {Path(argument).name for argument in command if argument.endswith(".py")}
+    pattern = re.compile(r"^(@|pytestmark = )pytest\.mark\.gpu", re.MULTILINE)
+    marked = {path.name for path in (ROOT / "tests").rglob("test_*.py") if pattern.search(path.read_text(encoding="utf-8"))}
+    assert given == marked - {"test_interpreter.py"}
+    assert {"test_graph.py", "test_interpreter_engine.py"} <= given
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("test_attach.py", "test_steps_captured_as_graphs"), ("test_prompt_live.py", "test_graphs_follow_the_weights")],
+)
+def test_tests_of_a_device_that_need_diffusers_skip_without_it(monkeypatch, file, name):
+    path = ROOT / "tests" / "engine" / file
+    specification = importlib.util.spec_from_file_location(f"{path.stem}_without_diffusers", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # makes the import fail
+    with pytest.raises(pytest.skip.Exception, match="diffusers"):
+        getattr(module, name)()
 
 
 def test_the_files_of_kernel_tests_are_collected_by_pytest_as_given(tmp_path):
