@@ -62,6 +62,13 @@ def test_parts_run_in_order_and_a_missing_one_is_no_failure(visit, capsys):
     assert "tune: not run, there is no tuner" in capsys.readouterr().out
 
 
+def test_what_one_machine_lacked_another_may_have(visit, parts):
+    assert visit()[2]["tune"] == "missing"
+    parts["tune"] = Part(["tune"], 100)
+    _, ran, states = visit()
+    assert ([name for name, _ in ran], states["tune"]) == (["tune"], "passed")
+
+
 def test_a_part_gets_its_limit_or_what_is_left(visit):
     code, ran, states = visit(seconds=95.0, minutes=3.0)
     assert ran == [("tests", 100), ("bench", 85.0 - CLOSING_S)]
