@@ -4,15 +4,19 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from segue.__main__ import app
-from segue.bench import visit_parts
+from segue.bench import kernel_probe, visit_parts
 from segue.bench.visit_parts import CALL_S, FIRST_CALL, ROOT, Part, parts
-from segue.kernels.catalogue import SIZES
+from segue.kernels.catalogue import SIZES, cases
+
+CPU = torch.device("cpu")
 
 
 def test_the_first_call_has_time_for_its_parts_and_a_second_one_for_the_rest(tmp_path):
@@ -108,6 +112,27 @@ def test_the_tuner_writes_into_the_folder_that_comes_back(tmp_path):
     part = parts(tmp_path)["tune"]
     assert part.command[part.command.index("--out") + 1] == str(tmp_path / "launch_table.py")
     assert part.limit(110)[0] == "--limit-seconds"
+
+
+def test_the_documentation_tells_every_part_with_its_limit(tmp_path):
+    told: list[tuple[str, float]] = []
+    for line in (ROOT / "docs" / "gpu-visit.md").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"\| (`.+`) \| ([\d, ]+) \|", line):
+            told += zip(re.findall(r"`([^`]+)`", match[1]), map(float, match[2].split(",")), strict=True)
+    assert told == [(name, part.seconds) for name, part in parts(tmp_path).items()]
+
+
+def test_a_kernel_that_raises_is_said_and_the_others_are_probed(monkeypatch, capsys):
+    def fails(*_arguments):
+        raise KeyError("out of resource")
+
+    (case, *_) = cases(SIZES[0], torch.float32)
+    made = [replace(case, kernel=fails), replace(case, kernel=case.reference)]
+    monkeypatch.setattr(kernel_probe, "cases", lambda _size: made)
+    monkeypatch.setattr(torch, "device", lambda _name: CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    assert kernel_probe.main() == 1
+    assert capsys.readouterr().out == f"{case.name}: FAILED, KeyError: 'out of resource'\n1 of 2 kernels ran\n"
 
 
 @pytest.mark.parametrize(("seconds", "least"), [(0, 0), (10, 11), (10, -1)])
