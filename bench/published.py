@@ -43,6 +43,11 @@ class Stages:
 
 PUBLISHED = Stages()
 ON_OUR_MODULES = "on Segue's networks: two rows always, a whole weak pass, modulation in every call; plain PyTorch, no graph"
+OUR_ROWS = {  # what a rule costs without any of the stages
+    "none": "on Segue's networks: one row per sample, modulation in every call; plain PyTorch, no graph",
+    "cfg": "on Segue's networks: two rows per sample, modulation in every call; plain PyTorch, no graph",
+    "sgg": ON_OUR_MODULES,
+}
 WATERFALL = {  # cumulative, in the order of the engine's documentation
     "as published": PUBLISHED,
     "+ live branches only": Stages(live=True),

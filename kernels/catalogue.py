@@ -114,12 +114,17 @@ class Case:
     variant: str = ""
     dtype: torch.dtype = torch.bfloat16
     has_product: bool = False
-    vendor: bool = False  # the kernel is the vendor's: nothing of it is compiled here, and it needs its device
+    backend: str = "triton"  # whose function the kernel is
     alternative: bool = False  # the same work as the case before it, by another of the vendor's functions
 
     @property
     def name(self) -> str:
         return f"{self.operation}{self.variant and ' ' + self.variant}, {self.size.name}"
+
+    @property
+    def vendor(self) -> bool:
+        """Whether the kernel is the vendor's: nothing of it is compiled here, and it needs its device."""
+        return self.backend != "triton"
 
 
 def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic: int, work: int, **more: Any) -> Case:
@@ -271,7 +276,7 @@ def _fp8_products(size: Size) -> Iterator[Case]:
             variant = f"{what}, fast sums" if fast else what
             yield Case(
                 "fp8_linear", size, kernel, fp8.fp8_linear, operands, traffic, work, FP8_CAPABILITY, variant,
-                has_product=True, vendor=True, alternative=fast,
+                has_product=True, backend="scaled_mm_fast" if fast else "scaled_mm", alternative=fast,
             )  # fmt: skip
 
 
