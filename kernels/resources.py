@@ -10,12 +10,15 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -241,25 +244,36 @@ def write_table(rows: list[Resources], sources: dict[str, str], path: Path = TAB
     """One row per line, so that a change shows as the lines that changed."""
     ordered = sorted(rows, key=lambda row: (row.kernel, ARCHITECTURES.index(row.architecture), row.key, row.warps))
     lines = ",\n".join(json.dumps(asdict(row)) for row in ordered)
-    head = f'"triton": "{triton.__version__}", "sources": {json.dumps(sources)}'
+    head = f'"triton": "{triton.__version__}", "sources": {json.dumps(sources, sort_keys=True)}'
     path.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n')
 
 
-def main() -> None:
+def compiled(architecture: str) -> tuple[list[Resources], dict[str, str]]:
+    """The rows of an architecture and the digests of its kernels; those that are not acceptable are printed."""
+    found, rows = traced(architecture), []
+    for specialisation, (launch, names) in found.items():
+        row = compile_specialisation(specialisation, launch, names)
+        rows.append(row)
+        if not acceptable(row):
+            print(f"{row.kernel} for {architecture}: {row.spilled} spilled, {row.shared} bytes shared: {names[0]}", flush=True)
+    print(f"{architecture}: {len(rows)} kernels", flush=True)
+    return rows, source_digests(launch for launch, _ in found.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Compile everything, write the table, and fail if a kernel spills or needs too much shared memory."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    rows, launches = [], []
-    for architecture in ARCHITECTURES:
-        for specialisation, (launch, names) in traced(architecture).items():
-            launches.append(launch)
-            row = compile_specialisation(specialisation, launch, names)
-            rows.append(row)
-            if not acceptable(row):
-                print(f"{row.kernel} for {architecture}: {row.spilled} spilled, {row.shared} bytes shared: {names[0]}")
-        print(f"{architecture}: {sum(row.architecture == architecture for row in rows)} kernels", flush=True)
-    write_table(rows, source_digests(launches))
-    sys.exit(not all(map(acceptable, rows)))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, each for one architecture; 0 needs none")
+    jobs = parser.parse_args(arguments).jobs
+    if jobs:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            parts = list(pool.map(compiled, ARCHITECTURES))
+    else:
+        parts = list(map(compiled, ARCHITECTURES))
+    rows = [row for part, _ in parts for row in part]
+    write_table(rows, {name: digest for _, digests in parts for name, digest in digests.items()})
+    return int(not all(map(acceptable, rows)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -202,13 +202,10 @@ def untimed(only: set[str], jobs: int, out: Path) -> None:
         keys = [key for key in users(served) if not only or key[0] in only]
         before = {key: launch_config(*key, served) for key in keys}
         with Compilers(jobs, []) as compilers:
-            found = dict(zip(keys, compilers.map(first_fitting, [(key, served) for key in keys]), strict=True))
-        for key, config in found.items():
-            if config is None:
-                print(f"{served} {key}: NOT CHOSEN, no candidate compiles without spills; what there was stays", flush=True)
-            else:
-                print(f"{served} {key}: {config}", flush=True)
-            TABLE[served][key] = config or before[key]
+            for key, config in zip(keys, compilers.map(first_fitting, [(key, served) for key in keys]), strict=True):
+                failed = "NOT CHOSEN, no candidate compiles without spills; what there was stays"
+                print(f"{served} {key}: {config or failed}", flush=True)
+                TABLE[served][key] = config or before[key]
         if not only:
             TABLE[served] = {key: TABLE[served][key] for key in keys}  # without entries that nothing looks up
             PROVENANCE[served] = f"first candidate that compiles without spills, not timed; triton {triton.__version__}"

@@ -3,9 +3,11 @@
 import dataclasses
 import importlib.util
 import os
+from functools import partial
 
 import pytest
 
+from segue.kernels import resources
 from segue.kernels.agenda import users
 from segue.kernels.candidates import candidates
 from segue.kernels.catalogue import SIZES, cases
@@ -115,6 +117,27 @@ def test_every_entry_of_the_launch_table_is_used_and_a_candidate():
 
 def test_the_tuner_writes_the_file_that_is_committed():
     assert table_source() == TABLE_FILE.read_text()
+
+
+@pytest.mark.parametrize("spilled, status", [(0, 0), (4, 1)])
+def test_the_command_writes_the_rows_of_every_architecture(spilled, status, monkeypatch, tmp_path, capsys):
+    """With the compiler replaced: its status says whether a kernel spills."""
+
+    def compiled(specialisation, launch, names):
+        stack = spilled if specialisation.architecture == "sm_90" else 0
+        return Resources(launch.name, specialisation.architecture, 4, 1, 64, 16, stack, 5, specialisation.key, tuple(names))
+
+    few = {architecture: traced(architecture, lambda case: case.operation == "gather_rows") for architecture in ARCHITECTURES}
+    monkeypatch.setattr(resources, "traced", few.get)
+    monkeypatch.setattr(resources, "compile_specialisation", compiled)
+    monkeypatch.setattr(resources, "write_table", partial(resources.write_table, path=tmp_path / "resources.json"))
+    for architecture in ARCHITECTURES:
+        monkeypatch.setitem(PROVENANCE, architecture, "not timed")
+    assert resources.main(["--jobs", "0"]) == status
+    _, rows = read_table(tmp_path / "resources.json")
+    assert len(rows) == sum(map(len, few.values())) and {row.architecture for row in rows} == set(ARCHITECTURES)
+    assert list(read_sources(tmp_path / "resources.json")) == ["gather_kernel"]
+    assert ("gather_kernel for sm_90: 4 spilled" in capsys.readouterr().out) == bool(spilled)
 
 
 def recompile(architecture: str, chosen, committed) -> int:
