@@ -17,8 +17,8 @@ from .kernel_record import ATTENTION, COPY, PRODUCT, PYTORCH, Kernel
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh", "detach"}
 NOTHING |= {"scalar_tensor"}  # a number that is assigned: on CUDA the argument of a fill
 COPIES = {"copy", "clone", "_to_copy"}
-ONE = {"arange", "cat", "fill", "full", "index", "index_select", "native_layer_norm", "new_zeros", "ones", "zero", "zeros"}
-ONE |= {"zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
+ONE = {"arange", "cat", "fill", "full", "index", "index_select", "new_zeros", "ones", "zero", "zeros"}
+ONE |= {"stack", "zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
 # operation: which arguments are the matrices, and whether a bias goes before them
 MATRICES = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_addmm_activation": 1, "_scaled_mm": 0}
 
@@ -54,6 +54,8 @@ def aten_kernels(function, args: tuple, kwargs: dict, out, chip: Chip) -> list[K
         return _product(name, args, results[0])
     if name == "convolution":
         return _convolution(args, results[0], chip)
+    if name == "native_layer_norm":
+        return _layer_norm(args, results[0])
     if name in ONE or {torch.Tag.pointwise, torch.Tag.reduction} & set(function.tags):
         given = () if name in ("fill", "zero") else (args, {key: value for key, value in kwargs.items() if key != "out"})
         read = [value for value in tree_leaves(given) if isinstance(value, Tensor)]
@@ -69,11 +71,12 @@ def _pass(name: str, read: list[Tensor], written: list[Tensor]) -> Kernel:
 
 def _copy(name: str, target: Tensor, source: Tensor) -> Kernel:
     """The copy engine's where nothing changes on the way, else a kernel."""
+    if touched(source) == source.element_size() and target.numel() > 1:  # a number
+        return _pass("fill", [], [target])
     used = [i for i, size in enumerate(target.shape) if size > 1]
     same = target.shape == source.shape and all(target.stride(i) == source.stride(i) for i in used)
     plain = target.dtype == source.dtype and same and _dense(target)
     moved = touched(source) + touched(target)
-    name = name if source.dim() or not target.dim() else "fill"
     return Kernel(COPY if plain else PYTORCH, name, text(target), 0, moved, dtype_text(target))
 
 
@@ -85,6 +88,13 @@ def _dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def _layer_norm(args: tuple, out: Tensor) -> list[Kernel]:
+    """One kernel over contiguous rows, which others are copied to; its statistics are not counted."""
+    x, vectors = args[0], [value for value in args[2:4] if value is not None]
+    before = [] if x.is_contiguous() else [_pass("copy", [x], [out])]
+    return [*before, _pass("native_layer_norm", [out, *vectors], [out])]
 
 
 def _product(name: str, args: tuple, out: Tensor) -> list[Kernel]:

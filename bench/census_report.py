@@ -29,6 +29,7 @@ def print_census(
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
     found, precision = find_card(card, ceilings), resolve_dtype(dtype, CUDA)
+    found.rate(str(precision).removeprefix("torch."))
     before = None if against is None else read_census(against)
     rows = None if beside is None else read_rows(beside)
     census = take_census(BenchModel.parse(model), found, rule, batch, precision, kernels, steps)
