@@ -1,6 +1,7 @@
 """Commands as processes: ended with all they started, and never without their last words."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,23 @@ def test_a_command_that_does_not_exist_is_a_failure_with_a_reason(tmp_path):
     log = tmp_path / "log.txt"
     assert execute(["there-is-no-such-command"], 600, log, {}) == 127
     assert log.read_text() == "there-is-no-such-command cannot start: No such file or directory\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_visit_that_is_ended_takes_its_part_with_it(tmp_path, number):
+    """A visit of one part, which sleeps; once the part has said its number, the visit is sent a signal."""
+    log = tmp_path / "log.txt"
+    log.touch()
+    program = f"""
+from pathlib import Path
+from segue.bench.child_process import execute
+execute(["sh", "-c", "echo $$; exec sleep 600"], 600, Path({str(log)!r}), {{}})
+"""
+    visit = subprocess.Popen([sys.executable, "-c", program])
+    while not log.read_text().endswith("\n"):
+        assert visit.poll() is None
+        os.sched_yield()
+    visit.send_signal(number)
+    assert visit.wait() == -number
+    while running(log.read_text().strip()):  # the kernel kills it; alive, it would go on for ten minutes
+        os.sched_yield()
