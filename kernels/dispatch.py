@@ -1,7 +1,7 @@
 """Which implementation of each operation runs, decided once when an engine is built.
 
-``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, and may fall back; that is logged once.  An
-explicit request works or raises.
+``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, with oneDNN's products on x86, and may fall back;
+that is logged once.  An explicit request works or raises.
 """
 
 import logging
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from . import adaln, combine, corrections, fp8, mlp, philox, qkv, readout
+from . import adaln, combine, compiled, corrections, fp8, mlp, onednn, philox, qkv, readout
 from .attention import (
     MAX_HEAD_DIM,
     attention,
@@ -49,6 +49,7 @@ class Kernels:
     joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
+    linear: Callable = mlp.linear
     linear_gelu: Callable = mlp.linear_gelu
     linear_gated_residual: Callable = mlp.linear_gated_residual
     grouped_linear: Callable = mlp.grouped_linear
@@ -104,17 +105,21 @@ OPERATIONS = tuple(entry.name for entry in fields(Kernels))
 BACKENDS = ("reference", "triton")
 # the vendor's functions beside PyTorch's own, by operation and backend; attention's need a word with the device first
 VENDOR: dict[str, dict[str, Callable]] = {
-    "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt},
+    "linear": {"onednn": onednn.linear},
+    "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt, "onednn": onednn.linear_gelu},
+    "grouped_linear": {"onednn": onednn.grouped_linear},
     "fp8_linear": {
         "scaled_mm": fp8.fp8_linear_scaled_mm,
         "scaled_mm_fast": partial(fp8.fp8_linear_scaled_mm, fast_accumulation=True),
     },
 }
 MORE_BACKENDS = {"attention": ("sdpa", "xformers")} | {operation: tuple(made) for operation, made in VENDOR.items()}
-WITHOUT_TRITON = ("fp8_linear",)  # a request for Triton everywhere leaves these to the automatic choice
+MORE_BACKENDS |= dict.fromkeys(compiled.FUNCTIONS, ("compiled",))
+WITHOUT_TRITON = ("linear", "fp8_linear")  # a request for Triton everywhere leaves these to the automatic choice
 # matrix products and attention stay with the vendor's libraries until a measurement on the architecture says otherwise
 LIBRARY = {
     "attention": "sdpa",
+    "linear": "reference",
     "linear_gelu": "reference",
     "linear_gated_residual": "reference",
     "grouped_linear": "reference",
@@ -183,6 +188,8 @@ def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]
     wanted = dict.fromkeys((operation for operation in OPERATIONS if operation not in FOLLOWERS), backend)
     if backend == "triton":
         wanted |= dict.fromkeys(WITHOUT_TRITON, "auto")
+    if backend == "compiled":
+        wanted |= {operation: "auto" for operation in wanted if operation not in compiled.FUNCTIONS}
     wanted |= requests
     for operation, name in wanted.items():
         own = ("reference",) if operation in WITHOUT_TRITON else BACKENDS
@@ -202,27 +209,39 @@ def select_kernels(
 ) -> Selection:
     """Choose every operation for networks of ``dtype`` and ``shapes`` on ``device``.
 
-    ``backend`` is ``auto``, ``reference`` or ``triton``; ``overrides`` names a backend for single operations.  Where the
-    argument is ``auto``, the environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises
-    ``ValueError`` for unknown names and for an explicit choice that cannot work here.
+    ``backend`` is ``auto``, ``reference``, ``triton`` or ``compiled``, which leaves products and attention to the automatic
+    choice; ``overrides`` names a backend for single operations.  Where the argument is ``auto``, the environment variable
+    SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises ``ValueError`` for unknown names and for an explicit
+    choice that cannot work here.
     """
     made, chosen = {}, {}
     for operation, name in _wanted(backend, overrides).items():
-        library = operation in WITHOUT_TRITON
-        obstacle = fp8_obstacle(device, dtype) if library else triton_obstacle(operation, device, dtype, shapes)
         if name == "auto":
-            name, reason = _automatic(operation, device, obstacle)
+            name, reason = _automatic(operation, device, dtype, shapes)
         else:
             reason = "requested"
-            if obstacle and name in (VENDOR[operation] if library else ("triton",)):
+            if obstacle := _obstacle(operation, name, device, dtype, shapes):
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
         made[operation], detail = _implementation(operation, name, device)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
     if chosen["linear_gated_residual"][0] == "reference":
-        made["linear_gated_residual"] = partial(mlp.linear_gated_residual, residual=made["gated_residual"])
+        made["linear_gated_residual"] = partial(
+            mlp.linear_gated_residual, residual=made["gated_residual"], product=made["linear"]
+        )
     made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
     chosen["perturbed_attention"] = chosen["attention"]
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS})
+
+
+def _obstacle(operation: str, name: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> str | None:
+    """Why a backend of ``operation`` cannot serve; None when it can."""
+    if name == "triton":
+        return triton_obstacle(operation, device, dtype, shapes)
+    if name == "compiled":
+        return compiled.obstacle(device)
+    if name == "onednn":
+        return onednn.obstacle(device, dtype)
+    return fp8_obstacle(device, dtype) if name in VENDOR["fp8_linear"] else None
 
 
 def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes = Shapes()) -> str | None:
@@ -267,11 +286,16 @@ def _capability_obstacle(device: torch.device) -> str | None:
     return f"fp8 needs compute capability 8.9, and this device is {architecture(device)}"
 
 
-def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tuple[str, str]:
+def _automatic(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> tuple[str, str]:
     """Backend and reason of an operation that nobody asked anything for."""
+    if "onednn" in VENDOR.get(operation, {}) and onednn.measured_faster() and not onednn.obstacle(device, dtype):
+        return "onednn", "automatic: bias and GELU within the product, measured faster on x86"
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"
-    if obstacle:
+    if operation == "linear":
+        return "reference", "automatic: the vendor's library"
+    in_fp8 = operation == "fp8_linear"
+    if obstacle := fp8_obstacle(device, dtype) if in_fp8 else triton_obstacle(operation, device, dtype, shapes):
         if operation not in FP8_OPERATIONS:  # most engines never call these
             _log_once(f"kernel {operation} falls back to the reference function: {obstacle}")
         return "sdpa" if operation == "attention" else "reference", f"fallback: {obstacle}"
@@ -292,6 +316,10 @@ def _implementation(operation: str, name: str, device: torch.device) -> tuple[Ca
     """The callable of a backend and, where there is something to tell, a detail for ``explain``."""
     if name in BACKENDS:
         return getattr(TRITON if name == "triton" else REFERENCE, operation), ""
+    if name == "compiled":
+        return compiled.compiled(operation), ""
+    if name == "onednn":
+        return VENDOR[operation][name], ""
     if device.type != "cuda":
         raise ValueError(f"{operation}={name!r} cannot work: it needs a CUDA device, and this is {device.type!r}")
     if operation in VENDOR:

@@ -15,19 +15,30 @@ from .triton_runtime import architecture, dense, jit, launch, processors, tl
 NO_EPILOGUE, GELU, GATED_RESIDUAL = 0, 1, 2
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x W^T + b``.  x [R, L, D]; weight [E, D]; bias [E] -> [R, L, E]."""
+    return F.linear(x, weight, bias)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``gelu(x W^T + b)`` with the tanh approximation.  x [R, L, D]; weight [E, D]; bias [E] -> [R, L, E]."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
 def linear_gated_residual(
-    h: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residual: Callable = gated_residual
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor,
+    residual: Callable = gated_residual,
+    product: Callable = linear,
 ) -> Tensor:
     """``h += gate * (x W^T + b)`` in place; returns ``h``.  h [R, L, E]; x [R, L, D]; weight [E, D]; gate [R, 1, E].
 
-    ``residual`` does what follows the product.
+    ``residual`` does what follows the ``product``.
     """
-    return residual(h, F.linear(x, weight, bias), gate)
+    return residual(h, product(x, weight, bias), gate)
 
 
 def grouped_linear(

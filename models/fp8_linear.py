@@ -39,7 +39,7 @@ def fp8_fits(linear: nn.Linear) -> bool:
 def apply_linear(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Tensor:
     """``x W^T + b``.  x [R, L, D] -> [R, L, E]."""
     if not isinstance(layer, Fp8Linear):
-        return layer(x)
+        return kernels.linear(x, layer.weight, layer.bias)
     rows = x if isinstance(x, Fp8Rows) else kernels.quantize_rows(x)
     return kernels.fp8_linear(*rows, layer.values, layer.scale, layer.bias)
 
