@@ -26,7 +26,7 @@ def compiler():
 
 
 def state(normal, vectors, others=1):
-    """The state as a row prefix of a larger buffer, further states, and vectors as chunks of one row: as a model passes them."""
+    """As a model passes them: the state is a row prefix of a larger buffer, the vectors are chunks of one row."""
     h = normal(4, 5, 24)[:2]
     return [h, *normal(others, 2, 5, 24), *normal(2, vectors * 24)[:, None].chunk(vectors, dim=-1)]
 
