@@ -36,7 +36,10 @@ CaseLimitOption = Annotated[
     float, typer.Option("--case-seconds", help="Timed seconds of one case; three rounds are made even if they take longer.")
 ]
 LimitOption = Annotated[
-    float, typer.Option("--limit-minutes", help="No case starts that would end after this, judged by the longest so far.")
+    float,
+    typer.Option(
+        "--limit-minutes", help="No case starts that would end after this by its estimate; exit code 3 if one is left out."
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
 OutOption = Annotated[
@@ -84,10 +87,10 @@ def _suite_command(name: str):
     return command
 
 
-def _exit(failures: int) -> None:
-    """Exit code 1 where a case failed; the others have their rows."""
-    if failures:
-        raise typer.Exit(1)
+def _exit(code: int) -> None:
+    """End with a code other than 0 where a case failed or was left out; the others have their rows."""
+    if code:
+        raise typer.Exit(code)
 
 
 def _settings(given: dict) -> dict:
@@ -152,6 +155,30 @@ def table(
 
 
 @bench.command()
+def census(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@WIDTH or NAME:PIXELS, e.g. sd3.5-medium, dit-xl/2:512.")],
+    card: Annotated[str, typer.Option(help="h100, h200, or measured, with --ceilings.")] = "h100",
+    ceilings: Annotated[Path | None, typer.Option(help="Result file with the ceilings of a card.")] = None,
+    rule: Annotated[str, typer.Option(help="none, cfg, slg, sgg, sgg-exit, or a rule in full.")] = "sgg",
+    batch: Annotated[int, typer.Option(help="Samples drawn together.")] = 1,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    kernels: Annotated[str, typer.Option(help="As for an engine: auto, triton, auto,attention=triton, ...")] = "auto",
+    steps: Annotated[int, typer.Option(help="Calls of a run.")] = 28,
+    against: Annotated[Path | None, typer.Option(help="An earlier census (--json): what came and what went.")] = None,
+    beside: Annotated[Path | None, typer.Option(help="Result file with the suite step: measured beside predicted.")] = None,
+    top: Annotated[int, typer.Option(help="Rows of the table of the slowest operations.")] = 12,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a step consists of, kernel by kernel, and how long it should take on a card, without a GPU.
+
+    Example: segue bench census sd3.5-medium --card h200
+    """
+    from .census_report import print_census
+
+    print_census(model, card, ceilings, rule, batch, dtype, kernels, steps, against, beside, top, json)
+
+
+@bench.command()
 def compare(
     before: Annotated[str, typer.Argument(help="A result file or a git revision.")],
     after: Annotated[str, typer.Argument(help="A result file or a git revision.")],
@@ -197,11 +224,12 @@ def report(
 @bench.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder for log, rows and state; start again with it to go on.")],
-    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 8.0,
+    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 9.7,
     parts: Annotated[str | None, typer.Option(help="Comma-separated parts, in this order; default: all.")] = None,
+    wheels: Annotated[Path | None, typer.Option(help="Folder of wheels for the parts, such as diffusers.")] = None,
 ) -> None:
     """One visit to a GPU: tests, tuning and benchmarks, part by part, resumable, into one folder."""
     from .gpu_visit import run_visit
 
     names = tuple(name.strip() for name in parts.split(",")) if parts else None
-    raise typer.Exit(run_visit(out, limit_minutes, names))
+    raise typer.Exit(run_visit(out, limit_minutes, names, wheels))

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from segue.kernels.contracts import OF_BACKENDS, shared_dimensions
 from segue.kernels.judgement import bias
 
-from .correctness import HALF_FACTOR, Gate, relative_error
+from .correctness import HALF_FACTOR, Gate, full_single, relative_error
 
 CACHE_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}  # well past the last cache of either
 MAX_SETS = 64
@@ -71,9 +71,10 @@ def kernel_gate(
     Where the contract of ``operation`` and ``backend`` is approximate sums, it states the bound, and a bias is part of it.
     Everything returned and every argument written in place is compared; inputs are cloned.
     """
-    exact = _outcome(reference, tree_map(_as_double, arguments))
-    plain = _outcome(reference, tree_map(_cloned, arguments))
-    tried = _outcome(kernel, tree_map(_cloned, arguments))
+    with full_single():
+        exact = _outcome(reference, tree_map(_as_double, arguments))
+        plain = _outcome(reference, tree_map(_cloned, arguments))
+        tried = _outcome(kernel, tree_map(_cloned, arguments))
     worst = Gate(0.0, 1.0, name)
     for value, eager, wanted in zip(tried, plain, exact, strict=True):
         bound = max(HALF_FACTOR * relative_error(eager, wanted), FLOOR.get(value.dtype, 2.0**-3))

@@ -58,7 +58,7 @@ class EngineCore:
         networks = {"main": model, **(models or {})}
         check_graphs(graphs, self.device)
         backend, overrides = parse_kernels(kernels)
-        self.selection = select_kernels(self.device, self.dtype, _shapes(networks), backend=backend, overrides=overrides)
+        self.selection = select_kernels(self.device, self.dtype, network_shapes(networks), backend=backend, overrides=overrides)
         self.models = {
             name: with_linears(placed(network, self.device, self.dtype), self.linears) for name, network in networks.items()
         }
@@ -205,7 +205,7 @@ class EngineCore:
         return "\n".join(lines)
 
 
-def _shapes(models: Mapping[str, nn.Module]) -> Shapes:
+def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
     """The largest sizes of the networks, for the choice of kernels."""
     specs = [model.spec for model in models.values()]
     outputs = max(spec.patch**2 * spec.channels for spec in specs)

@@ -104,10 +104,17 @@ def _attention_backends() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, str]:
-    """The backend of every operation of an engine made with the defaults, and why it was chosen."""
+    """The backend of every operation of an engine made with the defaults, why it was chosen, and others by shape class."""
     device = resolve_device(None)
-    chosen = dispatch.select_kernels(device, resolve_dtype(None, device)).chosen
-    return {operation: f"{backend} ({reason})" for operation, (backend, reason) in chosen.items()}
+    selection = dispatch.select_kernels(device, resolve_dtype(None, device))
+    classes = {
+        operation: "".join(f"; {backend} at {shape_class}" for shape_class, backend in preferred.items())
+        for operation, preferred in selection.classes.items()
+    }
+    return {
+        operation: f"{backend} ({reason}){classes.get(operation, '')}"
+        for operation, (backend, reason) in selection.chosen.items()
+    }
 
 
 def _fp8(model: str) -> dict[str, float] | str:

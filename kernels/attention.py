@@ -9,8 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import launch_config, size_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .launch import launch_config
+from .shape_class import FULL_PRECISION, attention_class
+from .triton_runtime import (
+    architecture,
+    compute_capability,
+    cudnn_version,
+    dense,
+    jit,
+    launch,
+    next_power_of_two,
+    tl,
+)
 
 PERTURBATIONS = ("attention_identity", "attention_skip", "attention_blur")
 MAX_HEAD_DIM = 128
@@ -195,7 +205,7 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = dense(q), dense(k), dense(v)
     part, rest = split_head_dim(head_dim)
     # fp32 products run without tensor cores, on registers: their tiles must be small
-    shape_class = "fp32" if q.dtype == torch.float32 else size_class("k", part + rest, (32, 64, 96, 128))
+    shape_class = FULL_PRECISION if q.dtype == torch.float32 else attention_class(head_dim, k.shape[2])
     config = launch_config("attention", shape_class, architecture(q.device))
     strides = [x.stride(i) for x in (q, k, v) for i in (0, 1, 2)]
     align = 8 if all(stride % 8 == 0 for stride in strides) else 1
@@ -235,9 +245,9 @@ def sdpa_order(device: torch.device) -> tuple[tuple, str]:
     from torch.nn.attention import SDPBackend
 
     rest = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-    if torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0):
+    if torch.version.hip or compute_capability(device) < (9, 0):
         return rest, "flash, efficient, math: cuDNN is fastest from sm_90 on"
-    version = torch.backends.cudnn.version() or 0
+    version = cudnn_version()
     if version < CUDNN_WITH_ODD_LENGTHS:
         return rest, f"flash, efficient, math: cuDNN {version} is older than {CUDNN_WITH_ODD_LENGTHS}"
     return (SDPBackend.CUDNN_ATTENTION, *rest), f"cuDNN {version}, flash, efficient, math, in this order"

@@ -65,6 +65,7 @@ CONTRACTS: dict[str, Contract] = {
     "modulated_norm2": rounding("each output equals modulated_norm of its modulation to the bit"),
     "gated_residual": rounding("product and sum in fp32, one rounding of the state"),
     "residual_modulated_norm": rounding("gated_residual, then modulated_norm of the rounded state: equal to both to the bit"),
+    "residual_modulated_norm2": rounding("gated_residual, then modulated_norm2 of the rounded state: equal to both to the bit"),
     "residual2_modulated_norm": rounding("both residuals summed in fp32, the state rounded once where two calls round twice"),
     "modulated_norm_fp8": quantised("modulated_norm in fp32, then one rounding to e4m3 by a scale per row"),
     "residual_modulated_norm_fp8": quantised("the state as gated_residual, its norm rounded to e4m3 by a scale per row"),
@@ -77,10 +78,12 @@ CONTRACTS: dict[str, Contract] = {
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),
     "grouped_linear": rounding("sum of products and bias in fp32, one rounding"),
+    "embed_patches": rounding("sum of products, bias and positions in fp32, one rounding; PyTorch rounds the tokens too"),
     "combine_then_project": rounding("norm and combination in fp32, rounded once to meet the weight, product kept in fp32"),
     "project": rounding("norm in fp32, rounded once to meet the weight; Triton keeps the product in fp32"),
     "readout_update": rounding("combine_then_project, then solver_update in fp32"),
     "gather_rows": exact("copies"),
+    "gather_modulation": exact("copies"),
     "combine_branches": rounding("a product and a sum per branch in fp32, fused or not"),
     "solver_update": rounding("products and sums in fp32, fused or not"),
     "cfg_zero_star": rounding("sums over a sample in fp32, in blocks; two roundings of the result", by_sample=True),
@@ -93,6 +96,7 @@ CONTRACTS: dict[str, Contract] = {
 OF_BACKENDS: dict[tuple[str, str], Contract] = {
     ("attention", "sdpa"): rounding("cuDNN's, flash or efficient attention: as our own, in another order of keys"),
     ("attention", "xformers"): rounding("flash attention: as our own, in another order of keys"),
+    ("linear_gated_residual", "deferred"): rounding("the product rounded as in reference; the residual norm adds it in fp32"),
     ("linear_gelu", "cublaslt"): rounding("the epilogue computes the tanh form of GELU on the fp32 sum"),
     ("fp8_linear", "scaled_mm"): rounding("partial sums of the tensor cores are promoted to fp32 every few products"),
     ("fp8_linear", "scaled_mm_fast"): Contract(

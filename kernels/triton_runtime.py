@@ -49,8 +49,21 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class _Trace:
+class Chip:
+    """What kernels are chosen and launched by, of a device that need not be here.
+
+    ``architecture`` as :func:`architecture` gives it; ``processors`` multiprocessors; ``cudnn`` the version of cuDNN as
+    PyTorch counts it (91501), 0 where it is missing or switched off.
+    """
+
     architecture: str
+    processors: int
+    cudnn: int = 0
+
+
+@dataclass(frozen=True)
+class _Trace:
+    chip: Chip
     launches: list[Launch]
 
 
@@ -70,9 +83,12 @@ def observe_launches() -> Iterator[list[Launch]]:
 
 
 @contextmanager
-def trace_launches(architecture: str) -> Iterator[list[Launch]]:
-    """Every launch of this context as it would be on ``architecture``; nothing runs, so tensors may be on ``meta``."""
-    trace = _Trace(architecture, [])
+def trace_launches(chip: str | Chip) -> Iterator[list[Launch]]:
+    """Every launch of this context as it would be on ``chip``; nothing runs, so tensors may be on ``meta``.
+
+    An architecture by name is its full chip.  What is asked here of a CUDA device is answered for this chip.
+    """
+    trace = _Trace(Chip(chip, PROCESSORS[chip]) if isinstance(chip, str) else chip, [])
     token = _trace.set(trace)
     try:
         yield trace.launches
@@ -101,7 +117,9 @@ def interpreter_obstacle(triton_version: str, numpy_version: str) -> str | None:
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on ``device``; None when they can."""
+    """Why Triton kernels cannot run on ``device``; None when they can, and in a trace, where nothing runs."""
+    if _trace.get():
+        return None
     if triton is None:
         return "triton is not installed"
     if device.type == "cuda":
@@ -122,10 +140,24 @@ def _device_architecture(index: int) -> str:
 def architecture(device: torch.device) -> str:
     """``sm_90``, ``gfx942``, ...: the traced architecture, that of the device, or the default under the interpreter."""
     if trace := _trace.get():
-        return trace.architecture
+        return trace.chip.architecture
     if device.type != "cuda":
         return DEFAULT_ARCHITECTURE
     return _device_architecture(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Of the traced chip, or of a CUDA device: (9, 0) for sm_90."""
+    if trace := _trace.get():
+        return divmod(int(trace.chip.architecture.removeprefix("sm_")), 10)
+    return torch.cuda.get_device_capability(device)
+
+
+def cudnn_version() -> int:
+    """The version of cuDNN as PyTorch counts it (91501), 0 without one: that of the traced chip, or of this machine."""
+    if trace := _trace.get():
+        return trace.chip.cudnn
+    return torch.backends.cudnn.version() or 0
 
 
 @cache
@@ -136,7 +168,7 @@ def _device_processors(index: int) -> int:
 def processors(device: torch.device) -> int:
     """Multiprocessors of the device: the size of a persistent grid.  Two under the interpreter, so that tiles queue."""
     if trace := _trace.get():
-        return PROCESSORS[trace.architecture]
+        return trace.chip.processors
     if device.type != "cuda":
         return 2
     return _device_processors(device.index if device.index is not None else torch.cuda.current_device())
