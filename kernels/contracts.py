@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .dispatch import WITHOUT_TRITON
 from .judgement import BIAS, FACTOR, FLOOR
 
 Kind = Literal["bit-exact", "within rounding", "approximate"]
@@ -121,7 +122,8 @@ def shared_dimensions(operation: str | None, dimensions: int) -> int:
 
 def page() -> str:
     """The contracts as docs/numerics.md."""
-    rows = [(operation, ", ".join(COMMON), promised) for operation, promised in CONTRACTS.items()]
+    own = {operation: COMMON[:1] if operation in WITHOUT_TRITON else COMMON for operation in CONTRACTS}
+    rows = [(operation, ", ".join(own[operation]), promised) for operation, promised in CONTRACTS.items()]
     rows += [(operation, backend, promised) for (operation, backend), promised in OF_BACKENDS.items()]
     rows.sort(key=lambda row: list(CONTRACTS).index(row[0]))
     lines = [
