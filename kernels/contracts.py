@@ -132,11 +132,9 @@ def shared_dimensions(operation: str | None, dimensions: int) -> int:
 
 def page() -> str:
     """The contracts as docs/numerics.md."""
-    rows = [
-        (operation, "reference" if operation in WITHOUT_TRITON else ", ".join(COMMON), promised)
-        for operation, promised in CONTRACTS.items()
-    ]
-    rows += [(name, backend, promised) for (name, backend), promised in OF_BACKENDS.items() if backend != "compiled"]
+    own = {operation: COMMON[:1] if operation in WITHOUT_TRITON else COMMON for operation in CONTRACTS}
+    rows = [(operation, ", ".join(own[operation]), promised) for operation, promised in CONTRACTS.items()]
+    rows += [(operation, backend, promised) for (operation, backend), promised in OF_BACKENDS.items() if backend != "compiled"]
     rows.sort(key=lambda row: list(CONTRACTS).index(row[0]))
     lines = [
         f"| `{name}` | {backends} | {promised.kind} | {promised.argument}{_bound(promised)} |"
