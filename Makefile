@@ -28,7 +28,7 @@ help:
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make lint      style and format"
 	@echo "make bench     measure for 12 minutes, beside other implementations, into out/bench; again: go on where it stopped"
-	@echo "make gpu       one visit to a GPU, 8 minutes at most, into out/gpu; again: go on where it stopped"
+	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
 
 demo: $(VENV)/.core
 	$(BIN)/segue compare --out out/demo.png
@@ -45,12 +45,13 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/segue bench run --suites cost,e2e,step --limit-minutes 12 --out out/bench/rows.jsonl; \
-	failed=$$?; $(BIN)/segue bench report out/bench/rows.jsonl --out out/bench && exit $$failed
+	failed=$$?; $(BIN)/segue bench report out/bench/rows.jsonl --out out/bench && \
+	{ [ $$failed -ne 3 ] || echo "the time is over; make bench goes on"; } && exit $$(( failed == 3 ? 0 : failed ))
 
-# a GPU machine brings its own torch and triton and may have no network: nothing is installed but segue itself
+# a GPU machine brings its own torch and triton and may have no network: nothing is installed
 gpu:
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m segue bench gpu --out out/gpu --limit-minutes 8
+	$(PYTHON) bench/links.py out/links
+	PYTHONPATH=$(CURDIR)/out/links$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m segue bench gpu --out out/gpu
 
 $(VENV)/.core: $(INPUTS)
 	$(call install,.)

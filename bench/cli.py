@@ -36,7 +36,10 @@ CaseLimitOption = Annotated[
     float, typer.Option("--case-seconds", help="Timed seconds of one case; three rounds are made even if they take longer.")
 ]
 LimitOption = Annotated[
-    float, typer.Option("--limit-minutes", help="No case starts that would end after this, judged by the longest so far.")
+    float,
+    typer.Option(
+        "--limit-minutes", help="No case starts that would end after this by its estimate; exit code 3 if one is left out."
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
 OutOption = Annotated[
@@ -84,10 +87,10 @@ def _suite_command(name: str):
     return command
 
 
-def _exit(failures: int) -> None:
-    """Exit code 1 where a case failed; the others have their rows."""
-    if failures:
-        raise typer.Exit(1)
+def _exit(code: int) -> None:
+    """End with a code other than 0 where a case failed or was left out; the others have their rows."""
+    if code:
+        raise typer.Exit(code)
 
 
 def _settings(given: dict) -> dict:
@@ -223,11 +226,12 @@ def report(
 @bench.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder for log, rows and state; start again with it to go on.")],
-    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 8.0,
+    limit_minutes: Annotated[float, typer.Option(help="For everything together.")] = 9.7,
     parts: Annotated[str | None, typer.Option(help="Comma-separated parts, in this order; default: all.")] = None,
+    wheels: Annotated[Path | None, typer.Option(help="Folder of wheels for the parts, such as diffusers.")] = None,
 ) -> None:
     """One visit to a GPU: tests, tuning and benchmarks, part by part, resumable, into one folder."""
     from .gpu_visit import run_visit
 
     names = tuple(name.strip() for name in parts.split(",")) if parts else None
-    raise typer.Exit(run_visit(out, limit_minutes, names))
+    raise typer.Exit(run_visit(out, limit_minutes, names, wheels))

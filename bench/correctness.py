@@ -1,5 +1,7 @@
 """The gate before a timing: a result that is wrong is never reported as fast."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,21 @@ HALF_FACTOR = 2.0
 # Two half-precision runs of one peer in another order of operations: bf16 rounds to 2^-9, guidance multiplies the difference
 # of two such numbers by up to 5, and 28 calls add up.
 PEER_HALF_BOUND = 0.1
+
+
+@contextmanager
+def full_single() -> Iterator[None]:
+    """Products and convolutions of fp32 with all of its bits inside: TF32, on for convolutions by default, has 10.
+
+    The settings of before return afterwards.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)

@@ -1,132 +1,200 @@
-"""One visit to a GPU: tests, tuning and benchmarks as processes of their own, part by part, resumable, into one folder.
+"""One visit to a GPU: tests, benchmarks and tuning as processes of their own, part by part, into one folder.
 
-The folder holds ``log.txt`` (everything printed), ``visit.json`` (what each part did), ``results.jsonl`` and ``.csv``, and a
-copy of the launch table that the tuner wrote.
+The folder holds ``log.txt`` (everything printed), ``visit.json`` (what each part did, and from which commit),
+``results.jsonl`` and ``.csv``, and ``launch_table.py``, which the tuner writes after every entry.  Started again with the same
+folder, on this machine or a fresh one, a visit goes on with what is not done.
 """
 
-import importlib.util
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-TUNER = "segue.kernels.tune"
-LAUNCH_TABLE = ROOT / "kernels" / "launch_table.py"
-SANITIZER = "compute-sanitizer"
+from .child_process import LAST_WORDS_S, execute
+from .telemetry import COMMIT_VARIABLE, cuda_versions, current_commit, device_name
+from .tuned_table import INSTALLED, install, made_for, refusal
+from .visit_folder import complaints, read_state, shorten, write_state
+from .visit_parts import ROOT, TUNED_TABLE, Part, parts
+from .wheels import found_wheels, unpack
+
 TAIL = 15  # lines of a failed part shown at once; the log has all
+CLOSING_S = 1.0 + LAST_WORDS_S  # to end a part that hangs, and to write the state
+DONE = ("passed", "missing")
+AGAIN = ("unfinished",)  # tried once more in the same call if time is left
+
+Execute = Callable[[list[str], float, Path, Mapping[str, str]], int | None]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A command of the visit, the most seconds it may take, what it lacks (None: nothing), and a file it writes elsewhere."""
+class Machine:
+    """What a visit asks of the machine; replaced in tests."""
 
-    command: list[str]
-    seconds: float
-    missing: str | None = None
-    writes: Path | None = None
-
-
-def parts(out: Path) -> dict[str, Part]:
-    """All parts in their order: what must be right first, then tuning, then what is measured with its result."""
-    python = [sys.executable, "-m"]
-    pytest = [*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-rs"]
-    tests = None if (ROOT / "tests").is_dir() else "there are no tests beside this installation"
-    sanitizer = None if shutil.which(SANITIZER) else f"{SANITIZER} is not installed"
-    tuner = None if importlib.util.find_spec(TUNER) else f"there is no module {TUNER}"
-
-    def suite(name: str, seconds: float, *options: str) -> Part:
-        limit = ["--limit-minutes", f"{0.9 * seconds / 60:.2f}"]  # the rest is for starting and for the case in hand
-        return Part([*python, "segue", "bench", name, "--out", str(out / "results.jsonl"), *limit, *options], seconds)
-
-    probe = [SANITIZER, "--tool", "memcheck", "--error-exitcode", "1", *python, "segue.bench.kernel_probe"]
-    return {
-        "kernel-tests": Part([*pytest, str(ROOT / "tests" / "kernels")], 150, tests),
-        "engine-tests": Part([*pytest, str(ROOT / "tests" / "engine"), str(ROOT / "tests" / "bench")], 90, tests),
-        "sanitizer": Part(probe, 60, sanitizer),
-        "tune": Part([*python, TUNER], 150, tuner, LAUNCH_TABLE),
-        "kernels": suite("kernels", 90, "--case-seconds", "2"),
-        "e2e": suite("e2e", 150, "--case-seconds", "12"),
-        "step": suite("step", 60, "--case-seconds", "10"),
-        "cost": suite("cost", 60, "--case-seconds", "12"),
-        "cold": suite("cold", 60),
-    }
+    run: Execute = execute
+    now: Callable[[], float] = time.monotonic
+    has_device: Callable[[], bool] = torch.cuda.is_available
+    describe: Callable[[], dict[str, str]] = lambda: describe_device(torch.device("cuda"))
+    tuned_for: Callable[[], dict[str, str]] = lambda: made_for(torch.device("cuda"))
+    installed_table: Path = INSTALLED
 
 
-Execute = Callable[[list[str], float, Path], int | None]
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Name and versions of what rows are measured on."""
+    return {"device": device_name(device), **cuda_versions(device)}
 
 
-def execute(command: list[str], limit_s: float, log: Path) -> int | None:
-    """Exit code of a command whose output goes to the end of ``log``; None when it passed its limit and was ended.
+@dataclass
+class _Visit:
+    """A call in progress: where it writes, what it knows, and when it must end."""
 
-    It is ended with every process that it started, so that none of them keeps the GPU.
-    """
-    with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            return process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the group of this very process: its number is the leader's
-            process.wait()
-            return None
+    out: Path
+    machine: Machine
+    known: dict[str, Part]
+    state: dict
+    end: float
+    commit: str
+    environment: dict[str, str]
+
+    @property
+    def log(self) -> Path:
+        return self.out / "log.txt"
+
+    @property
+    def table(self) -> Path:
+        return self.out / TUNED_TABLE
+
+    def status(self, name: str) -> str:
+        return self.state["parts"].get(name, {}).get("status", "not reached")
 
 
 def run_visit(
     out: Path,
     limit_minutes: float,
-    names: tuple[str, ...] | None,
-    run: Execute = execute,
-    now: Callable[[], float] = time.monotonic,
-    has_device: Callable[[], bool] = torch.cuda.is_available,
+    names: tuple[str, ...] | None = None,
+    wheels: Path | None = None,
+    machine: Machine | None = None,
 ) -> int:
     """Do the parts that are not done yet; returns 0 when every chosen part has passed, else 1.
 
-    Raises ``ValueError`` for an unknown part, a limit that is not positive, and a machine without a CUDA device.
+    ``wheels``: a folder of packages for the parts, such as diffusers.  Raises ``ValueError`` for an unknown part, a limit that
+    is not positive, a folder without wheels or with a damaged state, and a machine without a CUDA device.
     """
-    known = parts(out)
+    machine = machine or Machine()
+    start, known = machine.now(), parts(out)
     for name in names or ():
         if name not in known:
             raise ValueError(f"unknown part {name!r}; known: {', '.join(known)}")
     if not limit_minutes > 0:
         raise ValueError(f"limit-minutes must be positive, got {limit_minutes}")
-    if not has_device():
+    brought = found_wheels(wheels) if wheels else []
+    if not machine.has_device():
         raise ValueError("a GPU visit needs a CUDA device, and this machine has none")
+    state, commit = read_state(out), current_commit(ROOT)
     out.mkdir(parents=True, exist_ok=True)
-    state_file, log, start = out / "visit.json", out / "log.txt", now()
-    state = json.loads(state_file.read_text()) if state_file.exists() else {}
-    for name in names or known:
-        left = 60 * limit_minutes - (now() - start)
-        if state.get(name, {}).get("status") != "passed":
-            state[name] = _one(name, known[name], left, log, run, now)
-            state_file.write_text(json.dumps(state, indent=1) + "\n")
-        print(f"{name}: {state[name]['status']} ({state[name]['seconds']:.0f} s)", flush=True)
-    return 0 if all(state[name]["status"] in ("passed", "missing") for name in names or known) else 1
+    if commit == "unknown":
+        print(f"there is no repository here: rows will not say their commit; set {COMMIT_VARIABLE}", flush=True)
+    today = datetime.now(UTC).isoformat(timespec="seconds")
+    state["calls"].append({"commit": commit, "date": today, "limit_s": 60 * limit_minutes, **machine.describe()})
+    write_state(out, state)
+    with tempfile.TemporaryDirectory(prefix="segue-wheels-", ignore_cleanup_errors=True) as packages:
+        environment = {COMMIT_VARIABLE: commit} | _packages(brought, Path(packages))
+        visit = _Visit(out, machine, known, state, start + 60 * limit_minutes, commit, environment)
+        _use_tuned_table(visit)
+        chosen = names or tuple(known)
+        for name in chosen:
+            if visit.status(name) != "passed":
+                _do(visit, name)
+            part = visit.state["parts"][name]
+            print(f"{name}: {part['status']} ({part['seconds']:.0f} s)", flush=True)
+        for name in chosen:
+            if visit.status(name) in AGAIN and _left(visit) >= known[name].least:
+                _do(visit, name)
+                print(f"{name}, once more: {visit.status(name)}", flush=True)
+    for line in complaints(out):
+        print(f"{out}: {line}", flush=True)
+    return 0 if all(visit.status(name) in DONE for name in chosen) else 1
 
 
-def _one(name: str, part: Part, left: float, log: Path, run: Execute, now: Callable[[], float]) -> dict:
-    """What became of one part, as it is kept in ``visit.json``."""
+def _packages(wheels: list[Path], target: Path) -> dict[str, str]:
+    """The search path with what the wheels hold; without them, and one line, where they cannot be installed."""
+    if not wheels:
+        return {}
+    try:
+        unpack(wheels, target)
+    except RuntimeError as error:
+        print(f"the wheels are not used: {error}", flush=True)
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(target), os.environ.get("PYTHONPATH"))))}
+
+
+def _use_tuned_table(visit: _Visit) -> None:
+    """Put the folder's table where the kernels read it, if it was tuned for this machine; says what it did."""
+    if not visit.table.exists():
+        return
+    reason = refusal(visit.table, visit.machine.tuned_for(), visit.state.get("table"))
+    if reason is None:
+        install(visit.table, visit.machine.installed_table)
+    print(f"{visit.table}: {f'not used, {reason}' if reason else 'used'}", flush=True)
+
+
+def _expect_table(visit: _Visit) -> None:
+    """The table that the tuner writes from here on is for this machine; one for another is not left in its place."""
+    here = visit.machine.tuned_for()
+    if visit.state.get("table") != here:
+        visit.table.unlink(missing_ok=True)
+    visit.state["table"] = here
+
+
+def _left(visit: _Visit) -> float:
+    """Seconds that a part may still take."""
+    return visit.end - CLOSING_S - visit.machine.now()
+
+
+def _do(visit: _Visit, name: str) -> None:
+    """One part, its state written before and after."""
+    part, left = visit.known[name], _left(visit)
     if part.missing:
         print(f"{name}: not run, {part.missing}")
-        return {"status": "missing", "seconds": 0.0, "reason": part.missing}
-    if left <= 0:
-        return {"status": "not reached", "seconds": 0.0}
+        outcome = {"status": "missing", "seconds": 0.0, "reason": part.missing}
+    elif left < part.least or left <= 0:
+        outcome = {"status": "not reached", "seconds": 0.0}
+        if visit.status(name) != "not reached":
+            return  # what it did before is worth more
+    else:
+        if name == "tune":
+            _expect_table(visit)
+        visit.state["parts"][name] = {"status": "ended with the visit", "seconds": 0.0}
+        write_state(visit.out, visit.state)
+        outcome = _run(visit, name, part, min(part.seconds, left))
+        if name == "tune":
+            _use_tuned_table(visit)
+    visit.state["parts"][name] = {**outcome, "commit": visit.commit}
+    write_state(visit.out, visit.state)
+
+
+def _run(visit: _Visit, name: str, part: Part, limit_s: float) -> dict:
+    """What became of a part that was started."""
+    command, log, now = [*part.command, *part.limit(limit_s)], visit.log, visit.machine.now
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"\n=== {name}: {' '.join(part.command)}\n")
+        file.write(f"\n=== {name}, {limit_s:.0f} s at most: {' '.join(command)}\n")
     position, start = log.stat().st_size, now()
-    code = run(part.command, min(part.seconds, left), log)
-    status = {0: "passed", None: "timed out"}.get(code, "failed")
-    if status == "passed" and part.writes:
-        shutil.copy(part.writes, log.parent)
+    code = visit.machine.run(command, limit_s, log, {**visit.environment, **part.environment})
+    status = "unfinished" if part.unfinished is not None and code in (None, part.unfinished) else _status(code)
     if status != "passed":
-        with log.open(encoding="utf-8", errors="replace") as file:
+        with log.open("rb") as file:
             file.seek(position)
-            print("\n".join(file.read().splitlines()[-TAIL:]))
-    return {"status": status, "seconds": now() - start, "code": code}
+            print("\n".join(file.read().decode(errors="replace").splitlines()[-TAIL:]), flush=True)
+    shorten(log)
+    return {"status": status, "seconds": now() - start, "limit_s": limit_s, "code": code}
+
+
+def _status(code: int | None) -> str:
+    if code is None:
+        return "timed out"
+    if code < 0:
+        return f"killed by signal {-code}"
+    return "failed" if code else "passed"

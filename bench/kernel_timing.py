@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .correctness import HALF_FACTOR, Gate, relative_error
+from segue.kernels.contracts import OF_BACKENDS, shared_dimensions
+from segue.kernels.judgement import bias
+
+from .correctness import HALF_FACTOR, Gate, full_single, relative_error
 
 CACHE_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}  # well past the last cache of either
 MAX_SETS = 64
@@ -54,18 +57,33 @@ def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> Ca
     return captured.replay
 
 
-def kernel_gate(kernel: Callable, reference: Callable, arguments: tuple[Any, ...], name: str) -> Gate:
-    """A kernel against the reference in fp64: at most twice the error that the reference makes in the same precision.
+def kernel_gate(
+    kernel: Callable,
+    reference: Callable,
+    arguments: tuple[Any, ...],
+    name: str,
+    operation: str | None = None,
+    backend: str = "triton",
+) -> Gate:
+    """A kernel against the reference in fp64: at most twice the error that the reference makes in the same precision, and
+    no bias beyond chance.
 
+    Where the contract of ``operation`` and ``backend`` is approximate sums, it states the bound, and a bias is part of it.
     Everything returned and every argument written in place is compared; inputs are cloned.
     """
-    exact = _outcome(reference, tree_map(_as_double, arguments))
-    plain = _outcome(reference, tree_map(_cloned, arguments))
-    tried = _outcome(kernel, tree_map(_cloned, arguments))
+    with full_single():
+        exact = _outcome(reference, tree_map(_as_double, arguments))
+        plain = _outcome(reference, tree_map(_cloned, arguments))
+        tried = _outcome(kernel, tree_map(_cloned, arguments))
     worst = Gate(0.0, 1.0, name)
     for value, eager, wanted in zip(tried, plain, exact, strict=True):
         bound = max(HALF_FACTOR * relative_error(eager, wanted), FLOOR.get(value.dtype, 2.0**-3))
-        gate = Gate(relative_error(value, wanted), bound, name)
+        promised = OF_BACKENDS.get((operation or "", backend))
+        approximate = promised is not None and promised.bound is not None
+        gate = Gate(relative_error(value, wanted), max(bound, promised.bound) if approximate else bound, name)
+        leaning = bias(value, wanted, shared_dimensions(operation, value.dim()))
+        if gate.passed and not approximate and not leaning.passed:
+            gate = Gate(leaning.ratio, leaning.bound, f"bias of {name}")
         if not gate.passed or gate.error / gate.bound > worst.error / worst.bound:
             worst = gate
         if not gate.passed:

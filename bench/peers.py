@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cases import SCALE, WEIGHT, Workload
-from .correctness import peer_gate
+from .correctness import full_single, peer_gate
 from .diffusers_loop import RULES, DiffusersLoop
 from .diffusers_modules import compile_blocks, with_weights_of
 from .workloads import GATE_CALLS, in_single
@@ -206,7 +206,8 @@ def _draws(peer: Peer, echo: Callable[[str], None]) -> bool:
     """Whether a peer runs and passes its gate."""
     try:
         finite = bool(torch.isfinite(peer.draw()).all())
-        gate = None if peer.check is None else peer_gate(*peer.check(), peer.name)
+        with full_single():
+            gate = None if peer.check is None else peer_gate(*peer.check(), peer.name)
     except Exception as error:  # as above
         echo(f"peer {peer.name}: not run, {_raised(error)}")
         return False

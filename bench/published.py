@@ -18,6 +18,7 @@ from segue.engine.guidance import Perturb
 from segue.engine.plan import Plan, branch_path
 from segue.kernels.dispatch import REFERENCE, Kernels
 from segue.models.rows import Path, RowLayout
+from segue.models.start_rows import Clock
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Stages:
 
 PUBLISHED = Stages()
 ON_OUR_MODULES = "on Segue's networks: two rows always, a whole weak pass, modulation in every call; plain PyTorch, no graph"
+OUR_ROWS = {  # what a rule costs without any of the stages
+    "none": "on Segue's networks: one row per sample, modulation in every call; plain PyTorch, no graph",
+    "cfg": "on Segue's networks: two rows per sample, modulation in every call; plain PyTorch, no graph",
+    "sgg": ON_OUR_MODULES,
+}
 WATERFALL = {  # cumulative, in the order of the engine's documentation
     "as published": PUBLISHED,
     "+ live branches only": Stages(live=True),
@@ -168,10 +174,11 @@ class StagedSampler:
             rows.load(times, per_slot)
 
     def _output(self, call: int, live: tuple[int, ...], x: Tensor, index: int) -> Tensor:
-        time_index = torch.full((self.batch,), index, dtype=torch.int64, device=x.device)
+        times = torch.arange(index + 1, device=x.device)
+        clock = Clock(times[index:].expand(self.batch), times)
         total = None
         for one in self.passes[live]:
             chosen = self.coefficients[call, list(one.branches)].expand(self.batch, *[-1] * (self.coefficients.dim() - 1))
-            part = self.rows[one.model].forward(x, time_index, one.layout, chosen)
+            part = self.rows[one.model].forward(x, clock, one.layout, chosen)
             total = part if total is None else total.add_(part)
         return total

@@ -4,10 +4,11 @@ import re
 from typing import Any
 
 from .rows import Row
-from .tables import ERROR, GAIN, GUIDED, by_device, markdown_table, provenance, select, spread
+from .tables import ALONE_GAIN, ERROR, GAIN, GUIDED, by_device, markdown_table, provenance, select, spread
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 SUITES = ("cost", "e2e", "step")
+ATTENTION = "attention, "  # how its cases in the suite of kernels begin
 _BESIDE = re.compile(r"(?P<kind>speed-up over|time relative to) (?P<peer>.+) (?P<rule>none|cfg|sgg)(?: as published)?")
 _BESIDE_COLUMNS = {
     ("speed-up over", "none"): "unguided, speed-up",
@@ -27,10 +28,51 @@ def readme_block(rows: list[Row]) -> str:
         if row.commit.endswith("+changes"):
             raise ValueError(f"{row.suite} {row.case} was measured with uncommitted changes ({row.commit}); measure it again")
     parts = [BEGIN]
-    for (device, dtype), here in by_device([row for row in rows if row.suite in SUITES]).items():
-        tables = (cost_summary(here), beside_summary(here), waterfall_summary(here))
+    for (device, dtype), here in by_device([row for row in rows if row.suite in SUITES or _is_attention(row)]).items():
+        absolute = (speed_summary(here), attention_summary(here))
+        tables = (*absolute, cost_summary(here), beside_summary(here), waterfall_summary(here), alone_summary(here))
         parts += [f"**{device}, {dtype}.** {provenance(here)}", *(table for table in tables if table)]
     return "\n\n".join([*parts, END])
+
+
+def on_card(row: Row) -> bool:
+    """Whether a row was measured on a GPU: only there are seconds a figure of the code and not of the machine's load."""
+    return "cuda" in row.versions
+
+
+def _is_attention(row: Row) -> bool:
+    return row.suite == "kernels" and row.case.startswith(ATTENTION) and on_card(row)
+
+
+def speed_summary(rows: list[Row]) -> str:
+    """One line per model and variant on a GPU: seconds of a batch, TFLOP/s of what the plan counts, and their share."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in filter(on_card, select(rows, "e2e")):
+        found.setdefault((row.case, row.variant), {})[row.metric] = row
+    lines = []
+    for (case, variant), metrics in found.items():
+        if latency := metrics.get("latency of a batch"):
+            lines.append([case, variant, spread(latency), *_rate_cells(metrics.get("effective rate")), str(latency.n)])
+    return markdown_table(("case", "variant", "seconds", "TFLOP/s", "of a large product", "rounds"), lines)
+
+
+def attention_summary(rows: list[Row]) -> str:
+    """One line per size and implementation of attention on a GPU: microseconds of a launch, TFLOP/s and their share."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in filter(_is_attention, rows):
+        found.setdefault((row.case.removeprefix(ATTENTION), row.variant), {})[row.metric] = row
+    lines = []
+    for (case, variant), metrics in found.items():
+        if time := metrics.get("time of a launch"):
+            lines.append([case, variant, f"{1e6 * time.value:.3g}", *_rate_cells(metrics.get("rate")), str(time.n)])
+    return markdown_table(("attention", "implementation", "microseconds", "TFLOP/s", "of a large product", "rounds"), lines)
+
+
+def _rate_cells(rate: Row | None) -> list[str]:
+    """A rate and its share of the ceiling measured in the same run."""
+    if rate is None:
+        return ["-", "-"]
+    return [f"{rate.value:.3g}", f"{rate.value / rate.expected:.0%}" if rate.expected else "-"]
 
 
 def cost_summary(rows: list[Row]) -> str:
@@ -79,6 +121,16 @@ def waterfall_summary(rows: list[Row]) -> str:
         )
     header = ("case", "stage", "speed-up over the published algorithm", "by counting", "error of a run", "rounds")
     return markdown_table(header, lines)
+
+
+def alone_summary(rows: list[Row]) -> str:
+    """Each approximation by itself beside the exact engine: its gain and its error."""
+    errors = {(row.case, row.variant): row for row in select(rows, "step", ERROR)}
+    lines = []
+    for row in select(rows, "step", ALONE_GAIN):
+        error = errors.get((row.case, row.variant))
+        lines.append([row.case, row.variant, f"{spread(row)}x", f"{error.value:.2g}" if error else "-", str(row.n)])
+    return markdown_table(("case", "approximation", ALONE_GAIN, "error of a run", "rounds"), lines)
 
 
 def update_block(text: str, block: str, name: str) -> str:

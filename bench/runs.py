@@ -8,7 +8,7 @@ import torch
 from .allocator import DEFAULT, keep_freed_memory
 from .cost_model import cost_table, roofline_table
 from .session import Session, Settings
-from .suites import SUITES, check_read, run_suite
+from .suites import SUITES, UNFINISHED, check_read, run_suite
 from .telemetry import Telemetry, environment
 from .timing import timer_for
 
@@ -28,10 +28,11 @@ def open_session(settings: Settings, out: Path | None, resume: bool, keep_memory
 def run_suites(
     names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, keep_memory: bool, **options
 ) -> int:
-    """Run suites one after the other in one session; returns how many cases failed, with their gates.
+    """Run suites one after the other in one session; returns the exit code of the command.
 
-    Of several suites each may use an equal share of the time that is left.  Raises ``ValueError`` for bad options before any
-    work.
+    0 when every case has its rows, 1 when one failed or did not pass its gate, ``UNFINISHED`` when one was left out for want of
+    time.  Of several suites each may use an equal share of the time that is left.  Raises ``ValueError`` for bad options before
+    any work.
     """
     for name in names:
         if name not in SUITES:
@@ -54,8 +55,9 @@ def run_suites(
         session.allot(1 / (len(names) - index))
         run_suite(name, session)
     failed = f", {session.failures} failures" if session.failures else ""
-    session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}{failed}")
-    return session.failures
+    later = f", {session.unfinished} cases left for another run" if session.unfinished else ""
+    session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}{failed}{later}")
+    return UNFINISHED if session.unfinished else int(session.failures > 0)
 
 
 def print_tables(roofline: bool, device: str | None, dtype: str | None) -> None:

@@ -1,16 +1,20 @@
 """One run of the benchmark: its settings, its time limit, what is already measured, and where rows go."""
 
+import os
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from segue.engine.cli_errors import TRACEBACK_VARIABLE
 from segue.engine.device import resolve_device, resolve_dtype
 
 from .ceilings import Ceilings, dtype_name, measure_ceilings
 from .correctness import Gate
+from .pace import Pace
 from .rows import Environment, Row, append_rows, check_writable, latest, make_row, read_rows, write_csv
 from .timing import Statistic, Timer
 
@@ -20,7 +24,7 @@ class Settings:
     """Options that every suite understands.  ``size`` is the image side in pixels; None leaves a choice to the model.
 
     ``case_limit_s`` bounds the timed work of one case beyond its least number of rounds.  After ``limit_minutes`` no case
-    starts, nor one that may take longer than what is left of them, as long as the longest case so far.
+    starts, nor one that takes longer than what is left of them by its estimate (:mod:`segue.bench.pace`).
     """
 
     models: tuple[str, ...] = ()
@@ -86,9 +90,10 @@ class Session:
 
     def __post_init__(self):
         self._ceilings = None
-        self._case_start, self._longest = self.now(), 0.0
-        self._end = self._allotted = self._case_start + 60 * self.settings.limit_minutes
-        self.failures = 0
+        on_cuda = self.settings.torch_device.type == "cuda"
+        self._pace = Pace(self._product_rate if on_cuda else None)
+        self._end = self._allotted = self.now() + 60 * self.settings.limit_minutes
+        self.failures, self.unfinished = 0, 0  # cases that failed, and that wanted more time than was left
         self._finished: dict[tuple[str, str, str], set[str]] = {}  # variants by suite, case and dtype
         if self.path is not None:
             check_writable(self.path)
@@ -122,30 +127,51 @@ class Session:
         now = self.now()
         self._allotted = now + share * (self._end - now)
 
-    def wants(self, suite: str, case: str, dtype: str | None = None, variants: Iterable[str] = ()) -> bool:
+    def _product_rate(self) -> float:
+        return self.ceilings().rate(self.settings.torch_dtype)
+
+    def holds(self, suite: str, case: str, variants: Iterable[str] = (), dtype: str | None = None) -> bool:
+        """Whether the file has rows of a case with all its ``variants``, made on this machine by this commit and versions."""
+        finished = self._finished.get((suite, case, dtype or self.settings.dtype_name))
+        return finished is not None and finished >= set(variants)
+
+    def wants(self, suite: str, case: str, dtype: str | None = None, variants: Iterable[str] = (), flops: float = 0.0) -> bool:
         """Whether a case should run now; says why not.
 
-        It need not if the file holds it with all its ``variants``, made on this machine by this commit with these versions.
+        It need not if the file holds it with all its ``variants``, and does not if its rounds of ``flops`` take longer than is
+        left.
         """
-        finished = self._finished.get((suite, case, dtype or self.settings.dtype_name))
-        if finished is not None and finished >= set(variants):
+        if self.holds(suite, case, variants, dtype):
             self.echo(f"{suite} {case}: already in {self.path.name}, skipped")
             return False
-        if 60 * self.minutes_left <= self._longest:  # a case may take as long as the longest so far
-            self.echo(
-                f"{suite} {case}: not run, {max(self.minutes_left, 0):.1f} of {self.settings.limit_minutes:g} minutes left"
-            )
-            return False
-        self._case_start = self.now()
-        return True
+        return self.has_time(suite, case, flops)
 
-    def attempt(self, suite: str, case: str, measure: Callable[[], None]) -> None:
-        """Measure a case; what it raises for want of memory or of an operation is said in one line, and the next case runs."""
+    def has_time(self, suite: str, case: str, flops: float = 0.0) -> bool:
+        """Whether rounds of ``flops`` fit into the time that is left; if not, says so, and the run is unfinished."""
+        left, needed = 60 * self.minutes_left, self._pace.estimate(flops)
+        if left > needed:
+            return True
+        self.unfinished += 1
+        self.echo(f"{suite} {case}: not run, {max(left, 0):.0f} s left, about {needed:.0f} s needed")
+        return False
+
+    def attempt(self, suite: str, case: str, measure: Callable[[], None], flops: float = 0.0) -> None:
+        """Measure a case; what it raises is said in one line, and the next case runs.
+
+        Out of memory, an operation that is missing, a kernel that does not compile or does not fit: whatever other code raises
+        must not cost the cases that follow.  SEGUE_TRACEBACK=1 shows where it was raised.
+        """
+        start, unfinished = self.now(), self.unfinished
         try:
             measure()
-        except (RuntimeError, MemoryError, ValueError) as error:  # out of memory on CUDA is the first; options are checked
+        except Exception as error:
             self.failures += 1
             self.echo(f"{suite} {case}: FAILED, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            if os.environ.get(TRACEBACK_VARIABLE):
+                self.echo("".join(traceback.format_exception(error)))
+        else:
+            if flops and self.unfinished == unfinished:
+                self._pace.record(flops, self.now() - start)
 
     def passes(self, suite: str, case: str, gate: Gate) -> bool:
         """Whether a case may be timed; a failing gate is reported, counts as a failure and leaves no row."""
@@ -173,8 +199,7 @@ class Session:
         return make_row(self.environment, suite, case, variant, metric, unit, statistic, dtype, expected, note)
 
     def commit(self, rows: list[Row]) -> None:
-        """Print and store the rows of a finished case together: a case is in the file as a whole or not at all."""
-        self._longest = max(self._longest, self.now() - self._case_start)
+        """Print and store rows that were measured together: they are in the file as a whole or not at all."""
         for row in rows:
             self.echo(str(row))
         self.rows += rows

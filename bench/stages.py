@@ -1,6 +1,7 @@
 """The last stages of the waterfall: what the engine adds to a plan that already does no superfluous work."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from .cases import Workload
 FP8 = "+ fp8 linears"
 REUSE = "+ directions reused once"
 APPROXIMATE = (FP8, REUSE)  # every other stage computes the same function
+EXACT = "engine, exact"
+FP8_ALONE, REUSE_ALONE = "fp8 linears alone", "directions reused once alone"
+ALONE = (FP8_ALONE, REUSE_ALONE)
 
 
 def program_draw(
@@ -80,6 +84,24 @@ def engine_stages(
     else:
         stages[REUSE] = program_draw(workload, reused, last.selection.kernels, graphs=on_cuda, engine=last)
     return stages
+
+
+def alone_draws(
+    workload: Workload, plan: Plan, fp8: EngineCore | None, echo: Callable[[str], None]
+) -> dict[str, Callable[[], Tensor]]:
+    """The engine as it is by default, exact, and with each approximation by itself; one that is not here is reported."""
+    engine = workload.engine
+    on_cuda = engine.device.type == "cuda"
+    draw = partial(program_draw, workload, graphs=on_cuda)
+    draws = {EXACT: draw(plan=plan, kernels=engine.selection.kernels)}
+    if fp8 is not None and on_cuda:  # elsewhere the reference computes its numbers, not its speed
+        draws[FP8_ALONE] = draw(plan=plan, kernels=fp8.selection.kernels, engine=fp8)
+    reused = reusing(workload, plan)
+    if reused.cost.evaluations == plan.cost.evaluations:
+        echo(f"{REUSE_ALONE}: not run, in {plan.calls} calls no direction is used twice")
+    else:
+        draws[REUSE_ALONE] = draw(plan=reused, kernels=engine.selection.kernels)
+    return draws
 
 
 def reusing(workload: Workload, plan: Plan) -> Plan:

@@ -6,6 +6,7 @@ from .rows import Row
 
 GUIDED, GAIN = "cost relative to unguided", "speed-up over the published algorithm"
 ERROR = "error of a run"
+ALONE_GAIN = "speed-up over the exact engine"
 
 
 def markdown_table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -101,6 +102,10 @@ def step_tables(rows: list[Row]) -> str:
         [row.case, row.variant, str(row.n), spread(times[row.case, row.variant]), f"{spread(row)}x", _expected(row)]
         for row in select(rows, "step", GAIN)
     ]
+    alone = [
+        [row.case, row.variant, str(row.n), spread(times[row.case, row.variant]), f"{spread(row)}x"]
+        for row in select(rows, "step", ALONE_GAIN)
+    ]
     errors = [
         [row.case, row.variant, row.metric, f"{row.value:.3g}"]
         for row in select(rows, "step")
@@ -109,6 +114,7 @@ def step_tables(rows: list[Row]) -> str:
     tables = [
         markdown_table(("case", "live branches", "n", "measured / unguided call", "plan"), calls),
         markdown_table(("case", "stage", "n", "time, s", "speed-up", "by counting"), falls),
+        markdown_table(("case", "alone", "n", "time, s", ALONE_GAIN), alone),
         markdown_table(("case", "approximation", "error", "relative"), errors),
     ]
     return "\n\n".join(table for table in tables if table)

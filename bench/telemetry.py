@@ -1,9 +1,11 @@
 """What the machine did meanwhile: clocks, power, energy and memory; absent values are None, never zero."""
 
 import ctypes
+import hashlib
 import importlib
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ from pathlib import Path
 
 import torch
 
+from segue.kernels import launch_table
+
 from .rows import Environment
 
 COMMIT_VARIABLE = "SEGUE_COMMIT"
 # with those that diffusers imports where they are installed, which a cold start pays for
 PACKAGES = ("segue", "torch", "triton", "diffusers", "numpy", "transformers", "peft", "accelerate", "torchao")
+NOT_COUNTED = ("bench/results", "README.md", "kernels/launch_table.py")
+DRIVER = Path("/proc/driver/nvidia/version")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # the value of clear_refs that resets the peak resident size; see proc(5)
 
@@ -139,16 +145,38 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def cuda_versions(device: torch.device) -> dict[str, str]:
+    """What a figure of a card depends on besides: CUDA, cuDNN, the driver, and the launch table by a digest of its file."""
+    if device.type != "cuda":
+        return {}
+    table = hashlib.sha256(Path(launch_table.__file__).read_bytes()).hexdigest()[:8]
+    cudnn = torch.backends.cudnn.version()
+    versions = {"cuda": str(torch.version.cuda or torch.version.hip), "cudnn": "none" if cudnn is None else str(cudnn)}
+    return versions | {"driver": driver_version(), "launch table": table}
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's driver, by nvidia-ml-py or by its kernel module; ``unknown`` where neither tells."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        return str(nvml.nvmlSystemGetDriverVersion())
+    except Exception:  # not installed, or no driver that answers: the kernel module may still tell
+        found = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", DRIVER.read_text()) if DRIVER.is_file() else None
+        return found[0] if found else "unknown"
+
+
 def current_commit(folder: Path) -> str:
     """Short commit of the checkout that holds ``folder``, with ``+changes`` if tracked files differ from it.
 
-    Result files and the README, which results are written into, do not count.  Outside a checkout (a copy of the files on
-    another machine) the variable SEGUE_COMMIT, else ``unknown``.
+    Result files and the README, which results are written into, do not count, nor does the launch table, whose digest every
+    row on CUDA carries.  Outside a checkout (a copy of the files on another machine) the variable SEGUE_COMMIT, else
+    ``unknown``.
     """
     head = _git(folder, "rev-parse", "--short=12", "HEAD")
     if head is None:
         return os.environ.get(COMMIT_VARIABLE, "unknown")
-    others = (":(top)", ":(top,exclude)bench/results", ":(top,exclude)README.md")
+    others = (":(top)", *(f":(top,exclude){path}" for path in NOT_COUNTED))
     return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *others) else "")
 
 
@@ -166,7 +194,7 @@ def environment(device: torch.device, command: str, allocator: str) -> Environme
     return Environment(
         device=device_name(device),
         threads=torch.get_num_threads(),
-        versions=package_versions() | {"allocator": allocator},
+        versions=package_versions() | cuda_versions(device) | {"allocator": allocator},
         commit=current_commit(Path(__file__).resolve().parent),
         command=command,
     )

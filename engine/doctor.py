@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segue.kernels import dispatch
+from segue.kernels.triton_runtime import interpreter_obstacle, triton
 from segue.models.bundled import BUNDLED, bundled_files
 
 from .device import resolve_device, resolve_dtype
@@ -27,6 +28,7 @@ def report() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
         "platform": f"{platform.system()} {platform.machine()}",
         "devices": _devices(),
+        "interpreter": _interpreter(),
         "attention": _attention_backends(),
         "default": {"device": str(device), "dtype": str(resolve_dtype(None, device)).removeprefix("torch.")},
         "kernels": _kernels(),
@@ -82,6 +84,13 @@ def _devices() -> dict[str, dict[str, Any]]:
     return found
 
 
+def _interpreter() -> str:
+    """Whether Triton's interpreter could run every kernel on the CPU, or why not."""
+    if triton is None:
+        return "Triton is not installed"
+    return interpreter_obstacle(triton.__version__, version("numpy")) or "runs every kernel (TRITON_INTERPRET=1)"
+
+
 def _attention_backends() -> dict[str, Any]:
     """What scaled dot product attention may use on CUDA, and the cuDNN it would use."""
     cuda = torch.backends.cuda
@@ -95,10 +104,17 @@ def _attention_backends() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, str]:
-    """The backend of every operation of an engine made with the defaults, and why it was chosen."""
+    """The backend of every operation of an engine made with the defaults, why it was chosen, and others by shape class."""
     device = resolve_device(None)
-    chosen = dispatch.select_kernels(device, resolve_dtype(None, device)).chosen
-    return {operation: f"{backend} ({reason})" for operation, (backend, reason) in chosen.items()}
+    selection = dispatch.select_kernels(device, resolve_dtype(None, device))
+    classes = {
+        operation: "".join(f"; {backend} at {shape_class}" for shape_class, backend in preferred.items())
+        for operation, preferred in selection.classes.items()
+    }
+    return {
+        operation: f"{backend} ({reason}){classes.get(operation, '')}"
+        for operation, (backend, reason) in selection.chosen.items()
+    }
 
 
 def _fp8(model: str) -> dict[str, float] | str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segue.kernels.dispatch import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
+from segue.models.start_rows import Clock
 
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
@@ -80,8 +81,10 @@ class Program:
         self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
         entries = key.calls + WARM_UP_STEPS - 1  # a capture at the last call warms up beyond it
-        self.solver_table = torch.zeros(entries, plan.table.shape[1], **single)
-        self.coefficient_table = torch.zeros(entries, len(key.branches), channels, **single)
+        columns = plan.table.shape[1]
+        self.call_table = torch.zeros(entries, columns + len(key.branches) * channels, **single)  # what every call looks up
+        self.solver_table = self.call_table[:, :columns]
+        self.coefficient_table = self.call_table[:, columns:].unflatten(1, (len(key.branches), channels))
         self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
         self.combination = Combination(plan, shape, entries, device, kernels)
         self.rows = {}
@@ -153,30 +156,31 @@ class Program:
     @torch.no_grad()
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
-        row = self.kernels.gather_rows(self.solver_table, self.call)  # [B, 7]
+        row, coefficients = self._looked_up()
         scale, noise = row[:, 0], None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
-        update = StateUpdate(self.x, self.history, row[:, 1:], noise)
-        output = self._output(live, scale, update)
+        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call)
+        output = self._output(live, scale, coefficients, update)
         if output is not None:
-            self.kernels.solver_update(update.x, output, update.history, update.noise, update.row)
-        self.call += 1
+            self.kernels.solver_update(update.x, output, update.history, update.noise, update.row, update.call)
 
-    def _output(self, live: tuple[int, ...], scale: Tensor, update: StateUpdate) -> Tensor | None:
+    def _looked_up(self) -> tuple[Tensor, Tensor]:
+        """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
+        found = self.kernels.gather_rows(self.call_table, self.call)
+        columns = self.solver_table.shape[1]
+        return found[:, :columns], found[:, columns:].unflatten(1, self.coefficient_table.shape[1:])
+
+    def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate) -> Tensor | None:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
         if not live:
             return torch.zeros_like(self.x)
         if self.plan.keeps_apart(live):
-            outputs = dict(zip(live, self.branch_outputs(live), strict=True))
-            return self.combination.combine(self.x, outputs, self._looked_up(self.coefficient_table), self.call)
+            outputs = dict(zip(live, self._branch_outputs(live, scale), strict=True))
+            return self.combination.combine(self.x, outputs, coefficients, self.call)
         if self.key.kept:
-            return self.combination.with_reused(self.guided_output(live, scale), self.call)
-        return self.guided_output(live, scale, update=update)
-
-    def _looked_up(self, table: Tensor) -> Tensor:
-        """The rows [B, ...] of ``table`` at each sample's call."""
-        return self.kernels.gather_rows(table.flatten(1), self.call).unflatten(1, table.shape[1:])
+            return self.combination.with_reused(self.guided_output(live, scale, coefficients), self.call)
+        return self.guided_output(live, scale, coefficients, update)
 
     def guided_output(
         self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None, update: StateUpdate | None = None
@@ -187,31 +191,32 @@ class Program:
         None where the rows of a single network made the ``update`` of the state themselves.
         """
         if coefficients is None:
-            coefficients = self._looked_up(self.coefficient_table)
-        time_index = self.kernels.gather_rows(self.time_table, self.call)
-        x, total, models = self._network_input(scale), None, self.plan.models(live)
+            _, coefficients = self._looked_up()
+        total, models = None, self.plan.models(live)
         for model in models:
             factors = chosen(coefficients, self.plan.members(live, model))
             if self.plan.combines_early(live):
                 factors = factors[..., 0]
-            alone = update if len(models) == 1 else None
-            part = self.rows[model].forward(x, time_index, self.plan.layout(live, model), factors, alone)
+            part = self._forward(live, model, scale, factors, update if len(models) == 1 else None)
             total = part if total is None else total.add_(part)
         return total
 
-    def _network_input(self, scale: Tensor) -> Tensor:
-        """The state [B, C, H, W] in the network's convention; ``scale`` [B] is one for models of flows."""
-        return self.x * scale[:, None, None, None] if self.plan.parameterization.discrete else self.x
+    def _forward(
+        self, live: tuple[int, ...], model: str, scale: Tensor, coefficients: Tensor | None, update: StateUpdate | None = None
+    ) -> Tensor | None:
+        """One network's rows at the current state, which ``scale`` [B] turns into the network's convention."""
+        clock = Clock(self.call, self.time_table)
+        scale = scale if self.plan.parameterization.discrete else None  # one for models of flows
+        return self.rows[model].forward(self.x, clock, self.plan.layout(live, model), coefficients, update, scale)
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
         """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
-        time_index = self.kernels.gather_rows(self.time_table, self.call)
-        scale = self.kernels.gather_rows(self.solver_table, self.call)[:, 0]
-        x = self._network_input(scale)
+        return self._branch_outputs(live, self._looked_up()[0][:, 0])
+
+    def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
         outputs = {}
         for model in self.plan.models(live):
-            parts = self.rows[model].forward(x, time_index, self.plan.layout(live, model), None)
-            outputs |= dict(zip(self.plan.members(live, model), parts, strict=True))
+            outputs |= dict(zip(self.plan.members(live, model), self._forward(live, model, scale, None), strict=True))
         return [outputs[i] for i in live]
 
     def branch_output(self, branch: int, scale: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
-from .launch import launch_config, size_class
+from .launch import launch_config
+from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 MAX_WIDTH = 4096  # a row is held in registers
@@ -27,19 +28,20 @@ def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -
     return torch.addcmul(shift, n, 1 + scale).to(h.dtype)
 
 
-def gated_residual(h: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """``h += gate * y`` in place; returns ``h``.  h, y [R, L, D]; gate [R, 1, D]."""
-    return torch.addcmul(h, y, gate, out=h)
+def gated_residual(h: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``h += gate * (y + bias)`` in place; returns ``h``.  h, y [R, L, D]; gate [R, 1, D]; bias [D], zero without."""
+    torch.addcmul(h, y, gate, out=h)
+    return h if bias is None else h.addcmul_(gate, bias)
 
 
 def residual_modulated_norm(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``h += gate * y`` in place, then ``modulated_norm(h)``; returns ``(h, n)``.
+    """``h += gate * (y + bias)`` in place, then ``modulated_norm(h)``; returns ``(h, n)``.
 
-    h, y [R, L, D]; gate, shift, scale [R, 1, D].
+    h, y [R, L, D]; gate, shift, scale [R, 1, D]; bias [D].
     """
-    gated_residual(h, y, gate)
+    gated_residual(h, y, gate, bias)
     return h, modulated_norm(h, shift, scale, eps)
 
 
@@ -51,11 +53,35 @@ def modulated_norm2(
     return torch.addcmul(shift, n, 1 + scale).to(h.dtype), torch.addcmul(shift2, n, 1 + scale2).to(h.dtype)
 
 
+def residual_modulated_norm2(
+    h: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    shift2: Tensor,
+    scale2: Tensor,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``h += gate * (y + bias)`` in place, then ``modulated_norm2(h)``; returns ``(h, n, n2)``."""
+    gated_residual(h, y, gate, bias)
+    return h, *modulated_norm2(h, shift, scale, shift2, scale2, eps)
+
+
 def residual2_modulated_norm(
-    h: Tensor, y: Tensor, y2: Tensor, gate: Tensor, gate2: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    h: Tensor,
+    y: Tensor,
+    y2: Tensor,
+    gate: Tensor,
+    gate2: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``h += gate * y + gate2 * y2`` in place, then ``modulated_norm(h)``: ``(h, n)``; the kernel rounds ``h`` once."""
-    gated_residual(h, y, gate)
+    """``h += gate * (y + bias) + gate2 * y2`` in place, then ``modulated_norm(h)``: ``(h, n)``; a kernel rounds ``h`` once."""
+    gated_residual(h, y, gate, bias)
     return residual_modulated_norm(h, y2, gate2, shift, scale, eps)
 
 
@@ -65,32 +91,11 @@ def modulated_norm_fp8(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-
 
 
 def residual_modulated_norm_fp8(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``h += gate * y`` in place, then :func:`modulated_norm_fp8`; returns ``(h, q, row scale)``."""
-    gated_residual(h, y, gate)
+    """``h += gate * (y + bias)`` in place, then :func:`modulated_norm_fp8`; returns ``(h, q, row scale)``."""
+    gated_residual(h, y, gate, bias)
     return h, *modulated_norm_fp8(h, shift, scale, eps)
-
-
-def gated_residual_differentiable(h: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """``h + gate * y`` as a new tensor, for training."""
-    return torch.addcmul(h, y, gate.to(h.dtype))
-
-
-def residual_modulated_norm_differentiable(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
-) -> tuple[Tensor, Tensor]:
-    """:func:`residual_modulated_norm` without writing into ``h``, for training."""
-    h = gated_residual_differentiable(h, y, gate)
-    return h, modulated_norm(h, shift, scale, eps)
-
-
-def residual2_modulated_norm_differentiable(
-    h: Tensor, y: Tensor, y2: Tensor, gate: Tensor, gate2: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
-) -> tuple[Tensor, Tensor]:
-    """:func:`residual2_modulated_norm` without writing into ``h``, for training."""
-    h = gated_residual_differentiable(h, y, gate)
-    return residual_modulated_norm_differentiable(h, y2, gate2, shift, scale, eps)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -98,6 +103,7 @@ def adaln_kernel(
     p_h,
     p_y,
     p_gate,
+    p_bias,
     p_y2,
     p_gate2,
     p_shift,
@@ -125,6 +131,7 @@ def adaln_kernel(
     BLOCK_D: tl.constexpr,
     TOKENS: tl.constexpr,
     RESIDUALS: tl.constexpr,
+    BIAS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     FP8_TOP: tl.constexpr,
 ):
@@ -135,6 +142,8 @@ def adaln_kernel(
     m_d = o_d < D
     if RESIDUALS > 0:
         b_gate = tl.load(p_gate + row * gate_row + o_d, mask=m_d, other=0.0).to(tl.float32)
+    if BIAS:
+        b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
     if RESIDUALS > 1:
         b_gate2 = tl.load(p_gate2 + row * gate2_row + o_d, mask=m_d, other=0.0).to(tl.float32)
     if OUTPUTS > 0:
@@ -148,6 +157,8 @@ def adaln_kernel(
         b_h = tl.load(p_h + o_h, mask=m_d, other=0.0).to(tl.float32)
         if RESIDUALS > 0:
             b_y = tl.load(p_y + row * y_row + token * y_token + o_d, mask=m_d, other=0.0).to(tl.float32)
+            if BIAS:
+                b_y += b_bias
             b_h += b_gate * b_y
             if RESIDUALS > 1:
                 b_y2 = tl.load(p_y2 + row * y2_row + token * y2_token + o_d, mask=m_d, other=0.0).to(tl.float32)
@@ -175,28 +186,35 @@ def _run(
     outputs: tuple[Tensor, ...],
     eps: float = 0.0,
     row_scale: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
-    """Launch the kernel on ``residuals`` of (branch, gate); ``outputs`` are contiguous [R, L, D], one per (shift, scale)."""
+    """Launch the kernel on ``residuals`` of (branch, gate); ``outputs`` are contiguous [R, L, D], one per (shift, scale).
+
+    ``bias`` [D] is added to the first branch.
+    """
     rows, tokens, width = h.shape
     if width > MAX_WIDTH:
         raise ValueError(f"the fused norm holds a row of at most {MAX_WIDTH} channels, got {width}")
     if h.stride(-1) != 1:
         work = h.contiguous()
-        _run(work, residuals, modulations, outputs, eps, row_scale)
+        _run(work, residuals, modulations, outputs, eps, row_scale, bias)
         if residuals:
             h.copy_(work)
         return
     for y, _ in residuals:
         if y.shape != h.shape:
             raise ValueError(f"the residual branch must have the shape {tuple(h.shape)} of the state, got {tuple(y.shape)}")
+    if bias is not None and bias.shape != (width,):
+        raise ValueError(f"the bias of a residual branch must have shape {(width,)}, got {tuple(bias.shape)}")
     (y, gate), (y2, gate2) = [(dense(y), _vector(gate, h)) for y, gate in residuals] + [(h, h)] * (2 - len(residuals))
     (shift, scale), (shift2, scale2) = [(_vector(a, h), _vector(b, h)) for a, b in modulations] + [(h, h)] * (2 - len(outputs))
     n, n2 = (*outputs, h, h)[:2]
-    config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096)), architecture(h.device))
+    config = launch_config("adaln", row_class(rows * tokens, width), architecture(h.device))
     arguments = {
         "p_h": h,
         "p_y": y,
         "p_gate": gate,
+        "p_bias": h if bias is None else bias.contiguous(),
         "p_y2": y2,
         "p_gate2": gate2,
         "p_shift": shift,
@@ -209,7 +227,7 @@ def _run(
     arguments |= {"gate_row": gate.stride(0), "shift_row": shift.stride(0), "scale_row": scale.stride(0)}
     arguments |= {"shift2_row": shift2.stride(0), "scale2_row": scale2.stride(0), "eps": eps, "D": width}
     arguments |= {"BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "RESIDUALS": len(residuals)}
-    arguments |= {"OUTPUTS": len(outputs), "FP8_TOP": 0.0 if row_scale is None else FP8_MAX}
+    arguments |= {"BIAS": bias is not None, "OUTPUTS": len(outputs), "FP8_TOP": 0.0 if row_scale is None else FP8_MAX}
     launch(adaln_kernel, (-(-tokens // config.rows), rows), arguments, config.warps)
 
 
@@ -232,19 +250,36 @@ def modulated_norm_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 
     return n
 
 
-def gated_residual_triton(h: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+def gated_residual_triton(h: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`gated_residual` as one kernel."""
-    _run(h, ((y, gate),), (), ())
+    _run(h, ((y, gate),), (), (), bias=bias)
     return h
 
 
 def residual_modulated_norm_triton(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`residual_modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, ((y, gate),), ((shift, scale),), (n,), eps)
+    _run(h, ((y, gate),), ((shift, scale),), (n,), eps, bias=bias)
     return h, n
+
+
+def residual_modulated_norm2_triton(
+    h: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    shift2: Tensor,
+    scale2: Tensor,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`residual_modulated_norm2` as one kernel."""
+    n, n2 = _output(h), _output(h)
+    _run(h, ((y, gate),), ((shift, scale), (shift2, scale2)), (n, n2), eps, bias=bias)
+    return h, n, n2
 
 
 def modulated_norm2_triton(
@@ -257,11 +292,19 @@ def modulated_norm2_triton(
 
 
 def residual2_modulated_norm_triton(
-    h: Tensor, y: Tensor, y2: Tensor, gate: Tensor, gate2: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    h: Tensor,
+    y: Tensor,
+    y2: Tensor,
+    gate: Tensor,
+    gate2: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`residual2_modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, ((y, gate), (y2, gate2)), ((shift, scale),), (n,), eps)
+    _run(h, ((y, gate), (y2, gate2)), ((shift, scale),), (n,), eps, bias=bias)
     return h, n
 
 
@@ -273,11 +316,11 @@ def modulated_norm_fp8_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: floa
 
 
 def residual_modulated_norm_fp8_triton(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`residual_modulated_norm_fp8` as one kernel."""
     q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], dtype=torch.float32, device=h.device)
-    _run(h, ((y, gate),), ((shift, scale),), (q,), eps, row_scale)
+    _run(h, ((y, gate),), ((shift, scale),), (q,), eps, row_scale, bias)
     return h, q, row_scale
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import launch_config, size_class
+from .launch import launch_config
+from .shape_class import FULL_PRECISION, attention_class
 from .triton_runtime import (
     architecture,
     compute_capability,
@@ -204,7 +205,7 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = dense(q), dense(k), dense(v)
     part, rest = split_head_dim(head_dim)
     # fp32 products run without tensor cores, on registers: their tiles must be small
-    shape_class = "fp32" if q.dtype == torch.float32 else size_class("k", part + rest, (32, 64, 96, 128))
+    shape_class = FULL_PRECISION if q.dtype == torch.float32 else attention_class(head_dim, k.shape[2])
     config = launch_config("attention", shape_class, architecture(q.device))
     strides = [x.stride(i) for x in (q, k, v) for i in (0, 1, 2)]
     align = 8 if all(stride % 8 == 0 for stride in strides) else 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, corrections, fp8, mlp, philox, qkv, readout
+from . import adaln, attention, combine, corrections, embed, fp8, mlp, philox, qkv, readout
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Size:
     channels: int
     dual: bool = False  # two modulated outputs of one norm
     single: bool = False  # attention in fp32 too
+    layers: int = 1
+    weight: float = 1.0  # how much a run of this model counts among those of the others
 
     @property
     def rows(self) -> int:
@@ -54,16 +56,19 @@ class Size:
 
 
 SIZES = (
-    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True, single=True),
-    Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4),
-    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True),
-    Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4),
-    Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16),
-    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True),
-    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16),
-    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True),
+    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True, single=True, layers=12, weight=0.1),
+    Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4, layers=12, weight=0.1),
+    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True, layers=28),
+    Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4, layers=28),
+    Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, layers=24),
+    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True, layers=24),
+    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16, layers=38),
+    Size("DiT-XL/2 256 B=1", 1, 256, 0, 1152, 16, 2, 4, layers=28),
+    Size("SD3.5-medium 512", 1, 1024, 333, 1536, 24, 2, 16, dual=True, layers=24),
+    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True, layers=24, weight=0.1),
 )
-PRODUCTS = (attention, mlp, readout)  # the modules whose operations contain matrix products
+PRODUCTS = (attention, embed, mlp, readout)  # the modules whose operations contain matrix products
+FP8_CAPABILITY = 89
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,17 @@ class Case:
     variant: str = ""
     dtype: torch.dtype = torch.bfloat16
     has_product: bool = False
+    backend: str = "triton"  # whose function the kernel is
+    alternative: bool = False  # the same work as the case before it, by another of the vendor's functions
 
     @property
     def name(self) -> str:
         return f"{self.operation}{self.variant and ' ' + self.variant}, {self.size.name}"
+
+    @property
+    def vendor(self) -> bool:
+        """Whether the kernel is the vendor's: nothing of it is compiled here, and it needs its device."""
+        return self.backend != "triton"
 
 
 def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic: int, work: int, **more: Any) -> Case:
@@ -122,23 +134,41 @@ def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic:
 
 def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     """Every operation at this size with activations of ``dtype``, in the order of a forward pass."""
-    yield _gather(size, dtype)
+    yield from _beginning(size, dtype)
     yield from _norms(size, dtype)
     yield from _attention(size, dtype)
     yield from _linears(size, dtype)
     yield from _quantised(size, dtype)
+    if dtype == torch.bfloat16:  # in which the vendor's row-wise products are given
+        yield from _fp8_products(size)
     yield from _readouts(size, dtype)
     yield from _updates(size)
 
 
-def _gather(size: Size, dtype: torch.dtype) -> Case:
-    width = 6 * size.width * 24
+def _beginning(size: Size, dtype: torch.dtype) -> Iterator[Case]:
+    """The table row of the call, the modulation, and the tokens."""
+    width, samples, inputs = 6 * size.width * 24, size.samples, size.channels * size.patch**2
 
-    def arguments(make: Factory) -> tuple[Tensor, Tensor]:
+    def rows(make: Factory) -> tuple[Tensor, Tensor]:
         return make(64, width), make.counters(size.rows)
 
+    def modulation(make: Factory) -> tuple:
+        condition = make.counters(2 * samples).view(2, samples) % 16
+        return make(64, width), make.counters(4), make.counters(samples) % 4, condition, 16, make(2 * samples, width)
+
+    def tokens(make: Factory) -> tuple[Tensor, ...]:
+        weight = make(size.width, size.channels, size.patch, size.patch) / inputs**0.5
+        hidden = make(2, samples, size.tokens, size.width)
+        return make.single(*size.latent), weight, make(size.width), make(size.tokens, size.width), hidden
+
     traffic = combine.gather_bytes_moved(size.rows, width, dtype.itemsize)
-    return _case(combine, "gather_rows", size, arguments, traffic, 0, dtype=dtype)
+    yield _case(combine, "gather_rows", size, rows, traffic, 0, dtype=dtype)
+    traffic = combine.modulation_bytes_moved(2 * samples, width, dtype.itemsize)
+    yield _case(combine, "gather_modulation", size, modulation, traffic, 0, dtype=dtype)
+    traffic = embed.bytes_moved(samples, 2, size.tokens, inputs, size.width, dtype.itemsize)
+    yield _case(
+        embed, "embed_patches", size, tokens, traffic, embed.flops(samples, size.tokens, inputs, size.width), dtype=dtype
+    )
 
 
 def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
@@ -146,7 +176,11 @@ def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     # operation: states [R, L, D], vectors [R, 1, D], outputs
     operations = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
     if size.dual:
-        operations |= {"modulated_norm2": (1, 4, 2), "residual2_modulated_norm": (3, 4, 1)}
+        operations |= {
+            "modulated_norm2": (1, 4, 2),
+            "residual_modulated_norm2": (2, 5, 2),
+            "residual2_modulated_norm": (3, 4, 1),
+        }
     operations |= {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
     for operation, (states, vectors, outputs) in operations.items():
 
@@ -157,7 +191,7 @@ def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         in_fp8 = operation.endswith("fp8")
         traffic = adaln.bytes_moved(*shape, dtype.itemsize, states - 1, outputs, in_fp8)
         work = adaln.flops(*shape, states - 1, outputs)
-        capability = 89 if in_fp8 else 80
+        capability = FP8_CAPABILITY if in_fp8 else 80
         yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=capability, dtype=dtype)
 
 
@@ -221,8 +255,29 @@ def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:
             return make(*shape), gelu
 
         traffic, work = fp8.bytes_moved(*shape, dtype.itemsize), fp8.flops(*shape, gelu)
-        more = {"minimum_capability": 89, "variant": "with GELU" if gelu else "", "dtype": dtype}
+        more = {"minimum_capability": FP8_CAPABILITY, "variant": "with GELU" if gelu else "", "dtype": dtype}
         yield _case(fp8, "quantize_rows", size, arguments, traffic, work, **more)
+
+
+def _fp8_products(size: Size) -> Iterator[Case]:
+    """The two products of the MLP, with sums in fp32 and with Hopper's shorter ones."""
+    rows, tokens, width = size.rows, size.tokens, size.width
+    for what, inputs, outputs in (("D to 4 D", width, 4 * width), ("4 D to D", 4 * width, width)):
+
+        def operands(make: Factory, inputs: int = inputs, outputs: int = outputs) -> tuple[Tensor, ...]:
+            scales = make.single(rows, tokens).abs(), make.single(outputs).abs() / inputs**0.5
+            values, weight = make(rows, tokens, inputs, dtype=fp8.FP8), make(outputs, inputs, dtype=fp8.FP8)
+            return values, scales[0], weight, scales[1], make(outputs)
+
+        count = rows * tokens
+        traffic, work = fp8.product_bytes_moved(count, inputs, outputs), mlp.flops(count, inputs, outputs)
+        for fast in (False, True):
+            kernel = partial(fp8.fp8_linear_scaled_mm, fast_accumulation=fast)
+            variant = f"{what}, fast sums" if fast else what
+            yield Case(
+                "fp8_linear", size, kernel, fp8.fp8_linear, operands, traffic, work, FP8_CAPABILITY, variant,
+                has_product=True, backend="scaled_mm_fast" if fast else "scaled_mm", alternative=fast,
+            )  # fmt: skip
 
 
 def _readouts(size: Size, dtype: torch.dtype) -> Iterator[Case]:

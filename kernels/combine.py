@@ -16,8 +16,20 @@ def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tens
     return torch.index_select(table, 0, index, out=out)
 
 
-def solver_update(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor) -> None:
-    """One solver row per sample, in place.
+def gather_modulation(table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor) -> Tensor:
+    """The modulation of every row at its sample's call, ``table[times[call] * conditions + condition]``, into ``out``.
+
+    table [T * conditions, W]; times [N] the time index of every call; call [B]; condition [J, B] of every row block and
+    sample, int64; out [J * B, W], returned.
+    """
+    index = torch.add(condition, times[call], alpha=conditions)
+    return torch.index_select(table, 0, index.flatten(), out=out)
+
+
+def solver_update(
+    x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor, call: Tensor | None = None
+) -> None:
+    """One solver row per sample, in place; then the counters ``call`` [B] int64 go on by one.
 
     ``x' = a x + b o + c h + d z`` and ``h' = e x + f o`` with ``o`` the guided network output, ``h`` what the previous row
     left behind and ``z`` unit noise.  x, output, history, noise [B, C, H, W] fp32; row [B, 6] = (a, b, c, d, e, f) fp32.
@@ -28,6 +40,8 @@ def solver_update(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | No
         updated += d * noise
     torch.add(e * x, f * output, out=history)
     x.copy_(updated)
+    if call is not None:
+        call += 1
 
 
 def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
@@ -72,6 +86,20 @@ def packed(rows: tuple[int, ...], blocks: int) -> int:
     return sum(row << (8 * j) for j, row in enumerate(rows))
 
 
+@jit()
+def copy_row(p_table, p_out, index, entries, table_row, W: tl.constexpr, BLOCK: tl.constexpr, FLOATING: tl.constexpr):
+    """One block of columns of a table row; one beyond the table reads as NaN (-1 of integers), not as foreign memory."""
+    o_w = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_w = o_w < W
+    index += tl.zeros([BLOCK], tl.int64)
+    m_x = m_w & (index >= 0) & (index < entries)
+    if FLOATING:
+        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=float("nan"))
+    else:
+        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=-1)
+    tl.store(p_out + o_w, b_x, mask=m_w)
+
+
 @jit(do_not_specialize=["entries"])
 def gather_kernel(
     p_table,
@@ -85,17 +113,43 @@ def gather_kernel(
     BLOCK: tl.constexpr,
     FLOATING: tl.constexpr,
 ):
-    """Grid (column blocks, R).  A row beyond the table reads as NaN (-1 in an integer table) instead of foreign memory."""
+    """Grid (column blocks, R)."""
     row = tl.program_id(1).to(tl.int64)
-    o_w = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m_w = o_w < W
-    index = tl.load(p_index + row * index_step).to(tl.int64) + tl.zeros([BLOCK], tl.int64)
-    m_x = m_w & (index >= 0) & (index < entries)
-    if FLOATING:
-        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=float("nan"))
-    else:
-        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=-1)
-    tl.store(p_out + row * out_row + o_w, b_x, mask=m_w)
+    index = tl.load(p_index + row * index_step).to(tl.int64)
+    copy_row(p_table, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
+
+
+@jit(do_not_specialize=["entries", "calls", "samples", "conditions"])
+def modulation_kernel(
+    p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, call_step,
+    condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (column blocks, J * B)."""
+    row = tl.program_id(1)
+    sample = row % samples
+    call = tl.load(p_call + sample * call_step)
+    time = tl.load(p_times + call, mask=(call >= 0) & (call < calls), other=-1)
+    condition = tl.load(p_condition + row // samples * condition_block + sample * condition_sample)
+    index = tl.where(time < 0, -1, time * conditions + condition).to(tl.int64)
+    copy_row(p_table, p_out + row.to(tl.int64) * out_row, index, entries, table_row, W, BLOCK, True)
+
+
+def gather_modulation_triton(
+    table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor
+) -> Tensor:
+    """:func:`gather_modulation` as one kernel; a call beyond ``times`` gives NaN."""
+    (blocks, samples), width = condition.shape, table.shape[1]
+    if out.shape != (blocks * samples, width) or out.dtype != table.dtype or out.stride(1) != 1:
+        raise ValueError(f"out must be {(blocks * samples, width)} {table.dtype}, got {tuple(out.shape)} {out.dtype}")
+    table = dense(table)
+    config = launch_config("gather", "any", architecture(table.device))
+    block = min(config.block, next_power_of_two(width))
+    arguments = {"p_table": table, "p_times": times, "p_call": call, "p_condition": condition, "p_out": out}
+    arguments |= {"entries": len(table), "calls": len(times), "samples": samples, "conditions": conditions}
+    arguments |= {"table_row": table.stride(0), "call_step": call.stride(0), "condition_block": condition.stride(0)}
+    arguments |= {"condition_sample": condition.stride(1), "out_row": out.stride(0), "W": width, "BLOCK": block}
+    launch(modulation_kernel, (-(-width // block), blocks * samples), arguments, config.warps)
+    return out
 
 
 def gather_rows_triton(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
@@ -116,12 +170,22 @@ def gather_rows_triton(table: Tensor, index: Tensor, out: Tensor | None = None) 
     return out
 
 
+@jit()
+def count_call(p_call, sample, call_step):
+    """The counter of a sample goes on: by one program of the kernel that ends a call, and nothing in it reads the counter."""
+    if tl.program_id(0) == 0:
+        tl.store(p_call + sample * call_step, tl.load(p_call + sample * call_step) + 1)
+
+
 @jit(do_not_specialize=["elements"])
 def solver_kernel(
-    p_x, p_output, p_history, p_noise, p_row, elements, row_sample, row_column, NOISE: tl.constexpr, BLOCK: tl.constexpr
-):
+    p_x, p_output, p_history, p_noise, p_row, p_call, elements, row_sample, row_column, call_step,
+    NOISE: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Grid (element blocks, B); all operands are contiguous."""
     sample = tl.program_id(1).to(tl.int64)
+    if COUNT:
+        count_call(p_call, sample, call_step)
     o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_x = o_x < elements
     o_x = sample * elements + o_x
@@ -142,7 +206,9 @@ def solver_kernel(
     tl.store(p_x + o_x, b_new, mask=m_x)
 
 
-def solver_update_triton(x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor) -> None:
+def solver_update_triton(
+    x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor, call: Tensor | None = None
+) -> None:
     """:func:`solver_update` as one kernel; ``x`` and ``history`` must be contiguous."""
     if not (x.is_contiguous() and history.is_contiguous()):
         raise ValueError("the state and the history must be contiguous to be updated in place")
@@ -152,6 +218,8 @@ def solver_update_triton(x: Tensor, output: Tensor, history: Tensor, noise: Tens
     arguments = {"p_x": x, "p_output": output.contiguous(), "p_history": history}
     arguments |= {"p_noise": x if noise is None else noise.contiguous(), "p_row": row, "elements": x[0].numel()}
     arguments |= {"row_sample": row.stride(0), "row_column": row.stride(1), "NOISE": noise is not None, "BLOCK": config.block}
+    arguments |= {"p_call": row if call is None else call, "call_step": 0 if call is None else call.stride(0)}
+    arguments |= {"COUNT": call is not None}
     launch(solver_kernel, (-(-x[0].numel() // config.block), len(x)), arguments, config.warps)
 
 
@@ -216,6 +284,11 @@ def combine_bytes_moved(samples: int, branches: int, elements: int, itemsize: in
 def combine_flops(samples: int, branches: int, elements: int) -> int:
     """A product and a sum per branch and element."""
     return 2 * samples * branches * elements
+
+
+def modulation_bytes_moved(rows: int, width: int, itemsize: int) -> int:
+    """Each row in and out, and the three indices that find it."""
+    return rows * (2 * width * itemsize + 3 * 8)
 
 
 def gather_bytes_moved(rows: int, width: int, itemsize: int) -> int:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from . import adaln, combine, corrections, fp8, mlp, philox, qkv, readout
+from . import adaln, combine, corrections, differentiable, embed, fp8, mlp, philox, qkv, readout
 from .attention import (
     MAX_HEAD_DIM,
     attention,
@@ -23,6 +23,7 @@ from .attention import (
     perturbed_attention,
     sdpa_order,
 )
+from .choice import CLASSIFIERS, ByClass
 from .launch import table_architecture
 from .launch_table import PREFERRED
 from .triton_runtime import architecture, compute_capability, unavailable
@@ -34,12 +35,16 @@ logger = logging.getLogger("segue")
 
 @dataclass(frozen=True)
 class Kernels:
-    """One callable per operation; the signatures are those of the reference functions of the same name."""
+    """One callable per operation; the signatures are those of the reference functions of the same name.
+
+    ``linear_gated_residual`` None: the product leaves its residual to the norm of the next block.
+    """
 
     modulated_norm: Callable = adaln.modulated_norm
     modulated_norm2: Callable = adaln.modulated_norm2
     gated_residual: Callable = adaln.gated_residual
     residual_modulated_norm: Callable = adaln.residual_modulated_norm
+    residual_modulated_norm2: Callable = adaln.residual_modulated_norm2
     residual2_modulated_norm: Callable = adaln.residual2_modulated_norm
     modulated_norm_fp8: Callable = adaln.modulated_norm_fp8
     residual_modulated_norm_fp8: Callable = adaln.residual_modulated_norm_fp8
@@ -50,12 +55,14 @@ class Kernels:
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
     linear_gelu: Callable = mlp.linear_gelu
-    linear_gated_residual: Callable = mlp.linear_gated_residual
+    linear_gated_residual: Callable | None = mlp.linear_gated_residual
     grouped_linear: Callable = mlp.grouped_linear
+    embed_patches: Callable = embed.embed_patches
     combine_then_project: Callable = readout.combine_then_project
     project: Callable = readout.project
     readout_update: Callable = readout.readout_update
     gather_rows: Callable = combine.gather_rows
+    gather_modulation: Callable = combine.gather_modulation
     combine_branches: Callable = combine.combine_branches
     solver_update: Callable = combine.solver_update
     cfg_zero_star: Callable = corrections.cfg_zero_star
@@ -68,16 +75,18 @@ REFERENCE = Kernels()
 # training writes no activation in place
 DIFFERENTIABLE = replace(
     REFERENCE,
-    gated_residual=adaln.gated_residual_differentiable,
-    residual_modulated_norm=adaln.residual_modulated_norm_differentiable,
-    residual2_modulated_norm=adaln.residual2_modulated_norm_differentiable,
-    linear_gated_residual=partial(mlp.linear_gated_residual, residual=adaln.gated_residual_differentiable),
+    gated_residual=differentiable.gated_residual,
+    residual_modulated_norm=differentiable.residual_modulated_norm,
+    residual_modulated_norm2=differentiable.residual_modulated_norm2,
+    residual2_modulated_norm=differentiable.residual2_modulated_norm,
+    linear_gated_residual=partial(mlp.linear_gated_residual, residual=differentiable.gated_residual),
 )
 TRITON = Kernels(
     modulated_norm=adaln.modulated_norm_triton,
     modulated_norm2=adaln.modulated_norm2_triton,
     gated_residual=adaln.gated_residual_triton,
     residual_modulated_norm=adaln.residual_modulated_norm_triton,
+    residual_modulated_norm2=adaln.residual_modulated_norm2_triton,
     residual2_modulated_norm=adaln.residual2_modulated_norm_triton,
     modulated_norm_fp8=adaln.modulated_norm_fp8_triton,
     residual_modulated_norm_fp8=adaln.residual_modulated_norm_fp8_triton,
@@ -89,10 +98,12 @@ TRITON = Kernels(
     linear_gelu=mlp.linear_gelu_triton,
     linear_gated_residual=mlp.linear_gated_residual_triton,
     grouped_linear=mlp.grouped_linear_triton,
+    embed_patches=embed.embed_patches_triton,
     combine_then_project=readout.combine_then_project_triton,
     project=readout.project_triton,
     readout_update=readout.readout_update_triton,
     gather_rows=combine.gather_rows_triton,
+    gather_modulation=combine.gather_modulation_triton,
     combine_branches=combine.combine_branches_triton,
     solver_update=combine.solver_update_triton,
     cfg_zero_star=corrections.cfg_zero_star_triton,
@@ -110,16 +121,17 @@ VENDOR: dict[str, dict[str, Callable]] = {
         "scaled_mm_fast": partial(fp8.fp8_linear_scaled_mm, fast_accumulation=True),
     },
 }
-MORE_BACKENDS = {"attention": ("sdpa", "xformers")} | {operation: tuple(made) for operation, made in VENDOR.items()}
+MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gated_residual": ("deferred",)}
+MORE_BACKENDS |= {operation: tuple(made) for operation, made in VENDOR.items()}
 WITHOUT_TRITON = ("fp8_linear",)  # a request for Triton everywhere leaves these to the automatic choice
 # matrix products and attention stay with the vendor's libraries until a measurement on the architecture says otherwise
 LIBRARY = {
     "attention": "sdpa",
-    "linear_gelu": "reference",
-    "linear_gated_residual": "reference",
+    "linear_gelu": "cublaslt",
     "grouped_linear": "reference",
     "fp8_linear": "scaled_mm",
 }
+WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual is added by the norm that follows")}
 FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
 NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ("gated_residual", "quantize_rows"))
 READOUTS = ("combine_then_project", "project", "readout_update")
@@ -137,20 +149,29 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Selection:
-    """The kernels of an engine; ``chosen`` gives backend and reason of every operation."""
+    """The kernels of an engine; ``chosen`` gives backend and reason of every operation.
+
+    ``classes`` gives, by operation and shape class, the backends that were measured to be faster than that one.
+    """
 
     kernels: Kernels
     chosen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    classes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def explain(self) -> list[str]:
-        """One line per backend and reason, with the operations that it serves."""
+        """One line per backend and reason, with the operations that it serves; then those of single shape classes."""
         groups: dict[tuple[str, str], list[str]] = {}
         for operation, choice in self.chosen.items():
             groups.setdefault(choice, []).append(operation)
         if len(groups) == 1:
             ((backend, reason),) = groups
             return [f"kernels {backend} ({reason}): every operation"]
-        return [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
+        lines = [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
+        for operation, preferred in self.classes.items():
+            for backend in sorted(set(preferred.values())):
+                shapes = [shape_class for shape_class, name in preferred.items() if name == backend]
+                lines.append(f"kernels {backend} (measured fastest) for {operation} at {'; '.join(shapes)}")
+        return lines
 
 
 def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
@@ -206,23 +227,27 @@ def select_kernels(
     argument is ``auto``, the environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises
     ``ValueError`` for unknown names and for an explicit choice that cannot work here.
     """
-    made, chosen = {}, {}
+    made, chosen, classes = {}, {}, {}
     for operation, name in _wanted(backend, overrides).items():
         library = operation in WITHOUT_TRITON
         obstacle = fp8_obstacle(device, dtype) if library else triton_obstacle(operation, device, dtype, shapes)
-        if name == "auto":
+        automatic = name == "auto"
+        if automatic:
             name, reason = _automatic(operation, device, obstacle)
         else:
             reason = "requested"
             if obstacle and name in (VENDOR[operation] if library else ("triton",)):
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
-        made[operation], detail = _implementation(operation, name, device)
+        made[operation], detail = _composed(operation, name, device, made)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
-    if chosen["linear_gated_residual"][0] == "reference":
-        made["linear_gated_residual"] = partial(mlp.linear_gated_residual, residual=made["gated_residual"])
+        preferred = {} if obstacle or not automatic else _preferred(operation, name, device, dtype)
+        if preferred:
+            functions = {shape: _composed(operation, backend, device, made)[0] for shape, backend in preferred.items()}
+            made[operation] = ByClass(CLASSIFIERS[operation], made[operation], functions)
+            classes[operation] = preferred
     made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
     chosen["perturbed_attention"] = chosen["attention"]
-    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS})
+    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes)
 
 
 def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes = Shapes()) -> str | None:
@@ -269,18 +294,37 @@ def _capability_obstacle(device: torch.device) -> str | None:
 
 def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tuple[str, str]:
     """Backend and reason of an operation that nobody asked anything for."""
+    if operation in WITHOUT_KERNEL:
+        return WITHOUT_KERNEL[operation]
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"
+    if obstacle and operation in LIBRARY and operation not in WITHOUT_TRITON:
+        return LIBRARY[operation], f"automatic: the vendor's library; no Triton kernel, {obstacle}"
     if obstacle:
         if operation not in FP8_OPERATIONS:  # most engines never call these
             _log_once(f"kernel {operation} falls back to the reference function: {obstacle}")
-        return "sdpa" if operation == "attention" else "reference", f"fallback: {obstacle}"
+        return "reference", f"fallback: {obstacle}"
     served = table_architecture(architecture(device))
-    if operation in PREFERRED.get(served, {}):
-        return PREFERRED[served][operation], f"automatic: measured fastest on {served}"
     if operation in LIBRARY:
-        return LIBRARY[operation], f"automatic: the vendor's library, nothing faster was measured on {served}"
+        but = "where nothing faster was measured" if PREFERRED.get(served) else "nothing was measured"
+        return LIBRARY[operation], f"automatic: the vendor's library, {but} on {served}"
     return "triton", "automatic: CUDA"
+
+
+def _preferred(operation: str, default: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """The backends, by shape class, that were measured to be faster than the default in 16 bits."""
+    if device.type != "cuda" or operation not in CLASSIFIERS or dtype not in (torch.float16, torch.bfloat16):
+        return {}
+    measured = PREFERRED.get(table_architecture(architecture(device)), {})
+    found = {}
+    for (name, shape_class), backend in measured.items():
+        if name != operation or backend == default:
+            continue
+        if backend == "xformers" and find_spec("xformers") is None:
+            _log_once(f"kernel {operation} at {shape_class} falls back to {default}: xformers is not installed")
+            continue
+        found[shape_class] = backend
+    return found
 
 
 @cache
@@ -288,8 +332,19 @@ def _log_once(message: str) -> None:
     logger.warning(message)
 
 
-def _implementation(operation: str, name: str, device: torch.device) -> tuple[Callable, str]:
+def _composed(
+    operation: str, name: str, device: torch.device, made: Mapping[str, Callable | None]
+) -> tuple[Callable | None, str]:
+    """:func:`_implementation`, and what follows a reference's product by the kernel that was chosen for it."""
+    if (operation, name) == ("linear_gated_residual", "reference"):
+        return partial(mlp.linear_gated_residual, residual=made["gated_residual"]), ""
+    return _implementation(operation, name, device)
+
+
+def _implementation(operation: str, name: str, device: torch.device) -> tuple[Callable | None, str]:
     """The callable of a backend and, where there is something to tell, a detail for ``explain``."""
+    if name == "deferred":
+        return None, ""
     if name in BACKENDS:
         return getattr(TRITON if name == "triton" else REFERENCE, operation), ""
     if device.type != "cuda":

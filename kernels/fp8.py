@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import launch_config, size_class
+from .launch import launch_config
+from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 FP8 = torch.float8_e4m3fn
@@ -121,8 +122,7 @@ def quantize_rows_triton(x: Tensor, gelu: bool = False) -> Fp8Rows:
     x = dense(x)
     values = torch.empty(x.shape, dtype=FP8, device=x.device)
     scale = torch.empty(rows, tokens, dtype=torch.float32, device=x.device)
-    # a row in registers, like the fused norm, whose settings serve here
-    config = launch_config("adaln", size_class("d", width, (512, 1024, 2048, 4096)), architecture(x.device))
+    config = launch_config("quantise", row_class(rows * tokens, width), architecture(x.device))
     arguments = {"p_x": x, "p_q": values, "p_scale": scale, "tokens": tokens, "x_row": x.stride(0), "x_token": x.stride(1)}
     arguments |= {"D": width, "BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "GELU": gelu, "FP8_TOP": FP8_MAX}
     launch(quantize_kernel, (-(-tokens // config.rows), rows), arguments, config.warps)
@@ -132,6 +132,11 @@ def quantize_rows_triton(x: Tensor, gelu: bool = False) -> Fp8Rows:
 def bytes_moved(rows: int, tokens: int, width: int, itemsize: int) -> int:
     """Least traffic of quantising [R, L, D]: x in, one byte each and a scale per row out."""
     return rows * tokens * (width * (itemsize + 1) + 4)
+
+
+def product_bytes_moved(rows: int, inputs: int, outputs: int) -> int:
+    """Least traffic of a product over ``rows`` = R L tokens: values and weight in with their scales, 16-bit numbers out."""
+    return rows * (inputs + 4) + outputs * (inputs + 4) + 2 * rows * outputs
 
 
 def flops(rows: int, tokens: int, width: int, gelu: bool) -> int:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+
+from .shape_class import nearest
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,6 @@ _override: ContextVar[dict[Key, LaunchConfig] | None] = ContextVar("override", d
 _lookups: ContextVar[set[Key] | None] = ContextVar("lookups", default=None)
 
 
-def size_class(prefix: str, size: int, bounds: tuple[int, ...]) -> str:
-    """``prefix`` and the smallest bound that is not less than ``size``; the last bound takes everything larger."""
-    return f"{prefix}{next((bound for bound in bounds if size <= bound), bounds[-1])}"
-
-
 def table_architecture(architecture: str) -> str:
     """The architecture of the launch table that serves a device.
 
@@ -86,15 +84,34 @@ def table_architecture(architecture: str) -> str:
 
 
 def launch_config(operation: str, shape_class: str, architecture: str) -> LaunchConfig:
-    """The frozen configuration of ``operation`` for a shape class on an architecture."""
-    from .launch_table import TABLE
+    """The frozen configuration of ``operation`` for a shape class on an architecture.
 
+    A class without an entry is served by the nearest one that has one.  Raises ``KeyError`` where none may stand in.
+    """
+    key = (operation, shape_class)
     if (lookups := _lookups.get()) is not None:
-        lookups.add((operation, shape_class))
-    override = _override.get() or {}
-    if (operation, shape_class) in override:
-        return override[operation, shape_class]
-    return TABLE[table_architecture(architecture)][operation, shape_class]
+        lookups.add(key)
+    override = _override.get()
+    if override and key in override:
+        return override[key]
+    served = table_architecture(architecture)
+    entry = _tables()[served].get(key)
+    return entry or _tables()[served][operation, stand_in(served, operation, shape_class)]
+
+
+def _tables() -> dict[str, dict[Key, LaunchConfig]]:
+    from .launch_table import TABLE  # which is written in terms of this module
+
+    return TABLE
+
+
+@cache
+def stand_in(served: str, operation: str, shape_class: str) -> str:
+    """The class whose entry serves a class that has none.  Raises ``KeyError`` with the key where there is none either."""
+    found = nearest(shape_class, [known for other, known in _tables()[served] if other == operation])
+    if found is None:
+        raise KeyError((operation, shape_class))
+    return found
 
 
 @contextmanager

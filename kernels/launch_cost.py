@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import adaln, attention, combine, corrections, fp8, mlp, philox, qkv, readout
+from . import adaln, attention, combine, corrections, embed, fp8, mlp, philox, qkv, readout
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -88,6 +88,18 @@ def _readout(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     return _memory(moved, sizes, mlp.flops(samples * tokens, width, outputs))
 
 
+def _embed(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    (roots, samples, tokens, width), inputs = given["p_out"].shape, given["CHANNELS"] * given["PATCH"] ** 2
+    moved = embed.bytes_moved(samples, roots, tokens, inputs, width, given["p_out"].element_size())
+    sizes = f"{samples} x {tokens} x {inputs} -> {roots} x {width}"
+    return _memory(moved, sizes, mlp.flops(samples * tokens, inputs, width))
+
+
+def _modulation(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    rows, width = launch.grid[1], given["W"]
+    return _memory(combine.modulation_bytes_moved(rows, width, given["p_table"].element_size()), f"{rows} x {width}")
+
+
 def _gather(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     rows, width = launch.grid[1], given["W"]
     return _memory(combine.gather_bytes_moved(rows, width, given["p_table"].element_size()), f"{rows} x {width}")
@@ -126,8 +138,10 @@ COSTS: dict[str, Callable[[Launch, dict[str, Any]], LaunchCost]] = {
     "heads_kernel": _heads,
     "attention_kernel": _attention,
     "linear_kernel": _linear,
+    "embed_kernel": _embed,
     "readout_kernel": _readout,
     "gather_kernel": _gather,
+    "modulation_kernel": _modulation,
     "solver_kernel": _solver,
     "branches_kernel": _branches,
     # sums read c and u, the projection its average too, which it writes; the result is made of what each rule needs again

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import gated_residual
-from .launch import launch_config, size_class
+from .launch import launch_config
+from .shape_class import product_class
 from .triton_runtime import architecture, dense, jit, launch, processors, tl
 
 NO_EPILOGUE, GELU, GATED_RESIDUAL = 0, 1, 2
@@ -30,13 +31,25 @@ def linear_gated_residual(
     return residual(h, F.linear(x, weight, bias), gate)
 
 
+def linear_of_slice(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T`` of a slice of tokens, read where it lies.  x [R, L, D], rows at any distance; weight [E, D] -> [R, L, E].
+
+    ``F.linear`` copies such a slice, to fold its rows into one.
+    """
+    if x.is_contiguous():
+        return F.linear(x, weight)
+    return torch.bmm(x, weight.t().expand(len(x), -1, -1))
+
+
 def grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor, weight2: Tensor, bias2: Tensor | None, gelu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Two linear layers of one shape on two streams, optionally with GELU: those of image and text in a joint block.
 
-    x [R, L, D], x2 [R, M, D]; weights [E, D] -> [R, L, E], [R, M, E].
+    x [R, L, D], x2 [R, M, D]; weights [E, D]; both biases [E], or None without -> [R, L, E], [R, M, E].
     """
+    if bias is None and not gelu:
+        return linear_of_slice(x, weight), linear_of_slice(x2, weight2)
     one = linear_gelu if gelu else F.linear
     return one(x, weight, bias), one(x2, weight2, bias2)
 
@@ -68,6 +81,7 @@ def matmul_tile(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     EPILOGUE: tl.constexpr,
+    BIAS: tl.constexpr,
 ):
     """One output tile of ``x W^T + b``; tiles go down ``GROUP`` row tiles before the next column, to reuse W from L2."""
     tiles_m = tl.cdiv(rows, BLOCK_M)
@@ -84,8 +98,9 @@ def matmul_tile(
     p_xt = p_x + (row.to(tl.int64) * x_row + token.to(tl.int64) * x_token)[:, None] + o_k[None, :]
     p_wt = p_weight + (tl.minimum(o_n, N - 1).to(tl.int64) * K)[None, :] + o_k[:, None]
     m_n = o_n < N
-    b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + b_bias[None, :]
+    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if BIAS:
+        b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     for k in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
             b_x = tl.load(p_xt + k)
@@ -136,6 +151,7 @@ def linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     EPILOGUE: tl.constexpr,
+    BIAS: tl.constexpr,
     GROUPED: tl.constexpr,
 ):
     """Persistent: each program walks tiles of the first product, then of the second, so the few tiles of a short stream
@@ -155,36 +171,38 @@ def linear_kernel(
                 t_x_row, t_x_token, t_out_row, t_out_token, index = x_row2, x_token2, out_row2, out_token2, tile - tiles
         matmul_tile(
             t_x, t_weight, t_bias, t_out, p_gate, index, t_rows, t_tokens, t_x_row, t_x_token, t_out_row, t_out_token,
-            gate_row, N, K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, EPILOGUE,
+            gate_row, N, K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, EPILOGUE, BIAS,
         )  # fmt: skip
 
 
 def _run(
-    streams: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...], epilogue: int, gate: Tensor | None = None
+    streams: tuple[tuple[Tensor, Tensor, Tensor | None, Tensor], ...], epilogue: int, gate: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Launch for one or two streams of (x, weight, bias, out), all of one weight shape."""
+    """Launch for one or two streams of (x, weight, bias, out), all of one weight shape, all with a bias or all without."""
     first, second = streams[0], streams[-1]
+    biased = first[2] is not None
     for x, weight, bias, out in streams:
-        if weight.shape != first[1].shape or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
-            raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit")
+        biases = None if bias is None else tuple(bias.shape)
+        if weight.shape != first[1].shape or x.shape[-1] != weight.shape[1] or biases != ((len(weight),) if biased else None):
+            raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {biases} do not fit")
         if out.shape != (*x.shape[:-1], weight.shape[0]):
             raise ValueError(f"the state must be {(*x.shape[:-1], weight.shape[0])}, got {tuple(out.shape)}")
     outputs, inputs = first[1].shape
     counts = [x.shape[0] * x.shape[1] for x, *_ in streams]
     # the residual epilogue holds another tile in registers, so its tiles are smaller
     operation = "linear_residual" if epilogue == GATED_RESIDUAL else "linear"
-    config = launch_config(operation, size_class("m", max(counts), (512, 4096)), architecture(first[0].device))
+    config = launch_config(operation, product_class(max(counts), inputs, outputs), architecture(first[0].device))
     arguments: dict = {"p_gate": first[0] if gate is None else gate, "gate_row": 0 if gate is None else gate.stride(0)}
     for suffix, (x, weight, bias, out) in (("", first), ("2", second)):
         x = dense(x)
-        arguments |= {f"p_x{suffix}": x, f"p_weight{suffix}": weight.contiguous(), f"p_bias{suffix}": bias.contiguous()}
-        arguments |= {f"p_out{suffix}": out}
+        arguments |= {f"p_x{suffix}": x, f"p_weight{suffix}": weight.contiguous(), f"p_out{suffix}": out}
+        arguments |= {f"p_bias{suffix}": bias.contiguous() if biased else x}
         arguments |= {f"rows{suffix}": x.shape[0] * x.shape[1], f"tokens{suffix}": x.shape[1]}
         arguments |= {f"x_row{suffix}": x.stride(0), f"x_token{suffix}": x.stride(1)}
         arguments |= {f"out_row{suffix}": out.stride(0), f"out_token{suffix}": out.stride(1)}
     block_k = config.block_k * 2 // max(2, first[0].element_size())
     arguments |= {"N": outputs, "K": inputs, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": block_k}
-    arguments |= {"GROUP": config.group, "EPILOGUE": epilogue, "GROUPED": len(streams) == 2}
+    arguments |= {"GROUP": config.group, "EPILOGUE": epilogue, "BIAS": biased, "GROUPED": len(streams) == 2}
     tiles = sum(-(-count // config.block_m) for count in counts) * -(-outputs // config.block_n)
     launch(linear_kernel, (min(processors(first[0].device), tiles),), arguments, config.warps, config.stages)
     return tuple(out for *_, out in streams)
@@ -210,7 +228,7 @@ def linear_gated_residual_triton(h: Tensor, x: Tensor, weight: Tensor, bias: Ten
 
 
 def grouped_linear_triton(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor, weight2: Tensor, bias2: Tensor | None, gelu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """:func:`grouped_linear` as one persistent kernel."""
     streams = ((x, weight, bias, _output(x, weight)), (x2, weight2, bias2, _output(x2, weight2)))

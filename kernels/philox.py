@@ -32,7 +32,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
 
 
 def uniform(word: Tensor) -> Tensor:
-    """A 32-bit word as fp32 in the open interval (0, 1), from its upper 24 bits."""
+    """A 32-bit word as fp32 in (0, 1], from its upper 24 bits; 1 is what the largest rounds to."""
     return ((word >> 8).float() + 0.5) * 2.0**-24
 
 
@@ -60,12 +60,29 @@ def normal_noise(seed: Tensor, call: Tensor, numel: int) -> Tensor:
 
 
 @jit()
+def unit_circle(turns):
+    """``(cos, sin)`` of ``2 pi turns`` for fp32 numbers in [0, 1].
+
+    Quarter turns are split off exactly; on the rest, at most pi / 4, the polynomials of Cephes (sinf, cosf).  The functions
+    of the vendor reduce angles of any size by way of local memory, which some releases of Triton do not optimise away.
+    """
+    quarter = (4.0 * turns + 0.5).to(tl.int32)
+    b_x = (4.0 * turns - quarter.to(tl.float32)) * 1.5707963267948966
+    b_z = b_x * b_x
+    b_sin = b_x + b_x * b_z * (-1.6666654611e-1 + b_z * (8.3321608736e-3 - b_z * 1.9515295891e-4))
+    b_cos = 1.0 - 0.5 * b_z + b_z * b_z * (4.166664568298827e-2 + b_z * (-1.388731625493765e-3 + b_z * 2.443315711809948e-5))
+    odd = (quarter & 1) != 0
+    b_first, b_second = tl.where(odd, b_sin, b_cos), tl.where(odd, b_cos, b_sin)
+    return tl.where(((quarter + 1) & 2) != 0, -b_first, b_first), tl.where((quarter & 2) != 0, -b_second, b_second)
+
+
+@jit()
 def normal_pair(first, second):
     """Two 32-bit words to two unit normal numbers by Box-Muller."""
     u = ((first >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2^-24
-    angle = 6.283185307179586 * (((second >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08)
+    b_cos, b_sin = unit_circle(((second >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08)
     radius = tl.sqrt_rn(-2.0 * tl.log(u))
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    return radius * b_cos, radius * b_sin
 
 
 @jit(do_not_specialize=["elements"])

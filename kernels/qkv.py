@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .launch import launch_config
+from .shape_class import heads_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 
@@ -161,7 +162,7 @@ def _write(
     qkv = dense(qkv)
     other = qkv if text is None else dense(text)
     out = torch.empty(parts, rows, tokens + text_tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
-    config = launch_config("heads", "any", architecture(qkv.device))
+    config = launch_config("heads", heads_class(rows * (tokens + text_tokens), head_dim), architecture(qkv.device))
     blocks, text_blocks = (-(-count * heads // config.rows) for count in (tokens, text_tokens))
     (q_weight, k_weight), (text_q_weight, text_k_weight) = (
         tuple(weight.contiguous() for weight in pair) if pair else (qkv, qkv) for pair in (weights, text_weights)

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import modulated_norm
-from .combine import packed, solver_update, unpatchify
-from .launch import ReadoutLaunch, launch_config, size_class
+from .combine import count_call, packed, solver_update, unpatchify
+from .launch import ReadoutLaunch, launch_config
+from .shape_class import readout_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
@@ -59,13 +60,15 @@ def readout_update(
     weight: Tensor,
     bias: Tensor,
     patch: int,
+    call: Tensor | None = None,
 ) -> None:
     """:func:`combine_then_project`, :func:`unpatchify` and the solver update of ``x`` and ``history``, in place.
 
-    For calls whose branches all share one head and combine early.  x, history, noise [B, C, H, W] fp32; row [B, 6].
+    For calls whose branches all share one head and combine early.  x, history, noise [B, C, H, W] fp32; row [B, 6]; the
+    counters ``call`` [B] int64 go on by one.
     """
     output = unpatchify(combine_then_project(h, shift, scale, coefficients, rows, weight, bias), patch, *x.shape[-2:])
-    solver_update(x, output, history, noise, row)
+    solver_update(x, output, history, noise, row, call)
 
 
 @jit()
@@ -92,11 +95,11 @@ def update_patches(
 
 @jit(do_not_specialize=["tokens", "height", "width"])
 def readout_kernel(
-    p_h, p_shift, p_scale, p_coefficients, p_weight, p_bias, p_out, p_x, p_history, p_noise, p_row,
+    p_h, p_shift, p_scale, p_coefficients, p_weight, p_bias, p_out, p_x, p_history, p_noise, p_row, p_call,
     tokens, h_block, h_sample, h_token, shift_block, shift_sample, scale_block, scale_sample,
-    coefficient_sample, coefficient_branch, row_sample, row_column, height, width, eps,
+    coefficient_sample, coefficient_branch, row_sample, row_column, call_step, height, width, eps,
     D: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BRANCHES: tl.constexpr, PATCH: tl.constexpr,
-    COMBINE: tl.constexpr, UPDATE: tl.constexpr, NOISE: tl.constexpr,
+    COMBINE: tl.constexpr, UPDATE: tl.constexpr, NOISE: tl.constexpr, COUNT: tl.constexpr,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks, B).  Reads the hidden state twice (the second time from L2): statistics by merging two-pass
@@ -144,6 +147,8 @@ def readout_kernel(
         b_w = tl.load(p_weight + (o_o * D)[None, :] + (first + o_d)[:, None], mask=m_w, other=0.0)
         b_y = tl.dot(b_z.to(b_w.dtype), b_w, b_y, input_precision="ieee")
     m_y = (o_t < tokens)[:, None] & (o_o < OUTPUTS)[None, :]
+    if COUNT:
+        count_call(p_call, sample, call_step)
     if UPDATE:
         update_patches(
             p_x, p_history, p_noise, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
@@ -166,6 +171,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
     config = _config(h, weight)
     arguments = {"p_h": h, "p_shift": shift, "p_scale": scale, "p_coefficients": h, "p_weight": weight.contiguous()}
     arguments |= {"p_bias": bias.contiguous(), "p_out": h, "p_x": h, "p_history": h, "p_noise": h, "p_row": h}
+    arguments |= {"p_call": h, "call_step": 0, "COUNT": False}
     arguments |= {"tokens": h.shape[2], "h_block": h.stride(0), "h_sample": h.stride(1), "h_token": h.stride(2)}
     arguments |= {"shift_block": shift.stride(0), "shift_sample": shift.stride(1), "scale_block": scale.stride(0)}
     arguments |= {"scale_sample": scale.stride(1), "coefficient_sample": 0, "coefficient_branch": 0, "row_sample": 0}
@@ -176,7 +182,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
 
 
 def _config(h: Tensor, weight: Tensor) -> ReadoutLaunch:
-    return launch_config("readout", size_class("o", len(weight), (64, 256)), architecture(h.device))
+    return launch_config("readout", readout_class(h.shape[1] * h.shape[2], len(weight)), architecture(h.device))
 
 
 def _launch(h: Tensor, weight: Tensor, arguments: dict) -> None:
@@ -239,6 +245,7 @@ def readout_update_triton(
     weight: Tensor,
     bias: Tensor,
     patch: int,
+    call: Tensor | None = None,
 ) -> None:
     """:func:`readout_update` as one kernel; ``x`` and ``history`` must be contiguous."""
     height, width = x.shape[-2:]
@@ -249,6 +256,8 @@ def readout_update_triton(
     arguments = _arguments(h, shift, scale, rows, weight, bias) | _combination(coefficients, h, rows)
     arguments |= {"p_x": x, "p_history": history, "p_row": row, "row_sample": row.stride(0), "row_column": row.stride(1)}
     arguments |= {"p_noise": h if noise is None else noise.contiguous(), "NOISE": noise is not None, "UPDATE": True}
+    if call is not None:
+        arguments |= {"p_call": call, "call_step": call.stride(0), "COUNT": True}
     _launch(h, weight, arguments | {"height": height, "width": width, "PATCH": patch})
 
 

@@ -10,20 +10,26 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .catalogue import SIZES, Case, Factory, cases
+from .launch import table_architecture
+from .launch_table import PROVENANCE
+from .occupancy import MULTIPROCESSORS
 from .triton_runtime import Launch, launch_options, trace_launches, triton
 
 TABLE_FILE = Path(__file__).with_name("resources.json")
@@ -31,64 +37,69 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # bytes per program; the entries of sm_80 also serve sm_86, sm_89 and sm_120, which have 99 KiB
 SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": 94}
-TYPES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.int64: "i64",
-    torch.float8_e4m3fn: "fp8e4nv",
-}
+TIMED = "timed on"  # how the provenance of measured entries begins
+MEASURED_STACK = 64  # bytes of stack that the clock may have found to be worth it
 
 
 @dataclass(frozen=True)
 class Specialisation:
-    """What Triton compiles for a launch: argument types, constants, and integers known to be multiples of 16."""
+    """What Triton compiles for a launch: argument types, constants, and what is known of the others.
+
+    ``constants`` and ``attributes`` (such as divisibility by 16) go by the path of an argument: its position, and that within
+    it where it is a tuple.
+    """
 
     kernel: str
     architecture: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[int, ...]
+    signature: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
     warps: int
     stages: int
 
     @classmethod
     def of(cls, launch: Launch, architecture: str) -> Specialisation:
-        """The rules of Triton's own launcher: 1 is a constant, multiples of 16 and aligned pointers are marked."""
-        signature, constants, divisible = {}, {}, []
-        for index, parameter in enumerate(launch.kernel.params):
-            value = launch.arguments[parameter.name]
-            fixed = parameter.is_constexpr or (_is_integer(value) and value == 1 and not parameter.do_not_specialize)
-            if fixed:
-                signature[parameter.name], constants[parameter.name] = "constexpr", value
-            elif isinstance(value, Tensor):
-                signature[parameter.name] = f"*{TYPES[value.dtype]}"
-                if value.storage_offset() * value.element_size() % 16 == 0:
-                    divisible.append(index)
-            elif isinstance(value, float):
-                signature[parameter.name] = "fp32"
-            else:
-                signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0 and not parameter.do_not_specialize:
-                    divisible.append(index)
-        parts = tuple(signature.items()), tuple(constants.items()), tuple(divisible)
+        """By Triton's own binder, so that what is compiled ahead of time is found in the cache by a launch."""
+        backend, binder = _binder(launch.kernel, architecture)
+        bound, specialisation, _ = binder(**launch.arguments)
+        options = launch_options(launch.warps, launch.stages)
+        _, signature, constants, attributes = launch.kernel._pack_args(backend, options, bound, specialisation, options)
+        known = tuple((path, tuple(map(tuple, found))) for path, found in attributes.items())
+        parts = tuple(signature.items()), tuple(constants.items()), known
         return cls(launch.name, architecture, *parts, launch.warps, launch.stages)
+
+    def source(self, kernel: Any) -> Any:
+        """The compiler's input, equal to that of a launch of ``kernel``."""
+        from triton.compiler import ASTSource
+
+        attributes = {path: list(map(list, found)) for path, found in self.attributes}
+        return ASTSource(kernel, dict(self.signature), dict(self.constants), attributes)
 
     @property
     def key(self) -> str:
-        """The constants, and a digest of types and divisibility: what distinguishes the specialisations of one kernel."""
-        constants = ",".join(f"{name}={value}" for name, value in self.constants)
-        digest = hashlib.sha256(repr((self.signature, self.divisible)).encode()).hexdigest()[:8]
+        """The constants, and a digest of types and attributes: what distinguishes the specialisations of one kernel."""
+        names = [name for name, _ in self.signature]
+        constants = ",".join(f"{names[path[0]]}={value}" for path, value in self.constants)
+        digest = hashlib.sha256(repr((self.signature, self.attributes)).encode()).hexdigest()[:8]
         return f"{constants};{digest}"
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+@cache
+def _binder(kernel: Any, architecture: str) -> tuple[Any, Callable]:
+    """Triton's backend for an architecture, and the function by which a launch of ``kernel`` on it finds its specialisation."""
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(target(architecture))
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """One compiled kernel.  ``spilled``: bytes of stack on NVIDIA, registers on AMD; ``shared`` in bytes."""
+    """One compiled kernel.  ``spilled``: bytes of stack or scratch memory of a thread; ``shared`` in bytes.
+
+    ``blocks``: how many of its programs a multiprocessor holds at a time.
+    """
 
     kernel: str
     architecture: str
@@ -97,12 +108,19 @@ class Resources:
     registers: int
     shared: int
     spilled: int
+    blocks: int
     key: str
     cases: tuple[str, ...]
 
     @property
+    def launches(self) -> bool:
+        """Whether every device that the architecture's entries serve can start it."""
+        return self.shared <= SHARED_LIMIT[table_architecture(self.architecture)]
+
+    @property
     def fits(self) -> bool:
-        return not self.spilled and self.shared <= SHARED_LIMIT[self.architecture]
+        """Whether it launches and keeps its numbers in registers."""
+        return self.launches and not self.spilled
 
 
 def case_launches(case: Case, architecture: str) -> list[Launch]:
@@ -112,6 +130,12 @@ def case_launches(case: Case, architecture: str) -> list[Launch]:
     return launches
 
 
+def runs_on(case: Case, architecture: str) -> bool:
+    """Whether an architecture, of the table or of a device, has what the case needs."""
+    name = architecture.removeprefix("sm_")
+    return case.minimum_capability <= (int(name) if name.isdecimal() else CAPABILITY[table_architecture(architecture)])
+
+
 def traced(
     architecture: str, chosen: Callable[[Case], bool] = lambda case: True
 ) -> dict[Specialisation, tuple[Launch, list[str]]]:
@@ -119,13 +143,14 @@ def traced(
     found: dict[Specialisation, tuple[Launch, list[str]]] = {}
     for size in SIZES:
         for case in filter(chosen, cases(size)):
-            if case.minimum_capability <= CAPABILITY[architecture]:
+            if runs_on(case, architecture) and not case.vendor:
                 for launch in case_launches(case, architecture):
                     found.setdefault(Specialisation.of(launch, architecture), (launch, []))[1].append(case.name)
     return found
 
 
-def _target(architecture: str) -> Any:
+def target(architecture: str) -> Any:
+    """Triton's name for an architecture."""
     from triton.backends.compiler import GPUTarget
 
     if architecture.startswith("gfx"):
@@ -135,24 +160,23 @@ def _target(architecture: str) -> Any:
 
 def compile_specialisation(specialisation: Specialisation, launch: Launch, names: Iterable[str]) -> Resources:
     """Compile for a target that need not be present, and read what the binary uses."""
-    from triton.compiler import ASTSource
-
-    attributes = {(index,): [["tt.divisibility", 16]] for index in specialisation.divisible}
-    source = ASTSource(launch.kernel, dict(specialisation.signature), dict(specialisation.constants), attributes)
+    architecture = specialisation.architecture
     options = launch_options(launch.warps, launch.stages)
-    compiled = triton.compile(source, target=_target(specialisation.architecture), options=options)
+    compiled = triton.compile(specialisation.source(launch.kernel), target=target(architecture), options=options)
     read = _read_nvidia if "cubin" in compiled.asm else _read_amd
     registers, spilled = read(compiled.asm)
+    shared = compiled.metadata.shared
     return Resources(
-        launch.name,
-        specialisation.architecture,
-        launch.warps,
-        launch.stages,
-        registers,
-        compiled.metadata.shared,
-        spilled,
-        specialisation.key,
-        tuple(names),
+        kernel=launch.name,
+        architecture=architecture,
+        warps=launch.warps,
+        stages=launch.stages,
+        registers=registers,
+        shared=shared,
+        spilled=spilled,
+        blocks=MULTIPROCESSORS[table_architecture(architecture)].resident_blocks(launch.warps, registers, shared),
+        key=specialisation.key,
+        cases=tuple(names),
     )
 
 
@@ -169,12 +193,24 @@ def _read_nvidia(asm: dict[str, Any]) -> tuple[int, int]:
 
 
 def _read_amd(asm: dict[str, Any]) -> tuple[int, int]:
-    """(vector registers, spilled vector and scalar registers) from the metadata in the assembly."""
-    count, vector, scalar = (
-        int(re.search(rf"\.{name}:\s+(\d+)", asm["amdgcn"]).group(1))
-        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    """(vector registers, bytes of scratch memory) from the metadata in the assembly.
+
+    A scalar register that is kept in a lane of a vector register counts as spilled there and touches no memory.
+    """
+    count, scratch = (
+        int(re.search(rf"\.{name}:\s+(\d+)", asm["amdgcn"]).group(1)) for name in ("vgpr_count", "private_segment_fixed_size")
     )
-    return count, vector + scalar
+    return count, scratch
+
+
+def allowed_stack(architecture: str) -> int:
+    """Bytes that a kernel may spill: none, unless the configurations were timed, where the clock decided."""
+    return MEASURED_STACK if PROVENANCE.get(architecture, "").startswith(TIMED) else 0
+
+
+def acceptable(row: Resources) -> bool:
+    """Whether a committed configuration may need what the row says."""
+    return row.launches and row.spilled <= allowed_stack(row.architecture)
 
 
 def source_digest(kernel: Any) -> str:
@@ -208,25 +244,36 @@ def write_table(rows: list[Resources], sources: dict[str, str], path: Path = TAB
     """One row per line, so that a change shows as the lines that changed."""
     ordered = sorted(rows, key=lambda row: (row.kernel, ARCHITECTURES.index(row.architecture), row.key, row.warps))
     lines = ",\n".join(json.dumps(asdict(row)) for row in ordered)
-    head = f'"triton": "{triton.__version__}", "sources": {json.dumps(sources)}'
+    head = f'"triton": "{triton.__version__}", "sources": {json.dumps(sources, sort_keys=True)}'
     path.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n')
 
 
-def main() -> None:
+def compiled(architecture: str) -> tuple[list[Resources], dict[str, str]]:
+    """The rows of an architecture and the digests of its kernels; those that are not acceptable are printed."""
+    found, rows = traced(architecture), []
+    for specialisation, (launch, names) in found.items():
+        row = compile_specialisation(specialisation, launch, names)
+        rows.append(row)
+        if not acceptable(row):
+            print(f"{row.kernel} for {architecture}: {row.spilled} spilled, {row.shared} bytes shared: {names[0]}", flush=True)
+    print(f"{architecture}: {len(rows)} kernels", flush=True)
+    return rows, source_digests(launch for launch, _ in found.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Compile everything, write the table, and fail if a kernel spills or needs too much shared memory."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    rows, launches = [], []
-    for architecture in ARCHITECTURES:
-        for specialisation, (launch, names) in traced(architecture).items():
-            launches.append(launch)
-            row = compile_specialisation(specialisation, launch, names)
-            rows.append(row)
-            if not row.fits:
-                print(f"{row.kernel} for {architecture}: {row.spilled} spilled, {row.shared} bytes shared: {names[0]}")
-        print(f"{architecture}: {sum(row.architecture == architecture for row in rows)} kernels", flush=True)
-    write_table(rows, source_digests(launches))
-    sys.exit(not all(row.fits for row in rows))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, each for one architecture; 0 needs none")
+    jobs = parser.parse_args(arguments).jobs
+    if jobs:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            parts = list(pool.map(compiled, ARCHITECTURES))
+    else:
+        parts = list(map(compiled, ARCHITECTURES))
+    rows = [row for part, _ in parts for row in part]
+    write_table(rows, {name: digest for _, digests in parts for name, digest in digests.items()})
+    return int(not all(map(acceptable, rows)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,11 +6,13 @@ ahead-of-time compiler sees exactly the arguments of the launchers without runni
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -99,14 +101,31 @@ def interpreting() -> bool:
     return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
+def interpreter_obstacle(triton_version: str, numpy_version: str) -> str | None:
+    """Why the interpreter of a release of Triton cannot run every kernel beside a release of NumPy; None when it can.
+
+    The bounds of a loop are arrays of one element there, which NumPy no longer converts to integers; later releases unpack
+    them.
+    """
+    found, beside = (tuple(map(int, re.findall(r"\d+", text)[:2])) for text in (triton_version, numpy_version))
+    if found >= (3, 7) or beside < (2, 4):
+        return None
+    return (
+        f"the interpreter of Triton {triton_version} fails in loops under NumPy {numpy_version}; "
+        "it needs NumPy below 2.4, or Triton 3.7"
+    )
+
+
 def unavailable(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on ``device``; None when they can, and in a trace, where nothing runs."""
     if _trace.get():
         return None
     if triton is None:
         return "triton is not installed"
-    if device.type == "cuda" or interpreting():
+    if device.type == "cuda":
         return None
+    if interpreting():
+        return interpreter_obstacle(triton.__version__, version("numpy"))
     return f"Triton has no compiler for device {device.type!r} (TRITON_INTERPRET=1 runs its interpreter there)"
 
 

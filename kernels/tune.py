@@ -1,5 +1,6 @@
 """Writes the launch table: ``python -m segue.kernels.tune`` times candidates on the GPU at hand, for its architecture.
 
+What a run gains most from comes first, and the table is written after every entry, so that it may be stopped at any time.
 ``--untimed`` needs no GPU: for every architecture it takes, for each entry, the first candidate in the order of expectation
 that compiles without spills and within the shared memory for every case of the catalogue that would use it.
 """
@@ -8,265 +9,237 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import math
-import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from .catalogue import SIZES, Case, Factory, cases
-from .dispatch import LIBRARY, MORE_BACKENDS, select_kernels
-from .launch import (
-    AttentionLaunch,
-    FlatLaunch,
-    Key,
-    LaunchConfig,
-    MatmulLaunch,
-    ReadoutLaunch,
-    RowLaunch,
-    recorded_lookups,
-    table_architecture,
-    using,
-)
+from .agenda import Choice, agenda, users, weighed
+from .candidates import candidates
+from .catalogue import Case, Factory
+from .compilers import Compilers, Job, misfit
+from .dispatch import MORE_BACKENDS, WITHOUT_TRITON, select_kernels
+from .launch import Key, LaunchConfig, launch_config, stand_in, table_architecture, using
 from .launch_table import PREFERRED, PROVENANCE, TABLE
-from .resources import ARCHITECTURES, CAPABILITY, Specialisation, case_launches, compile_specialisation
+from .resources import ARCHITECTURES, TIMED, runs_on
+from .table_file import TABLE_FILE, write_table
+from .trial import Trial
 from .triton_runtime import architecture, triton
 
-TABLE_FILE = Path(__file__).with_name("launch_table.py")
-TABLE_SOURCE = '''"""Launch configurations by architecture, operation and shape class.
-
-Written by ``python -m segue.kernels.tune``.
-"""
-
-from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, ReadoutLaunch, RowLaunch
-
-PROVENANCE: dict[str, str] = {}
-
-# operations for which a backend was measured to be the fastest
-PREFERRED: dict[str, dict[str, str]] = {}
-
-TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {}
-'''
 DTYPE = torch.bfloat16
-FLAT = (FlatLaunch(1024, 4), FlatLaunch(2048, 8), FlatLaunch(512, 4), FlatLaunch(4096, 8))
-MATMUL = (
-    MatmulLaunch(128, 256, 64, 8, 8, 3),
-    MatmulLaunch(128, 256, 64, 8, 8, 4),
-    MatmulLaunch(128, 128, 64, 8, 8, 4),
-    MatmulLaunch(128, 128, 64, 8, 8, 3),
-    MatmulLaunch(128, 128, 64, 8, 8, 2),
-    MatmulLaunch(128, 128, 64, 8, 4, 3),
-    MatmulLaunch(64, 128, 64, 8, 4, 3),
-    MatmulLaunch(64, 64, 64, 8, 4, 2),
-)
-# in the order of expectation: for a default, the first that compiles well is taken
-CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
-    "gather": FLAT,
-    "solver": FLAT,
-    "philox": (FlatLaunch(128, 4), FlatLaunch(256, 4), FlatLaunch(512, 8)),
-    "correction": (FlatLaunch(4096, 8), FlatLaunch(2048, 8), FlatLaunch(8192, 16)),
-    "heads": (RowLaunch(64, 4), RowLaunch(32, 4), RowLaunch(128, 8), RowLaunch(128, 4), RowLaunch(16, 2)),
-    "attention": (
-        AttentionLaunch(128, 128, 8, 2),
-        AttentionLaunch(128, 64, 8, 3),
-        AttentionLaunch(128, 64, 4, 3),
-        AttentionLaunch(64, 64, 4, 3),
-        AttentionLaunch(128, 64, 8, 2),
-        AttentionLaunch(128, 32, 8, 2),
-        AttentionLaunch(64, 32, 4, 2),
-    ),
-    "linear": MATMUL,
-    "linear_residual": MATMUL,
-    "readout": (
-        ReadoutLaunch(16, 128, 4, 2),
-        ReadoutLaunch(32, 128, 8, 2),
-        ReadoutLaunch(16, 64, 4, 2),
-        ReadoutLaunch(16, 64, 8, 2),
-        ReadoutLaunch(16, 32, 8, 2),
-        ReadoutLaunch(16, 32, 16, 2),
-    ),
-}
-FULL_PRECISION = tuple(AttentionLaunch(*sizes, 4, 1) for sizes in ((32, 32), (32, 16), (16, 32), (16, 16)))
-ADALN_WARPS = {"d512": (1, 2, 4), "d1024": (2, 4, 1), "d2048": (4, 8, 2), "d4096": (8, 4, 16)}
+TIMED_SHARE = 0.9  # of what an entry is used for; the cases that make up the rest are not timed
 
 
-def candidates(key: Key) -> tuple[LaunchConfig, ...]:
-    """Configurations worth trying for one entry of the table."""
-    operation, shape_class = key
-    if shape_class == "fp32":
-        return FULL_PRECISION
-    if operation == "adaln":
-        return tuple(RowLaunch(rows, warps) for warps in ADALN_WARPS[shape_class] for rows in (4, 2, 8, 1))
-    return CANDIDATES[operation]
+class DeviceLostError(Exception):
+    """The device answers nothing any more: nothing that follows can be measured."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """The GPU at hand, and the architecture of the table that serves it."""
+
+    device: torch.device
+    architecture: str
+
+    @classmethod
+    def current(cls) -> Device:
+        """The current CUDA device."""
+        device = torch.device("cuda", torch.cuda.current_device())
+        return cls(device, architecture(device))
+
+    @property
+    def served(self) -> str:
+        return table_architecture(self.architecture)
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.device)
+
+    def check(self) -> None:
+        """Raises :class:`DeviceLostError` where an earlier kernel has broken the device's context."""
+        try:
+            torch.cuda.synchronize(self.device)
+        except Exception as error:
+            raise DeviceLostError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A case to time, and what a second of it is worth in parts of a run."""
+
+    trial: Trial
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return self.trial.case.name
+
+
+def trials(cases: Iterable[Case], device: Device) -> list[Tried]:
+    """The cases that make up most of what an entry or a choice is for, the largest first."""
+    able = [case for case in cases if runs_on(case, device.architecture)]
+    make = Factory(device.device, DTYPE)
+    return [Tried(Trial(one.case, make), one.weight) for one in weighed(able, TIMED_SHARE)]
+
+
+def cost(function_of: Callable[[Case], Callable], tried: list[Tried]) -> float:
+    """Parts of a run that the cases take.  Raises ``ArithmeticError`` where the numbers of one are wrong."""
+    total = 0.0
+    for one in tried:
+        function = function_of(one.trial.case)
+        if not one.trial.agrees(function):
+            raise ArithmeticError(f"wrong numbers for {one.name}")
+        total += one.weight * one.trial.seconds(function)
+    return total
+
+
+def fastest(what: str, costs: Mapping[Any, Callable[[], float]], tried: list[Tried], device: Device) -> Any:
+    """The cheapest of ``costs``: names of candidates and functions that measure one; None where none works."""
+    found = {}
+    for name, measure in costs.items():
+        try:
+            found[name] = measure()
+        except Exception as error:  # Triton, ptxas, CUDA, cuBLAS: whatever a candidate raises, the others go on
+            print(f"{what}: {name} left out, {one_line(error)}", flush=True)
+            device.check()
+    if not found:
+        print(f"{what}: NOT TUNED, no candidate works; what there was stays", flush=True)
+        return None
+    best = min(found, key=found.__getitem__)
+    shown = ", ".join(f"{name} {value:.5f}" for name, value in sorted(found.items(), key=lambda item: item[1])[:4])
+    print(f"{what}: {best}; parts of a run: {shown}; timed on {'; '.join(one.name for one in tried)}", flush=True)
+    return best
+
+
+def tune_entry(key: Key, device: Device, compilers: Compilers) -> bool:
+    """Time the candidates of one entry that can be launched and keep the fastest; whether there was one."""
+    tried = trials(users(device.served)[key], device)
+    costs = {}
+    for config in candidates(key):
+        if reason := compilers.obstacle((key, config, device.architecture)):
+            print(f"{key}: {config} left out, {reason}", flush=True)
+            continue
+
+        def measure(config: LaunchConfig = config) -> float:
+            with using(*key, config):
+                return cost(lambda case: case.kernel, tried)
+
+        costs[config] = measure
+    best = fastest(str(key), costs, tried, device)
+    if best is not None:
+        TABLE[device.served][key] = best
+    return best is not None
+
+
+def choose_backend(choice: Choice, device: Device) -> bool:
+    """Time the backends of one operation at one shape class and keep the fastest; whether there was one."""
+    operation, shape_class = choice.operation, choice.shape_class
+    own = ("reference",) if operation in WITHOUT_TRITON else ("reference", "triton")
+    tried, costs = trials(choice.cases, device), {}
+    for name in (*own, *MORE_BACKENDS.get(operation, ())):
+
+        def measure(name: str = name) -> float:
+            function = getattr(_with_backend(operation, name, device), operation)
+            return cost(lambda case: function, tried)
+
+        costs[name] = measure
+    best = fastest(f"{operation} at {shape_class}", costs, tried, device)
+    if best is not None:
+        PREFERRED.setdefault(device.served, {})[operation, shape_class] = best
+    return best is not None
+
+
+def _with_backend(operation: str, name: str, device: Device):
+    return select_kernels(device.device, DTYPE, overrides={operation: name}).kernels
+
+
+def timed(device: Device, only: set[str], jobs: int, limit_seconds: float, out: Path) -> bool:
+    """Tune what is on the agenda until the limit; the table is written after every entry.  False where the device was lost."""
+    begin, done = time.monotonic(), 0
+    items = agenda(device.architecture, only)
+    work: list[Job] = [
+        (item, config, device.architecture) for item in items if isinstance(item, tuple) for config in candidates(item)
+    ]
+    with Compilers(jobs, work) as compilers:
+        for index, item in enumerate(items):
+            left = limit_seconds - (time.monotonic() - begin)
+            if left <= 0 or (isinstance(item, tuple) and not compilers.wait(item, left)):
+                print(
+                    f"the limit of {limit_seconds:g} s is reached: {len(items) - index} of {len(items)} not begun", flush=True
+                )
+                break
+            try:
+                done += choose_backend(item, device) if isinstance(item, Choice) else tune_entry(item, device, compilers)
+            except DeviceLostError as error:
+                print(f"{item}: the device is lost, {error}", flush=True)
+                return False
+            _record(device, done, len(items))
+            write_table(out)
+    print(f"{done} of {len(items)} tuned; written to {out}", flush=True)
+    return True
+
+
+def _record(device: Device, done: int, entries: int) -> None:
+    versions = f"torch {torch.__version__}, triton {triton.__version__}"
+    part = f"{done} of {entries} entries and choices"
+    PROVENANCE[device.served] = f"{TIMED} {device.name}, {part}, {versions}, {datetime.date.today()}"
+
+
+def untimed(only: set[str], jobs: int, out: Path) -> None:
+    """Defaults for every architecture by compilation alone; an entry without a candidate that compiles well stays."""
+    for served in ARCHITECTURES:
+        keys = [key for key in users(served) if not only or key[0] in only]
+        before = {key: launch_config(*key, served) for key in keys}
+        with Compilers(jobs, []) as compilers:
+            for key, config in zip(keys, compilers.map(first_fitting, [(key, served) for key in keys]), strict=True):
+                failed = "NOT CHOSEN, no candidate compiles without spills; what there was stays"
+                print(f"{served} {key}: {config or failed}", flush=True)
+                TABLE[served][key] = config or before[key]
+        if not only:
+            TABLE[served] = {key: TABLE[served][key] for key in keys}  # without entries that nothing looks up
+            PROVENANCE[served] = f"first candidate that compiles without spills, not timed; triton {triton.__version__}"
+            PREFERRED.pop(served, None)
+        stand_in.cache_clear()
+        write_table(out)
 
 
 @cache
-def users(served: str) -> dict[Key, list[Case]]:
-    """The cases of the catalogue behind every entry that they look up on an architecture."""
-    found: dict[Key, list[Case]] = {}
-    for size in SIZES:
-        for case in cases(size):
-            if case.minimum_capability <= CAPABILITY[served]:
-                for key in _lookups(case, served):
-                    found.setdefault(key, []).append(case)
-    return found
+def first_fitting(job: tuple[Key, str]) -> LaunchConfig | None:
+    """The first candidate of an entry that compiles well for all its cases, or None."""
+    key, served = job
+    return next((config for config in candidates(key) if misfit((key, config, served), spills=True) is None), None)
 
 
-def _lookups(case: Case, served: str) -> set[Key]:
-    """The entries that a case looks up; an entry that is new to the table starts as its first candidate."""
-    while True:
-        try:
-            with recorded_lookups() as keys:
-                case_launches(case, served)
-            return keys
-        except KeyError as missing:
-            (key,) = missing.args
-            TABLE[served][key] = candidates(key)[0]
-
-
-def compiles_well(job: tuple[Key, LaunchConfig, str]) -> bool:
-    """Whether every case of an entry compiles for an architecture without spills and within the shared memory."""
-    key, config, served = job
-    seen: set[Specialisation] = set()
-    for case in users(served)[key]:
-        with using(*key, config):
-            launches = case_launches(case, served)
-        for launch in launches:
-            specialisation = Specialisation.of(launch, served)
-            if specialisation not in seen and not compile_specialisation(specialisation, launch, ()).fits:
-                return False
-            seen.add(specialisation)
-    return True
-
-
-def first_fitting(key: Key, served: str) -> LaunchConfig:
-    """The first candidate of an entry that compiles well.  Raises ``ValueError`` where none does."""
-    for config in candidates(key):
-        if compiles_well((key, config, served)):
-            print(f"{served} {key}: {config}", flush=True)
-            return config
-    raise ValueError(f"no candidate for {key} on {served} compiles without spills")
-
-
-def fitting(served: str, only: set[str], jobs: int) -> dict[Key, tuple[LaunchConfig, ...]]:
-    """The candidates of every entry that compile well, compiled by ``jobs`` processes."""
-    work = [(key, config, served) for key in users(served) if not only or key[0] in only for config in candidates(key)]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        verdicts = dict(zip(work, pool.map(compiles_well, work), strict=True))
-    found: dict[Key, tuple[LaunchConfig, ...]] = {}
-    for key, config, _ in work:
-        found[key] = found.get(key, ()) + ((config,) if verdicts[key, config, served] else ())
-    return found
-
-
-def agrees(case: Case, make: Factory) -> bool:
-    """The kernel errs against fp64 at most twice as much as the reference does, plus two roundings of its own output."""
-    truths = _outputs(case.reference, tree_map(_doubled, case.arguments(make)))
-    eagers, kernels = (_outputs(function, case.arguments(make)) for function in (case.reference, case.kernel))
-    for truth, eager, ours in zip(truths, eagers, kernels, strict=True):
-        error, allowed = ((x.double() - truth.double()).abs().max() for x in (ours, eager))
-        if not error <= 2 * (allowed + torch.finfo(ours.dtype).eps * truth.double().abs().max()):
-            return False
-    return True
-
-
-def _doubled(x: Any) -> Any:
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-
-def _outputs(function: Callable, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Everything floating-point that a call returns or may have written: results and tensor arguments."""
-    result = function(*arguments)
-    return [x for x in tree_leaves((result, arguments)) if isinstance(x, Tensor) and x.is_floating_point()]
-
-
-def seconds(function: Callable, case: Case, make: Factory) -> float:
-    """Median time of a call with the L2 cache flushed before each."""
-    arguments = case.arguments(make)
-    return triton.testing.do_bench(lambda: function(*arguments), warmup=20, rep=60, return_mode="median") / 1e3
-
-
-def timed(device: torch.device, served: str, only: set[str], jobs: int) -> dict[Key, LaunchConfig]:
-    """The fastest fitting candidate of every entry, on the case that moves or computes most; wrong results are left out."""
-    make, chosen = Factory(device, DTYPE), {}
-    for key, configs in fitting(served, only, jobs).items():
-        case = max(users(served)[key], key=lambda case: case.bytes_moved + case.flops / 200)
-        results: dict[LaunchConfig, float] = {}
-        for config in configs:
-            with using(*key, config):
-                if agrees(case, make):
-                    results[config] = seconds(case.kernel, case, make)
-        if not results:
-            raise ValueError(f"no candidate for {key} compiles without spills and gives the right numbers on this device")
-        chosen[key] = min(results, key=results.__getitem__)
-        print(f"{key}: {chosen[key]} {results[chosen[key]] * 1e6:.1f} us, {case.name}", flush=True)
-    return chosen
-
-
-def preferred(device: torch.device) -> dict[str, str]:
-    """The fastest backend of every operation that defaults to the vendor's library, by geometric mean over the catalogue."""
-    make, found = Factory(device, DTYPE), {}
-    for operation in LIBRARY:
-        alike = [case for size in SIZES for case in cases(size) if case.operation == operation]
-        scores = {}
-        for name in ("reference", "triton", *MORE_BACKENDS.get(operation, ())):
-            try:
-                selection = select_kernels(device, DTYPE, overrides={operation: name})
-            except ValueError as error:
-                print(f"{operation}: {name} left out: {error}")
-                continue
-            function = getattr(selection.kernels, operation)
-            scores[name] = math.fsum(math.log(seconds(function, case, make)) for case in alike) / len(alike)
-        found[operation] = min(scores, key=scores.__getitem__)
-        print(f"{operation}: " + ", ".join(f"{name} {math.exp(score) * 1e6:.1f} us" for name, score in scores.items()))
-    return found
-
-
-def table_source() -> str:
-    """The tables in memory as the source of ``launch_table.py``, as the formatter would leave it."""
-
-    def mapping(entries: dict, indent: str = "    ") -> str:
-        lines = (f"{indent}{source(key)}: {source(value)},\n" for key, value in sorted(entries.items()))
-        return "{\n" + "".join(lines) + indent[4:] + "}" if entries else "{}"
-
-    def source(value: object) -> str:
-        if isinstance(value, dict):
-            return mapping(value, "        ")
-        if isinstance(value, tuple):
-            return f"({', '.join(map(source, value))})"
-        return json.dumps(value) if isinstance(value, str) else repr(value)
-
-    return TABLE_SOURCE.format(mapping(PROVENANCE), mapping(PREFERRED), mapping(TABLE))
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when it came to its end, within the limit or not; 1 where the device was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--untimed", action="store_true", help="defaults for every architecture, by compilation alone")
-    parser.add_argument("--only", default="", help="operations to time, such as attention,linear; default all")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
-    options = parser.parse_args()
-    version = f"triton {triton.__version__}"
+    parser.add_argument("--only", default="", help="operations to tune, such as attention,linear; default all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile; 0 compiles in this one")
+    parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="after this time nothing new is begun")
+    parser.add_argument("--out", type=Path, default=TABLE_FILE, help="where the table is written; default the module itself")
+    options = parser.parse_args(arguments)
+    only = set(filter(None, options.only.split(",")))
+    if not options.limit_seconds > 0 or options.jobs < 0:
+        parser.error(f"limit-seconds must be positive and jobs not negative, got {options.limit_seconds} and {options.jobs}")
     if options.untimed:
-        for served in ARCHITECTURES:
-            TABLE[served] = {key: first_fitting(key, served) for key in users(served)}
-            PROVENANCE[served] = f"first candidate that compiles without spills, not timed; {version}"
-    else:
-        device = torch.device("cuda", torch.cuda.current_device())
-        served = table_architecture(architecture(device))
-        TABLE[served] |= timed(device, served, set(filter(None, options.only.split(","))), options.jobs)
-        PREFERRED[served] = preferred(device)
-        name, today = torch.cuda.get_device_name(device), datetime.date.today()
-        PROVENANCE[served] = f"timed on {name}, torch {torch.__version__}, {version}, {today}"
-    TABLE_FILE.write_text(table_source())
+        untimed(only, options.jobs, options.out)
+        return 0
+    if not torch.cuda.is_available():
+        parser.error("timing needs a CUDA device; --untimed needs none")
+    return 0 if timed(Device.current(), only, options.jobs, options.limit_seconds, options.out) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

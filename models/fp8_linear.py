@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from segue.kernels.dispatch import Kernels
 from segue.kernels.fp8 import ALIGNMENT, Fp8Rows, quantize_rows
+from segue.kernels.mlp import linear_of_slice
+
+from .residuals import Residual, settled
 
 
 class Fp8Linear(nn.Module):
@@ -53,11 +56,11 @@ def linear_gelu(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Kern
 
 def linear_gated_residual(
     h: Tensor, x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, gate: Tensor, kernels: Kernels
-) -> Tensor:
-    """``h + gate * (x W^T + b)``, in place as the record's operation of this name.  h [R, L, E]; gate [R, 1, E]."""
-    if isinstance(layer, Fp8Linear):
-        return kernels.gated_residual(h, apply_linear(x, layer, kernels), gate)
-    return kernels.linear_gated_residual(h, x, layer.weight, layer.bias, gate)
+) -> tuple[Tensor, Residual | None]:
+    """``h + gate * (x W^T + b)``: the state [R, L, E], and the residual that it waits for unless the product adds it itself."""
+    if isinstance(layer, Fp8Linear) or kernels.linear_gated_residual is None:
+        return h, Residual(apply_linear(x, layer, kernels), gate)
+    return kernels.linear_gated_residual(h, x, layer.weight, layer.bias, gate), None
 
 
 def grouped_linear(
@@ -69,36 +72,62 @@ def grouped_linear(
     return kernels.grouped_linear(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
 
 
-def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, layer: nn.Module, kernels: Kernels) -> Tensor | Fp8Rows:
-    """The record's ``modulated_norm`` as the input of ``layer``: quantised in the same pass where that is in fp8."""
+Projected = tuple[Tensor, Tensor | None]  # the output of a layer, and its bias where that is yet to be added
+
+
+def project_slice(x: Tensor, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Projected:
+    """A layer on a slice of the tokens of a longer sequence, x [R, L, D]: the bias is left to the residual norm."""
     if isinstance(layer, Fp8Linear):
-        return Fp8Rows(*kernels.modulated_norm_fp8(h, shift, scale))
-    return kernels.modulated_norm(h, shift, scale)
+        return apply_linear(x, layer, kernels), None
+    return linear_of_slice(x, layer.weight), layer.bias
 
 
-def residual_modulated_norm(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, layer: nn.Module, kernels: Kernels, eps: float = 1e-6
-) -> tuple[Tensor, Tensor | Fp8Rows]:
-    """The record's ``residual_modulated_norm`` as the input of ``layer``; returns the state and that input."""
+def project_slices(
+    x: Tensor, layer: nn.Linear | Fp8Linear, x2: Tensor, layer2: nn.Linear | Fp8Linear, kernels: Kernels
+) -> tuple[Projected, Projected]:
+    """:func:`project_slice` of two streams."""
     if isinstance(layer, Fp8Linear):
-        h, *rows = kernels.residual_modulated_norm_fp8(h, y, gate, shift, scale, eps)
-        return h, Fp8Rows(*rows)
-    return kernels.residual_modulated_norm(h, y, gate, shift, scale, eps)
+        return project_slice(x, layer, kernels), project_slice(x2, layer2, kernels)
+    y, y2 = kernels.grouped_linear(x, layer.weight, None, x2, layer2.weight, None)
+    return (y, layer.bias), (y2, layer2.bias)
 
 
-def residual2_modulated_norm(
+def residual_norm(
     h: Tensor,
-    y: Tensor,
-    y2: Tensor,
-    gate: Tensor,
-    gate2: Tensor,
+    residual: Residual | None,
     shift: Tensor,
     scale: Tensor,
     layer: nn.Module,
     kernels: Kernels,
+    eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
-    """The record's ``residual2_modulated_norm`` as the input of ``layer``; before one in fp8 the residuals are two passes."""
+    """The state with its residual, and its modulated norm as the input of ``layer``: quantised where that is in fp8."""
+    in_fp8 = isinstance(layer, Fp8Linear)
+    if residual is None and in_fp8:
+        return h, Fp8Rows(*kernels.modulated_norm_fp8(h, shift, scale, eps))
+    if residual is None:
+        return h, kernels.modulated_norm(h, shift, scale, eps)
+    y, gate, bias = residual.y, residual.gate, residual.bias
+    if in_fp8:
+        h, *rows = kernels.residual_modulated_norm_fp8(h, y, gate, shift, scale, eps, bias)
+        return h, Fp8Rows(*rows)
+    return kernels.residual_modulated_norm(h, y, gate, shift, scale, eps, bias)
+
+
+def residual_norm2(
+    h: Tensor, residual: Residual | None, modulations: tuple[Tensor, ...], kernels: Kernels
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The state with its residual, and its norm under two modulations (shift, scale, shift2, scale2)."""
+    if residual is None:
+        return h, *kernels.modulated_norm2(h, *modulations)
+    return kernels.residual_modulated_norm2(h, residual.y, residual.gate, *modulations, bias=residual.bias)
+
+
+def residual2_norm(
+    h: Tensor, first: Residual, second: Residual, shift: Tensor, scale: Tensor, layer: nn.Module, kernels: Kernels
+) -> tuple[Tensor, Tensor | Fp8Rows]:
+    """:func:`residual_norm` of two residuals, of which the second has its bias; before fp8 they are added in two passes."""
     if isinstance(layer, Fp8Linear):
-        h = kernels.gated_residual(h, y, gate)
-        return residual_modulated_norm(h, y2, gate2, shift, scale, layer, kernels)
-    return kernels.residual2_modulated_norm(h, y, y2, gate, gate2, shift, scale)
+        return residual_norm(settled(h, first, kernels), second, shift, scale, layer, kernels)
+    gates = first.gate, second.gate
+    return kernels.residual2_modulated_norm(h, first.y, second.y, *gates, shift, scale, bias=first.bias)

@@ -9,6 +9,7 @@ from segue.kernels.dispatch import Kernels
 from segue.kernels.fp8 import Fp8Rows
 
 from .fp8_linear import linear_gated_residual, linear_gelu
+from .residuals import Carry
 
 
 class TimestepEmbedder(nn.Module):
@@ -76,12 +77,13 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, h: Tensor, x: Tensor | Fp8Rows, gate: Tensor, kernels: Kernels) -> Tensor:
-        """``h + gate * mlp(x)``, written into ``h`` unless ``kernels`` are the differentiable ones.
+    def forward(self, h: Tensor, x: Tensor | Fp8Rows, gate: Tensor, kernels: Kernels, carry: Carry | None = None) -> Tensor:
+        """``h + gate * mlp(x)``, written into ``h`` unless ``kernels`` are the differentiable ones; the sum may be carried.
 
         h, x [R, L, D]; gate [R, 1, D].
         """
-        return linear_gated_residual(h, linear_gelu(x, self.fc1, kernels), self.fc2, gate, kernels)
+        h, residual = linear_gated_residual(h, linear_gelu(x, self.fc1, kernels), self.fc2, gate, kernels)
+        return Carry.left(h, residual, carry, kernels)
 
 
 class PatchEmbed(nn.Module):

@@ -13,9 +13,19 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
 
-from .fp8_linear import apply_linear, grouped_linear, modulated_norm, residual2_modulated_norm, residual_modulated_norm
+from .fp8_linear import (
+    Projected,
+    apply_linear,
+    grouped_linear,
+    project_slice,
+    project_slices,
+    residual2_norm,
+    residual_norm,
+    residual_norm2,
+)
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
 from .mmdit_spec import MMDiTSpec
+from .residuals import Carry, Residual
 from .rows import Segment
 from .sit import FinalLayer, attend_segments, zero_skipped
 
@@ -80,43 +90,51 @@ class JointBlock(nn.Module):
         self.x_block = StreamBlock(spec, self.image_chunks, dual=layer in spec.dual_layers)
 
     def forward(
-        self, h: Tensor, c: Tensor, modulation: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()
+        self,
+        h: Tensor,
+        c: Tensor,
+        modulation: Tensor,
+        kernels: Kernels,
+        segments: tuple[Segment, ...] = (),
+        carries: tuple[Carry | None, Carry | None] = (None, None),
     ) -> tuple[Tensor, Tensor]:
         """Image h [R, L, D] and text c [R, M, D], with modulation [R, W], to the same; the last block leaves ``c`` alone.
 
         Written into ``h`` and ``c`` unless ``kernels`` are the differentiable ones.  ``segments`` gives the operation of each
-        range of rows (empty: all full).
+        range of rows (empty: all full).  With ``carries`` the states wait for what these hold, before and after.
         """
         vectors = modulation[:, None].split(self.dim, dim=-1)  # each [R, 1, D]
         image, text = vectors[: self.image_chunks], vectors[self.image_chunks :]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = image[:6]
         second = self.x_block.attn2
         if second is None:
-            n = modulated_norm(h, shift_a, scale_a, self.x_block.attn.qkv, kernels)
+            h, n = residual_norm(h, Carry.taken(carries[0]), shift_a, scale_a, self.x_block.attn.qkv, kernels)
         else:
-            n, n2 = kernels.modulated_norm2(h, shift_a, scale_a, *image[6:8])
-        y, z = self._joint_attention(n, self._text_norm(c, text, kernels), kernels, segments)
-        after = shift_m, scale_m, self.x_block.mlp.fc1, kernels
+            h, n, n2 = residual_norm2(h, Carry.taken(carries[0]), (shift_a, scale_a, *image[6:8]), kernels)
+        c, m = self._text_norm(c, Carry.taken(carries[1]), text, kernels)
+        (y, y_bias), (z, z_bias) = self._joint_attention(n, m, kernels, segments)
+        attended, after = Residual(y, gate_a, y_bias), (shift_m, scale_m, self.x_block.mlp.fc1, kernels)
         if second is None:
-            h, n = residual_modulated_norm(h, y, gate_a, *after)
+            h, n = residual_norm(h, attended, *after)
         else:
-            y2 = self._image_attention(second, n2, kernels, segments)
-            h, n = residual2_modulated_norm(h, y, y2, gate_a, image[8], *after)
-        h = self.x_block.mlp(h, n, gate_m, kernels)
+            h, n = residual2_norm(h, attended, Residual(self._image_attention(second, n2, kernels, segments), image[8]), *after)
+        h = self.x_block.mlp(h, n, gate_m, kernels, carries[0])
         if z is not None:
-            c, n = residual_modulated_norm(c, z, *text[2:5], self.context_block.mlp.fc1, kernels)
-            c = self.context_block.mlp(c, n, text[5], kernels)
+            c, m = residual_norm(c, Residual(z, text[2], z_bias), *text[3:5], self.context_block.mlp.fc1, kernels)
+            c = self.context_block.mlp(c, m, text[5], kernels, carries[1])
         return h, c
 
-    def _text_norm(self, c: Tensor, text: tuple[Tensor, ...], kernels: Kernels) -> Tensor | Fp8Rows:
+    def _text_norm(
+        self, c: Tensor, before: Residual | None, text: tuple[Tensor, ...], kernels: Kernels
+    ) -> tuple[Tensor, Tensor | Fp8Rows]:
         shift, scale = text[:2]
         if len(text) == 2 and self.scale_first:
             shift, scale = scale, shift
-        return modulated_norm(c, shift, scale, self.context_block.attn.qkv, kernels)
+        return residual_norm(c, before, shift, scale, self.context_block.attn.qkv, kernels)
 
     def _joint_attention(
         self, n: Tensor | Fp8Rows, m: Tensor | Fp8Rows, kernels: Kernels, segments: tuple[Segment, ...]
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Projected, Projected | tuple[None, None]]:
         """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
         image, text = self.x_block.attn, self.context_block.attn
         weights = image.norm_weights, text.norm_weights
@@ -126,10 +144,13 @@ class JointBlock(nn.Module):
         tokens = n.shape[1]
         o = attend_joint(q, k, v, tokens, kernels, segments) if segments else kernels.attention(q, k, v)
         y, z = o[:, :tokens], o[:, tokens:]
+        if any(segment.operation == "attention_skip" for segment in segments):  # their rows get no bias either
+            y = zero_skipped(apply_linear(y, image.proj, kernels), segments)
+            z = None if text.proj is None else zero_skipped(apply_linear(z, text.proj, kernels), segments)
+            return (y, None), (z, None)
         if text.proj is None:
-            return zero_skipped(apply_linear(y, image.proj, kernels), segments), None
-        y, z = grouped_linear(y, image.proj, z, text.proj, kernels)
-        return zero_skipped(y, segments), zero_skipped(z, segments)
+            return project_slice(y, image.proj, kernels), (None, None)
+        return project_slices(y, image.proj, z, text.proj, kernels)
 
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""

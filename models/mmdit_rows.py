@@ -9,8 +9,9 @@ from segue.kernels.dispatch import REFERENCE, Kernels
 
 from .mmdit import MMDiT, TextCondition
 from .read_rows import BranchReader, Head, StateUpdate
+from .residuals import RowCarries
 from .rows import RowLayout, group_rows
-from .start_rows import start_text, start_tokens, table_index
+from .start_rows import Clock, start_modulation, start_text
 
 
 class MMDiTRows:
@@ -47,7 +48,6 @@ class MMDiTRows:
         self.context = weight.new_zeros(slots, batch, text, spec.dim)  # the embedded prompts, which every call starts from
         self.modulation = weight.new_empty(rows, model.modulation_width)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
-        self.index = torch.zeros(row_blocks, batch, dtype=torch.int64, device=weight.device)  # this call's rows of the table
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width)
 
@@ -85,35 +85,41 @@ class MMDiTRows:
     def forward(
         self,
         x: Tensor,
-        time_index: Tensor,
+        clock: Clock,
         layout: RowLayout,
         coefficients: Tensor | None,
         update: StateUpdate | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor | None:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
-        x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
+        x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
         [B, branches, C] where a rule treats channels differently; None keeps the branches apart, [branches, B, C, H, W]
         fp32.  See :class:`.read_rows.BranchReader`.
         """
-        model, batch, blocks = self.model, self.batch, len(layout.blocks)
-        index = table_index(time_index, self.condition_index, self.conditions, layout.conditions, out=self.index)
-        modulation = self.kernels.gather_rows(self.table, index, out=self.modulation[: blocks * batch])
+        model, batch, kernels = self.model, self.batch, self.kernels
+        modulation = start_modulation(
+            kernels, self.table, clock, self.condition_index, self.conditions, layout.conditions, out=self.modulation
+        )
         per_block, final = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
-        roots = len(layout.roots)
-        start_tokens(model.x_embedder(x.to(hidden.dtype)), self.positions, hidden, roots)
+        roots, patches = len(layout.roots), model.x_embedder.proj
+        kernels.embed_patches(x, patches.weight, patches.bias, self.positions, hidden[:roots], scale)
         start_text(self.context, layout.conditions[:roots], text)
+        carries = RowCarries(self.hidden, kernels), RowCarries(self.text, kernels)
         for layer, (block, schedule) in enumerate(zip(model.joint_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
-                hidden[fork.target].copy_(hidden[fork.source])
-                text[fork.target].copy_(text[fork.source])
+                for carry, rows in zip(carries, (hidden, text), strict=True):
+                    carry.settle()
+                    rows[fork.target].copy_(rows[fork.source])
             for group in schedule.groups:
                 rows, segments = group_rows(group, batch)
-                block(self.hidden[rows], self.text[rows], per_block[layer][rows], self.kernels, segments)
-        shift, scale = model.final_shift_scale(final.view(-1, batch, final.shape[-1]))  # [J, B, D]
+                states, carry = (self.hidden[rows], self.text[rows]), tuple(each.at(rows) for each in carries)
+                block(*states, per_block[layer][rows], kernels, segments, carry)
+        carries[0].settle()  # nothing reads the text after the last block
+        shift, out_scale = model.final_shift_scale(final.view(-1, batch, final.shape[-1]))  # [J, B, D]
         linear = model.final_layer.linear
-        reader = BranchReader(self.kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
-        reader.read(model.spec.depth, Head(shift, scale, linear.weight, linear.bias))
+        reader = BranchReader(kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
+        reader.read(model.spec.depth, Head(shift, out_scale, linear.weight, linear.bias))
         return reader.output()

@@ -18,7 +18,7 @@ from .mmdit import TextCondition
 from .mmdit_spec import MMDiTSpec
 from .read_rows import StateUpdate
 from .rows import FULL, RowLayout, group_rows
-from .start_rows import start_text, table_index
+from .start_rows import Clock, start_text, taken_slots
 
 
 @dataclass(frozen=True)
@@ -120,24 +120,29 @@ class ModuleRows:
     def forward(
         self,
         x: Tensor,
-        time_index: Tensor,
+        clock: Clock,
         layout: RowLayout,
         coefficients: Tensor | None,
         update: StateUpdate | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
 
-        x [B, C, H, W] fp32; time_index [B] int64; coefficients [B, branches] fp32, or [B, branches, C] where a rule treats
-        channels differently; None keeps the branches apart, [branches, B, C, H, W] fp32.  Branches are combined after the
-        projection, which may be anything, so an ``update`` is left to the caller.
+        x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
+        [B, branches, C] where a rule treats channels differently; None keeps the branches apart, [branches, B, C, H, W]
+        fp32.  Branches are combined after the projection, which may be anything, so an ``update`` is left to the caller.
         """
         check_layout(layout)
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
-        index = table_index(time_index, self.slot_index, self.slots * batch, slots, out=self.index)
-        embedding = self.kernels.gather_rows(self.embedded.flatten(0, 2), index)  # [J B, D]
+        time_index = self.kernels.gather_rows(clock.times, clock.call)
+        for rows, condition in taken_slots(self.slot_index, slots):
+            torch.add(condition, time_index, alpha=self.slots * batch, out=self.index[rows])
+        embedding = self.kernels.gather_rows(self.embedded.flatten(0, 2), self.index[: len(slots)].flatten())  # [J B, D]
         attention = self._attention_inputs(time_index, slots)
+        if scale is not None:
+            x = x * scale[:, None, None, None]
         started = list(layout.roots)
         hidden[: len(started)].copy_(transformer.pos_embed(x.to(self.dtype)))
         start_text(self.context, slots[: len(started)], text)

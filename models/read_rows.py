@@ -18,13 +18,14 @@ from .spec import ModelSpec
 class StateUpdate:
     """The solver update that ends a call, in place, as :func:`segue.kernels.combine.solver_update` of the guided output.
 
-    x, history, noise (or None) [B, C, H, W] fp32; row [B, 6] fp32.
+    x, history, noise (or None) [B, C, H, W] fp32; row [B, 6] fp32; call [B] int64, the counters that go on by one.
     """
 
     x: Tensor
     history: Tensor
     row: Tensor
     noise: Tensor | None
+    call: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class BranchReader:
             shape = (parts, *hidden.shape[1:3], spec.patch**2 * spec.channels)  # [combinations or branches, B, L, P P C]
             self.patches = torch.empty(shape, dtype=torch.float32, device=hidden.device)
 
+    def reads(self, layer: int) -> bool:
+        """Whether a branch ends after ``layer`` blocks."""
+        return any(readout.layer == layer for readout in self.layout.readouts)
+
     def read(self, layer: int, head: Head) -> None:
         """Read the branches that end after ``layer`` blocks, if any."""
         branches = [i for i, readout in enumerate(self.layout.readouts) if readout.layer == layer]
@@ -80,7 +85,8 @@ class BranchReader:
             rows = tuple(self.layout.readouts[i].row for i in group)
             combination = *operands, chosen(self.coefficients, group), rows, *projection
             if (update := self.update) is not None:
-                self.kernels.readout_update(update.x, update.history, update.row, update.noise, *combination, self.size[0])
+                state = update.x, update.history, update.row, update.noise
+                self.kernels.readout_update(*state, *combination, self.size[0], update.call)
             else:
                 self.kernels.combine_then_project(*combination, out=self.patches[self.combined])
                 self.combined += 1

@@ -10,8 +10,9 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
 
-from .fp8_linear import apply_linear, modulated_norm, residual_modulated_norm
+from .fp8_linear import apply_linear, residual_norm
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
+from .residuals import Carry, Residual
 from .rows import FULL, Segment
 from .spec import SiTSpec
 
@@ -66,12 +67,23 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, 6 * spec.dim))
         self.mlp_norm_eps = spec.mlp_norm_eps
 
-    def forward(self, h: Tensor, modulation: Tensor, kernels: Kernels, segments: tuple[Segment, ...] = ()) -> Tensor:
-        """h [R, L, D], modulation [R, 6 D] -> [R, L, D], written into ``h`` unless ``kernels`` are the differentiable ones."""
+    def forward(
+        self,
+        h: Tensor,
+        modulation: Tensor,
+        kernels: Kernels,
+        segments: tuple[Segment, ...] = (),
+        carry: Carry | None = None,
+    ) -> Tensor:
+        """h [R, L, D], modulation [R, 6 D] -> [R, L, D], written into ``h`` unless ``kernels`` are the differentiable ones.
+
+        With a ``carry`` both states wait for what it holds, before and after.
+        """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)  # [R, 1, D]
-        y = self.attn(modulated_norm(h, shift_a, scale_a, self.attn.qkv, kernels), kernels, segments)
-        h, n = residual_modulated_norm(h, y, gate_a, shift_m, scale_m, self.mlp.fc1, kernels, self.mlp_norm_eps)
-        return self.mlp(h, n, gate_m, kernels)
+        h, n = residual_norm(h, Carry.taken(carry), shift_a, scale_a, self.attn.qkv, kernels)
+        attended = Residual(self.attn(n, kernels, segments), gate_a)
+        h, n = residual_norm(h, attended, shift_m, scale_m, self.mlp.fc1, kernels, self.mlp_norm_eps)
+        return self.mlp(h, n, gate_m, kernels, carry)
 
 
 class FinalLayer(nn.Module):

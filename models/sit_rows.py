@@ -8,9 +8,10 @@ from torch import Tensor
 from segue.kernels.dispatch import REFERENCE, Kernels
 
 from .read_rows import BranchReader, Head, StateUpdate
+from .residuals import RowCarries
 from .rows import RowLayout, group_rows
 from .sit import SiT
-from .start_rows import start_tokens, table_index
+from .start_rows import Clock, start_modulation
 
 PAIRS_AT_ONCE = 256  # (time, label) pairs whose modulation is computed together: the table never exists twice
 
@@ -44,7 +45,6 @@ class SiTRows:
         self.hidden = weight.new_empty(rows, tokens, spec.dim)  # [R, L, D]
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
-        self.index = torch.zeros(row_blocks, batch, dtype=torch.int64, device=weight.device)  # this call's rows of the table
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.positions(height, width).to(weight)
         self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
@@ -76,29 +76,40 @@ class SiTRows:
 
     @torch.no_grad()
     def forward(
-        self, x: Tensor, time_index: Tensor, layout: RowLayout, coefficients: Tensor, update: StateUpdate | None = None
+        self,
+        x: Tensor,
+        clock: Clock,
+        layout: RowLayout,
+        coefficients: Tensor | None,
+        update: StateUpdate | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor | None:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
-        x [B, C, H, W] fp32, the scaled network input; time_index [B] int64; coefficients [B, branches] fp32, or
+        x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
         [B, branches, C] where a rule treats channels differently; see :class:`.read_rows.BranchReader`.
         """
-        model, batch = self.model, self.batch
-        blocks = len(layout.blocks)
-        index = table_index(time_index, self.label_index, self.labels, layout.conditions, out=self.index)
-        modulation = self.kernels.gather_rows(self.table, index, out=self.modulation[: blocks * batch])
+        model, batch, kernels = self.model, self.batch, self.kernels
+        modulation = start_modulation(
+            kernels, self.table, clock, self.label_index, self.labels, layout.conditions, out=self.modulation
+        )
         per_block, final, exits = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
-        reader = BranchReader(self.kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
-        start_tokens(model.x_embedder(x.to(self.hidden.dtype)), self.positions, hidden, len(layout.roots))
+        reader = BranchReader(kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
+        patches = model.x_embedder.proj
+        kernels.embed_patches(x, patches.weight, patches.bias, self.positions, hidden[: len(layout.roots)], scale)
+        carries = RowCarries(self.hidden, kernels)
         for layer, (block, schedule) in enumerate(zip(model.blocks, layout.layers, strict=True)):
+            if schedule.forks or reader.reads(layer):
+                carries.settle()
             if layer in exits:
                 reader.read(layer, self._head(layer, exits[layer]))
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
             for group in schedule.groups:
                 rows, segments = group_rows(group, batch)
-                block(self.hidden[rows], per_block[layer][rows], self.kernels, segments)
+                block(self.hidden[rows], per_block[layer][rows], kernels, segments, carries.at(rows))
+        carries.settle()
         reader.read(model.spec.depth, self._head(model.spec.depth, final))
         return reader.output()
 

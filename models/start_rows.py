@@ -1,39 +1,63 @@
 """The beginning of a call: what each row block takes from the conditions of its sample."""
 
-from torch import Tensor, add
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from segue.kernels.dispatch import Kernels
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where every sample of a run is.  call [B] int64; times [N] int64, the index of the network time at each call."""
+
+    call: Tensor
+    times: Tensor
 
 
 def slot_runs(slots: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    """Row blocks and the condition slots they take, in runs of neighbours: (0, 1, 0) -> rows 0:2 and 2:3, slots 0:2 and 0:1."""
+    """Row blocks and the condition slots they take, in runs: slots (0, 1, 0) -> rows 0:2 take 0:2, row 2 takes 0:1.
+
+    Neighbours, or one slot again and again: slots (0, 0) -> rows 0:2 take 0:1.
+    """
     runs: list[tuple[slice, slice]] = []
     for row, slot in enumerate(slots):
-        if runs and runs[-1][1].stop == slot:
+        if runs:
             rows, taken = runs[-1]
-            runs[-1] = slice(rows.start, row + 1), slice(taken.start, slot + 1)
-        else:
-            runs.append((slice(row, row + 1), slice(slot, slot + 1)))
+            count, distinct = rows.stop - rows.start, taken.stop - taken.start
+            if taken.stop == slot and count == distinct:
+                runs[-1] = slice(rows.start, row + 1), slice(taken.start, slot + 1)
+                continue
+            if taken.start == slot and distinct == 1:
+                runs[-1] = slice(rows.start, row + 1), taken
+                continue
+        runs.append((slice(row, row + 1), slice(slot, slot + 1)))
     return runs
 
 
-def table_index(time_index: Tensor, slot_index: Tensor, conditions: int, slots: tuple[int, ...], out: Tensor) -> Tensor:
-    """Rows of a table [times * conditions, W] for row blocks that take ``slots``: ``time * conditions + condition``, [J B].
-
-    time_index [B]; slot_index [slots, B], the condition of each slot and sample; written to ``out`` [J or more, B].  int64.
-    """
+def taken_slots(values: Tensor, slots: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of row blocks, and what they take from ``values`` [slots, ...] as a view with an entry per row block."""
     for rows, taken in slot_runs(slots):
-        add(slot_index[taken], time_index, alpha=conditions, out=out[rows])
-    return out[: len(slots)].flatten()
+        yield rows, values[taken].expand(rows.stop - rows.start, *values.shape[1:])
 
 
-def start_tokens(tokens: Tensor, positions: Tensor, hidden: Tensor, roots: int) -> None:
-    """The embedded sample [B, L, D] plus positions [L, D], rounded once, as the state of the first ``roots`` row blocks.
+def start_modulation(
+    kernels: Kernels, table: Tensor, clock: Clock, slot_index: Tensor, conditions: int, slots: tuple[int, ...], out: Tensor
+) -> Tensor:
+    """The modulation of row blocks that take ``slots`` at each sample's call, [J * B, W]: the first rows of ``out``.
 
-    hidden [J, B, L, D].
+    table [times * conditions, W], row = time * conditions + condition; slot_index [slots, B] int64, the condition of each slot
+    and sample.
     """
-    add(tokens.expand(roots, *tokens.shape), positions, out=hidden[:roots])
+    batch = slot_index.shape[1]
+    for rows, condition in taken_slots(slot_index, slots):
+        part = out[rows.start * batch : rows.stop * batch]
+        kernels.gather_modulation(table, clock.times, clock.call, condition, conditions, part)
+    return out[: len(slots) * batch]
 
 
 def start_text(context: Tensor, slots: tuple[int, ...], text: Tensor) -> None:
     """The embedded prompts [slots, B, M, D] of ``slots`` as the state of the first row blocks of ``text`` [J, B, M, D]."""
-    for rows, taken in slot_runs(slots):
-        text[rows].copy_(context[taken])
+    for rows, taken in taken_slots(context, slots):
+        text[rows].copy_(taken)

@@ -22,6 +22,15 @@ def seed(request) -> int:
     return value
 
 
+@pytest.fixture(autouse=True)
+def single_precision():
+    """Comparisons in fp32 are of fp32: PyTorch lets convolutions of a GPU use TF32 unless it is told otherwise."""
+    from segue.bench.correctness import full_single
+
+    with full_single():
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked ``gpu`` skip where there is no CUDA device."""
     if torch.cuda.is_available():

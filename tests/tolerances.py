@@ -18,16 +18,20 @@ PIXELS_ANY_BATCH = 2e-5
 # down; absolute.
 PIXELS_ANY_MACHINE = 1e-4
 
-# A kernel against fp64: at most this many times the error that PyTorch makes in the same precision (design section 8).
-KERNEL_AGAINST_EAGER = 2.0
-
-# Added to that bound, in roundings of the output dtype (eps of the largest magnitude): where eager happens to be exact, a
-# kernel may still round its output once and sum in another order.
-KERNEL_FLOOR = 2.0
-
-# e4m3 has three mantissa bits: rounding to nearest errs by at most 2^-4 of a value, plus fp32 rounding of the value itself.
-FP8_STEP = 2**-4 * 1.001
+# Of single kernels: segue.kernels.judgement (error and bias) and segue.kernels.contracts, by which tuner and bench judge too.
 
 # Latents of a whole guided run in fp32 through our rows against diffusers' own loop: networks that sum in another order agree
 # to 1e-6 of their output, guidance multiplies that by at most the sum of its weights (10), and a run averages over steps.
 ATTACHED_RUN = 2e-5
+
+# The digest of a block in fp64: the longest sums have 6144 terms, each rounding to 2^-53.
+FP64_DIGEST = 1e-12
+
+# The digest of a block, in eps of the dtype: a state is rounded after each of three residuals and what is added to it a few
+# times before, so an element errs by less than one eps, root mean square; a projection strays from that by four deviations
+# once in 16000.
+BLOCK_DIGEST = 4.0
+
+# A run of 28 calls in one precision against fp64, root mean square, in eps of the dtype: an output errs by about an eps,
+# guidance multiplies that by at most 5, and a run averages over its calls.
+TRAJECTORY = 5.0

@@ -11,12 +11,14 @@ SUITES = {
     "scaling": "growth with calls, batch, tokens, depth and switch point",
 }
 
+UNFINISHED = 3  # exit code of a run that left cases out for want of time; started again, it goes on
+
 SIZES = frozenset({"models", "batches", "size", "steps", "dtype"})
 READ = {  # the settings that a suite reads beside device, limits, repetitions and quick
     "cost": SIZES | {"rules"},
     "step": SIZES | {"rules"},
     "e2e": SIZES | {"rules", "peers"},
-    "kernels": frozenset(),
+    "kernels": frozenset({"models"}),
     "cold": SIZES | {"rules"},
     "scaling": SIZES,
 }

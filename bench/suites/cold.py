@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,11 @@ def run(session: Session, start: Start = start_process) -> None:
             continue
         case = f"{model.text} batch {batch}, {settings.calls} calls, {rule}"
         if session.wants(NAME, case, variants=VARIANTS):
-            session.commit(measure(session, model, batch, case, rule, start))
+            session.attempt(NAME, case, partial(_measured, session, model, batch, case, rule, start))
+
+
+def _measured(session: Session, model: BenchModel, batch: int, case: str, rule: str, start: Start) -> None:
+    session.commit(measure(session, model, batch, case, rule, start))
 
 
 def measure(session: Session, model: BenchModel, batch: int, case: str, rule: str, start: Start) -> list[Row]:
@@ -73,6 +78,8 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, rule: st
                     raise TimeoutError(f"the {session.settings.limit_minutes:g} minutes are over")
             except (TimeoutError, RuntimeError) as error:
                 session.echo(f"{NAME} {case}: {name}, start {len(starts) + 1} not measured, {error}")
+                if isinstance(error, TimeoutError) and not starts:
+                    session.unfinished += 1
                 if not (starts and isinstance(error, TimeoutError)):
                     del seconds[name]  # what fails is not reported, what was measured before the time was over is
     return [row for name, starts in seconds.items() for row in start_rows(session, case, name, starts)]

@@ -8,7 +8,7 @@ from ..published import ON_OUR_MODULES, PUBLISHED, stage_flops
 from ..session import Session
 from ..tables import GAIN, GUIDED
 from ..timing import Statistic, interleave, paired_ratio
-from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw
+from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw, round_flops
 
 NAME = "cost"
 BASE, AGAIN, AS_PUBLISHED = "none", "none (again)", "sgg as published"
@@ -23,8 +23,15 @@ def run(session: Session) -> None:
     for model, batch in cases:
         case = f"{model.text} batch {batch}, {settings.calls} calls"
         possible = [rule for rule in rules if applicable(session, model, rule)]
-        if session.wants(NAME, case, variants=possible):
-            session.attempt(NAME, case, partial(measure, session, model, batch, case, possible))
+        flops = _flops(model, batch, possible, settings.calls)
+        if session.wants(NAME, case, variants=possible, flops=flops):
+            session.attempt(NAME, case, partial(measure, session, model, batch, case, possible), flops)
+
+
+def _flops(model: BenchModel, batch: int, rules: list[str], calls: int) -> float:
+    """Of a round: every rule, unguided sampling once more, and the published algorithm."""
+    published = batch * stage_flops(model.plan("sgg", calls), PUBLISHED) if "sgg" in rules else 0
+    return round_flops(model, batch, [*rules, BASE], calls) + published
 
 
 def measure(session: Session, model: BenchModel, batch: int, case: str, rules: list[str]) -> None:

@@ -9,17 +9,18 @@ from segue.engine.plan import Plan
 
 from ..cases import BenchModel, Workload
 from ..cost_model import roofline_seconds
+from ..diffusers_loop import RULES as PEER_RULES
 from ..peers import GROUPS, make_peers, missing_packages
-from ..published import ON_OUR_MODULES
+from ..published import OUR_ROWS, PUBLISHED, stage_flops
 from ..rows import Row
 from ..session import Session
 from ..telemetry import PeakMemory, Telemetry
 from ..timing import Statistic, interleave, once, paired_ratio
-from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw
+from ..workloads import applicable, check_rules, chosen_cases, gate_rules, load_workload, published_draw, round_flops
 
 NAME = "e2e"
 RULES = ("none", "cfg", "sgg")
-OWN = "published on our modules"  # the group whose only peer is the published algorithm on Segue's own networks
+OWN = "published on our modules"  # the group whose peers are unguided sampling, CFG and published SGG on Segue's own networks
 ENERGY_SECONDS = 2.0  # the energy counter of a card moves in steps of tens of milliseconds
 
 
@@ -51,8 +52,16 @@ def run(session: Session) -> None:
         for model, batch in cases:
             case = f"{model.text} batch {batch}, {settings.calls} calls, {group}"
             possible = [rule for rule in rules if applicable(session, model, rule)]
-            if session.wants(NAME, case, variants=[f"segue {rule}" for rule in possible]):
-                session.attempt(NAME, case, partial(measure, session, model, batch, case, group, possible))
+            flops = _flops(model, batch, possible, settings.calls)
+            if session.wants(NAME, case, variants=[f"segue {rule}" for rule in possible], flops=flops):
+                session.attempt(NAME, case, partial(measure, session, model, batch, case, group, possible), flops)
+
+
+def _flops(model: BenchModel, batch: int, rules: list[str], calls: int) -> float:
+    """Of a round: every rule by Segue and by its peer, whose segmented guidance is the published algorithm."""
+    published = batch * stage_flops(model.plan("sgg", calls), PUBLISHED) if "sgg" in rules else 0
+    peers = [rule for rule in rules if rule in PEER_RULES and rule != "sgg"]
+    return round_flops(model, batch, [*rules, *peers], calls) + published
 
 
 def measure(session: Session, model: BenchModel, batch: int, case: str, group: str, rules: list[str]) -> None:
@@ -68,23 +77,26 @@ def measure(session: Session, model: BenchModel, batch: int, case: str, group: s
             variants[f"segue {rule}"] = Variant(workload.sampler(plan), rule, what, plan)
     if not variants:
         return
-    peers = own_peer(session, workload, rules) if group == OWN else _peers(session, workload, group, rules)
+    peers = own_peers(session, workload, rules) if group == OWN else _peers(session, workload, group, rules)
     if not peers:
         session.echo(f"{NAME} {case}: not run, no peer of this group draws under {', '.join(rules)}")
         return
     variants |= peers
     draws = {name: variant.draw for name, variant in variants.items()}
     seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
-    rows = speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, variants, seconds)
-    session.commit(rows + resource_rows(session, case, batch, variants, seconds))
+    session.commit(speed_rows(session, case, batch, variants, seconds) + ratio_rows(session, case, variants, seconds))
+    session.commit(resource_rows(session, case, batch, variants, seconds))
 
 
-def own_peer(session: Session, workload: Workload, rules: list[str]) -> dict[str, Variant]:
-    """The published SGG algorithm on Segue's own networks."""
-    if "sgg" not in rules:
-        return {}
-    plan = workload.plan(workload.model.rule("sgg"), session.settings.calls)
-    return {"segue modules sgg as published": Variant(published_draw(workload, plan), "sgg", ON_OUR_MODULES)}
+def own_peers(session: Session, workload: Workload, rules: list[str]) -> dict[str, Variant]:
+    """Unguided sampling, CFG and the published SGG algorithm on Segue's own networks, in plain PyTorch: needs no package."""
+    made = {}
+    for rule, rows in OUR_ROWS.items():
+        if rule in rules:
+            plan = workload.plan(workload.model.rule(rule), session.settings.calls)
+            title = "sgg as published" if rule == "sgg" else rule
+            made[f"segue modules {title}"] = Variant(published_draw(workload, plan), rule, rows)
+    return made
 
 
 def _peers(session: Session, workload: Workload, group: str, rules: list[str]) -> dict[str, Variant]:

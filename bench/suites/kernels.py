@@ -1,12 +1,14 @@
 """Suite ``kernels``: every fused operation beside its PyTorch reference, in TB/s or TFLOP/s against the measured ceilings."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from segue.kernels.catalogue import SIZES, Case, Factory, cases
+from segue.kernels.catalogue import SIZES, Case, Factory, Size, cases
 from segue.kernels.triton_runtime import unavailable
 
+from ..attention_backends import attention_backends
 from ..ceilings import Ceilings, dtype_name
 from ..kernel_timing import argument_sets, kernel_gate, launches
 from ..rows import Row
@@ -25,8 +27,7 @@ def run(session: Session) -> None:
     device = settings.torch_device
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    sizes = SIZES if cuda and not settings.quick else SIZES[:CPU_SIZES]
-    chosen = [case for size in sizes for case in cases(size, dtype)]
+    chosen = [case for size in chosen_sizes(session) for case in cases(size, dtype)]
     ceilings = session.ceilings().including(device, session.timer, [case.dtype for case in chosen])
     if session.wants(NAME, CEILINGS_CASE, dtype_name(dtype)):
         session.commit(ceiling_rows(session, ceilings, dtype))
@@ -37,6 +38,23 @@ def run(session: Session) -> None:
     for case in chosen:
         if session.wants(NAME, case.name, dtype_name(case.dtype), variants) and _capable(session, case, device):
             session.attempt(NAME, case.name, partial(measure, session, case, ceilings, compiled=reason is None))
+
+
+def chosen_sizes(session: Session) -> list[Size]:
+    """The sizes whose names begin as the settings say, in the order of the settings; else all that the device is fit for.
+
+    Raises ``ValueError`` for a beginning that no name has.
+    """
+    settings = session.settings
+    if not settings.models:
+        return list(SIZES if settings.torch_device.type == "cuda" and not settings.quick else SIZES[:CPU_SIZES])
+    chosen: dict[str, Size] = {}
+    for text in settings.models:
+        found = {size.name: size for size in SIZES if size.name.lower().startswith(text.lower())}
+        if not found:
+            raise ValueError(f"no size of the kernels begins with {text!r}; known: {', '.join(size.name for size in SIZES)}")
+        chosen |= found
+    return list(chosen.values())
 
 
 def ceiling_rows(session: Session, ceilings: Ceilings, dtype: torch.dtype) -> list[Row]:
@@ -60,29 +78,52 @@ def _capable(session: Session, case: Case, device: torch.device) -> bool:
 
 
 def measure(session: Session, case: Case, ceilings: Ceilings, compiled: bool) -> None:
-    """One operation: gate, then kernel and reference interleaved, replayed from graphs on CUDA."""
+    """One operation: its implementations through their gates, then all interleaved, replayed from graphs on CUDA."""
     settings = session.settings
     device = settings.torch_device
 
     def make(seed: int) -> tuple:
         return case.arguments(Factory(device, case.dtype, seed))
 
-    functions = {"reference": case.reference}
-    if compiled:
-        if not session.passes(NAME, case.name, kernel_gate(case.kernel, case.reference, make(0), case.name)):
-            return
-        functions["kernel"] = case.kernel
+    functions = {"reference": case.reference} | _correct(session, case, make, compiled)
+    if compiled and len(functions) == 1:
+        return
     sets = argument_sets(make, case.reference, device)
     draws = {}
     for name, function in functions.items():
         try:
             draws[name] = launches(function, sets, graph=device.type == "cuda")
-        except RuntimeError as error:  # an operation that cannot be captured must not end the suite
-            session.echo(f"{NAME} {case.name}: {name} not run, {' '.join(str(error).split())[:160]}")
+        except Exception as error:  # an operation that cannot be captured must not end the suite
+            session.echo(f"{NAME} {case.name}: {name} not run, {_reason(error)}")
     if draws:
         seconds = interleave(draws, session.timer, settings.repetitions, settings.case_limit_s)
         seconds = {name: values / len(sets) for name, values in seconds.items()}
         session.commit(operation_rows(session, case, ceilings, seconds))
+
+
+def _correct(session: Session, case: Case, make: Callable[[int], tuple], compiled: bool) -> dict[str, Callable]:
+    """The implementations beside the reference that pass their gate: the kernel, and for attention those of PyTorch."""
+    passed: dict[str, Callable] = {}
+
+    def admit(name: str, function: Callable) -> None:
+        what = case.name if name == "kernel" else f"{case.name}, {name}"
+        gate = kernel_gate(function, case.reference, make(0), what, case.operation, case.backend)
+        if session.passes(NAME, gate.what, gate):
+            passed[name] = function
+
+    if compiled:
+        session.attempt(NAME, case.name, partial(admit, "kernel", case.kernel))
+    others = attention_backends(session.settings.torch_device) if case.operation == "attention" else {}
+    for name, function in others.items():
+        try:
+            admit(name, function)
+        except Exception as error:  # a package that is missing, a precision or a card that it does not serve: no failure
+            session.echo(f"{NAME} {case.name}: {name} not run, {_reason(error)}")
+    return passed
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def operation_rows(session: Session, case: Case, ceilings: Ceilings, seconds: dict) -> list[Row]:
@@ -106,9 +147,9 @@ def operation_rows(session: Session, case: Case, ceilings: Ceilings, seconds: di
             session.echo(f"{NAME} {case.name}: {name} is {note}")
         rows.append(row("time of a launch", "s", Statistic.of(values), floor, note=note))
         rows.append(row(metric, unit, rate.map(lambda value: value / 1e12), ceiling / 1e12, note=note))
-    if len(seconds) > 1:
-        gain = paired_ratio(seconds["reference"], seconds["kernel"])
-        rows.append(session.row(NAME, case.name, "kernel", "speed-up over the reference", "x", gain, dtype=dtype))
+    for name in seconds.keys() - {"reference"} if "reference" in seconds else ():
+        gain = paired_ratio(seconds["reference"], seconds[name])
+        rows.append(session.row(NAME, case.name, name, "speed-up over the reference", "x", gain, dtype=dtype))
     return rows
 
 

@@ -13,7 +13,7 @@ from ..cases import SCALE, WEIGHT, BenchModel, Workload
 from ..session import Session
 from ..tables import GUIDED
 from ..timing import Statistic, interleave, paired_ratio
-from ..workloads import chosen_cases, gate_rules, load_workload
+from ..workloads import chosen_cases, gate_rules, load_workload, round_flops
 
 NAME = "scaling"
 BATCHES, FACTORS = (1, 2, 4, 8), (1, 2, 4)
@@ -71,8 +71,9 @@ def run(session: Session) -> None:
                 session.echo(f"{NAME} {model.text} by {axis}: not run, {len(points)} points are no line")
                 continue
             case = ", ".join([title(model, axis, points[0]), f"by {axis}"])
-            if session.wants(NAME, case):
-                session.attempt(NAME, case, partial(measure, session, case, axis, points))
+            flops = sum(round_flops(p.model, p.batch, _rules(p).values(), p.calls) for p in points)
+            if session.wants(NAME, case, flops=flops):
+                session.attempt(NAME, case, partial(measure, session, case, axis, points), flops)
 
 
 def title(model: BenchModel, axis: str, point: Point) -> str:
@@ -107,14 +108,19 @@ def measure(session: Session, case: str, axis: str, points: list[Point]) -> None
     session.commit(rows)
 
 
-def _gated(session: Session, case: str, point: Point) -> Iterator[tuple[str, Workload, Plan]]:
-    """Rule, workload and plan of what may be timed at a point."""
+def _rules(point: Point) -> dict[str, str]:
+    """Unguided and segmented guidance at the switch of a point, written in full."""
     layers = ",".join(map(str, point.model.layers))
     texts = {"none": "none", "sgg": f"sgg:scale={SCALE},weight={WEIGHT},layers={layers},switch=fraction:{point.switch}"}
     if point.switch in (0.0, 1.0):  # one segment is empty
         texts["sgg"] = "slg" if point.switch == 0.0 else "cfg"
+    return texts
+
+
+def _gated(session: Session, case: str, point: Point) -> Iterator[tuple[str, Workload, Plan]]:
+    """Rule, workload and plan of what may be timed at a point."""
     workload = load_workload(session, point.model, point.batch)
-    rules = {name: point.model.rule(text) for name, text in texts.items()}
+    rules = {name: point.model.rule(text) for name, text in _rules(point).items()}
     gates = gate_rules(workload, rules, point.calls)
     for name, rule in rules.items():
         if session.passes(NAME, f"{case} {point.value:g} {name}", gates[name]):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from segue.__main__ import app
 from segue.bench.rows import append_rows, make_row, read_rows
+from segue.bench.suites import UNFINISHED
 from segue.bench.timing import Statistic
 
 
@@ -37,7 +38,8 @@ def row(environment):
         (("cost", "--limit-minutes", "-1"), "limit-minutes must be positive"),
         (("cold", "--rule", "slg"), "cold starts are measured under none, cfg, sgg, got 'slg'"),
         (("e2e", "--model", "sit-s/2", "--peer", "nobody"), "unknown peer 'nobody'"),
-        (("kernels", "--model", "sit-s/2", "--peer", "eager"), "no setting of kernels: models, got sit-s/2"),
+        (("kernels", "--model", "sit-s/2", "--peer", "eager"), "no setting of kernels: peers, got eager"),
+        (("kernels", "--batch", "2"), "no setting of kernels: batches, got 2"),
         (("scaling", "--rule", "cfg"), "no setting of scaling: rules, got cfg"),
         (("step", "--rule", "cfg", "--rule", "sgg"), "step measures one rule, got cfg, sgg"),
         (("cost", "--out", "rows.csv"), "the result file must end in .jsonl (a .csv file goes beside it), got rows.csv"),
@@ -83,6 +85,15 @@ def test_a_run_writes_rows_that_repeat_its_command(tmp_path, monkeypatch):
     again = CliRunner().invoke(app, arguments)
     assert "skipped" in again.output
     assert read_rows(path) == rows
+
+
+def test_what_is_left_out_for_want_of_time_has_an_exit_code_of_its_own(tmp_path):
+    """A limit that is over before the first case: nothing failed, and nothing is done."""
+    path = tmp_path / "rows.jsonl"
+    result = invoke("cost", "--model", "sit-s/2@64:16", "--limit-minutes", "1e-9", "--out", str(path))
+    assert result.exit_code == UNFINISHED
+    assert "1 cases left for another run" in result.output
+    assert not path.exists()
 
 
 def test_the_table_is_printed():

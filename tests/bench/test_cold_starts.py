@@ -138,6 +138,7 @@ def test_no_start_is_given_more_than_is_left_of_the_session(make_session):
     assert counts == {"segue": 1, "diffusers eager": 1}
     (line,) = [line for line in session.lines if "not measured" in line]
     assert line.endswith("diffusers compiled, start 1 not measured, it was ended after the 20 s that were left")
+    assert (session.unfinished, session.failures) == (1, 0)
 
 
 def test_a_start_that_fails_takes_its_variant_out_and_is_said(make_session):
@@ -155,3 +156,15 @@ def test_a_start_that_fails_takes_its_variant_out_and_is_said(make_session):
     assert {row.variant for row in session.rows} == {"segue", "diffusers eager"}
     assert started == {"segue": 3, "diffusers eager": 3, "diffusers compiled": 2}
     assert sum("diffusers compiled, start 2 not measured, it drew" in line for line in session.lines) == 1
+
+
+def test_an_error_of_one_model_does_not_end_the_suite(make_session):
+    def start(arguments, limit):
+        if "sit-b/2@64:16" in arguments:
+            raise TypeError("no such argument")
+        return stages()
+
+    session = make_session(None, models=(TINY, "sit-b/2@64:16"))
+    cold.run(session, start)
+    assert {row.case.split()[0] for row in session.rows} == {TINY}
+    assert session.failures == 1

@@ -2,17 +2,19 @@
 
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segue.bench import ceilings
+from segue.bench import attention_backends, ceilings
 from segue.bench.ceilings import Ceilings, measure_ceilings
 from segue.bench.kernel_timing import CACHE_BYTES, argument_sets, kernel_gate, launches
 from segue.bench.suites import kernels, run_suite
 from segue.bench.timing import Statistic
-from segue.kernels.catalogue import SIZES, Case, Factory, cases
+from segue.kernels import attention
+from segue.kernels.catalogue import SIZES, Case, Factory, Size, cases
 
 CPU = torch.device("cpu")
 SIZE = SIZES[0]
@@ -64,6 +66,29 @@ def test_a_kernel_that_computes_the_same_passes(dtype):
 )
 def test_a_kernel_that_is_wrong_does_not_pass(wrong):
     assert not kernel_gate(wrong, scaled, arguments(), "case").passed
+
+
+def cut(x, factor):
+    """Rounded toward zero, to half of the bits of fp32."""
+    return ((x.float() * factor).view(torch.int32) & -65536).view(torch.float32).bfloat16()
+
+
+def test_a_kernel_that_rounds_to_one_side_does_not_pass():
+    gate = kernel_gate(cut, scaled, arguments(), "case")
+    assert not gate.passed and gate.what == "bias of case" and gate.error > 0.5
+
+
+def test_sums_that_are_promised_to_be_approximate_are_held_to_their_promise():
+    """fp8 products summed with fewer bits: one percent is within the promise of that backend, and of no other."""
+
+    def short(x, factor):
+        return x * (factor * 1.01)
+
+    def passes(backend: str, kernel=short) -> bool:
+        return kernel_gate(kernel, scaled, arguments(torch.float32), "case", "fp8_linear", backend).passed
+
+    assert passes("scaled_mm_fast") and not passes("scaled_mm")
+    assert not passes("scaled_mm_fast", lambda x, factor: x * (factor * 1.03))
 
 
 def test_what_is_written_in_place_is_judged_and_the_arguments_stay():
@@ -161,7 +186,8 @@ def test_without_a_gpu_everything_is_in_fp32_and_counted_so(make_session, script
     run_suite("kernels", session)
     assert {row.dtype for row in session.rows if row.case != "ceilings"} == {"float32"}
     single, half = ({one.name: one for one in cases(SIZE, dtype)} for dtype in (torch.float32, torch.bfloat16))
-    assert set(half) - set(single) == {f"attention in fp32, {SIZE.name}"}
+    vendor = {name for name, one in half.items() if one.vendor}  # products that come in bf16 alone
+    assert set(half) - set(single) == {f"attention in fp32, {SIZE.name}", *vendor}
     for name, operation in single.items():
         state_only = half[name].dtype == torch.float32
         assert operation.bytes_moved <= (1 if state_only else 2) * half[name].bytes_moved, name
@@ -188,7 +214,10 @@ def test_an_operation_that_cannot_be_captured_does_not_end_the_suite(make_sessio
     monkeypatch.setattr(kernels, "launches", refuse)
     session = make_session(scripted_timer([1e-3]))
     run_suite("kernels", session)
-    assert any(line.endswith("reference not run, operation not permitted when stream is capturing") for line in session.lines)
+    assert any(
+        line.endswith("reference not run, RuntimeError: operation not permitted when stream is capturing")
+        for line in session.lines
+    )
 
 
 def test_without_a_compiler_the_references_are_measured_and_it_is_said(make_session, scripted_timer, monkeypatch):
@@ -229,6 +258,81 @@ def test_an_operation_that_does_not_fit_does_not_end_the_suite(make_session, scr
     run_suite("kernels", session)
     assert {row.case for row in session.rows} == {"ceilings", f"other, {SIZE.name}"}
     assert sum("scaled" in line and "out of memory" in line for line in session.lines) == 1
+
+
+def test_sizes_are_chosen_by_how_their_names_begin(make_session):
+    def chosen(*models, **settings):
+        return [size.name for size in kernels.chosen_sizes(make_session(None, models=models, **settings))]
+
+    assert chosen("sd3.5-medium 1024", "DiT-XL/2 256")[0].startswith("SD3.5-medium 1024")
+    assert set(chosen("dit-xl/2")) == {size.name for size in SIZES if size.name.startswith("DiT-XL/2")}
+    assert chosen() == [SIZES[0].name]  # without a GPU
+    with pytest.raises(ValueError, match="no size of the kernels begins with 'nope'; known: herbarium, "):
+        chosen("nope")
+
+
+def test_every_attention_of_pytorch_is_a_variant_with_a_gate_of_its_own(make_session, scripted_timer, monkeypatch):
+    """Right, wrong and not there: the first is timed beside the kernel, the others are said; only a wrong one is a failure."""
+
+    def absent(q, k, v):
+        raise ModuleNotFoundError("No module named 'flash_attn'")
+
+    def wrong(q, k, v):
+        return attention.attention(q, k, v) * 1.01
+
+    plain = attention_backends._with_backend
+    right = partial(plain, torch.nn.attention.SDPBackend.MATH)
+    monkeypatch.setattr(kernels, "attention_backends", lambda _device: {"right": right, "wrong": wrong, "absent": absent})
+    monkeypatch.setattr(kernels, "unavailable", lambda device: None)
+    monkeypatch.setitem(CACHE_BYTES, "cpu", 1)
+    size = Size("small", 1, 63, 10, 128, 2, 2, 4)
+    made = [replace(one, kernel=one.reference) for one in cases(size, torch.float32) if one.operation == "attention"]
+    monkeypatch.setattr(kernels, "cases", lambda size, dtype: made)
+    session = make_session(scripted_timer([1e-3]), repetitions=1)
+    run_suite("kernels", session)
+    timed = {row.variant for row in session.rows if row.metric == "time of a launch"}
+    assert timed == {"reference", "kernel", "right"}
+    gains = {row.variant for row in session.rows if row.metric == "speed-up over the reference"}
+    assert gains == {"kernel", "right"}
+    assert session.failures == 1
+    assert any("absent not run, ModuleNotFoundError: No module named 'flash_attn'" in line for line in session.lines)
+    assert any("wrong: NOT TIMED" in line for line in session.lines)
+
+
+def test_an_attention_kernel_that_does_not_compile_leaves_those_of_pytorch(make_session, scripted_timer, monkeypatch):
+    def fails(q, k, v):
+        raise KeyError("out of resource: shared memory")
+
+    size = Size("small", 1, 63, 10, 128, 2, 2, 4)
+    made = [replace(one, kernel=fails) for one in cases(size, torch.float32) if one.operation == "attention"]
+    monkeypatch.setattr(kernels, "cases", lambda size, dtype: made)
+    monkeypatch.setattr(kernels, "attention_backends", lambda _device: {"other": attention.attention})
+    monkeypatch.setattr(kernels, "unavailable", lambda device: None)
+    monkeypatch.setitem(CACHE_BYTES, "cpu", 1)
+    session = make_session(scripted_timer([1e-3]), repetitions=1)
+    run_suite("kernels", session)
+    assert {row.variant for row in session.rows if row.metric == "time of a launch"} == {"reference", "other"}
+    assert session.failures == 1
+
+
+def test_a_flash_implementation_is_active_only_while_it_is_called(monkeypatch):
+    """Activated ones replace flash in the whole process: afterwards PyTorch's own must be back, also after an error."""
+    module, events = attention_backends.attention, []
+    monkeypatch.setattr(module, "list_flash_attention_impls", lambda: ["FA3", "other"], raising=False)
+    monkeypatch.setattr(module, "activate_flash_attention_impl", lambda name: events.append(f"on {name}"), raising=False)
+    monkeypatch.setattr(module, "restore_flash_attention_impl", lambda: events.append("off"), raising=False)
+
+    def attend(backend, q, k, v):
+        events.append(backend)
+        raise RuntimeError("not this head dimension")
+
+    monkeypatch.setattr(attention_backends, "_with_backend", attend)
+    found = attention_backends.attention_backends(torch.device("cuda"))
+    assert set(found) == {"cuDNN", "flash", "efficient", "FA3"}
+    with pytest.raises(RuntimeError, match="not this head dimension"):
+        found["FA3"](None, None, None)
+    assert events == ["on FA3", torch.nn.attention.SDPBackend.FLASH_ATTENTION, "off"]
+    assert attention_backends.attention_backends(CPU) == {}
 
 
 def test_the_products_of_emulated_precision_are_small():

@@ -36,7 +36,12 @@ def test_absent_packages_give_one_line_and_the_others_still_run(monkeypatch, mak
     run_suite("e2e", session)
     for group in peers.GROUPS:
         assert sum(line.startswith(f"peer {group}: not run, ") for line in session.lines) == 1
-    assert {row.variant for row in session.rows} >= {"segue none", "segue sgg", "segue modules sgg as published"}
+    own = {"segue modules none", "segue modules cfg", "segue modules sgg as published"}  # plain PyTorch, always measured
+    assert {row.variant for row in session.rows} >= {"segue none", "segue sgg", *own}
+    metrics = {(row.variant, row.metric) for row in session.rows}
+    for rule in ("none", "cfg"):
+        assert (f"segue {rule}", f"speed-up over segue modules {rule}") in metrics
+        assert ("segue sgg", f"time relative to segue modules {rule}") in metrics
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,36 @@ def test_the_block_replaces_itself(rows):
     assert update_block(once, readme_block(rows), "README.md") == once
 
 
+def test_seconds_and_rates_are_those_of_a_gpu_alone(rows, environment):
+    """The same rows with CUDA among their versions: seconds and TFLOP/s of the card stand in the block, and no processor's."""
+
+    def of_card(suite, case, variant, metric, unit, value, expected=None):
+        statistic = Statistic(value, 0.95 * value, 1.04 * value, 7)
+        card = replace(environment, device="card", versions={"cuda": "13.0"})
+        return make_row(card, suite, case, variant, metric, unit, statistic, "bfloat16", expected)
+
+    attention = "attention, SD3.5-medium 1024"
+    made = [
+        of_card("e2e", "model b1, eager", "segue sgg", "latency of a batch", "s", 1.25),
+        of_card("e2e", "model b1, eager", "segue sgg", "effective rate", "TFLOP/s", 440.0, 800.0),
+        of_card("e2e", "model b1, eager", "diffusers eager cfg", "latency of a batch", "s", 2.5),
+        of_card("kernels", attention, "cuDNN", "time of a launch", "s", 0.6e-3),
+        of_card("kernels", attention, "cuDNN", "rate", "TFLOP/s", 400.0, 800.0),
+        of_card("kernels", "norm, SD3.5-medium 1024", "kernel", "time of a launch", "s", 1e-5),
+        of_card("step", "model b1, sgg", "fp8 linears alone", "speed-up over the exact engine", "x", 1.3),
+        of_card("step", "model b1, sgg", "fp8 linears alone", "error of a run", "relative", 0.021),
+    ]
+    block = readme_block([*rows, *made])
+    assert "| model b1, eager | segue sgg | 1.25 (1.19-1.3) | 440 | 55% | 7 |" in block
+    assert "| model b1, eager | diffusers eager cfg | 2.5 (2.38-2.6) | - | - | 7 |" in block
+    assert "| SD3.5-medium 1024 | cuDNN | 600 | 400 | 50% | 7 |" in block
+    assert "| model b1, sgg | fp8 linears alone | 1.3 (1.23-1.35)x | 0.021 | 7 |" in block
+    for heading in ("| seconds |", "| microseconds |"):
+        assert block.count(heading) == 1
+    assert "norm" not in block
+    assert "seconds" not in readme_block(rows)
+
+
 def test_rows_of_code_that_was_never_committed_do_not_reach_the_readme(rows):
     with pytest.raises(ValueError, match=r"uncommitted changes \(abc\+changes\)"):
         readme_block([replace(rows[0], commit="abc+changes")])

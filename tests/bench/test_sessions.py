@@ -10,10 +10,10 @@ from segue.bench.correctness import FP32_BOUND, Gate, gate, relative_error
 from segue.bench.published import StagedSampler
 from segue.bench.rows import read_rows
 from segue.bench.session import Session, Settings
-from segue.bench.stages import REUSE
+from segue.bench.stages import REUSE, REUSE_ALONE
 from segue.bench.suites import cost, run_suite, scaling, step
 from segue.bench.timing import Statistic
-from segue.bench.workloads import gate_plan
+from segue.bench.workloads import chosen_cases, gate_plan
 from segue.engine.core import resolve_plan
 
 TINY = "sit-s/2@64:128"  # 12 layers of width 64 on 64 tokens
@@ -56,7 +56,7 @@ def test_a_case_that_fails_is_said_and_the_next_one_runs(monkeypatch, make_sessi
     load = cost.load_workload
 
     def failing(session, model, batch):
-        if model.text == TINY:
+        if model.text == "sit-s/2@64:64":
             raise torch.OutOfMemoryError("tried to allocate\n4 GiB")
         return load(session, model, batch)
 
@@ -65,7 +65,7 @@ def test_a_case_that_fails_is_said_and_the_next_one_runs(monkeypatch, make_sessi
     run_suite("cost", session)
     assert session.failures == 1
     assert session.lines[0].endswith("FAILED, OutOfMemoryError: tried to allocate 4 GiB")
-    assert {row.case for row in session.rows} == {"sit-s/2@64:64 batch 1, 2 calls"}
+    assert {row.case for row in session.rows} == {f"{TINY} batch 1, 2 calls"}
 
 
 def test_suites_share_the_time(make_session):
@@ -120,16 +120,118 @@ def test_a_stage_that_draws_something_else_is_not_timed(monkeypatch, make_sessio
     assert sum("+ prefix fork: NOT TIMED" in line for line in session.lines) == 1
 
 
-def test_no_case_starts_that_might_end_after_the_limit(make_session):
-    """Ten minutes; a case that took four leaves room for one more, not for two."""
+def test_no_case_starts_that_would_end_after_the_limit(make_session):
+    """Ten minutes, and time grows with the arithmetic: after a case of one minute one of eight fits, and one of two no more."""
     clock = [0.0]
     session = make_session(lambda f: 1.0, now=lambda: clock[0], limit_minutes=10.0)
-    for case, wanted in (("a", True), ("b", True), ("c", False)):
-        assert session.wants("cost", case) == wanted
-        clock[0] += 4 * 60
-        if wanted:
-            session.commit([case_row(session, case)])
-    assert "2.0 of 10 minutes left" in session.lines[-1]
+
+    def measure(case, minutes, flops):
+        if not session.wants("cost", case, flops=flops):
+            return False
+        session.attempt("cost", case, lambda: clock.__setitem__(0, clock[0] + 60 * minutes), flops)
+        return True
+
+    assert measure("a", 1, 1e12)
+    assert not measure("b", 12, 10e12)
+    assert measure("c", 8, 8e12)
+    assert not measure("d", 2, 2e12)
+    assert session.lines == [
+        "cost b: not run, 540 s left, about 600 s needed",
+        "cost d: not run, 60 s left, about 120 s needed",
+    ]
+    assert (session.unfinished, session.failures) == (2, 0)
+
+
+class Described(Exception):
+    """As Triton's OutOfResources, PTXASError and CompilationError: none is a RuntimeError or a ValueError."""
+
+
+@pytest.mark.parametrize("error", [TypeError("no such argument"), Described("needs 300 KiB\nof shared memory"), KeyError("a")])
+def test_whatever_a_case_raises_costs_only_that_case(make_session, monkeypatch, error):
+    def fail():
+        raise error
+
+    session = make_session(lambda f: 1.0)
+    monkeypatch.delenv("SEGUE_TRACEBACK", raising=False)
+    session.attempt("cost", "a", fail)
+    (line,) = session.lines
+    assert line == f"cost a: FAILED, {type(error).__name__}: {' '.join(str(error).split())}"
+    assert session.failures == 1
+    monkeypatch.setenv("SEGUE_TRACEBACK", "1")
+    session.attempt("cost", "a", fail)
+    assert "in fail" in session.lines[-1]
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_ends_it(make_session, ending):
+    def leave():
+        raise ending
+
+    with pytest.raises(ending):
+        make_session(lambda f: 1.0).attempt("cost", "a", leave)
+
+
+def test_small_models_come_first(make_session):
+    session = make_session(None, models=("sit-xl/2", "sit-s/2@64:64", "sit-b/2"))
+    assert [model.text for model, _ in chosen_cases(session)] == ["sit-s/2@64:64", "sit-b/2", "sit-xl/2"]
+    session = make_session(None, models=("sit-b/2", "sit-s/2"), batches=(16, 1))
+    assert [(model.text, batch) for model, batch in chosen_cases(session)] == [
+        ("sit-s/2", 1),
+        ("sit-b/2", 1),
+        ("sit-s/2", 16),
+        ("sit-b/2", 16),
+    ]
+
+
+def test_a_killed_step_suite_keeps_the_live_sets_and_goes_on_after_them(tmp_path, monkeypatch, make_session, flop_timer):
+    """The child is killed in the waterfall: the rows before it are in the file, and the next run does not make them again."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(_study):
+        raise Killed
+
+    path = tmp_path / "rows.jsonl"
+    options = {"models": ("sit-s/2@64:64",), "repetitions": 1}
+    with monkeypatch.context() as context:
+        context.setattr(step, "waterfall_rows", kill)
+        with pytest.raises(Killed):
+            run_suite("step", make_session(flop_timer, path, **options))
+    kept = read_rows(path)
+    assert {row.metric for row in kept} == {"time of a call", "cost relative to an unguided call"}
+    run_suite("step", make_session(flop_timer, path, **options))
+    rows = read_rows(path)
+    assert [row for row in rows if row.metric == "time of a call"] == [row for row in kept if row.metric == "time of a call"]
+    assert {"as published", "engine, exact"} <= {row.variant for row in rows}
+    session = make_session(flop_timer, path, **options)
+    run_suite("step", session)
+    assert session.lines == ["step sit-s/2@64:64 batch 1, 2 calls, sgg: already in rows.jsonl, skipped"]
+
+
+def test_a_stage_that_does_not_compile_costs_only_itself(monkeypatch, make_session, flop_timer):
+    class Failing(StagedSampler):
+        def run(self, conditions, state):
+            if self.stages.batch and not self.stages.fork:
+                raise Described("out of resource: shared memory")
+            return super().run(conditions, state)
+
+    monkeypatch.setattr(step, "StagedSampler", Failing)
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1)
+    run_suite("step", session)
+    timed = {row.variant for row in session.rows if row.metric == "time of a run"}
+    assert "+ branches as rows" not in timed and {"as published", "+ prefix fork", "engine, exact"} <= timed
+    assert session.failures == 1
+
+
+def test_a_piece_that_does_not_fit_is_left_for_another_run(make_session, flop_timer, monkeypatch):
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1)
+    monkeypatch.setattr(session._pace, "estimate", lambda flops: 1e9 if flops > whole else 0.0)
+    whole = 4 * BenchModel.parse("sit-s/2@64:64").plan("sgg", 2).cost.flops
+    run_suite("step", session)
+    assert {row.metric for row in session.rows} >= {"time of a call", "time of a run"}
+    assert "as published" not in {row.variant for row in session.rows}
+    assert session.unfinished == 1
 
 
 def test_the_cost_suite_counts_the_work_that_the_plan_promises(make_session, flop_timer):
@@ -160,7 +262,19 @@ def test_the_step_suite_shows_each_stage_saving_work(make_session, flop_timer):
     for row in calls.values():
         assert row.value == pytest.approx(row.expected, rel=1e-3)
     for stage in ("fused kernels", "graph", "fp8", "reuse"):
-        assert sum(stage in line and "not run" in line for line in session.lines) == 1
+        assert sum(f"stage {stage}" in line and "not run" in line for line in session.lines) == 1
+
+
+def test_the_step_suite_shows_an_approximation_alone_with_its_gain_and_error(make_session, flop_timer):
+    """Time is arithmetic: reuse alone gains what its plan saves over the exact engine."""
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), steps=4, repetitions=1)
+    run_suite("step", session)
+    model = BenchModel.parse("sit-s/2@64:64")
+    exact, reused = (resolve_plan({"main": model.spec}, model.rule("sgg").reused(n), 4).cost for n in (1, 2))
+    rows = {row.metric: row.value for row in session.rows if row.variant == REUSE_ALONE}
+    assert rows["speed-up over the exact engine"] == pytest.approx(exact.flops / reused.flops, rel=0.02)
+    assert 0 < rows["error of a run"] < 1
+    assert rows["time of a run"] > 0
 
 
 def test_the_step_suite_shows_what_reused_directions_save_and_their_error(make_session, flop_timer):

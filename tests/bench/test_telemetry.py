@@ -7,7 +7,19 @@ import types
 import pytest
 import torch
 
-from segue.bench.telemetry import PeakMemory, Telemetry, current_commit, device_name, package_versions, status_bytes
+from segue.bench import telemetry as telemetry_module
+from segue.bench.allocator import DEFAULT
+from segue.bench.telemetry import (
+    PeakMemory,
+    Telemetry,
+    cuda_versions,
+    current_commit,
+    device_name,
+    driver_version,
+    environment,
+    package_versions,
+    status_bytes,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,14 +33,16 @@ def test_a_commit_is_marked_when_code_differs_but_not_for_results(tmp_path, monk
     monkeypatch.delenv("SEGUE_COMMIT", raising=False)
     inner = tmp_path / "bench"
     (inner / "results").mkdir(parents=True)
-    for path in (tmp_path / "code.py", inner / "results" / "cpu.jsonl", tmp_path / "README.md"):
+    (tmp_path / "kernels").mkdir()
+    table = tmp_path / "kernels" / "launch_table.py"  # its digest is in the rows
+    for path in (tmp_path / "code.py", inner / "results" / "cpu.jsonl", tmp_path / "README.md", table):
         path.write_text("1\n")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
     clean = current_commit(inner)
     assert len(clean) == 12
-    for path in (inner / "results" / "cpu.jsonl", tmp_path / "README.md"):
+    for path in (inner / "results" / "cpu.jsonl", tmp_path / "README.md", table):
         path.write_text("2\n")
     assert current_commit(inner) == clean
     (tmp_path / "code.py").write_text("2\n")
@@ -135,6 +149,32 @@ def test_a_status_without_the_field_is_refused():
     assert status_bytes("Name:\tx\nVmHWM:\t    12 kB\n", "VmHWM") == 12 * 1024
     with pytest.raises(ValueError, match="no field VmRSS"):
         status_bytes("VmHWM: 1 kB", "VmRSS")
+
+
+def test_on_cuda_a_row_names_cuda_cudnn_driver_and_launch_table(monkeypatch, tmp_path):
+    device = torch.device("cuda", 0)
+    driver = types.SimpleNamespace(nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "580.159.04")
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91501)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "card")
+    table = tmp_path / "launch_table.py"
+    monkeypatch.setattr(telemetry_module.launch_table, "__file__", str(table))
+    found = []
+    for text in ("first", "second", "first"):
+        table.write_text(text)
+        found.append(environment(device, "segue bench", DEFAULT).versions)
+    assert {"cuda": "13.0", "cudnn": "91501", "driver": "580.159.04"}.items() <= found[0].items()
+    assert found[0] == found[2] != found[1]  # rows made with another table do not make a case superfluous
+    assert cuda_versions(CPU) == {}
+
+
+def test_the_kernel_module_tells_the_driver_where_nvml_does_not(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(telemetry_module, "DRIVER", tmp_path / "version")
+    assert driver_version() == "unknown"
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n")
+    assert driver_version() == "580.159.04"
 
 
 def test_a_row_names_the_machine_and_the_packages():

@@ -145,6 +145,7 @@ def test_only_live_branches_run(pipes, path):
 @pytest.mark.gpu
 def test_steps_captured_as_graphs():
     """The same latents with and without graphs, for two prompts, after the weights moved from the CPU."""
+    pytest.importorskip("diffusers")
     pipe = tiny_pipeline(seed=3)
     rule = CFG(4.5, window=Window.steps(1, 3)) + SkipLayer(3.0, (2, 3), window=Window.steps(4, 5))
     draw_attached(pipe, rule, "packed", guidance_scale=2.0)

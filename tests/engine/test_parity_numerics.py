@@ -182,9 +182,9 @@ def test_the_network_is_called_at_the_schedulers_own_times(engine, scheduler, mo
         rows.given = times.float()
         load(rows, times, conditions)
 
-    def noted_forward(rows, x, time_index, *rest):
-        ours.append(rows.given[time_index[0]])
-        return forward(rows, x, time_index, *rest)
+    def noted_forward(rows, x, clock, *rest):
+        ours.append(rows.given[clock.times[clock.call[0]]])
+        return forward(rows, x, clock, *rest)
 
     monkeypatch.setattr(MMDiTRows, "load", noted_load)
     monkeypatch.setattr(MMDiTRows, "forward", noted_forward)

@@ -333,6 +333,7 @@ def test_a_folder_in_fp8_holds_no_second_copy(tmp_path):
 @pytest.mark.gpu
 def test_graphs_follow_the_weights():
     """The same latents with and without graphs: moved from the CPU, with a LoRA and without it again."""
+    pytest.importorskip("diffusers")
     pytest.importorskip("peft")
     drawn = []
     for graphs in (None, False):

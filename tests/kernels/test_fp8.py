@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from naive_fp8 import quantized, round_e4m3
 
+from segue.kernels.contracts import FP8_STEP
 from segue.kernels.fp8 import FP8, FP8_MAX, Fp8Rows, fp8_linear, fp8_linear_scaled_mm, quantize_rows
-from tests.tolerances import FP8_STEP
 
 SHAPES = [(2, 1, 16), (1, 63, 48), (3, 5, 192), (1, 7, 1152)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -66,6 +66,10 @@ def test_the_product_against_fp64(shape, dtype, generator):
     assert (out.double() - exact).abs().max() <= bound * exact.abs().max()
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12),
+    reason="on the CPU, PyTorch before 2.12 scales fp8 products by one number for a whole tensor only",
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_vendors_product_takes_the_same_operands(shape, dtype, generator):

@@ -3,27 +3,36 @@
 import dataclasses
 import importlib.util
 import os
+from functools import partial
 
 import pytest
 
+from segue.kernels import resources
+from segue.kernels.agenda import users
+from segue.kernels.candidates import candidates
 from segue.kernels.catalogue import SIZES, cases
 from segue.kernels.launch import MatmulLaunch, ReadoutLaunch, RowLaunch, recorded_lookups, using
 from segue.kernels.launch_table import PROVENANCE, TABLE
+from segue.kernels.occupancy import MULTIPROCESSORS
 from segue.kernels.resources import (
     ARCHITECTURES,
+    MEASURED_STACK,
     SHARED_LIMIT,
     Resources,
     Specialisation,
+    acceptable,
+    allowed_stack,
     case_launches,
     compile_specialisation,
     read_sources,
     read_table,
+    runs_on,
     source_digest,
     source_digests,
     traced,
 )
+from segue.kernels.table_file import TABLE_FILE, table_source
 from segue.kernels.triton_runtime import interpreting, triton
-from segue.kernels.tune import TABLE_FILE, candidates, table_source, users
 
 FAMILIES = ("attention", "residual_modulated_norm", "gather_rows")
 
@@ -63,7 +72,7 @@ def test_every_frozen_configuration_has_its_rows(architecture, committed):
     """Each entry of the launch table, in every case that looks it up, with the warps and stages of the entry."""
     _, rows = committed
     for key, config in TABLE[architecture].items():
-        for case in users(architecture)[key]:
+        for case in filter(lambda case: runs_on(case, architecture), users(architecture)[key]):
             with recorded_lookups() as looked_up:
                 launches = case_launches(case, architecture)
             assert key in looked_up
@@ -74,8 +83,28 @@ def test_every_frozen_configuration_has_its_rows(architecture, committed):
 def test_no_kernel_spills_or_needs_more_shared_memory_than_there_is(committed):
     _, rows = committed
     assert len(rows) > 300
-    misfits = [row for row in rows.values() if row.spilled or row.shared > SHARED_LIMIT[row.architecture]]
-    assert not misfits
+    assert not [row for row in rows.values() if row.shared > SHARED_LIMIT[row.architecture]]
+    assert not [row for row in rows.values() if row.spilled > allowed_stack(row.architecture)]
+
+
+def test_stack_is_allowed_only_where_the_clock_decided(monkeypatch):
+    row = Resources("kernel", "sm_90", 4, 1, 255, 0, 8, 1, "", ())
+    monkeypatch.setitem(PROVENANCE, "sm_90", "first candidate that compiles without spills, not timed")
+    assert allowed_stack("sm_90") == 0 and not acceptable(row)
+    monkeypatch.setitem(PROVENANCE, "sm_90", "timed on a card")
+    assert acceptable(row) and not acceptable(dataclasses.replace(row, spilled=MEASURED_STACK + 1))
+    assert not acceptable(dataclasses.replace(row, shared=SHARED_LIMIT["sm_90"] + 1))
+
+
+def test_occupancy_is_a_column_and_follows_from_the_others(committed):
+    """Some kernels are held back by registers, some by shared memory, and every one can start."""
+    _, rows = committed
+    for row in rows.values():
+        kind = MULTIPROCESSORS[row.architecture]
+        assert row.blocks == kind.resident_blocks(row.warps, row.registers, row.shared) >= 1
+    assert len({row.blocks for row in rows.values() if row.architecture == "sm_90"}) > 3
+    alone = [row for row in rows.values() if row.architecture == "sm_90" and row.blocks == 1]
+    assert {row.kernel for row in alone} >= {"linear_kernel"}
 
 
 def test_every_entry_of_the_launch_table_is_used_and_a_candidate():
@@ -88,6 +117,27 @@ def test_every_entry_of_the_launch_table_is_used_and_a_candidate():
 
 def test_the_tuner_writes_the_file_that_is_committed():
     assert table_source() == TABLE_FILE.read_text()
+
+
+@pytest.mark.parametrize("spilled, status", [(0, 0), (4, 1)])
+def test_the_command_writes_the_rows_of_every_architecture(spilled, status, monkeypatch, tmp_path, capsys):
+    """With the compiler replaced: its status says whether a kernel spills."""
+
+    def compiled(specialisation, launch, names):
+        stack = spilled if specialisation.architecture == "sm_90" else 0
+        return Resources(launch.name, specialisation.architecture, 4, 1, 64, 16, stack, 5, specialisation.key, tuple(names))
+
+    few = {architecture: traced(architecture, lambda case: case.operation == "gather_rows") for architecture in ARCHITECTURES}
+    monkeypatch.setattr(resources, "traced", few.get)
+    monkeypatch.setattr(resources, "compile_specialisation", compiled)
+    monkeypatch.setattr(resources, "write_table", partial(resources.write_table, path=tmp_path / "resources.json"))
+    for architecture in ARCHITECTURES:
+        monkeypatch.setitem(PROVENANCE, architecture, "not timed")
+    assert resources.main(["--jobs", "0"]) == status
+    _, rows = read_table(tmp_path / "resources.json")
+    assert len(rows) == sum(map(len, few.values())) and {row.architecture for row in rows} == set(ARCHITECTURES)
+    assert list(read_sources(tmp_path / "resources.json")) == ["gather_kernel"]
+    assert ("gather_kernel for sm_90: 4 spilled" in capsys.readouterr().out) == bool(spilled)
 
 
 def recompile(architecture: str, chosen, committed) -> int:
@@ -125,7 +175,7 @@ def test_every_kernel_compiles_as_committed(architecture, committed):
 
 def test_a_row_beyond_a_limit_does_not_fit():
     for architecture, limit in SHARED_LIMIT.items():
-        row = Resources("kernel", architecture, 4, 1, 255, limit, 0, "", ())
+        row = Resources("kernel", architecture, 4, 1, 255, limit, 0, 1, "", ())
         assert row.fits
         assert not dataclasses.replace(row, shared=limit + 1).fits
         assert not dataclasses.replace(row, spilled=4).fits
@@ -134,8 +184,8 @@ def test_a_row_beyond_a_limit_does_not_fit():
 @pytest.mark.parametrize(
     "architecture, operation, key, config",
     [
-        ("sm_80", "residual_modulated_norm", ("adaln", "d4096"), RowLaunch(1, 1)),
-        ("gfx942", "project", ("readout", "o64"), ReadoutLaunch(16, 512, 1, 1)),
+        ("sm_80", "residual_modulated_norm", ("adaln", "d4096 m2048"), RowLaunch(1, 1)),
+        ("gfx942", "project", ("readout", "o64 m2048"), ReadoutLaunch(16, 512, 1, 1)),
     ],
 )
 def test_a_spill_is_read_from_the_binary(architecture, operation, key, config):
@@ -147,7 +197,7 @@ def test_a_spill_is_read_from_the_binary(architecture, operation, key, config):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_shared_memory_is_read_from_the_binary(architecture):
     """Six stages of 128 x 64 and 256 x 64 elements of 16 bits are 288 KiB."""
-    row = compiled_with("linear_gelu", ("linear", "m4096"), MatmulLaunch(128, 256, 64, 8, 8, 6), architecture)
+    row = compiled_with("linear_gelu", ("linear", "m2048 in4096 out16384"), MatmulLaunch(128, 256, 64, 8, 8, 6), architecture)
     assert row.shared > SHARED_LIMIT[architecture] and not row.fits
 
 

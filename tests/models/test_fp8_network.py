@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from clocks import at_times
 from naive_fp8 import NaiveFp8Linear, replace_linears
 from tiny_models import tiny_sit
 from torch import nn
@@ -106,10 +107,10 @@ def test_rows_of_a_sit_equal_branches_evaluated_alone(sit, inputs):
     rows.load(time.double(), [labels, torch.full_like(labels, fp8.spec.null_label)])
     index = torch.arange(SAMPLES)
     for i, one in enumerate(paths):
-        together = rows.forward(x, index, RowLayout(paths, depth), torch.eye(3)[i].expand(SAMPLES, 3))
-        alone = rows.forward(x, index, RowLayout((one,), depth), torch.ones(SAMPLES, 1))
+        together = rows.forward(x, at_times(index), RowLayout(paths, depth), torch.eye(3)[i].expand(SAMPLES, 3))
+        alone = rows.forward(x, at_times(index), RowLayout((one,), depth), torch.ones(SAMPLES, 1))
         check_same(together, alone)
-    check_same(rows.forward(x, index, RowLayout(paths[:1], depth), torch.ones(SAMPLES, 1)), fp8(x, time, labels))
+    check_same(rows.forward(x, at_times(index), RowLayout(paths[:1], depth), torch.ones(SAMPLES, 1)), fp8(x, time, labels))
 
 
 # --- MMDiT -------------------------------------------------------------------------------------------------------------
@@ -159,8 +160,8 @@ def test_rows_of_an_mmdit_equal_branches_evaluated_alone(kind, seed):
     rows.load(torch.linspace(100, 900, SAMPLES).double(), texts)
     index = torch.arange(SAMPLES)
     for i, one in enumerate(paths):
-        together = rows.forward(x, index, RowLayout(paths, depth), torch.eye(3)[i].expand(SAMPLES, 3))
-        check_same(together, rows.forward(x, index, RowLayout((one,), depth), torch.ones(SAMPLES, 1)))
+        together = rows.forward(x, at_times(index), RowLayout(paths, depth), torch.eye(3)[i].expand(SAMPLES, 3))
+        check_same(together, rows.forward(x, at_times(index), RowLayout((one,), depth), torch.ones(SAMPLES, 1)))
 
 
 # --- which layers, and whose memory ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clocks import at_times
 from full_depth_sd3 import ARCHITECTURES, diffusers_sd3, reference, sd3_inputs
 
 from segue.models.mmdit import MMDiT, TextCondition
@@ -85,7 +86,7 @@ def test_every_live_branch_of_one_row_batch(pair, size):
         layout = RowLayout((Path.full(0, depth), Path.full(1, depth), skipping(0, depth, layers)), depth)
         for i, wanted in enumerate((*expected, reference(theirs, inputs, 0, layers))):
             one_hot = torch.eye(3)[i].expand(len(inputs.x), 3)
-            out = rows.forward(inputs.x, torch.arange(len(inputs.x)), layout, one_hot)
+            out = rows.forward(inputs.x, at_times(torch.arange(len(inputs.x))), layout, one_hot)
             assert (out - wanted).abs().max() <= PARITY, (name, i)
 
 
@@ -100,10 +101,10 @@ def test_all_weak_branches_at_once(pair):
     outputs = [reference(theirs, inputs), *(reference(theirs, inputs, 0, layers) for layers in weak)]
     outputs.append(reference(theirs, inputs, 1, (3, 5)))
     coefficients = torch.randn(3, len(paths), generator=torch.Generator().manual_seed(6))
-    out = rows.forward(inputs.x, torch.arange(3), RowLayout(paths, depth), coefficients)
+    out = rows.forward(inputs.x, at_times(torch.arange(3)), RowLayout(paths, depth), coefficients)
     expected = torch.einsum("bk,kbchw->bchw", coefficients, torch.stack(outputs))
     assert (out - expected).abs().max() <= PARITY * coefficients.abs().sum(dim=1).max()
     per_channel = coefficients[:, :, None] * torch.tensor([1.0, -0.5, 2.0, 0.0])
-    out = rows.forward(inputs.x, torch.arange(3), RowLayout(paths, depth), per_channel)
+    out = rows.forward(inputs.x, at_times(torch.arange(3)), RowLayout(paths, depth), per_channel)
     expected = torch.einsum("bkc,kbchw->bchw", per_channel, torch.stack(outputs))
     assert (out - expected).abs().max() <= PARITY * per_channel.abs().sum(dim=1).max()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from clocks import at_times
 from full_depth_sd3 import TEXT_TOKENS, diffusers_sd3, reference, sd3_inputs
 from step_trace import HOST_SYNCHRONISING, trace_step
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -100,7 +101,7 @@ def test_only_planned_rows_run_and_nothing_stays_in_the_buffers(pair):
         layout = RowLayout(tuple(path(branch[0], depth, *branch[1:]) for branch in LAYOUTS[name]), depth)
         coefficients = torch.full((3, len(layout.paths)), 1 / len(layout.paths))
         with CountedRows(model) as counted:
-            out = rows.forward(inputs.x, torch.arange(3), layout, coefficients)
+            out = rows.forward(inputs.x, at_times(torch.arange(3)), layout, coefficients)
         assert counted.rows == [3 * layer.active for layer in layout.layers]
         assert sum(counted.rows) == 3 * layout.block_rows
         assert torch.equal(out, first.setdefault(name, out)), name
@@ -119,7 +120,7 @@ def test_counted_flops_equal_the_plan(pair):
     for live in ((0,), (0, 1), (0, 2), (0, 3), (0, 1, 2, 3)):
         layout = plan.layout(live)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-            rows.forward(inputs.x, torch.arange(2), layout, torch.ones(2, len(live)))
+            rows.forward(inputs.x, at_times(torch.arange(2)), layout, torch.ones(2, len(live)))
         assert counter.get_total_flops() == 2 * plan.call_cost(live)[2]
 
 
@@ -191,7 +192,7 @@ def test_perturbed_attention(pair, kind):
     theirs.set_attn_processor(original)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
     for i, wanted in enumerate(expected):
-        out = rows.forward(inputs.x, torch.arange(2), layout, torch.eye(4)[i].expand(2, 4))
+        out = rows.forward(inputs.x, at_times(torch.arange(2)), layout, torch.eye(4)[i].expand(2, 4))
         assert (out - wanted).abs().max() <= PARITY, i
 
 
@@ -208,7 +209,7 @@ def test_repeated_prompts_are_modulated_once(pair):
     rows.load(inputs.time.double(), conditions(shared))
     layout = RowLayout((path(0, 24), path(1, 24)), 24)
     for i in (0, 1):
-        out = rows.forward(inputs.x, torch.arange(3), layout, torch.eye(2)[i].expand(3, 2))
+        out = rows.forward(inputs.x, at_times(torch.arange(3)), layout, torch.eye(2)[i].expand(3, 2))
         assert (out - reference(theirs, shared, i)).abs().max() <= PARITY
     with pytest.raises(ValueError, match="3 times and 6 prompts exceed the capacity 3 and 4"):
         rows.load(inputs.time.double(), conditions(inputs))

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from clocks import at_times
 from counted_rows import counted_rows
 from tiny_sd3 import add_ip_adapter, tiny_transformer
 
@@ -68,7 +69,7 @@ class Question:
             tuple(SlotInputs(tuple(part), images) for part, images in zip(self.residuals, self.images, strict=True))
         )
         chosen = self.coefficients if coefficients is None else coefficients
-        return rows.forward(self.x, self.time_index, self.layout, chosen)
+        return rows.forward(self.x, at_times(self.time_index), self.layout, chosen)
 
 
 def error(found, wanted) -> float:
@@ -124,7 +125,7 @@ def test_perturbed_attention_is_refused():
     rows = network.rows(1, 8, 8, row_blocks=2, slots=1, times=1, conditions=1)
     layout = RowLayout((Path.full(0, 6), Path(0, (FULL, "attention_identity", *[FULL] * 4))), 6)
     with pytest.raises(ValueError, match="no attention_identity; only skip"):
-        rows.forward(torch.zeros(1, 4, 8, 8), torch.zeros(1, dtype=torch.int64), layout, torch.ones(1, 2))
+        rows.forward(torch.zeros(1, 4, 8, 8), at_times(torch.zeros(1, dtype=torch.int64)), layout, torch.ones(1, 2))
 
 
 def test_prompts_that_do_not_fit_are_refused():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clocks import at_times
 from official_dit import forward, guided, patches_to_image, random_state
 
 from segue import CFG, Engine, Schedule, Unguided
@@ -65,7 +66,7 @@ def row_forward(model, x, times, labels):
     rows = model.rows(batch, height, width, row_blocks=1, slots=1, times=batch, conditions=batch)
     rows.load(times, [labels])
     layout = RowLayout((Path.full(0, model.spec.depth),), model.spec.depth)
-    return rows.forward(x, torch.arange(batch), layout, torch.ones(batch, 1))
+    return rows.forward(x, at_times(torch.arange(batch)), layout, torch.ones(batch, 1))
 
 
 # --- one forward ------------------------------------------------------------------------------------------------------

@@ -4,15 +4,29 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+
+import pytest
+
+from segue.kernels.triton_runtime import interpreter_obstacle, triton
 
 
 def has_slow_cases(file: Path) -> bool:
     return "pytest.mark.slow" in file.read_text()
 
 
+def interpreter_missing() -> str | None:
+    """Why no kernel could be interpreted here, if so."""
+    if triton is None:
+        return "Triton is not installed"
+    return interpreter_obstacle(triton.__version__, version("numpy"))
+
+
 def run_cases(file: Path, interpret: bool, slow: bool = False) -> None:
     """The cases of one test file, or its slow ones, must run and pass; ``interpret``: Triton kernels on the CPU, in numpy."""
+    if reason := interpreter_missing() if interpret else None:
+        pytest.skip(reason)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTEST_", "SEGUE_K"))}
     environment |= {"OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file.name]

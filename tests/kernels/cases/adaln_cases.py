@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segue.kernels import adaln
+from segue.kernels.contracts import FP8_STEP
 from segue.kernels.triton_runtime import interpreting, observe_launches
-from tests.tolerances import FP8_STEP
 
 # [R, L, D]: odd token counts; widths of DiT-XL, SD3 and SD3.5-large among them
 SHAPES = [(2, 1, 64), (1, 63, 192), (3, 5, 1152), (1, 6, 1536), (2, 3, 2432)]
@@ -18,6 +18,7 @@ OPERATIONS = {
     "gated_residual": (2, 1),
     "residual_modulated_norm": (2, 3),
     "modulated_norm2": (1, 4),
+    "residual_modulated_norm2": (2, 5),
     "residual2_modulated_norm": (3, 4),
 }
 
@@ -38,6 +39,22 @@ def test_against_fp64(name, shape, dtype, normal, judge):
     judge(getattr(adaln, f"{name}_triton"), getattr(adaln, name), *operands(normal, shape, dtype, name))
 
 
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if "residual" in name])
+def test_the_bias_of_a_branch_against_fp64(name, shape, dtype, normal, judge):
+    """It is added before the gate, and the sum is rounded once: the oracle adds it to the branch."""
+    h, y, *rest = operands(normal, shape, dtype, name)
+    bias = normal(2 * shape[2], dtype=dtype)[::2]
+
+    def call(function):
+        return lambda h, y, bias, *rest: function(h, y, *rest, bias=bias)
+
+    def exact(h, y, bias, *rest):
+        return getattr(adaln, name)(h, y + bias, *rest)
+
+    judge(call(getattr(adaln, f"{name}_triton")), call(getattr(adaln, name)), h, y, bias, *rest, exact=exact)
+
+
 @pytest.mark.parametrize("shape", LONG, ids=str)
 def test_long_sequences_against_fp64(shape, dtype, normal, judge):
     name = "residual2_modulated_norm"
@@ -55,6 +72,8 @@ def test_fused_equals_separate_to_the_bit(dtype, normal):
     assert torch.equal(separate, again) and torch.equal(n, fused)
     both = adaln.modulated_norm2_triton(separate, shift, scale, gate, gate2)
     assert torch.equal(both[0], n) and torch.equal(both[1], n2)
+    again, *both = adaln.residual_modulated_norm2_triton(states[2].clone(), y, gate, shift, scale, gate, gate2)
+    assert torch.equal(separate, again) and torch.equal(both[0], n) and torch.equal(both[1], n2)
     if dtype == torch.float32:  # in half precision one pass rounds the state once, two passes twice
         _, n = adaln.residual_modulated_norm_triton(separate, y2, gate2, shift, scale)
         again, fused = adaln.residual2_modulated_norm_triton(states[2], y, y2, gate, gate2, shift, scale)
@@ -149,3 +168,5 @@ def test_bad_shapes_raise(normal):
         adaln.modulated_norm_triton(normal(1, 1, 4097), shift, scale)
     with pytest.raises(ValueError, match=r"\(2, 3, 16\) of the state, got \(1, 3, 16\)"):
         adaln.gated_residual_triton(h, h[:1], shift)
+    with pytest.raises(ValueError, match=r"bias of a residual branch must have shape \(16,\), got \(2, 1, 16\)"):
+        adaln.gated_residual_triton(h, h, shift, bias=shift)

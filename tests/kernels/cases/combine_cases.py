@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from segue.kernels.combine import (
     combine_branches,
     combine_branches_triton,
+    gather_modulation,
+    gather_modulation_triton,
     gather_rows,
     gather_rows_triton,
     solver_update,
@@ -36,6 +38,19 @@ def test_solver_update_against_fp64(shape, noisy, normal, judge):
     with observe_launches() as launches:
         judge(update(solver_update_triton), update(solver_update), x, output, history, noise, row)
     assert [launch.name for launch in launches] == ["solver_kernel"]
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_counter_of_every_sample_goes_on(noisy, normal, device):
+    """By one, once, whatever the number of programs; counters of other samples beside them stay."""
+    x, output, history = normal(3, 3, 4, 40, 40)
+    counters = torch.tensor([4, 0, 7, 5, 31, 6], device=device)
+    expected = torch.tensor([5, 0, 8, 5, 32, 6], device=device)
+    for function in (solver_update, solver_update_triton):
+        kept = counters.clone()
+        states = x.clone(), history.clone()
+        function(states[0], output, states[1], output if noisy else None, normal(3, 6), kept[::2])
+        assert torch.equal(kept, expected)
 
 
 def test_solver_update_reads_any_layout_of_its_inputs(normal, judge):
@@ -158,3 +173,38 @@ def test_a_sample_does_not_depend_on_its_batch(device, seed, call, numel, batch)
     alone = normal_noise_triton(seeds[:1], calls[:1], numel)
     assert torch.equal(normal_noise_triton(seeds, calls, numel)[0], alone[0])
     assert torch.equal(random_words_triton(seeds, calls, numel), random_words(seeds, calls, numel))
+
+
+@pytest.mark.parametrize("width", [1, 33, 3000])
+@pytest.mark.parametrize("blocks, batch", [(1, 1), (1, 3), (3, 2)])
+def test_gather_modulation(width, blocks, batch, dtype, normal, device):
+    """Row by row in Python: each sample at its own call, each row block under its own condition."""
+    table = normal(5 * 3, width + 1, dtype=dtype)[:, 1:]
+    times, call = torch.tensor([4, 0, 0, 3, 1, 2], device=device), torch.tensor([0, 5, 3], device=device)[:batch]
+    condition = torch.tensor([[2, 0, 1], [1, 1, 0], [0, 2, 2]], device=device)[:blocks, :batch]
+    expected = [
+        table[int(times[call[b]]) * 3 + int(condition[j, b])] for j in range(blocks) for b in range(batch)
+    ]  # fmt: skip
+    for function in (gather_modulation, gather_modulation_triton):
+        out = torch.empty(blocks * batch + 1, width, dtype=dtype, device=device)[:-1]
+        with observe_launches() as launches:
+            assert function(table, times, call, condition, 3, out) is out
+        assert torch.equal(out, torch.stack(expected))
+    assert [launch.name for launch in launches] == ["modulation_kernel"]
+
+
+def test_rows_of_one_condition_are_a_view(normal, device):
+    table, times, call = normal(6, 8), torch.arange(3, device=device), torch.tensor([2, 1], device=device)
+    condition = torch.tensor([[1, 0]], device=device).expand(3, 2)
+    out = gather_modulation_triton(table, times, call, condition, 2, torch.empty(6, 8, device=device))
+    assert torch.equal(out, table[[5, 2] * 3])
+
+
+@pytest.mark.parametrize("call", [-1, 3])
+def test_a_call_beyond_the_run_reads_nan(call, normal, device):
+    out = torch.empty(1, 8, device=device)
+    zero = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    gather_modulation_triton(normal(3, 8), torch.arange(3, device=device), torch.tensor([call], device=device), zero, 1, out)
+    assert out.isnan().all()
+    with pytest.raises(ValueError, match=r"out must be \(1, 8\) torch.float32, got \(2, 8\)"):
+        gather_modulation_triton(normal(3, 8), zero[0], zero[0], zero, 1, torch.empty(2, 8, device=device))

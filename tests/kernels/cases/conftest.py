@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segue.kernels import judgement
+from segue.kernels.contracts import contract, shared_dimensions
 from segue.kernels.triton_runtime import interpreting
-from tests.tolerances import KERNEL_AGAINST_EAGER, KERNEL_FLOOR
 
 # the interpreter computes in numpy, which has no bf16; on a GPU it is the dtype that matters
 DTYPES = (torch.float32, torch.float16) if interpreting() else (torch.float32, torch.float16, torch.bfloat16)
@@ -80,12 +81,14 @@ def as_tuple(result) -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture
 def judge():
-    """``judge(kernel, reference, *arguments)``: against fp64, the kernel errs at most twice as much as the reference.
+    """``judge(kernel, reference, *arguments)``: against fp64, the kernel errs at most twice as much as the reference, and
+    its errors do not lean to one side.
 
     ``exact`` replaces the fp64 oracle, by default the reference on fp64 copies; in-place arguments are compared too.
+    ``operation`` is looked up in the table of contracts: a bit-exact one must give the bits of the reference.
     """
 
-    def check(kernel, reference, *arguments, exact=None):
+    def check(kernel, reference, *arguments, exact=None, operation=None):
         ours_in, eager_in = clones(arguments), clones(arguments)
         doubled = [value.double() if torch.is_tensor(value) and value.is_floating_point() else value for value in arguments]
         oracle = as_tuple((exact or reference)(*clones(doubled)))
@@ -94,11 +97,11 @@ def judge():
         for mine, theirs, truth in zip(ours, eager, oracle, strict=True):
             assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
             assert not mine.isnan().any(), "an element was not written"
-            largest = truth.abs().max().clamp_min(1e-30)
-            error = (mine.double() - truth).abs().max() / largest
-            theirs_error = (theirs.double() - truth).abs().max() / largest
-            floor = KERNEL_FLOOR * torch.finfo(mine.dtype).eps
-            bound = KERNEL_AGAINST_EAGER * theirs_error + floor
-            assert error <= bound, f"relative error {error:.2e} against fp64; eager makes {theirs_error:.2e}"
+            if operation and contract(operation).kind == "bit-exact":
+                assert torch.equal(mine, theirs), "not the bits of the reference"
+            error, bound = (mine.double() - truth).abs().max(), judgement.error_bound(theirs, truth)
+            assert error <= bound, f"error {error:.2e} against fp64; {bound:.2e} is twice that of eager and two roundings"
+            bias = judgement.bias(mine, truth, shared_dimensions(operation, mine.dim()))
+            assert bias.passed, str(bias)
 
     return check

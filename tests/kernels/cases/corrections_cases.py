@@ -21,7 +21,8 @@ def test_cfg_zero_star(shape, normal, scalars, judge):
     cond = normal(*shape) + 0.3
     uncond = cond + 0.5 * normal(*shape)
     with observe_launches() as launches:
-        judge(corrections.cfg_zero_star_triton, corrections.cfg_zero_star, cond, uncond, scalars(shape[0], 1, 7))
+        arguments = cond, uncond, scalars(shape[0], 1, 7)
+        judge(corrections.cfg_zero_star_triton, corrections.cfg_zero_star, *arguments, operation="cfg_zero_star")
     assert [launch.name for launch in launches] == ["sums_kernel", "apply_kernel"]
 
 
@@ -29,7 +30,7 @@ def test_cfg_zero_star(shape, normal, scalars, judge):
 def test_rescale(shape, normal, scalars, judge):
     # a mean far from zero: one-pass variance would fail here
     guided, cond = normal(*shape) * 3 + 20, normal(*shape) - 50
-    judge(corrections.rescale_triton, corrections.rescale, guided, cond, scalars(shape[0], 0, 1))
+    judge(corrections.rescale_triton, corrections.rescale, guided, cond, scalars(shape[0], 0, 1), operation="rescale")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -47,7 +48,7 @@ def test_adaptive_projection(shape, radius, normal, scalars, judge):
 
     judge(
         with_average(corrections.adaptive_projection_triton), with_average(corrections.adaptive_projection),
-        cond, uncond, average, scale, momentum, radii, eta,
+        cond, uncond, average, scale, momentum, radii, eta, operation="adaptive_projection",
     )  # fmt: skip
 
 
@@ -80,6 +81,7 @@ def test_zero_operands_give_finite_results(normal):
 def test_strided_operands_and_bad_shapes(normal, judge):
     cond = normal(2, 6, 10, 4).permute(0, 3, 1, 2)
     scale = normal(4)[::2]
-    judge(corrections.cfg_zero_star_triton, corrections.cfg_zero_star, cond, normal(2, 4, 6, 10), scale)
+    arguments = cond, normal(2, 4, 6, 10), scale
+    judge(corrections.cfg_zero_star_triton, corrections.cfg_zero_star, *arguments, operation="cfg_zero_star")
     with pytest.raises(ValueError, match="must have one shape"):
         corrections.cfg_zero_star_triton(cond, cond[:1], scale)

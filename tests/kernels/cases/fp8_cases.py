@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from segue.kernels.contracts import FP8_STEP
 from segue.kernels.fp8 import FP8, fp8_linear, quantize_rows, quantize_rows_triton
 from segue.kernels.triton_runtime import interpreting, observe_launches
-from tests.tolerances import FP8_STEP
 
 # [R, L, D]: odd token counts; hidden widths and the width between the layers of an MLP
 SHAPES = [(2, 1, 64), (1, 63, 192), (3, 5, 1152), (1, 3, 9728)]

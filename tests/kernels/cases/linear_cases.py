@@ -60,6 +60,21 @@ def test_token_slices_are_read_in_place(dtype, normal, judge):
     judge(call(mlp.grouped_linear_triton), call(mlp.grouped_linear), joint, *weights)
 
 
+def test_slices_without_a_bias(dtype, normal, judge):
+    """As the out-projections of a joint block, whose biases the residual norm adds."""
+    joint, weight, weight2 = normal(3, 40, 64, dtype=dtype), normal(72, 64, dtype=dtype), normal(72, 64, dtype=dtype)
+
+    def call(function):
+        return lambda joint, w, w2: function(joint[:, :29], w, None, joint[:, 29:], w2, None)
+
+    def exact(joint, w, w2):
+        return torch.einsum("rld,ed->rle", joint[:, :29], w), torch.einsum("rld,ed->rle", joint[:, 29:], w2)
+
+    judge(call(mlp.grouped_linear_triton), call(mlp.grouped_linear), joint, weight, weight2, exact=exact)
+    with pytest.raises(ValueError, match="bias None do not fit"):
+        mlp.grouped_linear_triton(joint, weight, weight[:, 0].contiguous(), joint, weight2, None)
+
+
 def test_the_residual_writes_its_slice_only(dtype, normal):
     buffer = normal(4, 9, 64, dtype=dtype)
     before = buffer.clone()

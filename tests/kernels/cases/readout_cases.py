@@ -109,6 +109,16 @@ def test_readout_update(shape, noisy, dtype, normal, judge):
     assert [launch.name for launch in launches] == ["readout_kernel"]
 
 
+def test_the_update_counts_the_call(normal, device):
+    """For every sample once, though many programs share it."""
+    x, history = normal(2, 2, 4, 18, 14)
+    operand = operands(normal, SHAPES[1], torch.float32)
+    for function in (readout.readout_update, readout.readout_update_triton):
+        call = torch.tensor([3, 8], device=device)
+        function(x.clone(), history.clone(), normal(2, 6), None, *operand, 2, call)
+        assert call.tolist() == [4, 9]
+
+
 def test_bad_arguments_raise(normal):
     h, shift, scale, coefficients, rows, weight, bias = operands(normal, SHAPES[1], torch.float32)
     with pytest.raises(ValueError, match=r"1 to 7 of 2 row blocks, got \(0, 2\)"):

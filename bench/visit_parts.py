@@ -1,0 +1,131 @@
+"""The parts of a visit to a GPU: what each runs, for how long at most, and what it lacks on this machine."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .suites import UNFINISHED
+
+ROOT = Path(__file__).resolve().parent.parent
+TUNER = "segue.kernels.tune"
+SANITIZER = "compute-sanitizer"
+TUNED_TABLE = "launch_table.py"  # in the folder of the visit
+CALL_S = 582.0  # of one call, of which the parts of the first need at most this much together
+SPARE_CORES = 4  # for the driver and for what feeds the device
+MODELS = ("dit-xl/2", "sd3.5-medium")
+SIZES = ("SD3.5-medium 1024", "DiT-XL/2 256")  # of the kernels' catalogue
+
+STARTS_KERNEL_CASES = ROOT / "tests" / "kernels" / "test_interpreter.py"
+
+Options = Callable[[float], list[str]]
+
+
+def _no_options(_seconds: float) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the visit and the most seconds it may take.
+
+    ``least``: seconds below which it is not worth a start.  ``limit`` gives the options that tell the command how long it has.
+    ``missing``: what this machine lacks for it (None: nothing).  ``unfinished``: the exit code of a command that kept what it
+    had when its time was over, and goes on when it is started again.
+    """
+
+    command: list[str]
+    seconds: float
+    least: float = 0.0
+    limit: Options = _no_options
+    missing: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    unfinished: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.least <= self.seconds or not self.seconds > 0:
+            raise ValueError(f"a part has 0 <= least <= seconds, seconds > 0, got {self.least} and {self.seconds}")
+
+
+def parts(out: Path) -> dict[str, Part]:
+    """All parts in their order: the first call has time for those up to ``e2e-tuned``, a second one for the rest.
+
+    What must be right comes first, then what the table of results needs, then tuning and what it changed; the sanitizer, which
+    shares the device with nothing, is last.
+    """
+    results, sd3 = out / "results.jsonl", ("--model", MODELS[1])
+    peers = ("--peer", "eager", "--peer", "published on our modules", "--case-seconds", "12")
+    models = [option for model in MODELS for option in ("--model", model)]
+    sizes = [option for size in SIZES for option in ("--model", size)]
+    return {
+        "kernel-tests": _tests(70, kernel_cases(), "not slow"),
+        "e2e": _suite("e2e", 100, results, *sd3, *peers),
+        "step": _suite("step", 120, results, *models, "--case-seconds", "12"),
+        "cost": _suite("cost", 25, results, "--model", MODELS[0], "--case-seconds", "6"),
+        "kernels": _suite("kernels", 60, results, *sizes, "--case-seconds", "1"),
+        "tune": _tuner(110, out / TUNED_TABLE),
+        "kernels-tuned": _suite("kernels", 40, results, *sizes, "--case-seconds", "1"),
+        "e2e-tuned": _suite("e2e", 55, results, *sd3, *peers),
+        "engine-tests": _tests(70, device_tests(), "gpu"),
+        "cold": _suite("cold", 75, results, *sd3),
+        "sanitizer": _sanitizer(45),
+    }
+
+
+FIRST_CALL = ("kernel-tests", "e2e", "step", "cost", "kernels", "tune", "kernels-tuned", "e2e-tuned")
+
+
+def _suite(name: str, seconds: float, results: Path, *options: str) -> Part:
+    def limit(given: float) -> list[str]:  # the rest is for starting and for the case in hand
+        return ["--limit-minutes", f"{max(1.0, 0.9 * given - 5) / 60:.3f}"]
+
+    command = [sys.executable, "-m", "segue", "bench", name, "--out", str(results), *options]
+    return Part(command, seconds, 20, limit, None, {"SEGUE_TRACEBACK": "1"}, UNFINISHED)
+
+
+def _tests(seconds: float, files: list[Path], marks: str) -> Part:
+    """Tests in one process per core, but for a few."""
+    missing = None if files else "there are no tests beside this installation"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "-rs", *workers()]
+    return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
+
+
+def kernel_cases() -> list[Path]:
+    """The files of kernel cases, which run on the device directly."""
+    return sorted((ROOT / "tests" / "kernels" / "cases").glob("*_cases.py"))
+
+
+def device_tests() -> list[Path]:
+    """The other files with tests that need a device; those that start the files of kernel cases are left out."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [file for file in files if file != STARTS_KERNEL_CASES and "pytest.mark.gpu" in file.read_text(encoding="utf-8")]
+
+
+def workers() -> list[str]:
+    """Options of pytest for as many processes as this machine has cores to spare; none without xdist."""
+    count = (os.cpu_count() or 1) - SPARE_CORES
+    return ["-n", str(count)] if count > 1 and importlib.util.find_spec("xdist") else []
+
+
+def _tuner(seconds: float, table: Path) -> Part:
+    missing = None if importlib.util.find_spec(TUNER) else f"there is no module {TUNER}"
+    command = [sys.executable, "-m", TUNER, "--jobs", str(os.cpu_count() or 1), "--out", str(table)]
+
+    def limit(given: float) -> list[str]:
+        return ["--limit-seconds", f"{max(1.0, 0.9 * given - 5):.0f}"]
+
+    return Part(command, seconds, 30, limit, missing, unfinished=UNFINISHED)
+
+
+def _sanitizer(seconds: float) -> Part:
+    """Invalid accesses of the kernels; errors of the interface are left out, which PyTorch makes and handles.
+
+    The caching allocator would hand out parts of large blocks, inside of which no access is invalid.
+    """
+    missing = None if shutil.which(SANITIZER) else f"{SANITIZER} is not installed"
+    options = ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "1"]
+    command = [SANITIZER, *options, sys.executable, "-m", "segue.bench.kernel_probe"]
+    return Part(command, seconds, 30, missing=missing, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})

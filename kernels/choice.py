@@ -1,0 +1,62 @@
+"""A backend for each shape class: the callable that classifies a call by its shapes and runs what was measured fastest.
+
+The mapping is fixed when an engine is built, and a class is a function of shapes and dtype alone: nothing waits for the device.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .shape_class import FULL_PRECISION, attention_class, product_class
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """An operation with several backends: ``preferred`` for the classes named there, ``default`` for every other call."""
+
+    classify: Callable[..., str]
+    default: Callable
+    preferred: Mapping[str, Callable]
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.preferred.get(self.classify(*arguments, **options), self.default)(*arguments, **options)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    if (weight if bias is None else bias).dtype == torch.float32:
+        return FULL_PRECISION
+    return product_class(x.numel() // x.shape[-1], weight.shape[1], weight.shape[0])
+
+
+def classify_attention(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The class of a call of ``attention``."""
+    return FULL_PRECISION if q.dtype == torch.float32 else attention_class(q.shape[-1], k.shape[2])
+
+
+def classify_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> str:
+    """The class of a call of ``linear_gelu``."""
+    return _product(x, weight, bias)
+
+
+def classify_grouped_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor, weight2: Tensor, bias2: Tensor | None, gelu: bool = False
+) -> str:
+    """The class of a call of ``grouped_linear``: that of its longer stream."""
+    return _product(x if x.numel() >= x2.numel() else x2, weight, bias)
+
+
+def classify_fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> str:
+    """The class of a call of ``fp8_linear``."""
+    return _product(values, weight, bias)
+
+
+# the operations for which backends compete; a deferred residual competes with whole steps, not with calls
+CLASSIFIERS: dict[str, Callable[..., str]] = {
+    "attention": classify_attention,
+    "linear_gelu": classify_linear_gelu,
+    "grouped_linear": classify_grouped_linear,
+    "fp8_linear": classify_fp8_linear,
+}

@@ -1,0 +1,57 @@
+"""How much of a real run an operation is: what the tuner begins with, and how it weighs the cases of a choice.
+
+The share of a case is its time in a step of its model, by counting, over that of all the model's cases.
+"""
+
+from functools import cache
+
+import torch
+
+from .catalogue import Case, Size, cases
+from .dispatch import FP8_OPERATIONS
+
+# of a nominal card: bytes per second, and operations per second in products of 16 bits, of 8 bits, and in fp32
+BANDWIDTH, RATE, FP8_RATE, SINGLE_RATE = 3e12, 700e12, 1400e12, 50e12
+LAUNCH = 2e-6  # seconds that even the smallest kernel takes
+CORRECTIONS = ("cfg_zero_star", "rescale", "adaptive_projection")
+ONCE_A_STEP = (
+    "gather_rows", "combine_then_project", "project", "readout_update", "combine_branches", "solver_update", "normal_noise",
+    *CORRECTIONS,
+)  # fmt: skip
+TWICE_A_LAYER = ("residual_modulated_norm", "residual_modulated_norm_fp8")
+RARE = 0.1  # of the runs: those with fp8 linears, a correction or noise; and those of a network in fp32
+
+
+def calls(case: Case) -> int:
+    """How often the operation occurs in a step of the case's model, in its image stream."""
+    if case.operation in ONCE_A_STEP:
+        return 1
+    return case.size.layers * (2 if case.operation in TWICE_A_LAYER else 1)
+
+
+def nominal_seconds(case: Case) -> float:
+    """The time of a launch on the nominal card: traffic or arithmetic, whichever takes longer."""
+    rate = SINGLE_RATE if case.dtype == torch.float32 else FP8_RATE if case.operation == "fp8_linear" else RATE
+    return LAUNCH + max(case.bytes_moved / BANDWIDTH, case.flops / rate if case.has_product else 0.0)
+
+
+def is_rare(case: Case) -> bool:
+    """Whether few runs contain the case."""
+    single = case.dtype == torch.float32 and case.has_product
+    return single or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise")
+
+
+@cache
+def step_seconds(size: Size) -> float:
+    """The nominal time of a step of the usual kind: the operations of every run, each in all its variants."""
+    return sum(calls(case) * nominal_seconds(case) for case in cases(size) if not is_rare(case))
+
+
+def weight(case: Case) -> float:
+    """Parts of a run per second of the case: a launch that takes ``s`` seconds costs ``weight * s`` of a run."""
+    return calls(case) * case.size.weight * (RARE if is_rare(case) else 1.0) / step_seconds(case.size)
+
+
+def share(case: Case) -> float:
+    """The part of a run that the case is on the nominal card."""
+    return weight(case) * nominal_seconds(case)

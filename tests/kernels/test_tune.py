@@ -1,0 +1,423 @@
+"""The tuner from its command to the file it leaves, with the device, the compilers and the clock replaced."""
+
+import ast
+import importlib.util
+import itertools
+import types
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+
+from segue.kernels import agenda, candidates, compilers, launch_table, table_file, trial, tune
+from segue.kernels.agenda import Choice
+from segue.kernels.catalogue import SIZES, Factory, cases
+from segue.kernels.dispatch import FP8_OPERATIONS
+from segue.kernels.launch import AttentionLaunch, FlatLaunch, RowLaunch, launch_config, using
+from segue.kernels.resources import Resources, case_launches, runs_on
+from segue.kernels.shares import is_rare, share, step_seconds, weight
+from segue.kernels.triton_runtime import interpreting, triton
+
+SERVED = "sm_90"
+ATTENTION, PHILOX = ("attention", "k64 t4096"), ("philox", "any")
+
+
+class PretendDevice(tune.Device):
+    """An H100 whose numbers are always right; it is lost where a test says so."""
+
+    name = "pretended card"
+    lost = False
+
+    def check(self) -> None:
+        if self.lost:
+            raise tune.DeviceLostError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """Hooks of a pretended card: ``seconds`` and ``misfits`` decide; ``path`` is where the table is written."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune.Device, "current", classmethod(lambda cls: PretendDevice(torch.device("cpu"), SERVED)))
+    monkeypatch.setattr(tune, "_with_backend", lambda operation, name, device: Named(operation, name))
+    monkeypatch.setattr(trial.Trial, "agrees", lambda self, function: True)
+    for name, table in (("TABLE", launch_table.TABLE), ("PREFERRED", launch_table.PREFERRED)):
+        monkeypatch.setitem(table, SERVED, dict(table.get(SERVED, {})))
+        assert getattr(tune, name) is table
+    monkeypatch.setitem(launch_table.PROVENANCE, SERVED, "untouched")
+    pretended = Card(tmp_path / "launch_table.py")
+    monkeypatch.setattr(trial.Trial, "seconds", lambda self, function: pretended.seconds(self.case, function))
+    monkeypatch.setattr(compilers, "misfit", lambda job, spills=False: pretended.misfit(job))
+    return pretended
+
+
+class Named:
+    """The kernels of a selection: whatever is asked for is the name of its backend."""
+
+    def __init__(self, operation: str, name: str):
+        setattr(self, operation, name)
+
+
+class Card:
+    def __init__(self, path):
+        self.path = path
+        self.timed: list[tuple[str, str]] = []
+
+    def seconds(self, case, function) -> float:
+        """The last candidate is the fastest; of the backends the one whose name comes first."""
+        key = next((key for key in tune.users(SERVED) if case in tune.users(SERVED)[key]), None)
+        if isinstance(function, str):
+            return 1e-3 + 1e-6 * ord(function[0])
+        configs = candidates.candidates(key)
+        return 1e-3 / (1 + configs.index(launch_config(*key, SERVED)))
+
+    def misfit(self, job) -> str | None:
+        return None
+
+    def run(self, *arguments: str) -> int:
+        return tune.main(["--jobs", "0", "--out", str(self.path), *arguments])
+
+    def written(self):
+        """The file, imported as the module it is to replace."""
+        specification = importlib.util.spec_from_file_location("segue.kernels.launch_table_written", self.path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        return module
+
+
+def test_the_whole_tuner(card, capsys):
+    """Every entry and every choice, to the end; the file imports and holds the tables."""
+    assert card.run() == 0
+    said = capsys.readouterr().out
+    items = agenda.agenda(SERVED, set())
+    assert f"{len(items)} of {len(items)} tuned; written to {card.path}" in said
+    written = card.written()
+    tables = (launch_table.TABLE, launch_table.PREFERRED, launch_table.PROVENANCE)
+    assert tables == (written.TABLE, written.PREFERRED, written.PROVENANCE)
+    for key, config in written.TABLE[SERVED].items():
+        assert config == candidates.candidates(key)[-1], key
+    assert written.PREFERRED[SERVED]["linear_gelu", "m8192 in2048 out8192"] == "cublaslt"
+    assert written.PREFERRED[SERVED]["fp8_linear", "m512 in2048 out8192"] == "reference"
+    assert len(written.PREFERRED[SERVED]) == sum(isinstance(item, Choice) for item in items)
+    assert written.PROVENANCE[SERVED].startswith(f"timed on pretended card, {len(items)} of {len(items)} entries")
+    assert not [path for path in card.path.parent.iterdir() if path != card.path]  # no half-written file is left
+
+
+class OutOfResources(Exception):
+    """Triton's error of the same name is an Exception and no RuntimeError."""
+
+
+@pytest.mark.parametrize("error", [OutOfResources("Required: 264192\nHardware limit: 232448"), RuntimeError("ptxas failed")])
+def test_a_candidate_that_raises_costs_itself(card, capsys, monkeypatch, error):
+    """Be it compiled ahead of time or launched; with one line for each."""
+    broken, refused = candidates.candidates(ATTENTION)[-1], candidates.candidates(ATTENTION)[-2]
+    plain = card.seconds
+
+    def seconds(case, function):
+        if not isinstance(function, str) and case.operation == "attention" and launch_config(*ATTENTION, SERVED) == broken:
+            raise error
+        return plain(case, function)
+
+    card.seconds = seconds
+    card.misfit = lambda job: "CompilationError: no" if job[:2] == (ATTENTION, refused) else None
+    assert card.run("--only", "attention") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if f"{ATTENTION}: {broken} left out, " in line]
+    assert type(error).__name__ in line and " ".join(str(error).split()) in line
+    assert f"{ATTENTION}: {refused} left out, CompilationError: no" in lines
+    assert card.written().TABLE[SERVED][ATTENTION] == candidates.candidates(ATTENTION)[-3]
+    assert card.written().TABLE[SERVED]["attention", "k64 t2048"] == candidates.candidates(ATTENTION)[-1]
+
+
+def test_an_entry_without_a_working_candidate_stays_and_the_others_go_on(card, capsys):
+    before = launch_table.TABLE[SERVED][PHILOX]
+    card.misfit = lambda job: "32 bytes of stack" if job[0] == PHILOX else None
+    assert card.run("--only", "philox,solver") == 0
+    assert "('philox', 'any'): NOT TUNED, no candidate works; what there was stays" in capsys.readouterr().out
+    assert card.written().TABLE[SERVED][PHILOX] == before
+    assert card.written().TABLE[SERVED]["solver", "any"] == candidates.candidates(("solver", "any"))[-1]
+
+
+def test_wrong_numbers_are_not_fast(card, capsys, monkeypatch):
+    wrong = candidates.candidates(PHILOX)[-1]
+    monkeypatch.setattr(trial.Trial, "agrees", lambda self, function: launch_config(*PHILOX, SERVED) != wrong)
+    assert card.run("--only", "philox") == 0
+    assert f"{wrong} left out, ArithmeticError: wrong numbers for normal_noise, " in capsys.readouterr().out
+    assert card.written().TABLE[SERVED][PHILOX] == candidates.candidates(PHILOX)[-2]
+
+
+def test_after_the_limit_nothing_is_begun_and_what_was_done_is_kept(card, capsys, monkeypatch):
+    """A second passes at every look at the clock: with 4 s the first entries are tuned, the most valuable ones."""
+    items = agenda.agenda(SERVED, set())
+    before = dict(launch_table.TABLE[SERVED])
+    monkeypatch.setattr(tune.time, "monotonic", itertools.count().__next__)
+    assert card.run("--limit-seconds", "4") == 0
+    done = [item for item in items[:3] if not isinstance(item, Choice)]
+    assert f"the limit of 4 s is reached: {len(items) - 3} of {len(items)} not begun" in capsys.readouterr().out
+    table = card.written().TABLE[SERVED]
+    assert {key for key in table if table[key] != before[key]} == set(done)
+    assert card.written().PROVENANCE[SERVED].startswith(f"timed on pretended card, 3 of {len(items)} entries")
+
+
+def test_a_tuner_that_is_killed_leaves_what_it_had(card, monkeypatch):
+    """The file is whole after every entry."""
+    plain, begun = tune.tune_entry, []
+
+    def killed(key, device, compiled):
+        begun.append(key)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return plain(key, device, compiled)
+
+    monkeypatch.setattr(tune, "tune_entry", killed)
+    with pytest.raises(KeyboardInterrupt):
+        card.run("--only", "heads")
+    assert card.written().TABLE == launch_table.TABLE
+    assert card.written().TABLE[SERVED][begun[1]] == candidates.candidates(begun[1])[-1]
+
+
+def test_a_lost_device_ends_the_run_and_says_so(card, capsys, monkeypatch):
+    def seconds(case, function):
+        monkeypatch.setattr(PretendDevice, "lost", True)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    card.seconds = seconds
+    assert card.run("--only", "solver,philox") == 1
+    assert "the device is lost" in capsys.readouterr().out
+
+
+def test_a_table_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "launch_table.py"
+    path.write_text("old")
+    monkeypatch.setattr(table_file.Path, "replace", lambda self, other: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        table_file.write_table(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("arguments", [["--limit-seconds", "0"], ["--limit-seconds", "nan"], ["--jobs", "-1"]])
+def test_a_wrong_option_is_refused_before_any_work(card, arguments, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(arguments)
+    assert "limit-seconds must be positive and jobs not negative" in capsys.readouterr().err
+    assert not card.path.exists()
+
+
+# --- untimed -----------------------------------------------------------------------------------------------------------
+
+
+def test_untimed_takes_the_first_candidate_that_fits_and_keeps_an_entry_that_none_fits(monkeypatch, capsys, tmp_path):
+    """For every architecture; what was chosen before is not asked for again by another name."""
+    monkeypatch.setattr(tune, "ARCHITECTURES", (SERVED,))
+    monkeypatch.setitem(launch_table.TABLE, SERVED, dict(launch_table.TABLE[SERVED]) | {("solver", "gone"): FlatLaunch(512, 4)})
+    monkeypatch.setitem(launch_table.PROVENANCE, SERVED, "timed on a card")
+    monkeypatch.setitem(launch_table.PREFERRED, SERVED, {("attention", "k64 t4096"): "triton"})
+    new = ("heads", "k64 m512")
+    del launch_table.TABLE[SERVED][new]
+    stood_in = launch_config(*new, SERVED)
+    before = launch_table.TABLE[SERVED][PHILOX]
+    taken = AttentionLaunch(128, 64, 8, 3)
+    asked = []
+
+    def misfit(job, spills):
+        asked.append(job)
+        key, config, _ = job
+        return "no" if key in (PHILOX, new) or (key[0] == "attention" and config != taken and key[1] != "fp32") else None
+
+    monkeypatch.setattr(tune, "misfit", misfit)
+    tune.first_fitting.cache_clear()
+    assert tune.main(["--untimed", "--jobs", "0", "--out", str(tmp_path / "table.py")]) == 0
+    table = launch_table.TABLE[SERVED]
+    assert table[ATTENTION] == taken and table[PHILOX] == before and table[new] == stood_in
+    assert ("solver", "gone") not in table
+    assert "('philox', 'any'): NOT CHOSEN" in capsys.readouterr().out
+    assert launch_table.PROVENANCE[SERVED].startswith("first candidate that compiles") and SERVED not in launch_table.PREFERRED
+    assert len(asked) == len(set(asked))
+    assert (tmp_path / "table.py").read_text() == table_file.table_source()
+    tune.first_fitting.cache_clear()
+
+
+# --- what is compiled, and in which order ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(triton is None or interpreting(), reason="needs Triton's binder")
+@pytest.mark.parametrize("stack, shared, launches", [(0, 0, True), (8, 0, True), (0, 10**6, False)])
+def test_when_the_clock_decides_only_what_cannot_launch_is_left_out(stack, shared, launches, monkeypatch):
+    def compiled(specialisation, launch, names):
+        return Resources("k", specialisation.architecture, 4, 1, 64, shared, stack, 1, "", ())
+
+    monkeypatch.setattr(compilers, "compile_specialisation", compiled)
+    job = (PHILOX, candidates.candidates(PHILOX)[0], SERVED)
+    assert (compilers.misfit(job) is None) == launches
+    assert (compilers.misfit(job, spills=True) is None) == (launches and not stack)
+
+
+def test_what_is_compiled_when_the_tuner_ends_is_the_last(monkeypatch):
+    """Processes that have much left to do must not keep a machine that is lent by the second."""
+    monkeypatch.setattr(compilers, "_stop", types.SimpleNamespace(is_set=lambda: True))
+    assert compilers.misfit((PHILOX, FlatLaunch(128, 4), SERVED)) == "the tuner has ended"
+
+
+@pytest.mark.skipif(triton is None or interpreting(), reason="needs Triton's binder")
+def test_what_the_compiler_raises_is_a_reason(monkeypatch):
+    def refused(*_):
+        raise OutOfResources("two\nlines")
+
+    monkeypatch.setattr(compilers, "compile_specialisation", refused)
+    assert compilers.misfit((PHILOX, FlatLaunch(128, 4), SERVED)) == "OutOfResources: two lines"
+
+
+def test_where_a_compiling_process_died_the_launch_compiles(capsys):
+    job = (PHILOX, FlatLaunch(128, 4), SERVED)
+    pool = compilers.Compilers(0, [])
+    pool._found[job] = Future()
+    pool._found[job].set_exception(BrokenProcessPool("killed"))
+    assert pool.wait(PHILOX, 1.0) and pool.obstacle(job) is None
+    assert "was not compiled ahead of time, BrokenProcessPool" in capsys.readouterr().out
+
+
+def test_what_is_not_compiled_in_time_is_not_waited_for():
+    pool = compilers.Compilers(0, [])
+    pool._found[PHILOX, FlatLaunch(128, 4), SERVED] = Future()
+    assert not pool.wait(PHILOX, 0.0) and pool.wait(ATTENTION, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton is None or interpreting(), reason="needs Triton's binder")
+def test_compilers_work_in_processes_of_their_own():
+    """The candidates of an entry are waited for; what a process says is what this one would have said."""
+    job = (PHILOX, FlatLaunch(128, 4), "sm_90")
+    with compilers.Compilers(1, [job]) as pool:
+        assert pool.wait(PHILOX, float("inf"))
+        found = pool.obstacle(job)
+    assert found == compilers.misfit(job)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_what_a_run_gains_most_from_comes_first(architecture):
+    items = agenda.agenda(architecture, set())
+    entries = [item for item in items if not isinstance(item, Choice)]
+    able = {key: [case for case in tune.users(architecture)[key] if runs_on(case, architecture)] for key in entries}
+    values = [agenda.value(able[key]) for key in entries]
+    assert values == sorted(values, reverse=True) and len(set(items)) == len(items)
+    seen = set()
+    for item in items:
+        if isinstance(item, Choice):  # its own kernel is tuned by then
+            needed = set().union(*(agenda.lookups(case, architecture) for case in item.cases if not case.vendor))
+            assert needed <= seen
+        else:
+            seen.add(item)
+    fp8 = {item.operation for item in items if isinstance(item, Choice)} & set(FP8_OPERATIONS)
+    assert (fp8 == {"fp8_linear"}) == (architecture == "sm_90")
+    assert any(key[0] == "quantise" for key in entries) == (architecture == "sm_90")
+
+
+def test_toys_have_no_say_in_what_real_models_are_launched_with():
+    """A network of width 192, or of 16 tokens, shares no entry of a product, an attention or a norm with SD3 or DiT-XL."""
+    small = {"herbarium", "DiT-B/8 256"}
+    for key, alike in tune.users(SERVED).items():
+        if key[0] in ("linear", "linear_residual", "attention", "adaln", "quantise", "heads") and key[1] != "fp32":
+            names = {case.size.name for case in alike}
+            assert not names & small or names <= small, key
+
+
+def test_quantising_and_norms_are_tuned_apart():
+    for key, alike in tune.users(SERVED).items():
+        assert (key[0] == "quantise") == any(case.operation == "quantize_rows" for case in alike)
+
+
+def test_full_precision_has_no_say_in_16_bits():
+    for key, alike in tune.users(SERVED).items():
+        if key[0] == "attention":
+            assert {case.dtype == torch.float32 for case in alike} == {key[1] == "fp32"}
+    for choice in agenda.choices(SERVED):
+        assert choice.shape_class != "fp32" and {case.dtype for case in choice.cases} == {torch.bfloat16}
+
+
+def test_with_few_tokens_a_program_takes_few_rows():
+    """DiT-XL/2 at 256 px and one sample has 256 rows of tokens a branch, and a card 132 multiprocessors to fill."""
+    shares = {"d2048 m512": 1, "d2048 m2048": 2, "d2048 m8192": 4}
+    for shape_class, rows in shares.items():
+        config = candidates.candidates(("adaln", shape_class))[0]
+        assert isinstance(config, RowLaunch) and config.rows == rows
+    case = next(case for case in cases(SIZES[7]) if case.operation == "residual_modulated_norm")
+    with using("adaln", "d2048 m512", candidates.candidates(("adaln", "d2048 m512"))[0]):
+        (launch,) = case_launches(case, SERVED)
+    assert launch.grid[0] * launch.grid[1] == case.size.rows * case.size.tokens >= 2 * 132
+
+
+# --- weights -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_shares_of_a_step_are_parts_of_it():
+    """Of the operations that every run has; more than half of SD3's step are products and attention."""
+    for size in SIZES:
+        usual = [case for case in cases(size) if not is_rare(case)]
+        assert sum(map(share, usual)) == pytest.approx(size.weight)
+    sd3 = [case for case in cases(SIZES[4]) if not is_rare(case)]
+    assert sum(share(case) for case in sd3 if case.has_product) > 0.5
+    attention = next(case for case in sd3 if case.operation == "attention")
+    assert share(attention) == max(map(share, sd3))
+    assert weight(attention) * step_seconds(SIZES[4]) == SIZES[4].layers
+
+
+def test_equal_shapes_are_timed_once_and_count_for_all(card):
+    alike = tune.users(SERVED)[ATTENTION]
+    found = agenda.weighed(alike, 1.0)
+    assert [one.case.size.name for one in found] == ["SD3-medium 1024", "SD3.5-large 1024"]
+    assert sum(one.share for one in found) == pytest.approx(agenda.value(alike))
+    assert found[0].weight == pytest.approx(sum(weight(case) for case in alike if "medium" in case.size.name))
+    assert len(agenda.weighed(alike, 0.5)) == 1
+
+
+@pytest.mark.parametrize("gained, taken", [(0.9, 0), (1.1, 1)])
+def test_a_candidate_is_judged_by_what_it_costs_all_models(card, monkeypatch, gained, taken):
+    """The second is slower on one case and gains so much of that loss on another: the sum over runs decides."""
+    first, second = candidates.candidates(ATTENTION)[:2]
+    monkeypatch.setattr(tune, "candidates", lambda key: (first, second))
+    monkeypatch.setattr(tune, "TIMED_SHARE", 1.0)
+    medium, large = agenda.weighed(tune.users(SERVED)[ATTENTION], 1.0)
+
+    def seconds(case, function) -> float:
+        if isinstance(function, str) or launch_config(*ATTENTION, SERVED) == first:
+            return 1.0
+        gain = {medium.case: -0.1, large.case: 0.1 * gained * medium.weight / large.weight}
+        return 1.0 - next(value for one, value in gain.items() if one.name == case.name)
+
+    card.seconds = seconds
+    card.run("--only", "attention")
+    assert card.written().TABLE[SERVED][ATTENTION] == (first, second)[taken]
+
+
+# --- one case ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_case_is_timed_on_arguments_that_no_cache_holds(monkeypatch):
+    """Every set is used once in a replay; the time of a replay is that of all its calls."""
+    monkeypatch.setattr(trial, "CACHE_BYTES", 2**20)
+    used: list[int] = []
+
+    def captured(function, sets):
+        held = sum(x.numel() * x.element_size() for arguments in sets for x in arguments if isinstance(x, torch.Tensor))
+        assert held >= 2**20
+        return lambda: used.extend(arguments[0].data_ptr() for arguments in sets)
+
+    monkeypatch.setattr(trial, "captured", captured)
+    times = iter([9.0, 3.0, 6.0, 3.0, 3.0])
+
+    def elapsed(replay):
+        replay()
+        return next(times)
+
+    monkeypatch.setattr(trial, "elapsed", elapsed)
+    case = next(case for case in cases(SIZES[1]) if case.operation == "modulated_norm")
+    one = trial.Trial(case, Factory(torch.device("cpu"), torch.bfloat16))
+    sets = len(one._sets)
+    assert one.seconds(case.reference) == 3.0 / sets
+    assert len(set(used)) == sets > 2 and len(used) == sets * (1 + trial.REPLAYS)
+
+
+def test_the_written_table_is_as_the_formatter_leaves_it():
+    text = table_file.table_source()
+    assert max(map(len, text.splitlines())) <= table_file.LINE_LENGTH
+    ast.parse(text)
