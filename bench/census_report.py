@@ -1,8 +1,11 @@
 """The report of ``segue bench census``: a census as tables for a reader, or as JSON."""
 
 import json as json_module
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -11,44 +14,93 @@ from segue.engine.device import resolve_dtype
 from .cards import find_card
 from .cases import BenchModel
 from .census import CUDA, Census, StepCensus, Total, take_census
-from .census_beside import beside_table
+from .census_beside import beside_table, measured_calls
 from .census_json import census_dict, changes, read_census, step_dict
 from .kernel_record import COPY, KINDS, Kernel
 from .predict import time_parts
-from .rows import read_rows
+from .rows import Row, read_rows
 
 WIDTH = 128  # where the output is no terminal
 MODEL_NOTE = "seconds are a model's, not measured: see bench/predict.py"
 
 
+@dataclass(frozen=True)
+class Report:
+    """What is printed: ``top`` operations, an earlier census, result rows to put beside, and the form."""
+
+    top: int = 12
+    before: dict | None = None
+    rows: list[Row] | None = None
+    json: bool = False
+    markdown: bool = False
+
+    def __post_init__(self):
+        if self.top < 1:
+            raise ValueError(f"top must be at least 1, got {self.top}")
+        if self.json and self.markdown:
+            raise ValueError("choose --json or --markdown, not both")
+
+
 def print_census(
     model: str, card: str, ceilings: Path | None, rule: str, batch: int, dtype: str, kernels: str, steps: int,
-    against: Path | None, beside: Path | None, top: int, json: bool,
+    against: Path | None, beside: Path | None, **form,
 ) -> None:  # fmt: skip
-    """Take a census and print it.  Raises ``ValueError`` for bad options before any work."""
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    """Take a census and print it; ``form`` are the other fields of :class:`Report`.
+
+    Raises ``ValueError`` for bad options before any work.
+    """
+    before = None if against is None else read_census(against)
+    report = Report(before=before, rows=None if beside is None else read_rows(beside), **form)
     found, precision = find_card(card, ceilings), resolve_dtype(dtype, CUDA)
     found.rate(str(precision).removeprefix("torch."))
-    before = None if against is None else read_census(against)
-    rows = None if beside is None else read_rows(beside)
     census = take_census(BenchModel.parse(model), found, rule, batch, precision, kernels, steps)
-    if json:
-        print(json_module.dumps(census_dict(census)))
-        return
+    if report.json:
+        print(json_module.dumps(as_json(census, report)))
+    else:
+        print_tables(census, report)
+
+
+def as_json(census: Census, report: Report) -> dict:
+    """The census; with an earlier one what changed, with rows what was measured, in each live set."""
+    made = census_dict(census)
+    measured = {} if report.rows is None else measured_calls(census, report.rows)
+    for step in made["live_sets"]:
+        earlier = _same_branches(report.before, step["branches"])
+        if earlier is not None:
+            step["changes"] = [asdict(change) for change in changes(earlier, step)]
+        if (row := measured.get(" + ".join(step["branches"]))) is not None:
+            step["measured_seconds"] = row.value
+    return made
+
+
+def _same_branches(before: dict | None, branches: list[str]) -> dict | None:
+    """The live set of an earlier census that has these branches."""
+    return next((step for step in (before or {"live_sets": []})["live_sets"] if step["branches"] == branches), None)
+
+
+def print_tables(census: Census, report: Report) -> None:
+    """The tables, and the lines around them."""
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    tables: list[Table | str] = [live_set_table(census)]
+    if report.before is None:
+        tables += [kind_table(census), operation_table(census, report.top)]
+    else:
+        tables += against_tables(report.before, census)
+    if report.rows is not None:
+        tables.append(beside_table(census, report.rows))
     for line in heading(census):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if before is not None:
-        for title, table in against_tables(before, census):
-            console.print(table or title, highlight=False, markup=False)
-        return
-    tables = [live_set_table(census), kind_table(census), operation_table(census, top)]
-    for table in tables + ([] if rows is None else [beside_table(census, rows)]):
-        console.print(table)
-    for line in (*conclusion(census), *census.selection.explain()):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
+    for table in tables:
+        if isinstance(table, Table):
+            say(f"\n{table.title}\n" if report.markdown else f"\n{table.title}")
+            table.title, table.box = None, MARKDOWN if report.markdown else table.box
+            console.print(table)
+        else:
+            say(f"\n{table}")
+    for line in ("", *conclusion(census), *census.selection.explain()):
+        say(line)
 
 
 def heading(census: Census) -> list[str]:
@@ -80,7 +132,6 @@ def live_set_table(census: Census) -> Table:
         counted = [str(kinds.get(kind, 0)) for kind in KINDS]
         table.add_row(live_name(step), str(step.calls), str(total.kernels), *counted, str(step.copies), *_amounts(total))
     run = run_total(census)
-    table.add_section()
     blank = [""] * (len(KINDS) + 1)
     table.add_row("the run", str(sum(step.calls for step in census.steps)), str(run.kernels), *blank, *_amounts(run))
     return table
@@ -172,25 +223,30 @@ def conclusion(census: Census) -> list[str]:
     ]
 
 
-def against_tables(before: dict, census: Census) -> list[tuple[str, Table | None]]:
-    """For each live set what came and what went since ``before``, by operation."""
-    earlier = {tuple(step["branches"]): step for step in before["live_sets"]}
-    made = []
+def against_tables(before: dict, census: Census) -> list[Table | str]:
+    """For each live set what came and what went since ``before``, by operation; a sentence where nothing did."""
+    made: list[Table | str] = []
     for step in census.steps:
-        title = live_name(step)
-        if step.branches not in earlier:
-            made.append((f"{title}: not in the earlier census", None))
+        title, new = live_name(step), step_dict(step)
+        old = _same_branches(before, new["branches"])
+        if old is None:
+            made.append(f"{title}: not in the earlier census")
             continue
-        old, new = earlier[step.branches], step_dict(step)
-        kinds = ", ".join(
-            f"{kind} {old['kinds'].get(kind, {}).get('kernels', 0)} -> {new['kinds'].get(kind, {}).get('kernels', 0)}"
-            for kind in KINDS
-        )
-        summary = f"{title}: {old['kernels']} -> {new['kernels']} kernels ({kinds}), {old['bytes'] / 1e9:.2f} -> "
-        summary += f"{new['bytes'] / 1e9:.2f} GB, {old['seconds'] * 1e3:.3f} -> {new['seconds'] * 1e3:.3f} ms"
-        table = _table(summary, "kind", "operation", "sizes", "before", "after", "", left=(0, 1, 2))
+        table = _table(_summary(title, old, new), "kind", "operation", "sizes", "before", "after", "", left=(0, 1, 2))
         for change in changes(old, new):
             difference = f"{change.after - change.before:+d}"
             table.add_row(change.kind, change.name, change.sizes, str(change.before), str(change.after), difference)
-        made.append((f"{summary}: the same operations", table if table.rows else None))
+        made.append(table if table.rows else f"{table.title}: the same operations")
     return made
+
+
+def _summary(title: str, old: dict, new: dict) -> str:
+    """Totals of a live set before and after."""
+
+    def count(step: dict, kind: str) -> int:
+        return step["kinds"].get(kind, {}).get("kernels", 0)
+
+    kinds = ", ".join(f"{kind} {count(old, kind)} -> {count(new, kind)}" for kind in KINDS)
+    traffic = f"{old['bytes'] / 1e9:.2f} -> {new['bytes'] / 1e9:.2f} GB"
+    seconds = f"{old['seconds'] * 1e3:.3f} -> {new['seconds'] * 1e3:.3f} ms"
+    return f"{title}: {old['kernels']} -> {new['kernels']} kernels ({kinds}), {traffic}, {seconds}"

@@ -168,6 +168,7 @@ def census(
     beside: Annotated[Path | None, typer.Option(help="Result file with the suite step: measured beside predicted.")] = None,
     top: Annotated[int, typer.Option(help="Rows of the table of the slowest operations.")] = 12,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Tables for a document.")] = False,
 ) -> None:
     """What a step consists of, kernel by kernel, and how long it should take on a card, without a GPU.
 
@@ -175,7 +176,8 @@ def census(
     """
     from .census_report import print_census
 
-    print_census(model, card, ceilings, rule, batch, dtype, kernels, steps, against, beside, top, json)
+    form = {"top": top, "json": json, "markdown": markdown}
+    print_census(model, card, ceilings, rule, batch, dtype, kernels, steps, against, beside, **form)
 
 
 @bench.command()

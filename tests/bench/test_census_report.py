@@ -92,6 +92,9 @@ def test_against_names_what_came_and_went(tmp_path):
     assert ["product", "_addmm_activation", "4 x 64 -> 256", "0", "12", "+12"] in lines
     same = invoke(MODEL, "--kernels", "linear_gelu=reference", "--against", str(before))
     assert same.stdout.count("the same operations") == 3
+    found = json.loads(invoke(MODEL, "--kernels", "linear_gelu=cublaslt", "--against", str(before), "--json").stdout)
+    changed = {(change["name"], change["before"], change["after"]) for change in found["live_sets"][0]["changes"]}
+    assert ("gelu", 12, 0) in changed and ("_addmm_activation", 0, 12) in changed
 
 
 def test_changes_are_what_two_steps_do_not_share():
@@ -119,6 +122,8 @@ def test_beside_compares_the_rows_of_the_same_case(census, call_row, tmp_path):
     assert result.exit_code == 0, result.output
     line = next(line for line in words(result.stdout) if line[0] == "cond" and line[4:5] == ["2.00"])
     assert line[3] == f"{predicted['cond'] * 1e3:.3f}"
+    steps = json.loads(invoke(MODEL, "--beside", str(path), "--json").stdout)["live_sets"]
+    assert [step.get("measured_seconds") for step in steps] == [2 * predicted["cond"], 1.0, None]
 
 
 def test_a_visit_prints_every_measured_case(call_row, ceiling_rows, environment):
@@ -158,6 +163,7 @@ def test_cards(ceiling_rows, tmp_path):
         ((MODEL, "--rule", "magic"), "unknown guidance rule 'magic'"),
         ((MODEL, "--kernels", "fast"), "unknown backend 'fast'"),
         ((MODEL, "--top", "0"), "top must be at least 1, got 0"),
+        ((MODEL, "--json", "--markdown"), "choose --json or --markdown, not both"),
         ((MODEL, "--against", "none.json"), "none.json holds no census"),
         ((MODEL, "--beside", "none.jsonl"), "there is no result file none.jsonl"),
     ],
