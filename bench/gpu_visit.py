@@ -184,6 +184,8 @@ def _run(visit: _Visit, name: str, part: Part, limit_s: float) -> dict:
     position, start = log.stat().st_size, now()
     code = visit.machine.run(command, limit_s, log, {**visit.environment, **part.environment})
     status = "unfinished" if part.unfinished is not None and code in (None, part.unfinished) else _status(code)
+    if status == "passed" and part.writes and not part.writes.exists():
+        status = "unfinished"
     if status != "passed":
         with log.open("rb") as file:
             file.seek(position)
