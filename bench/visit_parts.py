@@ -91,7 +91,7 @@ def _suite(name: str, seconds: float, results: Path, *options: str) -> Part:
 def _tests(seconds: float, files: list[Path], marks: str) -> Part:
     """Tests in one process per core, but for a few."""
     missing = None if files else "there are no tests beside this installation"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "-rs", *workers()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "--tb=short", "-rs", *workers()]
     return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
 
 
