@@ -267,13 +267,13 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
         ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
         ),
