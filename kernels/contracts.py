@@ -161,8 +161,8 @@ Printed by `python -m segue.kernels.contracts` from the table that the tests jud
 The Triton kernels are held to it in Triton's interpreter in fp32 and fp16 (bf16 needs a GPU), with a few channels of the
 activations 30 to 100 times as large as the rest among the inputs; a backend of the vendor on a device that has it.
 
-The backend `compiled`, where an operation has it, stays within rounding: it is the reference's formula in one pass, in fp32 between
-loads and stores.
+The backend `compiled`, where an operation has it, stays within rounding: it is the reference's formula in one pass, in fp32
+between loads and stores.
 
 | operation | backends | promise | argument |
 |---|---|---|---|
