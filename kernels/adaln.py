@@ -31,8 +31,8 @@ def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -
 def _modulated(n: Tensor, shift: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
     """``n * (1 + scale) + shift`` in the dtype of ``n``, written to ``out`` when given.
 
-    The second pass over ``n``.  A call of ``F.layer_norm`` for each row, with the row's vectors as its affine, must be copied to its place, so
-    it moves as much, and it is slower where rows are many and short.
+    The second pass over ``n``.  What a call of ``F.layer_norm`` for each row makes, with the row's vectors as its affine, must
+    be copied to its place: it moves as much, and is slower where rows are many and short.
     """
     return torch.addcmul(shift, n, 1 + scale, out=out).to(n.dtype)
 
