@@ -14,7 +14,7 @@ from .rows import Row
 from .suites import step as step_suite
 
 METRIC = "time of a call"
-WIDTH = 128
+WIDTH = 160
 _CASE = re.compile(r"(?P<model>\S+) batch (?P<batch>\d+), (?P<calls>\d+) calls, (?P<rule>.+)")
 
 
