@@ -51,7 +51,7 @@ bench: $(VENV)/.bench
 # a GPU machine brings its own torch and triton and may have no network: nothing is installed
 gpu:
 	$(PYTHON) bench/links.py out/links
-	PYTHONPATH=$(CURDIR)/out/links$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m segue bench gpu --out out/gpu
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/out/links$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m segue bench gpu --out out/gpu
 
 $(VENV)/.core: $(INPUTS)
 	$(call install,.)

@@ -105,18 +105,23 @@ def run_visit(
         visit = _Visit(out, machine, known, state, start + 60 * limit_minutes, commit, environment)
         _use_tuned_table(visit)
         chosen = names or tuple(known)
-        for name in chosen:
-            if visit.status(name) != "passed":
-                _do(visit, name)
-            part = visit.state["parts"][name]
-            print(f"{name}: {part['status']} ({part['seconds']:.0f} s)", flush=True)
-        for name in chosen:
-            if visit.status(name) in AGAIN and _left(visit) >= known[name].least:
-                _do(visit, name)
-                print(f"{name}, once more: {visit.status(name)}", flush=True)
+        _do_all(visit, chosen)
     for line in complaints(out):
         print(f"{out}: {line}", flush=True)
     return 0 if all(visit.status(name) in DONE for name in chosen) else 1
+
+
+def _do_all(visit: _Visit, chosen: tuple[str, ...]) -> None:
+    """Every part that has not passed, then once more those that want more time than they had, while there is any."""
+    for name in chosen:
+        if visit.status(name) != "passed":
+            _do(visit, name)
+        part = visit.state["parts"][name]
+        print(f"{name}: {part['status']} ({part['seconds']:.0f} s)", flush=True)
+    for name in chosen:
+        if visit.status(name) in AGAIN and _left(visit) >= visit.known[name].least:
+            _do(visit, name)
+            print(f"{name}, once more: {visit.status(name)}", flush=True)
 
 
 def _packages(wheels: list[Path], target: Path) -> dict[str, str]:
@@ -184,6 +189,8 @@ def _run(visit: _Visit, name: str, part: Part, limit_s: float) -> dict:
     position, start = log.stat().st_size, now()
     code = visit.machine.run(command, limit_s, log, {**visit.environment, **part.environment})
     status = "unfinished" if part.unfinished is not None and code in (None, part.unfinished) else _status(code)
+    if status == "passed" and part.writes and not part.writes.exists():
+        status = "unfinished"
     if status != "passed":
         with log.open("rb") as file:
             file.seek(position)

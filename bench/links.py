@@ -1,6 +1,8 @@
 """The package without an installation: ``python3 bench/links.py DIR`` links this checkout into DIR, for ``PYTHONPATH``.
 
 For machines whose setuptools cannot install it, and that may fetch nothing: it needs Python alone, and no part of the package.
+``PYTHONSAFEPATH`` keeps the folder that a command is started in off the path, for the checkout's folder ``segue`` is only a
+part of the package.
 """
 
 import ast
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
         return 2
     target = Path(arguments[0]).resolve()
     make_links(target)
-    print(f"export PYTHONPATH={target}")
+    print(f"export PYTHONSAFEPATH=1 PYTHONPATH={target}")
     return 0
 
 

@@ -34,7 +34,8 @@ class Part:
 
     ``least``: seconds below which it is not worth a start.  ``limit`` gives the options that tell the command how long it has.
     ``missing``: what this machine lacks for it (None: nothing).  ``unfinished``: the exit code of a command that kept what it
-    had when its time was over, and goes on when it is started again.
+    had when its time was over, and goes on when it is started again.  ``writes``: a file without which its work is not done,
+    whatever its exit code.
     """
 
     command: list[str]
@@ -44,6 +45,7 @@ class Part:
     missing: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     unfinished: int | None = None
+    writes: Path | None = None
 
     def __post_init__(self):
         if not 0 <= self.least <= self.seconds or not self.seconds > 0:
@@ -89,7 +91,7 @@ def _suite(name: str, seconds: float, results: Path, *options: str) -> Part:
 def _tests(seconds: float, files: list[Path], marks: str) -> Part:
     """Tests in one process per core, but for a few."""
     missing = None if files else "there are no tests beside this installation"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "-rs", *workers()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "--tb=short", "-rs", *workers()]
     return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
 
 
@@ -117,7 +119,7 @@ def _tuner(seconds: float, table: Path) -> Part:
     def limit(given: float) -> list[str]:
         return ["--limit-seconds", f"{max(1.0, 0.9 * given - 5):.0f}"]
 
-    return Part(command, seconds, 30, limit, missing, unfinished=UNFINISHED)
+    return Part(command, seconds, 30, limit, missing, unfinished=UNFINISHED, writes=table)
 
 
 def _sanitizer(seconds: float) -> Part:

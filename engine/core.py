@@ -34,8 +34,9 @@ class EngineCore:
     """Networks on a device, and the programs built for them.  ``models["main"]`` is the network that is sampled.
 
     ``graphs`` captures steps as CUDA graphs (default: on CUDA); ``False`` runs the same steps eagerly.  ``kernels`` chooses
-    implementations: ``auto``, ``reference``, ``triton``, or for single operations ``auto,attention=triton``.  ``linears``:
-    ``native``, or ``fp8``, an approximation that multiplies the large matrices of the blocks in fp8 (see :mod:`.linears`).
+    implementations: ``auto``, ``reference``, ``triton``, ``compiled`` (the reference through ``torch.compile``), or for single
+    operations ``auto,attention=triton``.  ``linears``: ``native``, or ``fp8``, an approximation that multiplies the large
+    matrices of the blocks in fp8 (see :mod:`.linears`).
     """
 
     MAX_PROGRAMS = 8

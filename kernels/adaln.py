@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
 from .launch import launch_config
+from .reuse import reusable
 from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
@@ -25,7 +26,16 @@ def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -
     h [R, L, D]; shift, scale [R, 1, D].
     """
     n = F.layer_norm(h, h.shape[-1:], eps=eps)
-    return torch.addcmul(shift, n, 1 + scale).to(h.dtype)
+    return _modulated(n, shift, scale, out=reusable(n, shift, scale))
+
+
+def _modulated(n: Tensor, shift: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
+    """``n * (1 + scale) + shift`` in the dtype of ``n``, written to ``out`` when given.
+
+    The second pass over ``n``.  A call of ``F.layer_norm`` for each row, with the row's vectors as its affine, must be copied
+    to its place, so it moves as much, and it is slower where rows are many and short.
+    """
+    return torch.addcmul(shift, n, 1 + scale, out=out).to(n.dtype)
 
 
 def gated_residual(h: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,7 +60,8 @@ def modulated_norm2(
 ) -> tuple[Tensor, Tensor]:
     """One LayerNorm with two modulations; returns ``(n, n2)``.  Shapes as :func:`modulated_norm`."""
     n = F.layer_norm(h, h.shape[-1:], eps=eps)
-    return torch.addcmul(shift, n, 1 + scale).to(h.dtype), torch.addcmul(shift2, n, 1 + scale2).to(h.dtype)
+    first = _modulated(n, shift, scale)
+    return first, _modulated(n, shift2, scale2, out=reusable(n, shift, scale, shift2, scale2))
 
 
 def residual_modulated_norm2(

@@ -236,6 +236,10 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         streams = (make(rows, count, width) for count in (tokens, size.text))
         return tuple(x for stream in streams for x in (stream, *layer(make, width, 3 * width)))
 
+    def slices(make: Factory) -> tuple[mlp.Stream, ...]:
+        joint = make(rows, tokens + size.text, width)
+        return tuple((x, *layer(make, width, width)) for x in (joint[:, :tokens], joint[:, tokens:]))
+
     count, itemsize, work = rows * tokens, dtype.itemsize, mlp.flops(rows * tokens, width, 4 * width)
     yield _case(mlp, "linear_gelu", size, gelu, mlp.bytes_moved(count, width, 4 * width, itemsize), work, dtype=dtype)
     traffic = mlp.bytes_moved(count, 4 * width, width, itemsize, residual=True)
@@ -245,6 +249,8 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         traffic = sum(mlp.bytes_moved(n, width, 3 * width, itemsize) for n in counts)
         work = mlp.flops(sum(counts), width, 3 * width)
         yield _case(mlp, "grouped_linear", size, grouped, traffic, work, dtype=dtype)
+        traffic = sum(mlp.bytes_moved(n, width, width, itemsize) for n in counts)
+        yield _case(mlp, "project_slices", size, slices, traffic, mlp.flops(sum(counts), width, width), dtype=dtype)
 
 
 def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .mlp import Stream
 from .shape_class import FULL_PRECISION, attention_class, product_class
 
 
@@ -25,8 +26,8 @@ class ByClass:
         return self.preferred.get(self.classify(*arguments, **options), self.default)(*arguments, **options)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    if (weight if bias is None else bias).dtype == torch.float32:
+def _product(x: Tensor, weight: Tensor, bias: Tensor) -> str:
+    if bias.dtype == torch.float32:
         return FULL_PRECISION
     return product_class(x.numel() // x.shape[-1], weight.shape[1], weight.shape[0])
 
@@ -42,10 +43,15 @@ def classify_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> str:
 
 
 def classify_grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor, weight2: Tensor, bias2: Tensor | None, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
 ) -> str:
     """The class of a call of ``grouped_linear``: that of its longer stream."""
     return _product(x if x.numel() >= x2.numel() else x2, weight, bias)
+
+
+def classify_project_slices(*streams: Stream) -> str:
+    """The class of a call of ``project_slices``: that of its longer stream."""
+    return _product(*max(streams, key=lambda stream: stream[0].numel()))
 
 
 def classify_fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> str:
@@ -58,5 +64,6 @@ CLASSIFIERS: dict[str, Callable[..., str]] = {
     "attention": classify_attention,
     "linear_gelu": classify_linear_gelu,
     "grouped_linear": classify_grouped_linear,
+    "project_slices": classify_project_slices,
     "fp8_linear": classify_fp8_linear,
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .compiled import FUNCTIONS as FUSED
+from .dispatch import WITHOUT_TRITON
 from .judgement import BIAS, FACTOR, FLOOR
 
 Kind = Literal["bit-exact", "within rounding", "approximate"]
@@ -75,9 +77,11 @@ CONTRACTS: dict[str, Contract] = {
     "joint_heads_norm": rounding("as split_heads_norm; v, and all without norms, are copies to the bit"),
     "attention": rounding("scores, maximum and sums in fp32; probabilities are rounded to meet v, as in flash attention"),
     "perturbed_attention": rounding("identity and skip to the bit; the blur is attention of the mean query, itself rounded"),
+    "linear": rounding("PyTorch's own product"),
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),
     "grouped_linear": rounding("sum of products and bias in fp32, one rounding"),
+    "project_slices": rounding("sum of products in fp32, one rounding; a bias that is left to the residual is added in fp32"),
     "embed_patches": rounding("sum of products, bias and positions in fp32, one rounding; PyTorch rounds the tokens too"),
     "combine_then_project": rounding("norm and combination in fp32, rounded once to meet the weight, product kept in fp32"),
     "project": rounding("norm in fp32, rounded once to meet the weight; Triton keeps the product in fp32"),
@@ -103,6 +107,13 @@ OF_BACKENDS: dict[tuple[str, str], Contract] = {
         "approximate", "tensor cores keep 14 bits of a sum: nearly 2 % at D = 4096 (arXiv 2412.19437, section 3.3.2)", 0.02
     ),
 }
+OF_BACKENDS |= {
+    (operation, "onednn"): rounding("products summed in fp32, bias and GELU there too, one rounding")
+    for operation in ("linear", "linear_gelu", "grouped_linear", "project_slices")
+}
+OF_BACKENDS |= {
+    (name, "compiled"): rounding("the reference's formula in one pass, in fp32 between loads and stores") for name in FUSED
+}
 
 
 def contract(operation: str, backend: str = "reference") -> Contract:
@@ -121,8 +132,9 @@ def shared_dimensions(operation: str | None, dimensions: int) -> int:
 
 def page() -> str:
     """The contracts as docs/numerics.md."""
-    rows = [(operation, ", ".join(COMMON), promised) for operation, promised in CONTRACTS.items()]
-    rows += [(operation, backend, promised) for (operation, backend), promised in OF_BACKENDS.items()]
+    own = {operation: COMMON[:1] if operation in WITHOUT_TRITON else COMMON for operation in CONTRACTS}
+    rows = [(operation, ", ".join(own[operation]), promised) for operation, promised in CONTRACTS.items()]
+    rows += [(operation, backend, promised) for (operation, backend), promised in OF_BACKENDS.items() if backend != "compiled"]
     rows.sort(key=lambda row: list(CONTRACTS).index(row[0]))
     lines = [
         f"| `{name}` | {backends} | {promised.kind} | {promised.argument}{_bound(promised)} |"
@@ -148,6 +160,9 @@ Printed by `python -m segue.kernels.contracts` from the table that the tests jud
 
 The Triton kernels are held to it in Triton's interpreter in fp32 and fp16 (bf16 needs a GPU), with a few channels of the
 activations 30 to 100 times as large as the rest among the inputs; a backend of the vendor on a device that has it.
+
+The backend `compiled`, where an operation has it, stays within rounding: it is the reference's formula in one pass, in fp32
+between loads and stores.
 
 | operation | backends | promise | argument |
 |---|---|---|---|

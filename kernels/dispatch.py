@@ -1,7 +1,7 @@
 """Which implementation of each operation runs, decided once when an engine is built.
 
-``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, and may fall back; that is logged once.  An
-explicit request works or raises.
+``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, with oneDNN's products on x86, and may fall back;
+that is logged once.  An explicit request works or raises.
 """
 
 import logging
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from . import adaln, combine, corrections, differentiable, embed, fp8, mlp, philox, qkv, readout
+from . import adaln, combine, compiled, corrections, differentiable, embed, fp8, mlp, onednn, philox, qkv, readout
 from .attention import (
     MAX_HEAD_DIM,
     attention,
@@ -54,9 +54,11 @@ class Kernels:
     joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
+    linear: Callable = mlp.linear
     linear_gelu: Callable = mlp.linear_gelu
     linear_gated_residual: Callable | None = mlp.linear_gated_residual
     grouped_linear: Callable = mlp.grouped_linear
+    project_slices: Callable = mlp.project_slices
     embed_patches: Callable = embed.embed_patches
     combine_then_project: Callable = readout.combine_then_project
     project: Callable = readout.project
@@ -98,6 +100,7 @@ TRITON = Kernels(
     linear_gelu=mlp.linear_gelu_triton,
     linear_gated_residual=mlp.linear_gated_residual_triton,
     grouped_linear=mlp.grouped_linear_triton,
+    project_slices=mlp.project_slices_triton,
     embed_patches=embed.embed_patches_triton,
     combine_then_project=readout.combine_then_project_triton,
     project=readout.project_triton,
@@ -115,7 +118,10 @@ OPERATIONS = tuple(entry.name for entry in fields(Kernels))
 BACKENDS = ("reference", "triton")
 # the vendor's functions beside PyTorch's own, by operation and backend; attention's need a word with the device first
 VENDOR: dict[str, dict[str, Callable]] = {
-    "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt},
+    "linear": {"onednn": onednn.linear},
+    "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt, "onednn": onednn.linear_gelu},
+    "grouped_linear": {"onednn": onednn.grouped_linear},
+    "project_slices": {"onednn": onednn.project_slices},
     "fp8_linear": {
         "scaled_mm": fp8.fp8_linear_scaled_mm,
         "scaled_mm_fast": partial(fp8.fp8_linear_scaled_mm, fast_accumulation=True),
@@ -123,12 +129,15 @@ VENDOR: dict[str, dict[str, Callable]] = {
 }
 MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gated_residual": ("deferred",)}
 MORE_BACKENDS |= {operation: tuple(made) for operation, made in VENDOR.items()}
-WITHOUT_TRITON = ("fp8_linear",)  # a request for Triton everywhere leaves these to the automatic choice
+MORE_BACKENDS |= dict.fromkeys(compiled.FUNCTIONS, ("compiled",))
+WITHOUT_TRITON = ("linear", "fp8_linear")  # a request for Triton everywhere leaves these to the automatic choice
 # matrix products and attention stay with the vendor's libraries until a measurement on the architecture says otherwise
 LIBRARY = {
     "attention": "sdpa",
+    "linear": "reference",
     "linear_gelu": "cublaslt",
     "grouped_linear": "reference",
+    "project_slices": "reference",
     "fp8_linear": "scaled_mm",
 }
 WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual is added by the norm that follows")}
@@ -204,6 +213,8 @@ def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]
     wanted = dict.fromkeys((operation for operation in OPERATIONS if operation not in FOLLOWERS), backend)
     if backend == "triton":
         wanted |= dict.fromkeys(WITHOUT_TRITON, "auto")
+    if backend == "compiled":
+        wanted |= {operation: "auto" for operation in wanted if operation not in compiled.FUNCTIONS}
     wanted |= requests
     for operation, name in wanted.items():
         own = ("reference",) if operation in WITHOUT_TRITON else BACKENDS
@@ -223,24 +234,23 @@ def select_kernels(
 ) -> Selection:
     """Choose every operation for networks of ``dtype`` and ``shapes`` on ``device``.
 
-    ``backend`` is ``auto``, ``reference`` or ``triton``; ``overrides`` names a backend for single operations.  Where the
-    argument is ``auto``, the environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises
-    ``ValueError`` for unknown names and for an explicit choice that cannot work here.
+    ``backend`` is ``auto``, ``reference``, ``triton`` or ``compiled``, which leaves products and attention to the automatic
+    choice; ``overrides`` names a backend for single operations.  Where the argument is ``auto``, the environment variable
+    SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises ``ValueError`` for unknown names and for an explicit
+    choice that cannot work here.
     """
     made, chosen, classes = {}, {}, {}
     for operation, name in _wanted(backend, overrides).items():
-        library = operation in WITHOUT_TRITON
-        obstacle = fp8_obstacle(device, dtype) if library else triton_obstacle(operation, device, dtype, shapes)
         automatic = name == "auto"
         if automatic:
-            name, reason = _automatic(operation, device, obstacle)
+            name, reason = _automatic(operation, device, dtype, shapes)
         else:
             reason = "requested"
-            if obstacle and name in (VENDOR[operation] if library else ("triton",)):
+            if obstacle := _obstacle(operation, name, device, dtype, shapes):
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
         made[operation], detail = _composed(operation, name, device, made)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
-        preferred = {} if obstacle or not automatic else _preferred(operation, name, device, dtype)
+        preferred = _preferred(operation, name, device, dtype, shapes) if automatic else {}
         if preferred:
             functions = {shape: _composed(operation, backend, device, made)[0] for shape, backend in preferred.items()}
             made[operation] = ByClass(CLASSIFIERS[operation], made[operation], functions)
@@ -248,6 +258,22 @@ def select_kernels(
     made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
     chosen["perturbed_attention"] = chosen["attention"]
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes)
+
+
+def _obstacle(operation: str, name: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> str | None:
+    """Why a backend of ``operation`` cannot serve; None when it can."""
+    if name == "triton":
+        return triton_obstacle(operation, device, dtype, shapes)
+    if name == "compiled":
+        return compiled.obstacle(device)
+    if name == "onednn":
+        return onednn.obstacle(device, dtype)
+    return fp8_obstacle(device, dtype) if name in VENDOR["fp8_linear"] else None
+
+
+def _fast_obstacle(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> str | None:
+    """Why neither a kernel of this project nor, in fp8, the vendor's can serve; None when it can."""
+    return _obstacle(operation, "scaled_mm" if operation == "fp8_linear" else "triton", device, dtype, shapes)
 
 
 def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes = Shapes()) -> str | None:
@@ -292,13 +318,16 @@ def _capability_obstacle(device: torch.device) -> str | None:
     return f"fp8 needs compute capability 8.9, and this device is {architecture(device)}"
 
 
-def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tuple[str, str]:
+def _automatic(operation: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> tuple[str, str]:
     """Backend and reason of an operation that nobody asked anything for."""
     if operation in WITHOUT_KERNEL:
         return WITHOUT_KERNEL[operation]
+    if "onednn" in VENDOR.get(operation, {}) and onednn.measured_faster() and not onednn.obstacle(device, dtype):
+        return "onednn", "automatic: bias and GELU within the product, measured faster on x86"
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"
-    if obstacle and operation in LIBRARY and operation not in WITHOUT_TRITON:
+    obstacle = _fast_obstacle(operation, device, dtype, shapes)
+    if obstacle and operation in LIBRARY and operation != "fp8_linear":
         return LIBRARY[operation], f"automatic: the vendor's library; no Triton kernel, {obstacle}"
     if obstacle:
         if operation not in FP8_OPERATIONS:  # most engines never call these
@@ -311,9 +340,11 @@ def _automatic(operation: str, device: torch.device, obstacle: str | None) -> tu
     return "triton", "automatic: CUDA"
 
 
-def _preferred(operation: str, default: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+def _preferred(operation: str, default: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> dict[str, str]:
     """The backends, by shape class, that were measured to be faster than the default in 16 bits."""
     if device.type != "cuda" or operation not in CLASSIFIERS or dtype not in (torch.float16, torch.bfloat16):
+        return {}
+    if _fast_obstacle(operation, device, dtype, shapes):
         return {}
     measured = PREFERRED.get(table_architecture(architecture(device)), {})
     found = {}
@@ -337,7 +368,7 @@ def _composed(
 ) -> tuple[Callable | None, str]:
     """:func:`_implementation`, and what follows a reference's product by the kernel that was chosen for it."""
     if (operation, name) == ("linear_gated_residual", "reference"):
-        return partial(mlp.linear_gated_residual, residual=made["gated_residual"]), ""
+        return partial(mlp.linear_gated_residual, residual=made["gated_residual"], product=made["linear"]), ""
     return _implementation(operation, name, device)
 
 
@@ -347,6 +378,10 @@ def _implementation(operation: str, name: str, device: torch.device) -> tuple[Ca
         return None, ""
     if name in BACKENDS:
         return getattr(TRITON if name == "triton" else REFERENCE, operation), ""
+    if name == "compiled":
+        return compiled.compiled(operation), ""
+    if name == "onednn":
+        return VENDOR[operation][name], ""
     if device.type != "cuda":
         raise ValueError(f"{operation}={name!r} cannot work: it needs a CUDA device, and this is {device.type!r}")
     if operation in VENDOR:

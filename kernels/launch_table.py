@@ -26,12 +26,12 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d512 m8192"): RowLaunch(rows=4, warps=1),
         ("attention", "fp32"): AttentionLaunch(block_q=32, block_k=32, warps=4, stages=1),
         ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
-        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=32, warps=8, stages=2),
+        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
+        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
+        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
+        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
+        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
         ("correction", "any"): FlatLaunch(block=4096, warps=8),
         ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
@@ -44,8 +44,8 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
@@ -57,10 +57,10 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
@@ -271,13 +271,13 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
         ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
+        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
         ),

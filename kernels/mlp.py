@@ -16,42 +16,60 @@ from .triton_runtime import architecture, dense, jit, launch, processors, tl
 NO_EPILOGUE, GELU, GATED_RESIDUAL = 0, 1, 2
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x W^T + b``.  x [R, L, D]; weight [E, D]; bias [E] -> [R, L, E]."""
+    return F.linear(x, weight, bias)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``gelu(x W^T + b)`` with the tanh approximation.  x [R, L, D]; weight [E, D]; bias [E] -> [R, L, E]."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
 def linear_gated_residual(
-    h: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residual: Callable = gated_residual
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor,
+    residual: Callable = gated_residual,
+    product: Callable = linear,
 ) -> Tensor:
     """``h += gate * (x W^T + b)`` in place; returns ``h``.  h [R, L, E]; x [R, L, D]; weight [E, D]; gate [R, 1, E].
 
-    ``residual`` does what follows the product.
+    ``residual`` does what follows the ``product``.
     """
-    return residual(h, F.linear(x, weight, bias), gate)
-
-
-def linear_of_slice(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W^T`` of a slice of tokens, read where it lies.  x [R, L, D], rows at any distance; weight [E, D] -> [R, L, E].
-
-    ``F.linear`` copies such a slice, to fold its rows into one.
-    """
-    if x.is_contiguous():
-        return F.linear(x, weight)
-    return torch.bmm(x, weight.t().expand(len(x), -1, -1))
+    return residual(h, product(x, weight, bias), gate)
 
 
 def grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor, weight2: Tensor, bias2: Tensor | None, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Two linear layers of one shape on two streams, optionally with GELU: those of image and text in a joint block.
 
-    x [R, L, D], x2 [R, M, D]; weights [E, D]; both biases [E], or None without -> [R, L, E], [R, M, E].
+    x [R, L, D], x2 [R, M, D]; weights [E, D] -> [R, L, E], [R, M, E].
     """
-    if bias is None and not gelu:
-        return linear_of_slice(x, weight), linear_of_slice(x2, weight2)
-    one = linear_gelu if gelu else F.linear
+    one = linear_gelu if gelu else linear
     return one(x, weight, bias), one(x2, weight2, bias2)
+
+
+Stream = tuple[Tensor, Tensor, Tensor]  # x [R, L, D], weight [E, D], bias [E]
+Projected = tuple[Tensor, Tensor | None]  # the output [R, L, E] of a layer, and its bias where that is yet to be added
+
+
+def project_slices(*streams: Stream) -> tuple[Projected, ...]:
+    """Linear layers of one shape on slices of the tokens of a longer sequence: one for each of one or two streams.
+
+    ``F.linear`` copies a slice of several rows, to fold them into one, and adds the bias in a pass of its own.  A batched
+    product reads the slice where it lies, and leaves the bias to the residual that follows.
+    """
+    return tuple(_project_slice(*stream) for stream in streams)
+
+
+def _project_slice(x: Tensor, weight: Tensor, bias: Tensor) -> Projected:
+    if x.is_contiguous():
+        return F.linear(x, weight, bias), None
+    return torch.bmm(x, weight.t().expand(len(x), -1, -1)), bias
 
 
 def linear_gelu_cublaslt(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -81,7 +99,6 @@ def matmul_tile(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     EPILOGUE: tl.constexpr,
-    BIAS: tl.constexpr,
 ):
     """One output tile of ``x W^T + b``; tiles go down ``GROUP`` row tiles before the next column, to reuse W from L2."""
     tiles_m = tl.cdiv(rows, BLOCK_M)
@@ -98,9 +115,8 @@ def matmul_tile(
     p_xt = p_x + (row.to(tl.int64) * x_row + token.to(tl.int64) * x_token)[:, None] + o_k[None, :]
     p_wt = p_weight + (tl.minimum(o_n, N - 1).to(tl.int64) * K)[None, :] + o_k[:, None]
     m_n = o_n < N
-    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if BIAS:
-        b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + b_bias[None, :]
     for k in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
             b_x = tl.load(p_xt + k)
@@ -151,7 +167,6 @@ def linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     EPILOGUE: tl.constexpr,
-    BIAS: tl.constexpr,
     GROUPED: tl.constexpr,
 ):
     """Persistent: each program walks tiles of the first product, then of the second, so the few tiles of a short stream
@@ -171,20 +186,18 @@ def linear_kernel(
                 t_x_row, t_x_token, t_out_row, t_out_token, index = x_row2, x_token2, out_row2, out_token2, tile - tiles
         matmul_tile(
             t_x, t_weight, t_bias, t_out, p_gate, index, t_rows, t_tokens, t_x_row, t_x_token, t_out_row, t_out_token,
-            gate_row, N, K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, EPILOGUE, BIAS,
+            gate_row, N, K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, EPILOGUE,
         )  # fmt: skip
 
 
 def _run(
-    streams: tuple[tuple[Tensor, Tensor, Tensor | None, Tensor], ...], epilogue: int, gate: Tensor | None = None
+    streams: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...], epilogue: int, gate: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Launch for one or two streams of (x, weight, bias, out), all of one weight shape, all with a bias or all without."""
+    """Launch for one or two streams of (x, weight, bias, out), all of one weight shape."""
     first, second = streams[0], streams[-1]
-    biased = first[2] is not None
     for x, weight, bias, out in streams:
-        biases = None if bias is None else tuple(bias.shape)
-        if weight.shape != first[1].shape or x.shape[-1] != weight.shape[1] or biases != ((len(weight),) if biased else None):
-            raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {biases} do not fit")
+        if weight.shape != first[1].shape or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+            raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit")
         if out.shape != (*x.shape[:-1], weight.shape[0]):
             raise ValueError(f"the state must be {(*x.shape[:-1], weight.shape[0])}, got {tuple(out.shape)}")
     outputs, inputs = first[1].shape
@@ -195,14 +208,14 @@ def _run(
     arguments: dict = {"p_gate": first[0] if gate is None else gate, "gate_row": 0 if gate is None else gate.stride(0)}
     for suffix, (x, weight, bias, out) in (("", first), ("2", second)):
         x = dense(x)
-        arguments |= {f"p_x{suffix}": x, f"p_weight{suffix}": weight.contiguous(), f"p_out{suffix}": out}
-        arguments |= {f"p_bias{suffix}": bias.contiguous() if biased else x}
+        arguments |= {f"p_x{suffix}": x, f"p_weight{suffix}": weight.contiguous(), f"p_bias{suffix}": bias.contiguous()}
+        arguments |= {f"p_out{suffix}": out}
         arguments |= {f"rows{suffix}": x.shape[0] * x.shape[1], f"tokens{suffix}": x.shape[1]}
         arguments |= {f"x_row{suffix}": x.stride(0), f"x_token{suffix}": x.stride(1)}
         arguments |= {f"out_row{suffix}": out.stride(0), f"out_token{suffix}": out.stride(1)}
     block_k = config.block_k * 2 // max(2, first[0].element_size())
     arguments |= {"N": outputs, "K": inputs, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": block_k}
-    arguments |= {"GROUP": config.group, "EPILOGUE": epilogue, "BIAS": biased, "GROUPED": len(streams) == 2}
+    arguments |= {"GROUP": config.group, "EPILOGUE": epilogue, "GROUPED": len(streams) == 2}
     tiles = sum(-(-count // config.block_m) for count in counts) * -(-outputs // config.block_n)
     launch(linear_kernel, (min(processors(first[0].device), tiles),), arguments, config.warps, config.stages)
     return tuple(out for *_, out in streams)
@@ -228,12 +241,18 @@ def linear_gated_residual_triton(h: Tensor, x: Tensor, weight: Tensor, bias: Ten
 
 
 def grouped_linear_triton(
-    x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor, weight2: Tensor, bias2: Tensor | None, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """:func:`grouped_linear` as one persistent kernel."""
     streams = ((x, weight, bias, _output(x, weight)), (x2, weight2, bias2, _output(x2, weight2)))
     out, out2 = _run(streams, GELU if gelu else NO_EPILOGUE)
     return out, out2
+
+
+def project_slices_triton(*streams: Stream) -> tuple[Projected, ...]:
+    """:func:`project_slices` as one persistent kernel, biases included."""
+    outputs = _run(tuple((*stream, _output(stream[0], stream[1])) for stream in streams), NO_EPILOGUE)
+    return tuple((output, None) for output in outputs)
 
 
 def bytes_moved(rows: int, inputs: int, outputs: int, itemsize: int, residual: bool = False) -> int:

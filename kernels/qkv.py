@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .launch import launch_config
+from .reuse import reusable
 from .shape_class import heads_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
@@ -17,13 +18,18 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, computed in fp32 or better, in the dtype of ``x``.
 
-    Reads or writes ``x`` five times, in any layout, which it keeps; PyTorch's own copies it first, nine in all on the CPU.
+    Written to ``out`` when given.  Reads or writes ``x`` five times, in any layout, which it keeps; PyTorch's own copies it
+    first, nine in all on the CPU.
     """
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return (x * torch.rsqrt(norm.square() / x.shape[-1] + eps) * weight).to(x.dtype)
+    scaled = x * torch.rsqrt(norm.square() / x.shape[-1] + eps)
+    if out is None:
+        return (scaled * weight).to(x.dtype)
+    target = reusable(out, scaled, weight)
+    return out.copy_(scaled * weight) if target is None else torch.mul(scaled, weight, out=target)
 
 
 def split_heads_norm(
@@ -53,13 +59,14 @@ def joint_heads_norm(
     """
     if image_weights is None and text_weights is None:
         return split_heads(torch.cat([image, text], dim=1), heads)
-    streams = [
-        split_heads_norm(image, heads, *(image_weights or ()), eps=eps),
-        split_heads_norm(text, heads, *(text_weights or ()), eps=eps),
-    ]
-    # joined as [R, T, H, K], the order in which they lie and in which the heads are merged after attention
-    q, k, v = (torch.cat([x.transpose(1, 2) for x in pair], dim=1).transpose(1, 2) for pair in zip(*streams, strict=True))
-    return q, k, v
+    rows, tokens, width = image.shape
+    # each part goes where it is read, in the order [R, T, H, K] in which the heads merge after attention
+    joint = image.new_empty(3, rows, tokens + text.shape[1], heads, width // (3 * heads)).transpose(2, 3)
+    for stream, weights, place in ((image, image_weights, slice(tokens)), (text, text_weights, slice(tokens, None))):
+        for i, (part, weight) in enumerate(zip(split_heads(stream, heads), (*(weights or (None, None)), None), strict=True)):
+            out = joint[i, :, :, place]
+            out.copy_(part) if weight is None else rms_norm(part, weight, eps, out=out)
+    return joint[0], joint[1], joint[2]
 
 
 @jit(do_not_specialize=["tokens", "offset", "total"])

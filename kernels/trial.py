@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .catalogue import Case, Factory
+from .judgement import error_bound
 
 CACHE_BYTES = 256 * 2**20  # well past the last cache of any card
 MAX_SETS = 32
@@ -32,11 +33,7 @@ class Trial:
         case = self.case
         truths = _outputs(case.reference, tree_map(_doubled, case.arguments(self.make)))
         eagers = _outputs(case.reference, case.arguments(self.make))
-        bounds = []
-        for truth, eager in zip(truths, eagers, strict=True):
-            allowed = _largest(eager.double() - truth)
-            bounds.append((truth, 2 * (allowed + torch.finfo(eager.dtype).eps * _largest(truth))))
-        return bounds
+        return [(truth, float(error_bound(eager, truth))) for truth, eager in zip(truths, eagers, strict=True)]
 
     def agrees(self, function: Callable) -> bool:
         """It errs against fp64 at most twice as much as the reference does, plus two roundings of its own output."""

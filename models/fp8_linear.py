@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segue.kernels.dispatch import Kernels
 from segue.kernels.fp8 import ALIGNMENT, Fp8Rows, quantize_rows
-from segue.kernels.mlp import linear_of_slice
+from segue.kernels.mlp import Projected
 
 from .residuals import Residual, settled
 
@@ -42,7 +42,7 @@ def fp8_fits(linear: nn.Linear) -> bool:
 def apply_linear(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Tensor:
     """``x W^T + b``.  x [R, L, D] -> [R, L, E]."""
     if not isinstance(layer, Fp8Linear):
-        return layer(x)
+        return kernels.linear(x, layer.weight, layer.bias)
     rows = x if isinstance(x, Fp8Rows) else kernels.quantize_rows(x)
     return kernels.fp8_linear(*rows, layer.values, layer.scale, layer.bias)
 
@@ -72,24 +72,11 @@ def grouped_linear(
     return kernels.grouped_linear(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
 
 
-Projected = tuple[Tensor, Tensor | None]  # the output of a layer, and its bias where that is yet to be added
-
-
-def project_slice(x: Tensor, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Projected:
-    """A layer on a slice of the tokens of a longer sequence, x [R, L, D]: the bias is left to the residual norm."""
-    if isinstance(layer, Fp8Linear):
-        return apply_linear(x, layer, kernels), None
-    return linear_of_slice(x, layer.weight), layer.bias
-
-
-def project_slices(
-    x: Tensor, layer: nn.Linear | Fp8Linear, x2: Tensor, layer2: nn.Linear | Fp8Linear, kernels: Kernels
-) -> tuple[Projected, Projected]:
-    """:func:`project_slice` of two streams."""
-    if isinstance(layer, Fp8Linear):
-        return project_slice(x, layer, kernels), project_slice(x2, layer2, kernels)
-    y, y2 = kernels.grouped_linear(x, layer.weight, None, x2, layer2.weight, None)
-    return (y, layer.bias), (y2, layer2.bias)
+def project_slices(kernels: Kernels, *streams: tuple[Tensor, nn.Linear | Fp8Linear]) -> tuple[Projected, ...]:
+    """Layers on slices of the tokens of a longer sequence, x [R, L, D]: outputs, and the biases that these yet lack."""
+    if any(isinstance(layer, Fp8Linear) for _, layer in streams):
+        return tuple((apply_linear(x, layer, kernels), None) for x, layer in streams)
+    return kernels.project_slices(*((x, layer.weight, layer.bias) for x, layer in streams))
 
 
 def residual_norm(

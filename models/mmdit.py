@@ -12,17 +12,9 @@ from torch import Tensor, nn
 from segue.kernels.combine import unpatchify
 from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
+from segue.kernels.mlp import Projected
 
-from .fp8_linear import (
-    Projected,
-    apply_linear,
-    grouped_linear,
-    project_slice,
-    project_slices,
-    residual2_norm,
-    residual_norm,
-    residual_norm2,
-)
+from .fp8_linear import apply_linear, grouped_linear, project_slices, residual2_norm, residual_norm, residual_norm2
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
 from .mmdit_spec import MMDiTSpec
 from .residuals import Carry, Residual
@@ -149,8 +141,8 @@ class JointBlock(nn.Module):
             z = None if text.proj is None else zero_skipped(apply_linear(z, text.proj, kernels), segments)
             return (y, None), (z, None)
         if text.proj is None:
-            return project_slice(y, image.proj, kernels), (None, None)
-        return project_slices(y, image.proj, z, text.proj, kernels)
+            return *project_slices(kernels, (y, image.proj)), (None, None)
+        return project_slices(kernels, (y, image.proj), (z, text.proj))
 
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""

@@ -182,6 +182,13 @@ def test_what_was_tuned_is_used_by_what_follows_even_if_the_tuner_was_ended(visi
     assert (tmp_path / "installed.py").read_text() == TABLE
 
 
+def test_a_tuner_that_came_to_its_limit_before_it_wrote_anything_goes_on_next_time(visit, parts, tuner, tmp_path):
+    parts["tune"] = Part(["tune"], 100, writes=tmp_path / "out" / "launch_table.py")
+    assert visit()[2]["tune"] == "unfinished"
+    _, ran, states = visit(writes=tuner)
+    assert (ran[0][0], states["tune"]) == ("tune", "passed")
+
+
 def test_a_fresh_machine_takes_the_tuned_table_before_anything_runs(visit, tuner, tmp_path):
     visit(codes={"bench": 1}, writes=tuner)
     (tmp_path / "installed.py").unlink()

@@ -11,40 +11,50 @@ from setuptools import find_packages
 from segue.bench.links import ROOT, folders, main, make_links
 
 # an editable installation puts a finder before the path: without it only the links can answer
-PROGRAM = """
+BARE = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+"""
+FIND = """
 import importlib, json
 from importlib.metadata import version
 names = json.loads(sys.argv[1])
 print(json.dumps([version("segue"), {name: importlib.util.find_spec(name).origin for name in names}]))
 """
+RUN = """
+import runpy
+runpy.run_module("segue", run_name="__main__", alter_sys=True)
+"""
 
 
-def test_every_package_of_the_wheel_is_found_in_the_links(tmp_path):
+def bare(program: str, cwd: Path, links: Path, *arguments: str) -> str:
+    """What a program prints that was started in ``cwd`` with the exported variables, without an installation."""
+    command, environment = [sys.executable, "-c", BARE + program, *arguments], {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(links)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_every_package_of_the_wheel_is_found_in_the_links(tmp_path, inside):
+    """Also from inside the checkout, whose folder ``segue`` holds a part of the package."""
     make_links(tmp_path)
     names = ["segue"]
     for folder in folders(ROOT / "setup.py"):
         names += [f"segue.{folder}", *(f"segue.{folder}.{inner}" for inner in find_packages(str(ROOT / folder)))]
-    command = [sys.executable, "-c", PROGRAM, json.dumps(names)]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    version, origins = json.loads(done.stdout)
+    version, origins = json.loads(bare(FIND, ROOT if inside else tmp_path, tmp_path, json.dumps(names)))
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
     for name, origin in origins.items():
         assert origin.startswith(str(tmp_path)), name
         assert Path(origin).resolve().is_relative_to(ROOT), name
 
 
-def test_the_command_of_a_visit_runs_from_the_links(tmp_path):
+def test_the_command_of_a_visit_runs_from_the_links_in_the_checkout(tmp_path):
     """Started as the documentation says: a script, then the module."""
-    script = str(ROOT / "bench" / "links.py")
-    made = subprocess.run([sys.executable, script, str(tmp_path / "links")], capture_output=True, text=True, check=True)
-    assert made.stdout == f"export PYTHONPATH={tmp_path / 'links'}\n"
-    command = [sys.executable, "-m", "segue", "bench", "gpu", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "links")}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--wheels" in done.stdout
+    script, links = str(ROOT / "bench" / "links.py"), tmp_path / "links"
+    made = subprocess.run([sys.executable, script, str(links)], capture_output=True, text=True, check=True)
+    assert made.stdout == f"export PYTHONSAFEPATH=1 PYTHONPATH={links}\n"
+    assert "--wheels" in bare(RUN, ROOT, links, "bench", "gpu", "--help")
 
 
 def test_links_are_made_again_and_files_are_not_replaced(tmp_path):

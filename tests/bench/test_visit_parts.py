@@ -112,6 +112,7 @@ def test_the_tuner_writes_into_the_folder_that_comes_back(tmp_path):
     part = parts(tmp_path)["tune"]
     assert part.command[part.command.index("--out") + 1] == str(tmp_path / "launch_table.py")
     assert part.limit(110)[0] == "--limit-seconds"
+    assert part.writes == tmp_path / "launch_table.py"
 
 
 def test_the_documentation_tells_every_part_with_its_limit(tmp_path):

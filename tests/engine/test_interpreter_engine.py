@@ -14,7 +14,7 @@ def test_engine_in_the_interpreter(file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", filter(has_slow_cases, CASES), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*filter(has_slow_cases, CASES)], ids=lambda file: file.stem)
 def test_slow_cases_in_the_interpreter(file):
     run_cases(file, interpret=True, slow=True)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
-from segue.kernels import dispatch, fp8, mlp, shape_class, triton_runtime
+from segue.kernels import compiled, dispatch, fp8, mlp, onednn, shape_class, triton_runtime
 from segue.kernels.attention import attention, attention_sdpa, attention_triton, attention_xformers
 from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.choice import CLASSIFIERS
@@ -22,6 +22,7 @@ from segue.kernels.launch import launch_config, recorded_lookups, stand_in, tabl
 from segue.kernels.launch_table import TABLE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,8 @@ def backends(selection) -> dict[str, str]:
 
 
 def test_every_operation_has_both_implementations():
-    assert TRITON.fp8_linear is REFERENCE.fp8_linear and dispatch.WITHOUT_TRITON == ("fp8_linear",)
+    assert dispatch.WITHOUT_TRITON == ("linear", "fp8_linear")
+    assert all(getattr(TRITON, name) is getattr(REFERENCE, name) for name in dispatch.WITHOUT_TRITON)
     for entry in fields(Kernels):
         if entry.name in dispatch.WITHOUT_TRITON:
             continue
@@ -58,8 +60,10 @@ def test_every_operation_has_both_implementations():
         assert name.removesuffix("_triton") == reference.__name__ == entry.name
 
 
-def test_automatic_is_the_reference_on_cpu_without_a_word(caplog):
-    selection = select_kernels(CPU, torch.float32)
+@pytest.mark.parametrize("processor, dtype", [("aarch64", torch.float32), ("x86_64", torch.float64), ("AMD64", torch.bfloat16)])
+def test_automatic_is_the_reference_on_cpu_without_a_word(processor, dtype, monkeypatch, caplog):
+    monkeypatch.setattr(onednn.platform, "machine", lambda: processor)
+    selection = select_kernels(CPU, dtype)
     chosen = backends(selection)
     assert chosen.pop("linear_gated_residual") == "deferred" and set(chosen.values()) == {"reference"}
     assert selection.kernels.attention is attention and selection.kernels.linear_gated_residual is None
@@ -69,10 +73,24 @@ def test_automatic_is_the_reference_on_cpu_without_a_word(caplog):
     assert rest == ["kernels deferred (automatic: the residual is added by the norm that follows): linear_gated_residual"]
 
 
+@needs_onednn
+@pytest.mark.parametrize("processor", onednn.X86)
+def test_automatic_products_on_x86_are_those_of_onednn(processor, monkeypatch):
+    monkeypatch.setattr(onednn.platform, "machine", lambda: processor)
+    selection = select_kernels(CPU, torch.float32)
+    products = {"linear", "linear_gelu", "grouped_linear", "project_slices"}
+    assert {name for name, backend in backends(selection).items() if backend == "onednn"} == products
+    assert all(getattr(selection.kernels, name) is getattr(onednn, name) for name in products)
+    assert set(backends(selection).values()) == {"onednn", "reference", "deferred"}
+    at_once = select_kernels(CPU, torch.float32, overrides={"linear_gated_residual": "reference"}).kernels
+    assert at_once.linear_gated_residual.keywords["product"] is onednn.linear
+
+
 def test_automatic_on_cuda(hopper, caplog):
     selection = select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=72, width=1152, outputs=16))
     chosen = backends(selection)
-    library = {"attention": "sdpa", "perturbed_attention": "sdpa", "linear_gelu": "cublaslt", "grouped_linear": "reference"}
+    library = {"attention": "sdpa", "perturbed_attention": "sdpa", "linear_gelu": "cublaslt"}
+    library |= dict.fromkeys(("linear", "grouped_linear", "project_slices"), "reference")
     library |= {"fp8_linear": "scaled_mm", "linear_gated_residual": "deferred"}
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
     assert selection.kernels.modulated_norm is TRITON.modulated_norm
@@ -86,8 +104,12 @@ def test_automatic_on_cuda(hopper, caplog):
 BY_NAME = {
     ("attention", "sdpa"): attention_sdpa,
     ("attention", "xformers"): attention_xformers,
+    ("linear", "onednn"): onednn.linear,
     ("linear_gelu", "cublaslt"): mlp.linear_gelu_cublaslt,
     ("linear_gated_residual", "deferred"): None,
+    ("linear_gelu", "onednn"): onednn.linear_gelu,
+    ("grouped_linear", "onednn"): onednn.grouped_linear,
+    ("project_slices", "onednn"): onednn.project_slices,
     ("fp8_linear", "scaled_mm"): fp8.fp8_linear_scaled_mm,
     ("fp8_linear", "scaled_mm_fast"): fp8.fp8_linear_scaled_mm,
 }
@@ -102,10 +124,14 @@ def test_every_backend_is_the_function_of_its_name(operation, hopper, monkeypatc
     """What is called, not what it is called: each name that is accepted gives the function that bears it."""
     monkeypatch.setattr(dispatch, "find_spec", lambda name: True)
     own = ("reference",) if operation in dispatch.WITHOUT_TRITON else dispatch.BACKENDS
+    monkeypatch.setattr(onednn, "obstacle", lambda device, dtype: None)
+    monkeypatch.setattr(compiled, "obstacle", lambda device: None)
     for backend in (*own, *dispatch.MORE_BACKENDS.get(operation, ())):
         made = getattr(select_kernels(CUDA, torch.bfloat16, overrides={operation: backend}).kernels, operation)
-        record = {"reference": REFERENCE, "triton": TRITON}.get(backend)
+        record = {"reference": REFERENCE, "triton": TRITON, "compiled": REFERENCE}.get(backend)
         wanted = getattr(record, operation) if record else BY_NAME[operation, backend]
+        assert isinstance(made, compiled.Compiled) == (backend == "compiled")
+        made = made.function if backend == "compiled" else made
         assert function_of(made) is function_of(wanted), (operation, backend)
 
 
@@ -194,7 +220,7 @@ def test_the_residual_after_a_product_is_the_kernel_that_was_chosen_for_it(hoppe
 
 def test_a_call_is_classified_as_its_launch_is():
     """The choice between backends and the launch configuration go by one and the same class."""
-    launched = {"linear_gelu": "linear", "grouped_linear": "linear"}
+    launched = dict.fromkeys(("linear_gelu", "grouped_linear", "project_slices"), "linear")
     seen = set()
     for size in SIZES:
         for case in cases(size):
@@ -212,7 +238,7 @@ def test_a_call_is_classified_as_its_launch_is():
 def test_a_class_is_found_from_shapes_alone(operation):
     """On tensors without memory: nothing is read from the device, so nothing waits for it."""
     case = next(case for case in cases(SIZES[4]) if case.operation == operation)
-    assert set(CLASSIFIERS) == {*dispatch.LIBRARY}
+    assert set(CLASSIFIERS) == {*dispatch.LIBRARY} - {"linear"}
     first = case.arguments(Factory(torch.device("meta"), torch.bfloat16))
     again = case.arguments(Factory(torch.device("meta"), torch.bfloat16, seed=1))
     assert CLASSIFIERS[operation](*first) == CLASSIFIERS[operation](*again) != ""
@@ -257,7 +283,7 @@ def test_arguments_beat_the_environment(hopper, monkeypatch):
     mixed = backends(select_kernels(CUDA, torch.bfloat16, overrides={"attention": "sdpa"}))
     assert mixed["attention"] == "sdpa" and mixed["modulated_norm"] == "reference"
     everything = backends(select_kernels(CUDA, torch.bfloat16, backend="triton"))
-    assert everything.pop("fp8_linear") == "scaled_mm"
+    assert (everything.pop("linear"), everything.pop("fp8_linear")) == ("reference", "scaled_mm")
     assert set(everything.values()) == {"triton"}
 
 
@@ -297,6 +323,10 @@ def test_text_form():
         (CPU, torch.float32, {"overrides": {"fp8_linear": "scaled_mm"}}, "fp8_linear='scaled_mm' .* needs a CUDA device"),
         (CUDA, torch.float16, {"overrides": {"fp8_linear": "scaled_mm"}}, "give bfloat16, and .* computes in float16"),
         (CUDA, torch.bfloat16, {"overrides": {"fp8_linear": "triton"}}, "known: auto, reference, scaled_mm, scaled_mm_fast"),
+        (CUDA, torch.float32, {"overrides": {"linear": "onednn"}}, "linear='onednn' .* run on the CPU, and this is cuda"),
+        (CPU, torch.float64, {"overrides": {"linear_gelu": "onednn"}}, "made for float32, and .* computes in float64"),
+        (torch.device("mps"), torch.float32, {"backend": "compiled"}, "compiles for the CPU and CUDA, and this is mps"),
+        (CPU, torch.float32, {"overrides": {"attention": "compiled"}}, "known: auto, reference, triton, sdpa, xformers$"),
         (CPU, torch.float32, {"backend": "cuda"}, "unknown backend 'cuda' for modulated_norm; known: auto, reference, triton"),
     ],
 )

@@ -119,10 +119,13 @@ def test_any_shape(device, rows, tokens, width):
         assert torch.allclose(mine.double(), truth, rtol=1e-5, atol=1e-5 * float(truth.abs().max().clamp_min(1)))
 
 
+@pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_fp8_rows(residual, dtype, normal):
+def test_fp8_rows(residual, outliers, dtype, normal):
     """Scales to fp32 rounding; quantised values equal, or one e4m3 step apart where a value sits on a rounding boundary."""
     h, y, gate, shift, scale = operands(normal, (2, 5, 136), dtype, "residual_modulated_norm")
+    if outliers:
+        h[..., [3, 68, 134]] *= torch.tensor([30.0, 100.0, 60.0], device=h.device).to(dtype)
     eager_in, ours_in = h.clone(), h.clone()
     if residual:
         _, _, row_scale = adaln.residual_modulated_norm_fp8(eager_in, y, gate, shift, scale)

@@ -101,7 +101,8 @@ def judge():
                 assert torch.equal(mine, theirs), "not the bits of the reference"
             error, bound = (mine.double() - truth).abs().max(), judgement.error_bound(theirs, truth)
             assert error <= bound, f"error {error:.2e} against fp64; {bound:.2e} is twice that of eager and two roundings"
-            bias = judgement.bias(mine, truth, shared_dimensions(operation, mine.dim()))
-            assert bias.passed, str(bias)
+            if truth.dtype == torch.float64:  # not where the reference has no such precision: noise, quantised rows
+                bias = judgement.bias(mine, truth, shared_dimensions(operation, mine.dim()))
+                assert bias.passed, str(bias)
 
     return check

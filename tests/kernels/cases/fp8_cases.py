@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from segue.kernels import judgement
 from segue.kernels.contracts import FP8_STEP
 from segue.kernels.fp8 import FP8, fp8_linear, quantize_rows, quantize_rows_triton
 from segue.kernels.triton_runtime import interpreting, observe_launches
@@ -23,6 +24,8 @@ def check(values, scale, x, gelu):
     if interpreting():
         # the interpreter truncates subnormals, and drops the carry of a mantissa that rounds up to a power of two
         wrong &= (torch.frexp(truth.abs())[0] < 1 - 2**-5) & (truth.abs() > 2**-6)
+    else:
+        assert judgement.bias(values.double(), truth).passed
     assert not wrong.any()
 
 
@@ -31,6 +34,16 @@ def check(values, scale, x, gelu):
 def test_rows(shape, gelu, dtype, normal):
     x = normal(*shape, dtype=dtype) * 3
     check(*quantize_rows_triton(x, gelu), x, gelu)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_rows_whose_scale_is_set_by_outlier_channels(gelu, dtype, normal):
+    """Three channels 30 to 100 times as large: the others keep their three bits, at a hundredth of the range."""
+    x = normal(2, 33, 192, dtype=dtype)
+    x[..., [3, 96, 190]] *= torch.tensor([30.0, 100.0, 60.0], device=x.device).to(dtype)
+    values, scale = quantize_rows_triton(x, gelu)
+    check(values, scale, x, gelu)
+    assert (scale * 448 > 20).sum() > scale.numel() / 2
 
 
 def test_strided_rows_are_read_in_place(dtype, normal):

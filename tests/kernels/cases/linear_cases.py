@@ -60,19 +60,35 @@ def test_token_slices_are_read_in_place(dtype, normal, judge):
     judge(call(mlp.grouped_linear_triton), call(mlp.grouped_linear), joint, *weights)
 
 
-def test_slices_without_a_bias(dtype, normal, judge):
-    """As the out-projections of a joint block, whose biases the residual norm adds."""
-    joint, weight, weight2 = normal(3, 40, 64, dtype=dtype), normal(72, 64, dtype=dtype), normal(72, 64, dtype=dtype)
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("both", [False, True])
+def test_projections_of_slices(rows, both, dtype, normal, judge):
+    """As the out-projections of a joint block; what is left of the bias is added for the comparison."""
+    joint = normal(rows, 40, 64, dtype=dtype)
+    layers = [*layer(normal, 64, 72, dtype), *layer(normal, 64, 72, dtype)]
 
     def call(function):
-        return lambda joint, w, w2: function(joint[:, :29], w, None, joint[:, 29:], w2, None)
+        def projected(joint, w, b, w2, b2):
+            streams = (joint[:, :29], w, b), (joint[:, 29:], w2, b2)
+            outputs = function(*streams[: 1 + both])
+            return [y if bias is None else y.add_(bias) for y, bias in outputs]
 
-    def exact(joint, w, w2):
-        return torch.einsum("rld,ed->rle", joint[:, :29], w), torch.einsum("rld,ed->rle", joint[:, 29:], w2)
+        return projected
 
-    judge(call(mlp.grouped_linear_triton), call(mlp.grouped_linear), joint, weight, weight2, exact=exact)
-    with pytest.raises(ValueError, match="bias None do not fit"):
-        mlp.grouped_linear_triton(joint, weight, weight[:, 0].contiguous(), joint, weight2, None)
+    def exact(joint, w, b, w2, b2):
+        outputs = [torch.einsum("rld,ed->rle", joint[:, :29], w) + b, torch.einsum("rld,ed->rle", joint[:, 29:], w2) + b2]
+        return outputs[: 1 + both]
+
+    with observe_launches() as launches:
+        judge(call(mlp.project_slices_triton), call(mlp.project_slices), joint, *layers, exact=exact)
+    assert [launch.name for launch in launches] == ["linear_kernel"]
+
+
+def test_the_reference_leaves_the_bias_of_a_slice_that_it_reads_in_place(normal):
+    joint, (weight, bias) = normal(2, 9, 16), layer(normal, 16, 8, torch.float32)
+    for x, left in ((joint[:, :5], bias), (joint[:1, :5], None), (joint, None)):
+        ((y, kept),) = mlp.project_slices((x, weight, bias))
+        assert kept is left and y.shape == (*x.shape[:2], 8)
 
 
 def test_the_residual_writes_its_slice_only(dtype, normal):

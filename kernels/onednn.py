@@ -1,0 +1,62 @@
+"""Linear layers by oneDNN's fp32 product on the CPU, which adds the bias and takes the GELU while a tile is in registers.
+
+``F.linear`` copies the bias into the result first and reads it back, and its GELU is a pass of its own over [R, L, E].  Weights
+are not packed ahead: they may be another pipeline's, and change.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+from .mlp import Projected, Stream
+
+X86 = ("x86_64", "AMD64")
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these functions cannot serve networks of ``dtype`` on ``device``; None when they can."""
+    if device.type != "cpu":
+        return f"oneDNN's products run on the CPU, and this is {device.type}"
+    if dtype != torch.float32:
+        return f"they are made for float32, and this network computes in {str(dtype).removeprefix('torch.')}"
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this PyTorch has no fused linear layer of oneDNN"
+    return None
+
+
+def measured_faster() -> bool:
+    """Whether this processor is of the kind on which these functions were measured against PyTorch's own."""
+    return platform.machine() in X86
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor, epilogue: str, algorithm: str) -> Tensor:
+    dense = bias.contiguous()  # the stride of a bias would be ignored
+    return torch.ops.mkldnn._linear_pointwise(x, weight, dense, epilogue, [], algorithm)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """:func:`.mlp.linear` as one primitive."""
+    return _product(x, weight, bias, "none", "")
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """:func:`.mlp.linear_gelu` as one primitive."""
+    return _product(x, weight, bias, "gelu", "tanh")
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """:func:`.mlp.grouped_linear`, one primitive for each stream."""
+    one = linear_gelu if gelu else linear
+    return one(x, weight, bias), one(x2, weight2, bias2)
+
+
+def project_slices(*streams: Stream) -> tuple[Projected, ...]:
+    """:func:`.mlp.project_slices`, one primitive with its bias for each stream."""
+    return tuple((linear(*stream), None) for stream in streams)
