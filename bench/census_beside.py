@@ -14,7 +14,7 @@ from .rows import Row
 from .suites import step as step_suite
 
 METRIC = "time of a call"
-WIDTH = 128
+WIDTH = 160
 _CASE = re.compile(r"(?P<model>\S+) batch (?P<batch>\d+), (?P<calls>\d+) calls, (?P<rule>.+)")
 
 
@@ -72,6 +72,8 @@ def beside_text(rows: list[Row]) -> str:
     for case, dtype, device in dict.fromkeys((row.case, row.dtype, row.device) for row in timed):
         own, parts = [row for row in rows if row.device == device], _CASE.fullmatch(case)
         try:
+            if parts is None:
+                raise ValueError("its name does not tell model, batch, calls and rule")
             model, card = BenchModel.parse(parts["model"]), card_of(device, own)
             options = parts["rule"], int(parts["batch"]), getattr(torch, dtype), "auto", int(parts["calls"])
             console.print(beside_table(take_census(model, card, *options), own))

@@ -20,7 +20,7 @@ from .kernel_record import COPY, KINDS, Kernel
 from .predict import time_parts
 from .rows import Row, read_rows
 
-WIDTH = 128  # where the output is no terminal
+WIDTH = 160  # where the output is no terminal
 MODEL_NOTE = "seconds are a model's, not measured: see bench/predict.py"
 
 
@@ -175,7 +175,7 @@ def _share(kind: str, seconds: dict[str, float]) -> str:
 
 
 def run_kernels(census: Census) -> dict[Kernel, int]:
-    """How often each kernel runs in a run; in a step of the first live set where no call is made."""
+    """How often each kernel runs in a run."""
     counts: dict[Kernel, int] = {}
     for step in census.steps:
         for kernel, count in step.kernels.items():

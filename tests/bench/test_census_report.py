@@ -133,6 +133,7 @@ def test_a_visit_prints_every_measured_case(call_row, ceiling_rows, environment)
     text = beside_text(on_card)
     assert text.count("Measured on NVIDIA H100") == 2 and f"{MODEL}, batch 2" in text
     assert beside_text([]) == ""
+    assert "other, bfloat16: no census, its name does not tell" in beside_text([call_row("cond", 1.0, case="other")])
 
 
 def test_cards(ceiling_rows, tmp_path):
