@@ -16,8 +16,8 @@ MATMUL = (
 )
 # with few rows large tiles leave multiprocessors without work
 SMALL_MATMUL = (
-    MatmulLaunch(64, 128, 64, 8, 4, 4),
     MatmulLaunch(64, 128, 64, 8, 4, 3),
+    MatmulLaunch(64, 128, 64, 8, 4, 4),
     MatmulLaunch(64, 64, 64, 8, 4, 4),
     MatmulLaunch(64, 64, 64, 8, 4, 2),
     MatmulLaunch(128, 64, 64, 8, 4, 4),

@@ -15,8 +15,9 @@ BANDWIDTH, RATE, FP8_RATE, SINGLE_RATE = 3e12, 700e12, 1400e12, 50e12
 LAUNCH = 2e-6  # seconds that even the smallest kernel takes
 CORRECTIONS = ("cfg_zero_star", "rescale", "adaptive_projection")
 ONCE_A_STEP = (
-    "gather_rows", "combine_then_project", "project", "readout_update", "combine_branches", "solver_update", "normal_noise",
-    *CORRECTIONS,
+    "gather_rows", "gather_modulation", "embed_patches", "combine_then_project", "project", "readout_update",
+    "combine_branches", "solver_update", "normal_noise", *CORRECTIONS,
+    "modulated_norm", "modulated_norm2", "gated_residual",  # where no residual waits, or none may
 )  # fmt: skip
 TWICE_A_LAYER = ("residual_modulated_norm", "residual_modulated_norm_fp8")
 RARE = 0.1  # of the runs: those with fp8 linears, a correction or noise; and those of a network in fp32
@@ -38,7 +39,7 @@ def nominal_seconds(case: Case) -> float:
 def is_rare(case: Case) -> bool:
     """Whether few runs contain the case."""
     single = case.dtype == torch.float32 and case.has_product
-    return single or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise")
+    return single or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise", "linear_gated_residual")
 
 
 @cache
