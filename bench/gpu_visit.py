@@ -15,16 +15,19 @@ from pathlib import Path
 
 import torch
 
+from .census_beside import beside_text
 from .child_process import LAST_WORDS_S, execute
+from .rows import read_rows
 from .telemetry import COMMIT_VARIABLE, cuda_versions, current_commit, device_name
 from .tuned_table import INSTALLED, install, made_for, refusal
 from .visit_folder import complaints, read_state, shorten, write_state
-from .visit_parts import ROOT, TUNED_TABLE, Part, parts
+from .visit_parts import RESULTS, ROOT, TUNED_TABLE, Part, parts
 from .wheels import found_wheels, unpack
 
 TAIL = 15  # lines of a failed part shown at once; the log has all
 CLOSING_S = 1.0 + LAST_WORDS_S  # to end a part that hangs, and to write the state
 DONE = ("passed", "missing")
+PREDICTION_S = 20.0  # for counting the kernels of two networks on the host
 AGAIN = ("unfinished",)  # tried once more in the same call if time is left
 
 Execute = Callable[[list[str], float, Path, Mapping[str, str]], int | None]
@@ -106,9 +109,21 @@ def run_visit(
         _use_tuned_table(visit)
         chosen = names or tuple(known)
         _do_all(visit, chosen)
+    _show_predictions(visit)
     for line in complaints(out):
         print(f"{out}: {line}", flush=True)
     return 0 if all(visit.status(name) in DONE for name in chosen) else 1
+
+
+def _show_predictions(visit: _Visit) -> None:
+    """Measured beside predicted for every step that was measured, if there is time to count its kernels."""
+    rows = visit.out / RESULTS
+    if not rows.is_file():
+        return
+    if visit.end - visit.machine.now() < PREDICTION_S:
+        print(f"measured beside predicted: segue bench census MODEL --beside {rows}", flush=True)
+    elif text := beside_text(read_rows(rows)):
+        print(text, flush=True)
 
 
 def _do_all(visit: _Visit, chosen: tuple[str, ...]) -> None:

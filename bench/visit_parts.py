@@ -13,6 +13,7 @@ from .suites import UNFINISHED
 ROOT = Path(__file__).resolve().parent.parent
 TUNER = "segue.kernels.tune"
 SANITIZER = "compute-sanitizer"
+RESULTS = "results.jsonl"
 TUNED_TABLE = "launch_table.py"  # in the folder of the visit
 CALL_S = 582.0  # of one call, of which the parts of the first need at most this much together
 SPARE_CORES = 4  # for the driver and for what feeds the device
@@ -58,7 +59,7 @@ def parts(out: Path) -> dict[str, Part]:
     What must be right comes first, then what the table of results needs, then tuning and what it changed; the sanitizer, which
     shares the device with nothing, is last.
     """
-    results, sd3 = out / "results.jsonl", ("--model", MODELS[1])
+    results, sd3 = out / RESULTS, ("--model", MODELS[1])
     peers = ("--peer", "eager", "--peer", "published on our modules", "--case-seconds", "12")
     models = [option for model in MODELS for option in ("--model", model)]
     sizes = [option for size in SIZES for option in ("--model", size)]

@@ -109,6 +109,8 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -118,13 +120,16 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
@@ -133,10 +138,10 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
@@ -185,6 +190,8 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -194,13 +201,16 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
@@ -209,10 +219,10 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
@@ -261,6 +271,8 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("correction", "any"): FlatLaunch(block=4096, warps=8),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -270,13 +282,16 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
         ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
         ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
@@ -285,10 +300,10 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=4
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
             block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4

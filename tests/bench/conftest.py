@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from onednn_flops import COUNTED
 from torch.utils.flop_counter import FlopCounterMode
 
 from segue.bench.rows import Environment
@@ -20,7 +21,7 @@ def flop_timer():
     """A timer whose seconds are the floating-point operations that PyTorch counted: exact, and the same everywhere."""
 
     def timer(function) -> float:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
             function()
         return float(counter.get_total_flops())
 

@@ -7,7 +7,7 @@ from segue.bench.cases import BenchModel, Workload
 from segue.bench.stages import FP8, fp8_engine
 from segue.bench.suites import run_suite
 from segue.engine.core import EngineCore
-from tests.tolerances import FP8_STEP
+from segue.kernels.contracts import FP8_STEP
 
 
 def test_the_step_suite_reports_the_error(make_session, flop_timer):

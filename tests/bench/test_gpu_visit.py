@@ -62,6 +62,17 @@ def test_parts_run_in_order_and_a_missing_one_is_no_failure(visit, capsys):
     assert "tune: not run, there is no tuner" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seconds, said", [(30.0, "measured beside predicted: table of 1 rows"), (95.0, "--beside")])
+def test_a_step_that_was_measured_is_shown_beside_its_prediction_if_there_is_time(
+    visit, seconds, said, monkeypatch, capsys, tmp_path
+):
+    """Counting kernels takes the host some seconds, which a visit that is over does not have."""
+    monkeypatch.setattr(gpu_visit, "read_rows", lambda path: [path.read_text()])
+    monkeypatch.setattr(gpu_visit, "beside_text", lambda rows: f"measured beside predicted: table of {len(rows)} rows")
+    visit(seconds=seconds, minutes=5.0, writes=lambda _name: (tmp_path / "out" / "results.jsonl").write_text("row"))
+    assert said in capsys.readouterr().out
+
+
 def test_what_one_machine_lacked_another_may_have(visit, parts):
     assert visit()[2]["tune"] == "missing"
     parts["tune"] = Part(["tune"], 100)

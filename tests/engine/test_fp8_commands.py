@@ -12,7 +12,7 @@ from segue import CFG, Engine
 from segue.__main__ import app
 from segue.engine.images import read_png, save_png
 from segue.engine.linears import LINEARS
-from tests.tolerances import FP8_STEP
+from segue.kernels.contracts import FP8_STEP
 
 # Both factors of every product are off by at most FP8_STEP; guidance extrapolates from the difference of two outputs.
 RUN_ERROR = 4 * FP8_STEP

@@ -11,8 +11,8 @@ from segue import CFG, SGG, AutoGuidance, EarlyExit, Engine, SkipLayer
 from segue.engine.fp8_error import fp8_error
 from segue.engine.linears import check_linears
 from segue.kernels import dispatch
+from segue.kernels.contracts import FP8_STEP
 from segue.models.fp8_linear import Fp8Linear
-from tests.tolerances import FP8_STEP
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # Both factors of every product are off by at most FP8_STEP; a run averages the velocities of its calls.

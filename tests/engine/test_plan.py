@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from onednn_flops import COUNTED
 from tiny_models import tiny_sit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -116,7 +117,7 @@ def test_planned_flops_equal_counted_flops(rule):
     plan = engine.plan(rule, steps=4)
     program = engine.load(plan, [1, 2, 3], [0, 1, 2], torch.randn(3, 4, 6, 10))
     # the counter knows the two products of attention only when they are spelled out
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
         for live in plan.live:
             program.step(live)
     assert counter.get_total_flops() == 3 * plan.cost.flops

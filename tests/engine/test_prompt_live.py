@@ -16,7 +16,8 @@ from tiny_sd3 import T5_TOKENS, add_ip_adapter, tiny_pipeline, tiny_transformer
 import segue
 from segue import CFG, Engine
 from segue.engine.adapters.live_transformer import execution_device
-from tests.tolerances import ATTACHED_RUN, FP8_STEP
+from segue.kernels.contracts import FP8_STEP
+from tests.tolerances import ATTACHED_RUN
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from naive_fp8 import NaiveFp8Linear, replace_linears
 from tiny_models import tiny_sit
 from torch import nn
 
+from segue.kernels.contracts import FP8_STEP
 from segue.models.fp8_linear import Fp8Linear
 from segue.models.fp8_network import Fp8Layers, quantize_linears, with_fp8_linears
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.rows import FULL, SKIP, Path, RowLayout
-from tests.tolerances import FP8_STEP
 
 # Root mean square of a sample, relative: five or six blocks of fp32 products and norms in another order.
 ORDER = 1e-5

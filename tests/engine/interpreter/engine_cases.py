@@ -31,7 +31,8 @@ SIT_RULES = RULES | {
     "two networks": AutoGuidance(1.0),
     "three channels": CFG(3.0, channels=2),
 }
-EVERY_STEP = {"gather_kernel", "adaln_kernel", "attention_kernel", "linear_kernel", "readout_kernel"}
+ENDS = {"gather_kernel", "modulation_kernel", "embed_kernel", "readout_kernel"}  # of a step: before and after the blocks
+EVERY_STEP = {"adaln_kernel", "attention_kernel", "linear_kernel", *ENDS}
 SEVERAL_READOUTS = ("early exit", "two networks", "three channels")
 
 
