@@ -185,11 +185,11 @@ def test_a_row_beyond_a_limit_does_not_fit():
     "architecture, operation, key, config",
     [
         ("sm_80", "residual_modulated_norm", ("adaln", "d4096 m2048"), RowLaunch(1, 1)),
-        ("gfx942", "project", ("readout", "o64 m2048"), ReadoutLaunch(16, 512, 1, 1)),
+        ("gfx942", "project", ("readout", "o64 m2048"), ReadoutLaunch(64, 256, 1, 1)),
     ],
 )
 def test_a_spill_is_read_from_the_binary(architecture, operation, key, config):
-    """A whole row of 4096 numbers, or 16 x 512 of them, in the registers of one warp."""
+    """A whole row of 4096 numbers, or 64 x 256 of them, in the registers of one warp."""
     row = compiled_with(operation, key, config, architecture)
     assert row.spilled and not row.fits
 
