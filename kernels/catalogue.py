@@ -116,6 +116,7 @@ class Case:
     has_product: bool = False
     backend: str = "triton"  # whose function the kernel is
     alternative: bool = False  # the same work as the case before it, by another of the vendor's functions
+    complete: Callable[[Callable], Callable] = lambda function: function  # the form of a function by which it is compared
 
     @property
     def name(self) -> str:
@@ -128,7 +129,8 @@ class Case:
 
 
 def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic: int, work: int, **more: Any) -> Case:
-    kernel, reference = getattr(module, f"{operation}_triton"), getattr(module, operation)
+    complete = more.get("complete", lambda function: function)
+    kernel, reference = complete(getattr(module, f"{operation}_triton")), complete(getattr(module, operation))
     return Case(operation, size, kernel, reference, arguments, traffic, work, **more, has_product=module in PRODUCTS)
 
 
@@ -236,9 +238,10 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         streams = (make(rows, count, width) for count in (tokens, size.text))
         return tuple(x for stream in streams for x in (stream, *layer(make, width, 3 * width)))
 
-    def slices(make: Factory) -> tuple[mlp.Stream, ...]:
+    def slices(make: Factory) -> tuple[Tensor, ...]:
         joint = make(rows, tokens + size.text, width)
-        return tuple((x, *layer(make, width, width)) for x in (joint[:, :tokens], joint[:, tokens:]))
+        parts = joint[:, :tokens], joint[:, tokens:]
+        return tuple(x for part in parts for x in (part, *layer(make, width, width)))
 
     count, itemsize, work = rows * tokens, dtype.itemsize, mlp.flops(rows * tokens, width, 4 * width)
     yield _case(mlp, "linear_gelu", size, gelu, mlp.bytes_moved(count, width, 4 * width, itemsize), work, dtype=dtype)
@@ -250,7 +253,8 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         work = mlp.flops(sum(counts), width, 3 * width)
         yield _case(mlp, "grouped_linear", size, grouped, traffic, work, dtype=dtype)
         traffic = sum(mlp.bytes_moved(n, width, width, itemsize) for n in counts)
-        yield _case(mlp, "project_slices", size, slices, traffic, mlp.flops(sum(counts), width, width), dtype=dtype)
+        work = mlp.flops(sum(counts), width, width)
+        yield _case(mlp, "project_slices", size, slices, traffic, work, dtype=dtype, complete=mlp.with_biases)
 
 
 def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:

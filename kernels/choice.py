@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mlp import Stream
 from .shape_class import FULL_PRECISION, attention_class, product_class
 
 
@@ -42,16 +41,11 @@ def classify_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> str:
     return _product(x, weight, bias)
 
 
-def classify_grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
+def classify_streams(
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor | None = None, *_others: Tensor | bool | None, gelu: bool = False
 ) -> str:
-    """The class of a call of ``grouped_linear``: that of its longer stream."""
-    return _product(x if x.numel() >= x2.numel() else x2, weight, bias)
-
-
-def classify_project_slices(*streams: Stream) -> str:
-    """The class of a call of ``project_slices``: that of its longer stream."""
-    return _product(*max(streams, key=lambda stream: stream[0].numel()))
+    """The class of a call of ``grouped_linear`` or ``project_slices``: that of its longer stream."""
+    return _product(x if x2 is None or x.numel() >= x2.numel() else x2, weight, bias)
 
 
 def classify_fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> str:
@@ -63,7 +57,7 @@ def classify_fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_sc
 CLASSIFIERS: dict[str, Callable[..., str]] = {
     "attention": classify_attention,
     "linear_gelu": classify_linear_gelu,
-    "grouped_linear": classify_grouped_linear,
-    "project_slices": classify_project_slices,
+    "grouped_linear": classify_streams,
+    "project_slices": classify_streams,
     "fp8_linear": classify_fp8_linear,
 }

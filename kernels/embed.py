@@ -78,7 +78,8 @@ def embed_patches_triton(
         )
     config = launch_config("embed", embed_class(samples * shape[1], channels * patch**2), architecture(x.device))
     arguments = {"p_x": x.contiguous(), "p_scale": x if scale is None else scale, "p_weight": weight.contiguous()}
-    arguments |= {"p_bias": bias, "p_positions": positions.contiguous(), "p_out": out, "height": height, "width": width}
+    arguments |= {"p_bias": bias.contiguous(), "p_positions": positions.contiguous(), "p_out": out}
+    arguments |= {"height": height, "width": width}
     arguments |= {"scale_sample": 0 if scale is None else scale.stride(0), "out_block": out.stride(0)}
     arguments |= {"out_sample": out.stride(1), "CHANNELS": channels, "PATCH": patch, "D": dim, "ROOTS": len(out)}
     arguments |= {"SCALED": scale is not None, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}

@@ -53,23 +53,43 @@ def grouped_linear(
     return one(x, weight, bias), one(x2, weight2, bias2)
 
 
-Stream = tuple[Tensor, Tensor, Tensor]  # x [R, L, D], weight [E, D], bias [E]
 Projected = tuple[Tensor, Tensor | None]  # the output [R, L, E] of a layer, and its bias where that is yet to be added
 
 
-def project_slices(*streams: Stream) -> tuple[Projected, ...]:
-    """Linear layers of one shape on slices of the tokens of a longer sequence: one for each of one or two streams.
+def project_slices(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x2: Tensor | None = None,
+    weight2: Tensor | None = None,
+    bias2: Tensor | None = None,
+) -> tuple[Projected, ...]:
+    """Linear layers of one shape on one or two slices of the tokens of a longer sequence.  Shapes as :func:`grouped_linear`.
 
     ``F.linear`` copies a slice of several rows, to fold them into one, and adds the bias in a pass of its own.  A batched
     product reads the slice where it lies, and leaves the bias to the residual that follows.
     """
-    return tuple(_project_slice(*stream) for stream in streams)
+    first = _project_slice(x, weight, bias)
+    return (first,) if x2 is None else (first, _project_slice(x2, weight2, bias2))
 
 
 def _project_slice(x: Tensor, weight: Tensor, bias: Tensor) -> Projected:
     if x.is_contiguous():
         return F.linear(x, weight, bias), None
     return torch.bmm(x, weight.t().expand(len(x), -1, -1)), bias
+
+
+def with_biases(function: Callable) -> Callable[..., tuple[Tensor, ...]]:
+    """A form of :func:`project_slices` that adds the biases which are left: by these outputs backends are compared."""
+
+    def complete(*operands: Tensor) -> tuple[Tensor, ...]:
+        return tuple(one if isinstance(one, Tensor) else _with_bias(*one) for one in function(*operands))
+
+    return complete
+
+
+def _with_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias
 
 
 def linear_gelu_cublaslt(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -249,9 +269,17 @@ def grouped_linear_triton(
     return out, out2
 
 
-def project_slices_triton(*streams: Stream) -> tuple[Projected, ...]:
+def project_slices_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x2: Tensor | None = None,
+    weight2: Tensor | None = None,
+    bias2: Tensor | None = None,
+) -> tuple[Projected, ...]:
     """:func:`project_slices` as one persistent kernel, biases included."""
-    outputs = _run(tuple((*stream, _output(stream[0], stream[1])) for stream in streams), NO_EPILOGUE)
+    streams = ((x, weight, bias),) if x2 is None else ((x, weight, bias), (x2, weight2, bias2))
+    outputs = _run(tuple((*stream, _output(*stream[:2])) for stream in streams), NO_EPILOGUE)
     return tuple((output, None) for output in outputs)
 
 

@@ -11,7 +11,7 @@ import platform
 import torch
 from torch import Tensor
 
-from .mlp import Projected, Stream
+from .mlp import Projected
 
 X86 = ("x86_64", "AMD64")
 
@@ -57,6 +57,14 @@ def grouped_linear(
     return one(x, weight, bias), one(x2, weight2, bias2)
 
 
-def project_slices(*streams: Stream) -> tuple[Projected, ...]:
+def project_slices(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x2: Tensor | None = None,
+    weight2: Tensor | None = None,
+    bias2: Tensor | None = None,
+) -> tuple[Projected, ...]:
     """:func:`.mlp.project_slices`, one primitive with its bias for each stream."""
-    return tuple((linear(*stream), None) for stream in streams)
+    first = linear(x, weight, bias), None
+    return (first,) if x2 is None else (first, (linear(x2, weight2, bias2), None))

@@ -98,7 +98,7 @@ def cost(function_of: Callable[[Case], Callable], tried: list[Tried]) -> float:
     total = 0.0
     for one in tried:
         function = function_of(one.trial.case)
-        if not one.trial.agrees(function):
+        if not one.trial.agrees(one.trial.case.complete(function)):
             raise ArithmeticError(f"wrong numbers for {one.name}")
         total += one.weight * one.trial.seconds(function)
     return total

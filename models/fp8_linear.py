@@ -76,7 +76,7 @@ def project_slices(kernels: Kernels, *streams: tuple[Tensor, nn.Linear | Fp8Line
     """Layers on slices of the tokens of a longer sequence, x [R, L, D]: outputs, and the biases that these yet lack."""
     if any(isinstance(layer, Fp8Linear) for _, layer in streams):
         return tuple((apply_linear(x, layer, kernels), None) for x, layer in streams)
-    return kernels.project_slices(*((x, layer.weight, layer.bias) for x, layer in streams))
+    return kernels.project_slices(*(operand for x, layer in streams for operand in (x, layer.weight, layer.bias)))
 
 
 def residual_norm(

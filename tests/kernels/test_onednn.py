@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.kernels import mlp, onednn
-from tests.tolerances import KERNEL_AGAINST_EAGER, KERNEL_FLOOR
+from segue.kernels.judgement import FACTOR, FLOOR
 
 pytestmark = pytest.mark.skipif(bool(onednn.obstacle(torch.device("cpu"), torch.float32)), reason="needs a PyTorch with oneDNN")
 # (R, L, D, E): no token, one, odd sizes in every dimension; the width of SD3.5-large
@@ -31,8 +31,8 @@ def check(operation, x, weight, bias):
     truth = exactly(operation, x, weight, bias)
     assert ours.shape == truth.shape and ours.is_contiguous()
     if truth.numel():
-        floor = KERNEL_FLOOR * torch.finfo(torch.float32).eps * truth.abs().max()
-        assert (ours - truth).abs().max() <= KERNEL_AGAINST_EAGER * (eager - truth).abs().max() + floor
+        floor = FLOOR * torch.finfo(torch.float32).eps * truth.abs().max()
+        assert (ours - truth).abs().max() <= FACTOR * (eager - truth).abs().max() + floor
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

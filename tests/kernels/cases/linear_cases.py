@@ -69,9 +69,7 @@ def test_projections_of_slices(rows, both, dtype, normal, judge):
 
     def call(function):
         def projected(joint, w, b, w2, b2):
-            streams = (joint[:, :29], w, b), (joint[:, 29:], w2, b2)
-            outputs = function(*streams[: 1 + both])
-            return [y if bias is None else y.add_(bias) for y, bias in outputs]
+            return mlp.with_biases(function)(joint[:, :29], w, b, *((joint[:, 29:], w2, b2) if both else ()))
 
         return projected
 
@@ -87,7 +85,7 @@ def test_projections_of_slices(rows, both, dtype, normal, judge):
 def test_the_reference_leaves_the_bias_of_a_slice_that_it_reads_in_place(normal):
     joint, (weight, bias) = normal(2, 9, 16), layer(normal, 16, 8, torch.float32)
     for x, left in ((joint[:, :5], bias), (joint[:1, :5], None), (joint, None)):
-        ((y, kept),) = mlp.project_slices((x, weight, bias))
+        ((y, kept),) = mlp.project_slices(x, weight, bias)
         assert kept is left and y.shape == (*x.shape[:2], 8)
 
 

@@ -84,6 +84,8 @@ LAYOUTS = (dense, prefix, padded, strided)
 ROUNDS_TO_FP8 = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows")
 # operands that are written in place, by position, and the layouts that a launcher takes for them
 IN_PLACE = {
+    "embed_patches": {4: (dense, prefix)},
+    "gather_modulation": {5: (dense, prefix, padded)},
     "linear_gated_residual": {0: (dense, prefix, padded)},
     "solver_update": {0: (dense, prefix), 2: (dense, prefix)},
     "readout_update": {0: (dense, prefix), 1: (dense, prefix)},
