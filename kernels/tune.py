@@ -24,6 +24,7 @@ from .agenda import Choice, agenda, users, weighed
 from .candidates import candidates
 from .catalogue import Case, Factory
 from .compilers import Compilers, Job, misfit
+from .contracts import contract
 from .dispatch import MORE_BACKENDS, WITHOUT_TRITON, select_kernels
 from .launch import Key, LaunchConfig, launch_config, stand_in, table_architecture, using
 from .launch_table import PREFERRED, PROVENANCE, TABLE
@@ -142,12 +143,18 @@ def tune_entry(key: Key, device: Device, compilers: Compilers) -> bool:
     return best is not None
 
 
+def eligible_backends(operation: str) -> list[str]:
+    """The backends that may become the automatic choice: approximate ones only where the reference is approximate too."""
+    own = ("reference",) if operation in WITHOUT_TRITON else ("reference", "triton")
+    names = (*own, *MORE_BACKENDS.get(operation, ()))
+    return [name for name in names if contract(operation, name).bound is None or contract(operation).bound is not None]
+
+
 def choose_backend(choice: Choice, device: Device) -> bool:
     """Time the backends of one operation at one shape class and keep the fastest; whether there was one."""
     operation, shape_class = choice.operation, choice.shape_class
-    own = ("reference",) if operation in WITHOUT_TRITON else ("reference", "triton")
     tried, costs = trials(choice.cases, device), {}
-    for name in (*own, *MORE_BACKENDS.get(operation, ())):
+    for name in eligible_backends(operation):
 
         def measure(name: str = name) -> float:
             function = getattr(_with_backend(operation, name, device), operation)

@@ -13,7 +13,8 @@ import torch
 from segue.kernels import agenda, candidates, compilers, launch_table, table_file, trial, tune
 from segue.kernels.agenda import Choice
 from segue.kernels.catalogue import SIZES, Factory, cases
-from segue.kernels.dispatch import FP8_OPERATIONS
+from segue.kernels.choice import CLASSIFIERS
+from segue.kernels.dispatch import FP8_OPERATIONS, MORE_BACKENDS, WITHOUT_TRITON
 from segue.kernels.launch import AttentionLaunch, FlatLaunch, RowLaunch, launch_config, using
 from segue.kernels.resources import Resources, case_launches, runs_on
 from segue.kernels.shares import is_rare, share, step_seconds, weight
@@ -144,6 +145,27 @@ def test_wrong_numbers_are_not_fast(card, capsys, monkeypatch):
     assert card.run("--only", "philox") == 0
     assert f"{wrong} left out, ArithmeticError: wrong numbers for normal_noise, " in capsys.readouterr().out
     assert card.written().TABLE[SERVED][PHILOX] == candidates.candidates(PHILOX)[-2]
+
+
+def test_an_approximate_backend_is_never_the_automatic_choice(card):
+    """However fast it is, the sums of 14 bits are for those who ask for them; nothing exact is left out for it."""
+    timed = []
+
+    def seconds(case, function):
+        timed.append(function)
+        return 1e-9 if function == "scaled_mm_fast" else 1e-3 if function == "scaled_mm" else 1.0
+
+    card.seconds = seconds
+    assert card.run("--only", "fp8_linear") == 0
+    found = card.written().PREFERRED[SERVED]
+    assert {name for (operation, _), name in found.items() if operation == "fp8_linear"} == {"scaled_mm"}
+    assert set(timed) == {"reference", "scaled_mm"}
+
+
+@pytest.mark.parametrize("operation", CLASSIFIERS)
+def test_every_exact_backend_competes(operation):
+    own = {"reference"} if operation in WITHOUT_TRITON else {"reference", "triton"}
+    assert set(tune.eligible_backends(operation)) == (own | set(MORE_BACKENDS.get(operation, ()))) - {"scaled_mm_fast"}
 
 
 def test_after_the_limit_nothing_is_begun_and_what_was_done_is_kept(card, capsys, monkeypatch):
