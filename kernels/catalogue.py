@@ -9,66 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import adaln, attention, combine, corrections, embed, fp8, mlp, philox, qkv, readout
+from .catalogue_sizes import SIZES, Size
+
+__all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
 
 
-@dataclass(frozen=True)
-class Size:
-    """A model at a resolution: B samples with two live branches, L image tokens, M text tokens, width D, H heads."""
-
-    name: str
-    samples: int
-    tokens: int
-    text: int
-    width: int
-    heads: int
-    patch: int
-    channels: int
-    dual: bool = False  # two modulated outputs of one norm
-    single: bool = False  # attention in fp32 too
-    layers: int = 1
-    weight: float = 1.0  # how much a run of this model counts among those of the others
-
-    @property
-    def rows(self) -> int:
-        return 2 * self.samples
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def outputs(self) -> int:
-        """Numbers in a patch."""
-        return self.patch**2 * self.channels
-
-    @property
-    def latent(self) -> tuple[int, int, int, int]:
-        """[B, C, H, W] of a square latent."""
-        side = isqrt(self.tokens) * self.patch
-        return self.samples, self.channels, side, side
-
-
-SIZES = (
-    Size("herbarium", 24, 64, 0, 192, 6, 4, 3, dual=True, single=True, layers=12, weight=0.1),
-    Size("DiT-B/8 256", 8, 16, 0, 768, 12, 8, 4, layers=12, weight=0.1),
-    Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True, layers=28),
-    Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4, layers=28),
-    Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, layers=24),
-    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=True, layers=24),
-    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16, layers=38),
-    Size("DiT-XL/2 256 B=1", 1, 256, 0, 1152, 16, 2, 4, layers=28),
-    Size("SD3.5-medium 512", 1, 1024, 333, 1536, 24, 2, 16, dual=True, layers=24),
-    Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True, layers=24, weight=0.1),
-)
 PRODUCTS = (attention, embed, mlp, readout)  # the modules whose operations contain matrix products
 FP8_CAPABILITY = 89
+EPS = 1e-6
+# of the table that holds the numbers of every call: the scale of the state, the solver's six, and a factor for each branch
+CALLS, CALL_NUMBERS = 33, 10
 
 
 @dataclass(frozen=True)
@@ -115,6 +71,7 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     has_product: bool = False
     backend: str = "triton"  # whose function the kernel is
+    branches: int = 2  # that are live in the call which it is of
     alternative: bool = False  # the same work as the case before it, by another of the vendor's functions
     complete: Callable[[Callable], Callable] = lambda function: function  # the form of a function by which it is compared
 
@@ -149,52 +106,78 @@ def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
 
 def _beginning(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     """The table row of the call, the modulation, and the tokens."""
-    width, samples, inputs = 6 * size.width * 24, size.samples, size.channels * size.patch**2
+    width, samples, inputs = size.modulations * size.width, size.samples, size.channels * size.patch**2
+
+    def call(make: Factory) -> tuple[Tensor, Tensor]:
+        return make.single(CALLS, CALL_NUMBERS), make.counters(samples)
 
     def rows(make: Factory) -> tuple[Tensor, Tensor]:
-        return make(64, width), make.counters(size.rows)
+        return make(64, size.width), make.counters(size.rows)
 
     def modulation(make: Factory) -> tuple:
         condition = make.counters(2 * samples).view(2, samples) % 16
         return make(64, width), make.counters(4), make.counters(samples) % 4, condition, 16, make(2 * samples, width)
 
-    def tokens(make: Factory) -> tuple[Tensor, ...]:
+    def tokens(make: Factory, roots: int, scaled: bool) -> tuple:
         weight = make(size.width, size.channels, size.patch, size.patch) / inputs**0.5
-        hidden = make(2, samples, size.tokens, size.width)
-        return make.single(*size.latent), weight, make(size.width), make(size.tokens, size.width), hidden
+        hidden, scale = make(roots, samples, size.tokens, size.width), make.single(CALLS, CALL_NUMBERS)[:samples, 0]
+        positions = make(size.tokens, size.width)
+        return make.single(*size.latent), weight, make(size.width), positions, hidden, scale if scaled else None
 
-    traffic = combine.gather_bytes_moved(size.rows, width, dtype.itemsize)
-    yield _case(combine, "gather_rows", size, rows, traffic, 0, dtype=dtype)
+    traffic = combine.gather_bytes_moved(samples, CALL_NUMBERS, 4)
+    yield _case(combine, "gather_rows", size, call, traffic, 0, dtype=torch.float32)
+    traffic = combine.gather_bytes_moved(size.rows, size.width, dtype.itemsize)
+    yield _case(combine, "gather_rows", size, rows, traffic, 0, variant="of embeddings", dtype=dtype)
     traffic = combine.modulation_bytes_moved(2 * samples, width, dtype.itemsize)
     yield _case(combine, "gather_modulation", size, modulation, traffic, 0, dtype=dtype)
-    traffic = embed.bytes_moved(samples, 2, size.tokens, inputs, size.width, dtype.itemsize)
-    yield _case(
-        embed, "embed_patches", size, tokens, traffic, embed.flops(samples, size.tokens, inputs, size.width), dtype=dtype
-    )
+    for scaled in (False,) if size.text else (False, True):  # the preconditioning of networks that predict noise
+        for roots in (2, 1):
+            traffic = embed.bytes_moved(samples, roots, size.tokens, inputs, size.width, dtype.itemsize)
+            variant = ", ".join(filter(None, ("scaled" * scaled, "one root" * (roots == 1))))
+            more = {"variant": variant, "branches": roots, "dtype": dtype}
+            work = embed.flops(samples, size.tokens, inputs, size.width)
+            yield _case(embed, "embed_patches", size, partial(tokens, roots=roots, scaled=scaled), traffic, work, **more)
+
+
+# states [R, L, D], vectors [R, 1, D], outputs
+NORMS = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
+DUAL_NORMS = {
+    "modulated_norm2": (1, 4, 2),
+    "residual_modulated_norm2": (2, 5, 2),
+    "residual2_modulated_norm": (3, 4, 1),
+}
+FP8_NORMS = {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
 
 
 def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
-    shape = (size.rows, size.tokens, size.width)
-    # operation: states [R, L, D], vectors [R, 1, D], outputs
-    operations = {"modulated_norm": (1, 2, 1), "gated_residual": (2, 1, 0), "residual_modulated_norm": (2, 3, 1)}
-    if size.dual:
-        operations |= {
-            "modulated_norm2": (1, 4, 2),
-            "residual_modulated_norm2": (2, 5, 2),
-            "residual2_modulated_norm": (3, 4, 1),
-        }
-    operations |= {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
-    for operation, (states, vectors, outputs) in operations.items():
+    """Of the image stream, then of the text's; after a joint attention the residual brings the bias of its projection."""
+    image, text = (size.rows, size.tokens), (size.rows, size.text)
+    for operation in NORMS | (DUAL_NORMS if size.dual else {}) | FP8_NORMS:
+        yield _norm(operation, size, dtype, *image)
+    if not size.text:
+        return
+    for operation in ("residual_modulated_norm", "residual2_modulated_norm") if size.dual else ("residual_modulated_norm",):
+        yield _norm(operation, size, dtype, *image, biased=True, variant="with bias")
+    for operation in ("modulated_norm", "residual_modulated_norm"):
+        yield _norm(operation, size, dtype, *text, variant="of the text")
+    yield _norm("residual_modulated_norm", size, dtype, *text, biased=True, variant="of the text, with bias")
+    for operation in NORMS:
+        yield _norm(operation, size, dtype, size.samples, size.text, variant="of the text, one branch", branches=1)
 
-        def arguments(make: Factory, states: int = states, vectors: int = vectors) -> tuple[Tensor, ...]:
-            modulation = make(size.rows, vectors * size.width)[:, None].chunk(vectors, dim=-1)
-            return (*(make(*shape) for _ in range(states)), *modulation)
 
-        in_fp8 = operation.endswith("fp8")
-        traffic = adaln.bytes_moved(*shape, dtype.itemsize, states - 1, outputs, in_fp8)
-        work = adaln.flops(*shape, states - 1, outputs)
-        capability = FP8_CAPABILITY if in_fp8 else 80
-        yield _case(adaln, operation, size, arguments, traffic, work, minimum_capability=capability, dtype=dtype)
+def _norm(operation: str, size: Size, dtype: torch.dtype, rows: int, tokens: int, biased: bool = False, **more: Any) -> Case:
+    shape, in_fp8 = (rows, tokens, size.width), operation.endswith("fp8")
+    states, vectors, outputs = (NORMS | DUAL_NORMS | FP8_NORMS)[operation]
+
+    def arguments(make: Factory) -> tuple:
+        modulation = make(rows, vectors * size.width)[:, None].chunk(vectors, dim=-1)
+        bias = (EPS, make(size.width)) if biased else ()
+        return *(make(*shape) for _ in range(states)), *modulation, *bias
+
+    traffic = adaln.bytes_moved(*shape, dtype.itemsize, states - 1, outputs, in_fp8)
+    work = adaln.flops(*shape, states - 1, outputs) + biased * rows * tokens * size.width
+    capability = FP8_CAPABILITY if in_fp8 else 80
+    return _case(adaln, operation, size, arguments, traffic, work, minimum_capability=capability, dtype=dtype, **more)
 
 
 def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
@@ -205,11 +188,19 @@ def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         streams = [make(rows, count, 3 * size.width) for count in (size.tokens, size.text) if count]
         return (*streams, heads, weights, weights) if size.text else (*streams, heads, *weights)
 
+    def alone(make: Factory) -> tuple:
+        return make(rows, size.tokens, 3 * size.width), heads, make(head_dim), make(head_dim)
+
     operation, parts = ("joint_heads_norm", 3) if size.text else ("split_heads_norm", 2)
     for norm in (True, False) if size.text else (True,):
         traffic = qkv.bytes_moved(rows, tokens, size.width, dtype.itemsize, parts)
         variant, work = "" if norm else "without norm", qkv.flops(rows, tokens, size.width, norm)
         yield _case(qkv, operation, size, partial(projections, norm=norm), traffic, work, variant=variant, dtype=dtype)
+
+    if size.text and size.dual:
+        traffic = qkv.bytes_moved(rows, size.tokens, size.width, dtype.itemsize, 2)
+        work = qkv.flops(rows, size.tokens, size.width, True)
+        yield _case(qkv, "split_heads_norm", size, alone, traffic, work, variant="of the image alone", dtype=dtype)
 
     def split(make: Factory, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
         return make(3, rows, tokens, heads, head_dim, dtype=dtype).transpose(2, 3).unbind()
@@ -303,15 +294,23 @@ def _readouts(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         weight, bias = make(outputs, width) / width**0.5, make(outputs)
         return *head(make, 2, samples), make.single(samples, 2), (0, 1), weight, bias
 
-    def update(make: Factory) -> tuple:
-        state = (make.single(*size.latent) for _ in range(2))
-        return *state, make.single(samples, 6), None, *combined(make), size.patch
+    def update(make: Factory, branches: int) -> tuple:
+        numbers = make.single(samples, CALL_NUMBERS)  # the row of the call
+        weight, bias = make(outputs, width) / width**0.5, make(outputs)
+        combination = numbers[:, 7 : 7 + branches], tuple(range(branches)), weight, bias
+        states = (make.single(*size.latent) for _ in range(2))
+        return *states, numbers[:, 1:7], None, *head(make, 2, samples), *combination, size.patch, make.counters(samples)
 
-    operations = (("project", project, 1), ("combine_then_project", combined, 2), ("readout_update", update, 2))
-    for operation, arguments, branches in operations:
+    one = partial(update, branches=1)
+    operations = (
+        ("project", project, 1, ""), ("combine_then_project", combined, 2, ""),
+        ("readout_update", partial(update, branches=2), 2, ""), ("readout_update", one, 1, "one branch"),
+    )  # fmt: skip
+    for operation, arguments, branches, variant in operations:
         counts = (samples, branches, tokens, width, outputs)
         traffic = readout.bytes_moved(*counts, dtype.itemsize, operation == "readout_update")
-        yield _case(readout, operation, size, arguments, traffic, readout.flops(*counts), dtype=dtype)
+        more = {"variant": variant, "branches": 1 if variant else 2, "dtype": dtype}
+        yield _case(readout, operation, size, arguments, traffic, readout.flops(*counts), **more)
 
 
 def _updates(size: Size) -> Iterator[Case]:
@@ -321,7 +320,8 @@ def _updates(size: Size) -> Iterator[Case]:
 
     def update(make: Factory, noise: bool) -> tuple:
         states = [make.single(*size.latent) for _ in range(4)]
-        return *states[:3], states[3] if noise else None, make.single(samples, 6)
+        row = make.single(samples, CALL_NUMBERS)[:, 1:7]
+        return *states[:3], states[3] if noise else None, row, make.counters(samples)
 
     def branches(make: Factory) -> tuple:
         outputs = make.single(2, samples, size.tokens, size.outputs)

@@ -119,7 +119,7 @@ def gather_kernel(
     copy_row(p_table, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
 
 
-@jit(do_not_specialize=["entries", "calls", "samples", "conditions"])
+@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "condition_block"])
 def modulation_kernel(
     p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, call_step,
     condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr,

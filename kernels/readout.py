@@ -93,7 +93,7 @@ def update_patches(
     tl.store(p_x + o_pixel, b_new, mask=m_y)
 
 
-@jit(do_not_specialize=["tokens", "height", "width"])
+@jit(do_not_specialize=["tokens", "height", "width", "coefficient_branch"])
 def readout_kernel(
     p_h, p_shift, p_scale, p_coefficients, p_weight, p_bias, p_out, p_x, p_history, p_noise, p_row, p_call,
     tokens, h_block, h_sample, h_token, shift_block, shift_sample, scale_block, scale_sample,

@@ -20,13 +20,17 @@ ONCE_A_STEP = (
     "modulated_norm", "modulated_norm2", "gated_residual",  # where no residual waits, or none may
 )  # fmt: skip
 TWICE_A_LAYER = ("residual_modulated_norm", "residual_modulated_norm_fp8")
-RARE = 0.1  # of the runs: those with fp8 linears, a correction or noise; and those of a network in fp32
+RARE = 0.1  # of the runs: those with fp8 linears, a correction or noise; those of a network in fp32; and calls of one branch
 
 
 def calls(case: Case) -> int:
-    """How often the operation occurs in a step of the case's model, in its image stream."""
+    """How often the operation occurs in a step of the case's model, in the stream and in the form that the case is of."""
     if case.operation in ONCE_A_STEP:
         return 1
+    if case.operation == "split_heads_norm" and case.size.text:
+        return case.size.dual
+    if case.operation == "residual_modulated_norm" and case.size.text:
+        return case.size.layers  # with the bias of a projection after the attention, without one after the MLP
     return case.size.layers * (2 if case.operation in TWICE_A_LAYER else 1)
 
 
@@ -39,7 +43,11 @@ def nominal_seconds(case: Case) -> float:
 def is_rare(case: Case) -> bool:
     """Whether few runs contain the case."""
     single = case.dtype == torch.float32 and case.has_product
-    return single or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise", "linear_gated_residual")
+    return (
+        single
+        or case.branches == 1
+        or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise", "linear_gated_residual")
+    )
 
 
 @cache

@@ -17,7 +17,7 @@ from segue.kernels.choice import CLASSIFIERS
 from segue.kernels.dispatch import FP8_OPERATIONS, MORE_BACKENDS, WITHOUT_TRITON
 from segue.kernels.launch import AttentionLaunch, FlatLaunch, RowLaunch, launch_config, using
 from segue.kernels.resources import Resources, case_launches, runs_on
-from segue.kernels.shares import is_rare, share, step_seconds, weight
+from segue.kernels.shares import calls, is_rare, share, step_seconds, weight
 from segue.kernels.triton_runtime import interpreting, triton
 
 SERVED = "sm_90"
@@ -381,6 +381,30 @@ def test_the_shares_of_a_step_are_parts_of_it():
     attention = next(case for case in sd3 if case.operation == "attention")
     assert share(attention) == max(map(share, sd3))
     assert weight(attention) * step_seconds(SIZES[4]) == SIZES[4].layers
+
+
+def test_a_form_counts_as_often_as_it_occurs():
+    """Of SD3.5's residual norms half bring the bias of a projection; a second attention is not in every block."""
+    size = next(size for size in SIZES if size.name == "SD3.5-medium 1024")
+    counts = {(case.operation, case.variant): calls(case) for case in cases(size)}
+    norm = "residual_modulated_norm"
+    assert [counts[norm, form] for form in ("", "with bias", "of the text", "of the text, with bias")] == [24] * 4
+    assert counts["split_heads_norm", "of the image alone"] == 13 and counts["joint_heads_norm", ""] == 24
+    image, text = (
+        next(one for one in cases(size) if one.name == f"{norm}{form}, {size.name}") for form in ("", " of the text")
+    )
+    assert share(text) < share(image) / 4  # 333 tokens against 4096
+    alone = [case for case in cases(size) if case.branches == 1]
+    assert {case.operation for case in alone} == {"embed_patches", "readout_update", "modulated_norm", norm, "gated_residual"}
+    assert all(map(is_rare, alone))
+    single = next(one for one in cases(SIZES[2]) if one.operation == norm)
+    assert calls(single) == 2 * single.size.layers
+
+
+def test_tables_of_another_width_are_other_shapes():
+    """The modulation of SD3.5-medium is wider than that of SD3-medium, whose other operations are the same."""
+    gathers = [case for size in SIZES[4:6] for case in cases(size) if case.operation == "gather_modulation"]
+    assert len(agenda.weighed(gathers, 1.0)) == 2
 
 
 def test_equal_shapes_are_timed_once_and_count_for_all(card):

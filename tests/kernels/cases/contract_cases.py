@@ -73,10 +73,10 @@ def test_the_outliers_are_there(device):
 def test_bits_that_are_promised(case: Case, dtype, device, seed):
     """Of every bit pattern, NaN among them: compared as integers."""
     table, *rest = case.arguments(Factory(device, dtype, seed))
-    bits = table.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    bits = table.view(torch.int32 if table.dtype == torch.float32 else torch.int16)
     bits.copy_(torch.arange(bits.numel(), device=device).view(bits.shape) * 2654435761)
     ours, theirs = (function(table, *rest).view(bits.dtype) for function in (case.kernel, case.reference))
-    assert torch.equal(ours, theirs) and len(ours.unique()) > 1000
+    assert torch.equal(ours, theirs) and len(ours.unique()) > ours.numel() // 2
 
 
 def test_heads_that_are_only_moved_keep_their_bits(dtype, normal):
