@@ -11,6 +11,8 @@ import torch
 from .candidates import candidates
 from .catalogue import SIZES, Case, Factory, cases
 from .choice import CLASSIFIERS
+from .contracts import contract
+from .dispatch import MORE_BACKENDS, WITHOUT_TRITON
 from .launch import Key, recorded_lookups, table_architecture
 from .launch_table import TABLE
 from .resources import case_launches, runs_on
@@ -62,6 +64,13 @@ def choices(architecture: str) -> tuple[Choice, ...]:
                 if shape_class != FULL_PRECISION:
                     found.setdefault((case.operation, shape_class), []).append(case)
     return tuple(Choice(*key, tuple(alike)) for key, alike in found.items())
+
+
+def eligible_backends(operation: str) -> list[str]:
+    """The backends that may become the automatic choice: approximate ones only where the reference is approximate too."""
+    own = ("reference",) if operation in WITHOUT_TRITON else ("reference", "triton")
+    names = (*own, *MORE_BACKENDS.get(operation, ()))
+    return [name for name in names if contract(operation, name).bound is None or contract(operation).bound is not None]
 
 
 @dataclass(frozen=True)

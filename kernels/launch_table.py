@@ -12,6 +12,9 @@ PROVENANCE: dict[str, str] = {
     "sm_90": "first candidate that compiles without spills, not timed; triton 3.9.0",
 }
 
+# what was timed: a digest of all that the outcome of an entry or of a choice between backends depends on, by architecture
+MEASURED: dict[str, dict[tuple[str, str, str], str]] = {}
+
 # the backend that was measured to be the fastest, by architecture, operation and shape class
 PREFERRED: dict[str, dict[tuple[str, str], str]] = {}
 

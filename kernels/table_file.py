@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from .launch_table import PREFERRED, PROVENANCE, TABLE
+from .launch_table import MEASURED, PREFERRED, PROVENANCE, TABLE
 
 TABLE_FILE = Path(__file__).with_name("launch_table.py")
 LINE_LENGTH = 128
@@ -16,6 +16,9 @@ Written by ``python -m segue.kernels.tune``.
 from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, ReadoutLaunch, RowLaunch
 
 PROVENANCE: dict[str, str] = {}
+
+# what was timed: a digest of all that the outcome of an entry or of a choice between backends depends on, by architecture
+MEASURED: dict[str, dict[tuple[str, str, str], str]] = {}
 
 # the backend that was measured to be the fastest, by architecture, operation and shape class
 PREFERRED: dict[str, dict[tuple[str, str], str]] = {}
@@ -44,7 +47,7 @@ def table_source() -> str:
             return f"({', '.join(map(source, value))})"
         return json.dumps(value) if isinstance(value, str) else repr(value)
 
-    return TABLE_SOURCE.format(mapping(PROVENANCE), mapping(PREFERRED), mapping(TABLE))
+    return TABLE_SOURCE.format(mapping(PROVENANCE), mapping(MEASURED), mapping(PREFERRED), mapping(TABLE))
 
 
 def write_table(path: Path = TABLE_FILE) -> None:

@@ -1,6 +1,7 @@
 """Writes the launch table: ``python -m segue.kernels.tune`` times candidates on the GPU at hand, for its architecture.
 
-What a run gains most from comes first, and the table is written after every entry, so that it may be stopped at any time.
+What a run gains most from comes first, and the table is written after every entry, so that it may be stopped at any time and
+goes on where it was: what is recorded as timed on this card, by these versions and for these kernels is not timed again.
 ``--untimed`` needs no GPU: for every architecture it takes, for each entry, the first candidate in the order of expectation
 that compiles without spills and within the shared memory for every case of the catalogue that would use it.
 """
@@ -20,20 +21,21 @@ from typing import Any
 
 import torch
 
-from .agenda import Choice, agenda, users, weighed
+from .agenda import Choice, agenda, eligible_backends, users, weighed
 from .candidates import candidates
 from .catalogue import Case, Factory
 from .compilers import Compilers, Job, misfit
-from .contracts import contract
-from .dispatch import MORE_BACKENDS, WITHOUT_TRITON, select_kernels
+from .dispatch import select_kernels
 from .launch import Key, LaunchConfig, launch_config, stand_in, table_architecture, using
-from .launch_table import PREFERRED, PROVENANCE, TABLE
+from .launch_table import MEASURED, PREFERRED, PROVENANCE, TABLE
+from .measured import is_recorded, name_of, outcome_digest, take_over
 from .resources import ARCHITECTURES, TIMED, runs_on
 from .table_file import TABLE_FILE, write_table
 from .trial import Trial
 from .triton_runtime import architecture, triton
 
 DTYPE = torch.bfloat16
+DONE, LOST, UNFINISHED = 0, 1, 3  # exit codes: to the end of the agenda; without the device; started again, it goes on
 TIMED_SHARE = 0.9  # of what an entry is used for; the cases that make up the rest are not timed
 
 
@@ -143,13 +145,6 @@ def tune_entry(key: Key, device: Device, compilers: Compilers) -> bool:
     return best is not None
 
 
-def eligible_backends(operation: str) -> list[str]:
-    """The backends that may become the automatic choice: approximate ones only where the reference is approximate too."""
-    own = ("reference",) if operation in WITHOUT_TRITON else ("reference", "triton")
-    names = (*own, *MORE_BACKENDS.get(operation, ()))
-    return [name for name in names if contract(operation, name).bound is None or contract(operation).bound is not None]
-
-
 def choose_backend(choice: Choice, device: Device) -> bool:
     """Time the backends of one operation at one shape class and keep the fastest; whether there was one."""
     operation, shape_class = choice.operation, choice.shape_class
@@ -171,30 +166,50 @@ def _with_backend(operation: str, name: str, device: Device):
     return select_kernels(device.device, DTYPE, overrides={operation: name}).kernels
 
 
-def timed(device: Device, only: set[str], jobs: int, limit_seconds: float, out: Path) -> bool:
-    """Tune what is on the agenda until the limit; the table is written after every entry.  False where the device was lost."""
-    begin, done = time.monotonic(), 0
+def timed(device: Device, only: set[str], jobs: int, limit_seconds: float, out: Path) -> int:
+    """Tune what is on the agenda and not recorded until the limit: ``DONE``, ``LOST`` or ``UNFINISHED``.
+
+    The table is written after every item.
+    """
+    begin, done, recorded, code = time.monotonic(), 0, 0, DONE
     items = agenda(device.architecture, only)
-    work: list[Job] = [
-        (item, config, device.architecture) for item in items if isinstance(item, tuple) for config in candidates(item)
-    ]
+
+    def known(item: Key | Choice) -> bool:
+        return is_recorded(item, device.name, device.architecture)
+
+    entries = [item for item in items if isinstance(item, tuple) and not known(item)]
+    work: list[Job] = [(entry, config, device.architecture) for entry in entries for config in candidates(entry)]
     with Compilers(jobs, work) as compilers:
         for index, item in enumerate(items):
+            if known(item):
+                done, recorded = done + 1, recorded + 1
+                continue
             left = limit_seconds - (time.monotonic() - begin)
             if left <= 0 or (isinstance(item, tuple) and not compilers.wait(item, left)):
-                print(
-                    f"the limit of {limit_seconds:g} s is reached: {len(items) - index} of {len(items)} not begun", flush=True
-                )
+                count = f"{sum(not known(other) for other in items[index:])} of {len(items)}"
+                print(f"the limit of {limit_seconds:g} s is reached: {count} not begun", flush=True)
+                code = UNFINISHED
                 break
             try:
-                done += choose_backend(item, device) if isinstance(item, Choice) else tune_entry(item, device, compilers)
+                done += _tuned(item, device, compilers)
             except DeviceLostError as error:
                 print(f"{item}: the device is lost, {error}", flush=True)
-                return False
+                return LOST
             _record(device, done, len(items))
             write_table(out)
-    print(f"{done} of {len(items)} tuned; written to {out}", flush=True)
-    return True
+    write_table(out)
+    print(f"{done} of {len(items)} tuned, {recorded} of them before; written to {out}", flush=True)
+    return code
+
+
+def _tuned(item: Key | Choice, device: Device, compilers: Compilers) -> bool:
+    """Tune an item and record its outcome; whether it has one."""
+    record = MEASURED.setdefault(device.served, {})
+    record.pop(name_of(item), None)
+    found = choose_backend(item, device) if isinstance(item, Choice) else tune_entry(item, device, compilers)
+    if found:
+        record[name_of(item)] = outcome_digest(item, device.name, device.architecture)
+    return found
 
 
 def _record(device: Device, done: int, entries: int) -> None:
@@ -217,6 +232,7 @@ def untimed(only: set[str], jobs: int, out: Path) -> None:
             TABLE[served] = {key: TABLE[served][key] for key in keys}  # without entries that nothing looks up
             PROVENANCE[served] = f"first candidate that compiles without spills, not timed; triton {triton.__version__}"
             PREFERRED.pop(served, None)
+            MEASURED.pop(served, None)
         stand_in.cache_clear()
         write_table(out)
 
@@ -229,7 +245,7 @@ def first_fitting(job: tuple[Key, str]) -> LaunchConfig | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when it came to its end, within the limit or not; 1 where the device was lost."""
+    """``DONE``, ``LOST`` or ``UNFINISHED``; what the table at ``--out`` records is not timed again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--untimed", action="store_true", help="defaults for every architecture, by compilation alone")
     parser.add_argument("--only", default="", help="operations to tune, such as attention,linear; default all")
@@ -245,7 +261,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         parser.error("timing needs a CUDA device; --untimed needs none")
-    return 0 if timed(Device.current(), only, options.jobs, options.limit_seconds, options.out) else 1
+    device = Device.current()
+    try:
+        if options.out.exists():
+            take_over(options.out, device.served)
+    except ValueError as error:
+        parser.error(str(error))
+    return timed(device, only, options.jobs, options.limit_seconds, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The tuner from its command to the file it leaves, with the device, the compilers and the clock replaced."""
 
 import ast
+import copy
 import importlib.util
 import itertools
 import types
@@ -10,7 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 import torch
 
-from segue.kernels import agenda, candidates, compilers, launch_table, table_file, trial, tune
+from segue.bench.suites import UNFINISHED
+from segue.kernels import agenda, candidates, compilers, launch_table, measured, table_file, trial, tune
 from segue.kernels.agenda import Choice
 from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.choice import CLASSIFIERS
@@ -21,6 +23,7 @@ from segue.kernels.shares import calls, is_rare, share, step_seconds, weight
 from segue.kernels.triton_runtime import interpreting, triton
 
 SERVED = "sm_90"
+COMMITTED = {name: copy.deepcopy(getattr(launch_table, name)) for name in ("TABLE", "PREFERRED", "MEASURED")}
 ATTENTION, PHILOX = ("attention", "k64 t4096"), ("philox", "any")
 
 
@@ -42,7 +45,8 @@ def card(monkeypatch, tmp_path):
     monkeypatch.setattr(tune.Device, "current", classmethod(lambda cls: PretendDevice(torch.device("cpu"), SERVED)))
     monkeypatch.setattr(tune, "_with_backend", lambda operation, name, device: Named(operation, name))
     monkeypatch.setattr(trial.Trial, "agrees", lambda self, function: True)
-    for name, table in (("TABLE", launch_table.TABLE), ("PREFERRED", launch_table.PREFERRED)):
+    for name in ("TABLE", "PREFERRED", "MEASURED"):
+        table = getattr(launch_table, name)
         monkeypatch.setitem(table, SERVED, dict(table.get(SERVED, {})))
         assert getattr(tune, name) is table
     monkeypatch.setitem(launch_table.PROVENANCE, SERVED, "untouched")
@@ -91,10 +95,11 @@ def test_the_whole_tuner(card, capsys):
     assert card.run() == 0
     said = capsys.readouterr().out
     items = agenda.agenda(SERVED, set())
-    assert f"{len(items)} of {len(items)} tuned; written to {card.path}" in said
+    assert f"{len(items)} of {len(items)} tuned, 0 of them before; written to {card.path}" in said
     written = card.written()
-    tables = (launch_table.TABLE, launch_table.PREFERRED, launch_table.PROVENANCE)
-    assert tables == (written.TABLE, written.PREFERRED, written.PROVENANCE)
+    for name in ("TABLE", "PREFERRED", "PROVENANCE", "MEASURED"):
+        assert getattr(launch_table, name) == getattr(written, name)
+    assert len(written.MEASURED[SERVED]) == len(items)
     for key, config in written.TABLE[SERVED].items():
         assert config == candidates.candidates(key)[-1], key
     assert written.PREFERRED[SERVED]["linear_gelu", "m8192 in2048 out8192"] == "cublaslt"
@@ -165,7 +170,7 @@ def test_an_approximate_backend_is_never_the_automatic_choice(card):
 @pytest.mark.parametrize("operation", CLASSIFIERS)
 def test_every_exact_backend_competes(operation):
     own = {"reference"} if operation in WITHOUT_TRITON else {"reference", "triton"}
-    assert set(tune.eligible_backends(operation)) == (own | set(MORE_BACKENDS.get(operation, ()))) - {"scaled_mm_fast"}
+    assert set(agenda.eligible_backends(operation)) == (own | set(MORE_BACKENDS.get(operation, ()))) - {"scaled_mm_fast"}
 
 
 def test_after_the_limit_nothing_is_begun_and_what_was_done_is_kept(card, capsys, monkeypatch):
@@ -173,12 +178,75 @@ def test_after_the_limit_nothing_is_begun_and_what_was_done_is_kept(card, capsys
     items = agenda.agenda(SERVED, set())
     before = dict(launch_table.TABLE[SERVED])
     monkeypatch.setattr(tune.time, "monotonic", itertools.count().__next__)
-    assert card.run("--limit-seconds", "4") == 0
+    assert card.run("--limit-seconds", "4") == tune.UNFINISHED == UNFINISHED
     done = [item for item in items[:3] if not isinstance(item, Choice)]
     assert f"the limit of 4 s is reached: {len(items) - 3} of {len(items)} not begun" in capsys.readouterr().out
     table = card.written().TABLE[SERVED]
     assert {key for key in table if table[key] != before[key]} == set(done)
     assert card.written().PROVENANCE[SERVED].startswith(f"timed on pretended card, 3 of {len(items)} entries")
+
+
+def forget(monkeypatch):
+    """As a process that has just begun: the tables in memory are the committed ones."""
+    for name in ("TABLE", "PREFERRED", "MEASURED"):
+        table = getattr(launch_table, name)
+        monkeypatch.setitem(table, SERVED, dict(COMMITTED[name].get(SERVED, {})))
+
+
+def test_a_second_call_goes_on_where_the_first_ended(card, capsys, monkeypatch):
+    """Two calls with a limit, and a third to the end, time every item once and leave the table of a single call."""
+    begun, plain = [], tune._tuned
+    monkeypatch.setattr(tune, "_tuned", lambda item, *rest: begun.append(item) or plain(item, *rest))
+    with monkeypatch.context() as clock:
+        clock.setattr(tune.time, "monotonic", itertools.count().__next__)
+        assert card.run("--limit-seconds", "9") == UNFINISHED
+        forget(monkeypatch)
+        assert card.run("--limit-seconds", "9") == UNFINISHED
+    forget(monkeypatch)
+    assert card.run() == 0
+    items = agenda.agenda(SERVED, set())
+    assert sorted(map(str, begun)) == sorted(map(str, items)) and begun[:16] == items[:16]
+    assert f"{len(items)} of {len(items)} tuned, 16 of them before" in capsys.readouterr().out
+    found = card.written()
+    card.path.unlink()
+    forget(monkeypatch)
+    assert card.run() == 0
+    assert (found.TABLE, found.PREFERRED, found.MEASURED) == (
+        card.written().TABLE, card.written().PREFERRED, card.written().MEASURED,
+    )  # fmt: skip
+    assert found.PROVENANCE[SERVED].startswith(f"timed on pretended card, {len(items)} of {len(items)} entries")
+
+
+@pytest.mark.parametrize("changed", ["nothing", "card", "triton", "kernel", "candidates"])
+def test_what_was_timed_under_other_conditions_is_timed_again(card, monkeypatch, changed):
+    assert card.run("--only", "solver") == 0
+    forget(monkeypatch)
+    if changed == "card":
+        monkeypatch.setattr(PretendDevice, "name", "another card")
+    elif changed == "triton":
+        monkeypatch.setattr(measured, "triton", types.SimpleNamespace(__version__="0"))
+    elif changed == "kernel":
+        monkeypatch.setattr(measured, "source_digests", lambda launches: {"solver_kernel": "other"})
+    elif changed == "candidates":
+        monkeypatch.setattr(measured, "candidates", lambda key: candidates.candidates(key)[1:])
+    begun, plain = [], tune.tune_entry
+    monkeypatch.setattr(tune, "tune_entry", lambda key, *rest: begun.append(key) or plain(key, *rest))
+    assert card.run("--only", "solver") == 0
+    assert begun == ([] if changed == "nothing" else [("solver", "any")])
+    assert card.written().TABLE[SERVED]["solver", "any"] == candidates.candidates(("solver", "any"))[-1]
+
+
+def test_an_item_without_an_outcome_is_not_recorded(card):
+    card.misfit = lambda job: "32 bytes of stack" if job[0] == PHILOX else None
+    assert card.run("--only", "philox,solver") == 0
+    assert set(card.written().MEASURED[SERVED]) == {("entry", "solver", "any")}
+
+
+def test_a_file_that_is_no_table_is_refused(card, capsys):
+    card.path.write_text("import nothing_of_the_kind\n")
+    with pytest.raises(SystemExit):
+        card.run()
+    assert f"{card.path} is no launch table: ModuleNotFoundError" in capsys.readouterr().err
 
 
 def test_a_tuner_that_is_killed_leaves_what_it_had(card, monkeypatch):
@@ -234,6 +302,7 @@ def test_untimed_takes_the_first_candidate_that_fits_and_keeps_an_entry_that_non
     monkeypatch.setitem(launch_table.TABLE, SERVED, dict(launch_table.TABLE[SERVED]) | {("solver", "gone"): FlatLaunch(512, 4)})
     monkeypatch.setitem(launch_table.PROVENANCE, SERVED, "timed on a card")
     monkeypatch.setitem(launch_table.PREFERRED, SERVED, {("attention", "k64 t4096"): "triton"})
+    monkeypatch.setitem(launch_table.MEASURED, SERVED, {("entry", *PHILOX): "0123456789abcdef"})
     new = ("heads", "k64 m512")
     del launch_table.TABLE[SERVED][new]
     stood_in = launch_config(*new, SERVED)
@@ -254,6 +323,7 @@ def test_untimed_takes_the_first_candidate_that_fits_and_keeps_an_entry_that_non
     assert ("solver", "gone") not in table
     assert "('philox', 'any'): NOT CHOSEN" in capsys.readouterr().out
     assert launch_table.PROVENANCE[SERVED].startswith("first candidate that compiles") and SERVED not in launch_table.PREFERRED
+    assert SERVED not in launch_table.MEASURED
     assert len(asked) == len(set(asked))
     assert (tmp_path / "table.py").read_text() == table_file.table_source()
     tune.first_fitting.cache_clear()
