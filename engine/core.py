@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
+from segue.models.block_linears import check_block_linears
 from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
@@ -57,6 +58,8 @@ class EngineCore:
         if "main" in (models or {}):
             raise ValueError("further networks need names of their own: 'main' is the network that is sampled")
         networks = {"main": model, **(models or {})}
+        for network in networks.values():
+            check_block_linears(network)
         check_graphs(graphs, self.device)
         backend, overrides = parse_kernels(kernels)
         self.selection = select_kernels(self.device, self.dtype, network_shapes(networks), backend=backend, overrides=overrides)

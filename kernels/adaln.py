@@ -40,8 +40,7 @@ def _modulated(n: Tensor, shift: Tensor, scale: Tensor, out: Tensor | None = Non
 
 def gated_residual(h: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None = None) -> Tensor:
     """``h += gate * (y + bias)`` in place; returns ``h``.  h, y [R, L, D]; gate [R, 1, D]; bias [D], zero without."""
-    torch.addcmul(h, y, gate, out=h)
-    return h if bias is None else h.addcmul_(gate, bias)
+    return torch.addcmul(h, y if bias is None else y + bias, gate, out=h)
 
 
 def residual_modulated_norm(

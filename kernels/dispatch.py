@@ -1,7 +1,7 @@
 """Which implementation of each operation runs, decided once when an engine is built.
 
-``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, with oneDNN's products on x86, and may fall back;
-that is logged once.  An explicit request works or raises.
+``auto`` takes Triton kernels on CUDA and the reference functions elsewhere, with oneDNN's products in fp32 on x86, and may
+fall back; that is logged once.  An explicit request works or raises.
 """
 
 import logging

@@ -4,18 +4,13 @@ Embedders, modulation and readout stay as they are: they are small, or run once 
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 from torch import nn
 
+from .block_linears import block_linears
 from .fp8_linear import Fp8Linear, fp8_fits
-from .layers import Mlp
-from .mmdit import StreamAttention
-from .sit import Attention
-
-OWNERS = (Attention, StreamAttention, Mlp)
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Fp8Layers:
 
     @classmethod
     def of(cls, network: nn.Module) -> "Fp8Layers":
-        layers = [layer for *_, layer in _block_linears(network)]
+        layers = [layer for *_, layer in block_linears(network)]
         done = [layer for layer in layers if isinstance(layer, Fp8Linear)]
         shapes = [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, nn.Linear)]
         return cls(
@@ -51,7 +46,7 @@ def quantize_linears(network: nn.Module) -> nn.Module:
     Layers whose sizes the fp8 product cannot take (:func:`.fp8_linear.fp8_fits`) stay.  Raises ``ValueError`` where no layer
     can be quantised.
     """
-    for owner, name, layer in list(_block_linears(network)):
+    for owner, name, layer in list(block_linears(network)):
         if isinstance(layer, nn.Linear) and fp8_fits(layer):
             setattr(owner, name, Fp8Linear(layer))
     if not Fp8Layers.of(network).quantized:
@@ -65,12 +60,3 @@ def with_fp8_linears(network: nn.Module) -> nn.Module:
         return network
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     return quantize_linears(copy.deepcopy(network, shared))
-
-
-def _block_linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Fp8Linear]]:
-    """(owner, name there, layer) of every QKV, out-projection and MLP layer."""
-    for owner in network.modules():
-        if isinstance(owner, OWNERS):
-            for name, layer in owner.named_children():
-                if isinstance(layer, nn.Linear | Fp8Linear):
-                    yield owner, name, layer

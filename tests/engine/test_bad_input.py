@@ -231,6 +231,29 @@ def test_an_engine_leaves_the_callers_network_as_it_was(dtype):
     assert shared == (dtype == torch.float32)  # only the table had to change: no weight is held twice
 
 
+class Adapted(torch.nn.Module):
+    """A linear layer with something around it, as adapters are: the weight is still there to be read."""
+
+    def __init__(self, inner: torch.nn.Linear):
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize("owner, name", [("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2")])
+def test_a_block_linear_that_is_more_than_its_weight_is_refused(owner, name):
+    network, hooked = tiny_sit(), tiny_sit()
+    part = getattr(network.blocks[1], owner)
+    setattr(part, name, Adapted(getattr(part, name)))
+    with pytest.raises(ValueError, match=rf"blocks\.1\.{owner}\.{name} is a .*Adapted, .* merge it first"):
+        Engine(network)
+    getattr(getattr(hooked.blocks[2], owner), name).register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=rf"blocks\.2\.{owner}\.{name} has a forward hook"):
+        Engine(tiny_sit(), {"weak": hooked})
+
+
 X, SIGMA = torch.zeros(2, 3, 8, 12), torch.full((2,), 0.5)
 
 

@@ -111,7 +111,7 @@ def rounded_up(h, shift, scale):
 
 
 def test_a_kernel_that_rounds_to_one_side_is_caught(device, seed, judge):
-    """Its error passes, as before there was a bound on the bias; the kernel itself passes both."""
+    """Its error alone would pass; the kernel itself passes both bounds."""
     case = next(case for case in CASES if case.operation == "modulated_norm")
     arguments = case.arguments(Factory(device, torch.float16, seed))
     judge(case.kernel, case.reference, *arguments)
