@@ -197,7 +197,8 @@ def timed(device: Device, only: set[str], jobs: int, limit_seconds: float, out: 
                 return LOST
             _record(device, done, len(items))
             write_table(out)
-    write_table(out)
+    if recorded:
+        write_table(out)
     print(f"{done} of {len(items)} tuned, {recorded} of them before; written to {out}", flush=True)
     return code
 
@@ -228,6 +229,7 @@ def untimed(only: set[str], jobs: int, out: Path) -> None:
                 failed = "NOT CHOSEN, no candidate compiles without spills; what there was stays"
                 print(f"{served} {key}: {config or failed}", flush=True)
                 TABLE[served][key] = config or before[key]
+                MEASURED.get(served, {}).pop(name_of(key), None)
         if not only:
             TABLE[served] = {key: TABLE[served][key] for key in keys}  # without entries that nothing looks up
             PROVENANCE[served] = f"first candidate that compiles without spills, not timed; triton {triton.__version__}"

@@ -236,6 +236,16 @@ def test_what_was_timed_under_other_conditions_is_timed_again(card, monkeypatch,
     assert card.written().TABLE[SERVED]["solver", "any"] == candidates.candidates(("solver", "any"))[-1]
 
 
+def test_what_the_module_records_is_written_without_timing(card, monkeypatch):
+    """To another file than the one that the module came from."""
+    assert card.run("--only", "solver") == 0
+    found = card.written()
+    card.path.unlink()
+    monkeypatch.setattr(tune, "tune_entry", lambda *_: pytest.fail("timed again"))
+    assert card.run("--only", "solver") == 0
+    assert (card.written().TABLE, card.written().MEASURED) == (found.TABLE, found.MEASURED)
+
+
 def test_an_item_without_an_outcome_is_not_recorded(card):
     card.misfit = lambda job: "32 bytes of stack" if job[0] == PHILOX else None
     assert card.run("--only", "philox,solver") == 0
@@ -326,6 +336,18 @@ def test_untimed_takes_the_first_candidate_that_fits_and_keeps_an_entry_that_non
     assert SERVED not in launch_table.MEASURED
     assert len(asked) == len(set(asked))
     assert (tmp_path / "table.py").read_text() == table_file.table_source()
+    tune.first_fitting.cache_clear()
+
+
+def test_what_compilation_chose_is_not_recorded_as_timed(monkeypatch, tmp_path):
+    """Of the operations that were asked for; the record of others stays."""
+    monkeypatch.setattr(tune, "ARCHITECTURES", (SERVED,))
+    monkeypatch.setitem(launch_table.TABLE, SERVED, dict(launch_table.TABLE[SERVED]))
+    monkeypatch.setitem(launch_table.MEASURED, SERVED, {("entry", *PHILOX): "0" * 16, ("entry", *ATTENTION): "1" * 16})
+    monkeypatch.setattr(tune, "misfit", lambda job, spills: None)
+    tune.first_fitting.cache_clear()
+    assert tune.main(["--untimed", "--only", "philox", "--jobs", "0", "--out", str(tmp_path / "table.py")]) == 0
+    assert launch_table.MEASURED[SERVED] == {("entry", *ATTENTION): "1" * 16}
     tune.first_fitting.cache_clear()
 
 
