@@ -226,6 +226,22 @@ def test_a_stage_that_does_not_compile_costs_only_itself(monkeypatch, make_sessi
 
 def test_a_piece_that_does_not_fit_is_left_for_another_run(make_session, flop_timer, monkeypatch):
     session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1)
+def test_without_the_published_algorithm_no_exact_stage_is_timed_and_approximations_are(monkeypatch, make_session, flop_timer):
+    """Nothing is left to judge a stage by, and no gain can be told; what comes after the waterfall is measured all the same."""
+
+    class Failing(StagedSampler):
+        def run(self, conditions, state):
+            raise Described("out of resource: shared memory")
+
+    monkeypatch.setattr(step, "StagedSampler", Failing)
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1, steps=4)
+    run_suite("step", session)
+    assert {row.variant for row in session.rows if row.metric == "time of a run"} == {REUSE, REUSE_ALONE, "engine, exact"}
+    assert not [row for row in session.rows if row.metric == "speed-up over the published algorithm"]
+    assert [line for line in session.lines if "FAILED, Key" in line] == []
+    assert sum("no exact stage is timed, 'as published' drew nothing" in line for line in session.lines) == 1
+
+
     monkeypatch.setattr(session._pace, "estimate", lambda flops: 1e9 if flops > whole else 0.0)
     whole = 4 * BenchModel.parse("sit-s/2@64:64").plan("sgg", 2).cost.flops
     run_suite("step", session)
