@@ -30,7 +30,7 @@ DONE = ("passed", "missing")
 TUNE = "tune"
 PREDICTIONS = "segue.bench.census_beside"
 PREDICTION_S = 20.0  # for counting the kernels of two networks on the host
-AGAIN = ("unfinished",)  # tried once more in the same call if time is left
+AGAIN = ("unfinished", "not reached")  # tried once more in the same call if time is left
 
 Execute = Callable[[list[str], float, Path, Mapping[str, str]], int | None]
 
@@ -138,7 +138,7 @@ def _show_predictions(visit: _Visit) -> None:
 
 
 def _do_all(visit: _Visit, chosen: tuple[str, ...]) -> None:
-    """Every part that has not passed, then once more those that want more time than they had, while there is any."""
+    """Every part that has not passed, then once more those that lacked time or a tuned table, while there is time."""
     for name in chosen:
         if visit.status(name) != "passed":
             _do(visit, name)
@@ -162,13 +162,16 @@ def _packages(wheels: list[Path], target: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(target), os.environ.get("PYTHONPATH"))))}
 
 
-def _place_table(visit: _Visit, name: str) -> None:
-    """The launch table that a part is measured with: from ``tune`` on the folder's, before it the tree's own."""
+def _place_table(visit: _Visit, name: str) -> bool:
+    """The launch table that a part is measured with: from ``tune`` on the folder's, before it the tree's own.
+
+    Returns whether it is a tuned one.
+    """
     order = [*visit.known]
     if TUNE in order and order.index(name) < order.index(TUNE):
         visit.placed.place_own()
-    else:
-        visit.placed.place_tuned(visit.machine.tuned_for(), visit.state.get("table"))
+        return False
+    return visit.placed.place_tuned(visit.machine.tuned_for(), visit.state.get("table"))
 
 
 def _expect_table(visit: _Visit) -> None:
@@ -190,7 +193,7 @@ def _do(visit: _Visit, name: str) -> None:
     if part.missing:
         print(f"{name}: not run, {part.missing}")
         outcome = {"status": "missing", "seconds": 0.0, "reason": part.missing}
-    elif left < part.least or left <= 0:
+    elif left < part.least or left <= 0 or (part.tuned and not _place_table(visit, name)):
         outcome = {"status": "not reached", "seconds": 0.0}
         if visit.status(name) != "not reached":
             return  # what it did before is worth more

@@ -25,9 +25,13 @@ class PlacedTable:
         """The tree's own table, whatever an earlier visit left there."""
         self._say(self._own())
 
-    def place_tuned(self, here: Mapping[str, str], there: Mapping[str, str] | None) -> None:
-        """The tuned table if there is one and what it was tuned for, ``there``, is this machine, ``here``; else the own one."""
+    def place_tuned(self, here: Mapping[str, str], there: Mapping[str, str] | None) -> bool:
+        """The tuned table if there is one and what it was tuned for, ``there``, is this machine, ``here``; else the own one.
+
+        Returns whether the tuned table is in place.
+        """
         self._say(self._tuned(here, there) if self.tuned.exists() else self._own())
+        return self.said == self._used
 
     def _own(self) -> str:
         try:
@@ -43,6 +47,10 @@ class PlacedTable:
             install(self.tuned, self.installed)
         except OSError as error:
             return f"{self.tuned}: not used, it cannot be put in place: {error}; {self._own()}"
+        return self._used
+
+    @property
+    def _used(self) -> str:
         return f"{self.tuned}: used"
 
     def _say(self, text: str) -> None:

@@ -229,6 +229,24 @@ def test_what_was_tuned_is_used_by_what_follows_even_if_the_tuner_was_ended(visi
     assert installed.read_text() == OWN
 
 
+def test_what_a_tuned_table_changed_is_not_measured_without_one(visit, parts, tuner, tmp_path):
+    """The tuner writes nothing at first: what waits for its table runs once there is one, in the same call or the next."""
+    parts["tune"] = Part(["tune"], 100, unfinished=3, writes=tmp_path / "out" / "launch_table.py")
+    parts["bench"] = Part(["bench"], 100, least=10, unfinished=3, tuned=True)
+    code, ran, states = visit()
+    assert ([name for name, _ in ran], states["bench"]) == (["tests", "tune", "late", "tune"], "not reached")
+    assert code == 1
+    tries = []
+
+    def second(name):
+        tries.append(name)
+        if tries.count("tune") == 2:
+            tuner(name)
+
+    code, ran, states = visit(writes=second)
+    assert ([name for name, _ in ran], states["bench"], code) == (["tune", "tune", "bench"], "passed", 0)
+
+
 def test_what_comes_before_tuning_is_measured_with_the_table_of_the_tree_whenever_it_runs(visit, parts, tuner, installed):
     """Once more in the call that tuned, and in the next one, beside what is measured with the tuned table."""
     parts["tests"] = Part(["tests"], 100, unfinished=3)
