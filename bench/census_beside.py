@@ -1,7 +1,12 @@
-"""Measured beside predicted: the rows of the suite ``step`` against a census, live set by live set."""
+"""Measured beside predicted: the rows of the suite ``step`` against a census, live set by live set.
+
+``python -m segue.bench.census_beside FILE`` writes the tables of a result file.
+"""
 
 import re
+import sys
 from io import StringIO
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -10,7 +15,7 @@ from rich.table import Table
 from .cards import card_of
 from .cases import BenchModel
 from .census import Census, take_census
-from .rows import Row
+from .rows import Row, read_rows
 from .suites import step as step_suite
 
 METRIC = "time of a call"
@@ -80,3 +85,7 @@ def beside_text(rows: list[Row]) -> str:
         except ValueError as error:
             console.print(f"{case}, {dtype}: no census, {error}", highlight=False, markup=False, soft_wrap=True)
     return console.file.getvalue()
+
+
+if __name__ == "__main__":
+    print(beside_text(read_rows(Path(sys.argv[1]))), end="")

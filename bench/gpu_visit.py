@@ -6,6 +6,7 @@ folder, on this machine or a fresh one, a visit goes on with what is not done.
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from .census_beside import beside_text
 from .child_process import LAST_WORDS_S, execute
-from .rows import read_rows
+from .placed_table import PlacedTable
 from .telemetry import COMMIT_VARIABLE, cuda_versions, current_commit, device_name
-from .tuned_table import INSTALLED, install, made_for, refusal
+from .tuned_table import INSTALLED, made_for
 from .visit_folder import complaints, read_state, shorten, write_state
 from .visit_parts import RESULTS, ROOT, TUNED_TABLE, Part, parts
 from .wheels import found_wheels, unpack
@@ -27,8 +27,10 @@ from .wheels import found_wheels, unpack
 TAIL = 15  # lines of a failed part shown at once; the log has all
 CLOSING_S = 1.0 + LAST_WORDS_S  # to end a part that hangs, and to write the state
 DONE = ("passed", "missing")
+TUNE = "tune"
+PREDICTIONS = "segue.bench.census_beside"
 PREDICTION_S = 20.0  # for counting the kernels of two networks on the host
-AGAIN = ("unfinished",)  # tried once more in the same call if time is left
+AGAIN = ("unfinished", "not reached")  # tried once more in the same call if time is left
 
 Execute = Callable[[list[str], float, Path, Mapping[str, str]], int | None]
 
@@ -61,14 +63,11 @@ class _Visit:
     end: float
     commit: str
     environment: dict[str, str]
+    placed: PlacedTable
 
     @property
     def log(self) -> Path:
         return self.out / "log.txt"
-
-    @property
-    def table(self) -> Path:
-        return self.out / TUNED_TABLE
 
     def status(self, name: str) -> str:
         return self.state["parts"].get(name, {}).get("status", "not reached")
@@ -105,29 +104,41 @@ def run_visit(
     write_state(out, state)
     with tempfile.TemporaryDirectory(prefix="segue-wheels-", ignore_cleanup_errors=True) as packages:
         environment = {COMMIT_VARIABLE: commit} | _packages(brought, Path(packages))
-        visit = _Visit(out, machine, known, state, start + 60 * limit_minutes, commit, environment)
-        _use_tuned_table(visit)
+        placed = PlacedTable(out / TUNED_TABLE, machine.installed_table)
+        visit = _Visit(out, machine, known, state, start + 60 * limit_minutes, commit, environment, placed)
+        visit.placed.place_own()
         chosen = names or tuple(known)
-        _do_all(visit, chosen)
-    _show_predictions(visit)
+        try:
+            _do_all(visit, chosen)
+        finally:
+            visit.placed.place_own()
+        _show_predictions(visit)
     for line in complaints(out):
         print(f"{out}: {line}", flush=True)
     return 0 if all(visit.status(name) in DONE for name in chosen) else 1
 
 
 def _show_predictions(visit: _Visit) -> None:
-    """Measured beside predicted for every step that was measured, if there is time to count its kernels."""
-    rows = visit.out / RESULTS
+    """Measured beside predicted for every step that was measured, if there is time to count its kernels.
+
+    A process of its own does it, which reads the tree's table, as the step did, and takes no longer than the visit has.
+    """
+    rows, left = visit.out / RESULTS, _left(visit)
     if not rows.is_file():
         return
-    if visit.end - visit.machine.now() < PREDICTION_S:
-        print(f"measured beside predicted: segue bench census MODEL --beside {rows}", flush=True)
-    elif text := beside_text(read_rows(rows)):
-        print(text, flush=True)
+    by_hand = f"measured beside predicted: segue bench census MODEL --beside {rows}"
+    if left < PREDICTION_S:
+        print(by_hand, flush=True)
+        return
+    code, text = _execute(visit, "predictions", [sys.executable, "-m", PREDICTIONS, str(rows)], left, {})
+    if code == 0:
+        print(text, end="", flush=True)
+    else:
+        print(f"{_last_lines(text)}\nthe predictions: {_status(code)}; {by_hand}", flush=True)
 
 
 def _do_all(visit: _Visit, chosen: tuple[str, ...]) -> None:
-    """Every part that has not passed, then once more those that want more time than they had, while there is any."""
+    """Every part that has not passed, then once more those that lacked time or a tuned table, while there is time."""
     for name in chosen:
         if visit.status(name) != "passed":
             _do(visit, name)
@@ -151,21 +162,23 @@ def _packages(wheels: list[Path], target: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(target), os.environ.get("PYTHONPATH"))))}
 
 
-def _use_tuned_table(visit: _Visit) -> None:
-    """Put the folder's table where the kernels read it, if it was tuned for this machine; says what it did."""
-    if not visit.table.exists():
-        return
-    reason = refusal(visit.table, visit.machine.tuned_for(), visit.state.get("table"))
-    if reason is None:
-        install(visit.table, visit.machine.installed_table)
-    print(f"{visit.table}: {f'not used, {reason}' if reason else 'used'}", flush=True)
+def _place_table(visit: _Visit, name: str) -> bool:
+    """The launch table that a part is measured with: from ``tune`` on the folder's, before it the tree's own.
+
+    Returns whether it is a tuned one.
+    """
+    order = [*visit.known]
+    if TUNE in order and order.index(name) < order.index(TUNE):
+        visit.placed.place_own()
+        return False
+    return visit.placed.place_tuned(visit.machine.tuned_for(), visit.state.get("table"))
 
 
 def _expect_table(visit: _Visit) -> None:
     """The table that the tuner writes from here on is for this machine; one for another is not left in its place."""
     here = visit.machine.tuned_for()
     if visit.state.get("table") != here:
-        visit.table.unlink(missing_ok=True)
+        visit.placed.tuned.unlink(missing_ok=True)
     visit.state["table"] = here
 
 
@@ -180,38 +193,51 @@ def _do(visit: _Visit, name: str) -> None:
     if part.missing:
         print(f"{name}: not run, {part.missing}")
         outcome = {"status": "missing", "seconds": 0.0, "reason": part.missing}
-    elif left < part.least or left <= 0:
+    elif left < part.least or left <= 0 or (part.tuned and not _place_table(visit, name)):
         outcome = {"status": "not reached", "seconds": 0.0}
         if visit.status(name) != "not reached":
             return  # what it did before is worth more
     else:
-        if name == "tune":
+        if name == TUNE:
             _expect_table(visit)
+        _place_table(visit, name)
         visit.state["parts"][name] = {"status": "ended with the visit", "seconds": 0.0}
         write_state(visit.out, visit.state)
         outcome = _run(visit, name, part, min(part.seconds, left))
-        if name == "tune":
-            _use_tuned_table(visit)
     visit.state["parts"][name] = {**outcome, "commit": visit.commit}
     write_state(visit.out, visit.state)
 
 
 def _run(visit: _Visit, name: str, part: Part, limit_s: float) -> dict:
     """What became of a part that was started."""
-    command, log, now = [*part.command, *part.limit(limit_s)], visit.log, visit.machine.now
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"\n=== {name}, {limit_s:.0f} s at most: {' '.join(command)}\n")
-    position, start = log.stat().st_size, now()
-    code = visit.machine.run(command, limit_s, log, {**visit.environment, **part.environment})
+    now = visit.machine.now
+    start = now()
+    code, text = _execute(visit, name, [*part.command, *part.limit(limit_s)], limit_s, part.environment)
     status = "unfinished" if part.unfinished is not None and code in (None, part.unfinished) else _status(code)
     if status == "passed" and part.writes and not part.writes.exists():
         status = "unfinished"
     if status != "passed":
-        with log.open("rb") as file:
-            file.seek(position)
-            print("\n".join(file.read().decode(errors="replace").splitlines()[-TAIL:]), flush=True)
-    shorten(log)
+        print(_last_lines(text), flush=True)
     return {"status": status, "seconds": now() - start, "limit_s": limit_s, "code": code}
+
+
+def _execute(
+    visit: _Visit, name: str, command: list[str], limit_s: float, environment: Mapping[str, str]
+) -> tuple[int | None, str]:
+    """Exit code of a process whose output goes to the log, None if it was ended at its limit, and that output."""
+    with visit.log.open("a", encoding="utf-8") as file:
+        file.write(f"\n=== {name}, {limit_s:.0f} s at most: {' '.join(command)}\n")
+    position = visit.log.stat().st_size
+    code = visit.machine.run(command, limit_s, visit.log, {**visit.environment, **environment})
+    with visit.log.open("rb") as file:
+        file.seek(position)
+        text = file.read().decode(errors="replace")
+    shorten(visit.log)
+    return code, text
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-TAIL:])
 
 
 def _status(code: int | None) -> str:

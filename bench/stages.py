@@ -11,7 +11,7 @@ from segue.engine.linears import check_linears
 from segue.engine.plan import Plan
 from segue.engine.program import Program, ProgramKey
 from segue.engine.sampler import run_program
-from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.dispatch import REFERENCE, WITHOUT_KERNEL, Kernels, Selection
 
 from .cases import Workload
 
@@ -56,6 +56,12 @@ def fp8_engine(workload: Workload, echo: Callable[[str], None]) -> EngineCore | 
         return None
 
 
+def has_kernels(selection: Selection) -> bool:
+    """Whether any operation is served by something else than the reference functions, which follow plain PyTorch."""
+    plain = {"reference", *(backend for backend, _ in WITHOUT_KERNEL.values())}
+    return bool(selection.classes) or any(backend not in plain for backend, _ in selection.chosen.values())
+
+
 def engine_stages(
     workload: Workload, plan: Plan, fp8: EngineCore | None, echo: Callable[[str], None]
 ) -> dict[str, Callable[[], Tensor]]:
@@ -63,26 +69,28 @@ def engine_stages(
 
     ``fp8`` is an engine of the same networks with fp8 linears, whose stage is an approximation.
     """
-    engine, last = workload.engine, workload.engine
+    engine, kernels, last = workload.engine, workload.engine.selection.kernels, workload.engine
     on_cuda = engine.device.type == "cuda"
     stages = {"engine, plain kernels": program_draw(workload, plan, REFERENCE, graphs=False)}
-    if engine.selection.kernels == REFERENCE or not on_cuda:
+    if not has_kernels(engine.selection):
+        kernels = REFERENCE
         echo(f"stage fused kernels: not run, {'; '.join(engine.selection.explain())}")
     else:
-        stages["+ fused kernels"] = program_draw(workload, plan, engine.selection.kernels, graphs=False)
+        stages["+ fused kernels"] = program_draw(workload, plan, kernels, graphs=False)
     if not on_cuda:
         echo(f"stage graph: not run, it needs a CUDA device and this is {engine.device}")
     else:
-        stages["+ graph"] = program_draw(workload, plan, engine.selection.kernels, graphs=True)
+        stages["+ graph"] = program_draw(workload, plan, kernels, graphs=True)
     if fp8 is not None and not on_cuda:
         echo(f"stage fp8: not run, on {engine.device} the reference computes its numbers, not its speed")
     elif fp8 is not None:
-        stages[FP8], last = program_draw(workload, plan, fp8.selection.kernels, graphs=True, engine=fp8), fp8
+        kernels, last = fp8.selection.kernels, fp8
+        stages[FP8] = program_draw(workload, plan, kernels, graphs=True, engine=fp8)
     reused = reusing(workload, plan)
     if reused.cost.evaluations == plan.cost.evaluations:
         echo(f"stage reuse: not run, in {plan.calls} calls no direction is used twice")
     else:
-        stages[REUSE] = program_draw(workload, reused, last.selection.kernels, graphs=on_cuda, engine=last)
+        stages[REUSE] = program_draw(workload, reused, kernels, graphs=on_cuda, engine=last)
     return stages
 
 

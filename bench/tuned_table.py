@@ -1,5 +1,9 @@
-"""The launch table that a visit has tuned: kept in its folder after every entry, and used again on a fresh machine."""
+"""The launch table that a visit has tuned: kept in its folder after every entry, and used again on a fresh machine.
 
+While it is in place, the tree's own table lies beside it, under a name that tells what replaced it.
+"""
+
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -14,6 +18,7 @@ from segue.kernels.launch import table_architecture
 from segue.kernels.triton_runtime import architecture, triton
 
 INSTALLED = Path(launch_table.__file__)
+REPLACED_BY = ".replaced-by-"
 
 
 def made_for(device: torch.device) -> dict[str, str]:
@@ -38,10 +43,33 @@ def refusal(table: Path, here: Mapping[str, str], there: Mapping[str, str] | Non
 
 
 def install(table: Path, installed: Path = INSTALLED) -> None:
-    """Put a table where the kernels read it, in one step; processes that start afterwards use it."""
-    new = installed.with_name(f"{installed.name}.new")
-    shutil.copyfile(table, new)
+    """Put a table where the kernels read it, in one step; processes that start afterwards use it until :func:`restore`.
+
+    Raises ``OSError`` where the tree cannot be written.
+    """
+    restore(installed)
+    data, new = table.read_bytes(), installed.with_name(f"{installed.name}.new")
+    # with its time of change, or Python could take the bytecode of the other table for its own
+    shutil.copy2(installed, installed.with_name(f"{installed.name}{REPLACED_BY}{_digest(data)}"))
+    new.write_bytes(data)
     os.replace(new, installed)
+
+
+def restore(installed: Path = INSTALLED) -> None:
+    """Put the tree's own table back, which a visit that was killed has left aside too.
+
+    A table that was written over the installed one meanwhile is the tree's own, and stays.  Raises ``OSError`` where the tree
+    cannot be written.
+    """
+    for own in installed.parent.glob(f"{installed.name}{REPLACED_BY}*"):
+        if own.name.endswith(_digest(installed.read_bytes())):
+            os.replace(own, installed)
+        else:
+            own.unlink()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _text(made: Mapping[str, str]) -> str:

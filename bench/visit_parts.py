@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .suites import UNFINISHED
@@ -36,7 +36,7 @@ class Part:
     ``least``: seconds below which it is not worth a start.  ``limit`` gives the options that tell the command how long it has.
     ``missing``: what this machine lacks for it (None: nothing).  ``unfinished``: the exit code of a command that kept what it
     had when its time was over, and goes on when it is started again.  ``writes``: a file without which its work is not done,
-    whatever its exit code.
+    whatever its exit code.  ``tuned``: it measures what a tuned launch table changed, and is not reached without one.
     """
 
     command: list[str]
@@ -47,6 +47,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     unfinished: int | None = None
     writes: Path | None = None
+    tuned: bool = False
 
     def __post_init__(self):
         if not 0 <= self.least <= self.seconds or not self.seconds > 0:
@@ -70,8 +71,8 @@ def parts(out: Path) -> dict[str, Part]:
         "cost": _suite("cost", 25, results, "--model", MODELS[0], "--case-seconds", "6"),
         "kernels": _suite("kernels", 60, results, *sizes, "--case-seconds", "1"),
         "tune": _tuner(110, out / TUNED_TABLE),
-        "kernels-tuned": _suite("kernels", 40, results, *sizes, "--case-seconds", "1"),
-        "e2e-tuned": _suite("e2e", 55, results, *sd3, *peers),
+        "kernels-tuned": replace(_suite("kernels", 40, results, *sizes, "--case-seconds", "1"), tuned=True),
+        "e2e-tuned": replace(_suite("e2e", 55, results, *sd3, *peers), tuned=True),
         "engine-tests": _tests(70, device_tests(), "gpu"),
         "cold": _suite("cold", 75, results, *sd3),
         "sanitizer": _sanitizer(45),

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +14,7 @@ from segue.bench.cases import BenchModel
 from segue.bench.census import take_census
 from segue.bench.census_beside import beside_text, measured_calls
 from segue.bench.census_json import census_dict, changes
+from segue.bench.gpu_visit import PREDICTIONS
 from segue.bench.kernel_record import ATTENTION, PRODUCT, Kernel
 from segue.bench.predict import COPY_SHARE, GAP, kernel_seconds, product_seconds, time_parts
 from segue.bench.rows import append_rows, make_row
@@ -134,6 +137,15 @@ def test_a_visit_prints_every_measured_case(call_row, ceiling_rows, environment)
     assert text.count("Measured on NVIDIA H100") == 2 and f"{MODEL}, batch 2" in text
     assert beside_text([]) == ""
     assert "other, bfloat16: no census, its name does not tell" in beside_text([call_row("cond", 1.0, case="other")])
+
+
+def test_the_process_that_a_visit_starts_prints_them(call_row, tmp_path):
+    rows = [call_row("cond", 1e-3), call_row("cond", 1.0, case="other")]
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, rows)
+    done = subprocess.run([sys.executable, "-m", PREDICTIONS, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == beside_text(rows)
+    assert "other, bfloat16: no census, its name does not tell" in done.stdout
 
 
 def test_cards(ceiling_rows, tmp_path):

@@ -11,8 +11,10 @@ import pytest
 from segue.bench import gpu_visit
 from segue.bench.child_process import execute
 from segue.bench.gpu_visit import CLOSING_S, Machine, run_visit
+from segue.bench.tuned_table import install
 from segue.bench.visit_parts import Part
 
+OWN = "TABLE = {}\n"
 HERE = {"architecture": "sm_90", "triton": "3.6.0"}
 TABLE = "TABLE = {'sm_90': {('adaln', 'd512'): 1}}\n"
 
@@ -31,7 +33,16 @@ def parts(monkeypatch):
 
 
 @pytest.fixture
-def visit(parts, tmp_path):
+def installed(tmp_path):
+    """The launch table of the tree."""
+    path = tmp_path / "tree" / "installed.py"
+    path.parent.mkdir()
+    path.write_text(OWN)
+    return path
+
+
+@pytest.fixture
+def visit(parts, tmp_path, installed):
     """``visit(codes, seconds, ...)`` runs the parts; returns (exit code, what ran with which limit, states)."""
 
     def go(codes=None, seconds=30.0, minutes=8.0, names=None, here=HERE, writes=None):
@@ -46,7 +57,6 @@ def visit(parts, tmp_path):
             given = (codes or {}).get(command[0], 0)
             return given.pop(0) if isinstance(given, list) else given
 
-        installed = tmp_path / "installed.py"
         machine = Machine(run, lambda: clock[0], lambda: True, lambda: {"device": "made up"}, lambda: here, installed)
         code = run_visit(tmp_path / "out", minutes, names, machine=machine)
         state = json.loads((tmp_path / "out" / "visit.json").read_text())
@@ -62,15 +72,39 @@ def test_parts_run_in_order_and_a_missing_one_is_no_failure(visit, capsys):
     assert "tune: not run, there is no tuner" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seconds, said", [(30.0, "measured beside predicted: table of 1 rows"), (95.0, "--beside")])
-def test_a_step_that_was_measured_is_shown_beside_its_prediction_if_there_is_time(
-    visit, seconds, said, monkeypatch, capsys, tmp_path
+def test_a_step_that_was_measured_is_shown_beside_its_prediction_by_a_process_of_its_own(
+    visit, tuner, installed, tmp_path, capsys
 ):
-    """Counting kernels takes the host some seconds, which a visit that is over does not have."""
-    monkeypatch.setattr(gpu_visit, "read_rows", lambda path: [path.read_text()])
-    monkeypatch.setattr(gpu_visit, "beside_text", lambda rows: f"measured beside predicted: table of {len(rows)} rows")
-    visit(seconds=seconds, minutes=5.0, writes=lambda _name: (tmp_path / "out" / "results.jsonl").write_text("row"))
-    assert said in capsys.readouterr().out
+    """Within what is left of the visit, and with the tree's table, as the step was measured."""
+    seen = []
+
+    def step(name):
+        tuner(name)
+        (tmp_path / "out" / "results.jsonl").write_text("row")
+        seen.append((name, installed.read_text()))
+
+    _, ran, _ = visit(seconds=30.0, minutes=5.0, writes=step)
+    assert seen[-2:] == [("late", TABLE), (sys.executable, OWN)]
+    assert ran[-1] == (sys.executable, 300.0 - 4 * 30.0 - CLOSING_S)
+    assert f"{sys.executable} wrote this" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code, said", [(1, "failed"), (None, "timed out"), (-9, "killed by signal 9")])
+def test_predictions_that_fail_are_said_and_cost_nothing_else(visit, code, said, tmp_path, capsys):
+    rows = tmp_path / "out" / "results.jsonl"
+    ended, ran, _ = visit(codes={sys.executable: code}, writes=lambda _name: rows.write_text("row"))
+    assert (ended, ran[-1][0]) == (0, sys.executable)
+    out = capsys.readouterr().out
+    assert f"{sys.executable} wrote this" in out
+    assert f"the predictions: {said}; measured beside predicted: segue bench census MODEL --beside {rows}" in out
+
+
+def test_a_visit_that_is_over_leaves_the_predictions_to_its_user(visit, tmp_path, capsys):
+    """Counting kernels takes the host some seconds."""
+    rows = tmp_path / "out" / "results.jsonl"
+    _, ran, _ = visit(seconds=95.0, minutes=5.0, writes=lambda _name: rows.write_text("row"))
+    assert sys.executable not in [name for name, _ in ran]
+    assert f"measured beside predicted: segue bench census MODEL --beside {rows}" in capsys.readouterr().out
 
 
 def test_what_one_machine_lacked_another_may_have(visit, parts):
@@ -181,16 +215,69 @@ def tuner(parts, tmp_path, monkeypatch):
     return write
 
 
-def test_what_was_tuned_is_used_by_what_follows_even_if_the_tuner_was_ended(visit, tuner, tmp_path):
-    seen = {}
+def test_what_was_tuned_is_used_by_what_follows_even_if_the_tuner_was_ended(visit, tuner, installed):
+    seen = []
 
     def step(name):
         tuner(name)
-        seen[name] = (tmp_path / "installed.py").exists()
+        seen.append((name, installed.read_text()))
 
     visit(codes={"tune": None}, writes=step)
-    assert seen == {"tests": False, "tune": True, "bench": True, "late": True}  # the last run of tune goes on with its table
-    assert (tmp_path / "installed.py").read_text() == TABLE
+    # the last run of tune goes on with its table
+    assert seen == [("tests", OWN), ("tune", OWN), ("bench", TABLE), ("late", TABLE), ("tune", TABLE)]
+    assert [path.name for path in installed.parent.iterdir()] == ["installed.py"]
+    assert installed.read_text() == OWN
+
+
+def test_what_a_tuned_table_changed_is_not_measured_without_one(visit, parts, tuner, tmp_path):
+    """The tuner writes nothing at first: what waits for its table runs once there is one, in the same call or the next."""
+    parts["tune"] = Part(["tune"], 100, unfinished=3, writes=tmp_path / "out" / "launch_table.py")
+    parts["bench"] = Part(["bench"], 100, least=10, unfinished=3, tuned=True)
+    code, ran, states = visit()
+    assert ([name for name, _ in ran], states["bench"]) == (["tests", "tune", "late", "tune"], "not reached")
+    assert code == 1
+    tries = []
+
+    def second(name):
+        tries.append(name)
+        if tries.count("tune") == 2:
+            tuner(name)
+
+    code, ran, states = visit(writes=second)
+    assert ([name for name, _ in ran], states["bench"], code) == (["tune", "tune", "bench"], "passed", 0)
+
+
+def test_what_comes_before_tuning_is_measured_with_the_table_of_the_tree_whenever_it_runs(visit, parts, tuner, installed):
+    """Once more in the call that tuned, and in the next one, beside what is measured with the tuned table."""
+    parts["tests"] = Part(["tests"], 100, unfinished=3)
+    seen = []
+
+    def step(name):
+        tuner(name)
+        seen.append((name, installed.read_text()))
+
+    visit(codes={"tests": 3, "late": 1}, writes=step)
+    assert seen[-1] == ("tests", OWN)
+    seen.clear()
+    visit(writes=step)
+    assert seen == [("tests", OWN), ("late", TABLE)]
+
+
+def test_a_visit_that_was_killed_leaves_no_tuned_table_to_the_next(visit, tuner, installed, tmp_path):
+    visit(codes={"tests": 1}, writes=tuner)
+    install(tmp_path / "out" / "launch_table.py", installed)  # what a process that is killed cannot undo
+    seen = []
+    visit(codes={"tests": 1}, writes=lambda name: seen.append((name, installed.read_text())))
+    assert seen == [("tests", OWN)]
+    assert installed.read_text() == OWN
+
+
+def test_a_tree_that_cannot_be_written_is_said_and_keeps_its_table(visit, tuner, installed, capsys):
+    installed.with_name("installed.py.new").mkdir()
+    code, ran, _ = visit(writes=tuner)
+    assert (code, [name for name, _ in ran]) == (0, ["tests", "tune", "bench", "late"])
+    assert capsys.readouterr().out.count("launch_table.py: not used, it cannot be put in place: ") == 1
+    assert installed.read_text() == OWN
 
 
 def test_a_tuner_that_came_to_its_limit_before_it_wrote_anything_goes_on_next_time(visit, parts, tuner, tmp_path):
@@ -200,28 +287,29 @@ def test_a_tuner_that_came_to_its_limit_before_it_wrote_anything_goes_on_next_ti
     assert (ran[0][0], states["tune"]) == ("tune", "passed")
 
 
-def test_a_fresh_machine_takes_the_tuned_table_before_anything_runs(visit, tuner, tmp_path):
+def test_a_fresh_machine_takes_the_tuned_table_for_what_comes_after_tuning(visit, tuner, installed):
     visit(codes={"bench": 1}, writes=tuner)
-    (tmp_path / "installed.py").unlink()
+    installed.write_text("another tree")
     seen = []
-    visit(writes=lambda _name: seen.append((tmp_path / "installed.py").read_text()))
-    assert seen == [TABLE]
+    visit(writes=lambda name: seen.append((name, installed.read_text())))
+    assert seen == [("bench", TABLE)]
+    assert installed.read_text() == "another tree"
 
 
 @pytest.mark.parametrize("change", [{"architecture": "sm_100"}, {"triton": "3.7.1"}])
-def test_a_table_tuned_for_another_machine_is_not_used(visit, tuner, tmp_path, capsys, change):
+def test_a_table_tuned_for_another_machine_is_not_used(visit, tuner, installed, capsys, change):
     visit(codes={"bench": 1}, writes=tuner)
-    (tmp_path / "installed.py").unlink()
-    visit(here=HERE | change)
-    assert not (tmp_path / "installed.py").exists()
+    seen = []
+    visit(here=HERE | change, writes=lambda name: seen.append((name, installed.read_text())))
+    assert seen == [("bench", OWN)]
     assert "not used, it was tuned for architecture sm_90, triton 3.6.0, and this is" in capsys.readouterr().out
 
 
-def test_a_tuner_that_writes_nothing_does_not_pass_off_the_table_of_another_machine(visit, tuner, tmp_path):
-    visit(codes={"tune": 1}, writes=tuner)
-    (tmp_path / "installed.py").unlink()
-    visit(codes={"tune": 1}, here=HERE | {"triton": "3.7.1"})
-    assert not (tmp_path / "installed.py").exists()
+def test_a_tuner_that_writes_nothing_does_not_pass_off_the_table_of_another_machine(visit, tuner, installed, tmp_path):
+    visit(codes={"tune": 1, "late": 1}, writes=tuner)
+    seen = []
+    visit(codes={"tune": 1}, here=HERE | {"triton": "3.7.1"}, writes=lambda name: seen.append((name, installed.read_text())))
+    assert seen == [("tune", OWN), ("late", OWN)]
     assert not (tmp_path / "out" / "launch_table.py").exists()
 
 
@@ -242,7 +330,7 @@ def test_real_parts_that_hang_crash_or_are_killed_cost_only_themselves(parts, tm
     def run(command, limit_s, log, environment):
         return execute(command, 0.0 if "pause" in command[-1] else 600.0, log, environment)
 
-    machine = Machine(run, lambda: 0.0, lambda: True, dict, lambda: HERE, tmp_path / "installed.py")
+    machine = Machine(run, lambda: 0.0, lambda: True, dict, lambda: HERE, tmp_path / "none" / "installed.py")
     assert run_visit(tmp_path / "out", 8.0, machine=machine) == 1
     state = json.loads((tmp_path / "out" / "visit.json").read_text())["parts"]
     assert {name: part["status"] for name, part in state.items()} == {
@@ -275,7 +363,7 @@ def test_packages_that_were_brought_are_on_the_path_of_every_part(visit, tmp_pat
         seen.append((Path(first, "brought.py").exists(), rest))
         return 0
 
-    machine = Machine(run, lambda: 0.0, lambda: True, dict, lambda: HERE, tmp_path / "installed.py")
+    machine = Machine(run, lambda: 0.0, lambda: True, dict, lambda: HERE, tmp_path / "none" / "installed.py")
     assert run_visit(tmp_path / "out", 8.0, ("tests",), folder, machine) == 0
     assert seen == [["brought-1-py3-none-any.whl"], (True, "elsewhere")]
 

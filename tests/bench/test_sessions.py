@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from segue.bench import stages
 from segue.bench.cases import BenchModel, Workload
 from segue.bench.correctness import FP32_BOUND, Gate, gate, relative_error
 from segue.bench.published import StagedSampler
@@ -15,6 +16,7 @@ from segue.bench.suites import cost, run_suite, scaling, step
 from segue.bench.timing import Statistic
 from segue.bench.workloads import chosen_cases, gate_plan
 from segue.engine.core import resolve_plan
+from segue.kernels import onednn
 
 TINY = "sit-s/2@64:128"  # 12 layers of width 64 on 64 tokens
 SOME = Statistic(1.0, 0.9, 1.1, 3)
@@ -224,6 +226,22 @@ def test_a_stage_that_does_not_compile_costs_only_itself(monkeypatch, make_sessi
     assert session.failures == 1
 
 
+def test_without_the_published_algorithm_no_exact_stage_is_timed_and_approximations_are(monkeypatch, make_session, flop_timer):
+    """Nothing is left to judge a stage by, and no gain can be told; what comes after the waterfall is measured all the same."""
+
+    class Failing(StagedSampler):
+        def run(self, conditions, state):
+            raise Described("out of resource: shared memory")
+
+    monkeypatch.setattr(step, "StagedSampler", Failing)
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1, steps=4)
+    run_suite("step", session)
+    assert {row.variant for row in session.rows if row.metric == "time of a run"} == {REUSE, REUSE_ALONE, "engine, exact"}
+    assert not [row for row in session.rows if row.metric == "speed-up over the published algorithm"]
+    assert [line for line in session.lines if "FAILED, Key" in line] == []
+    assert sum("no exact stage is timed, 'as published' drew nothing" in line for line in session.lines) == 1
+
+
 def test_a_piece_that_does_not_fit_is_left_for_another_run(make_session, flop_timer, monkeypatch):
     session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1)
     monkeypatch.setattr(session._pace, "estimate", lambda flops: 1e9 if flops > whole else 0.0)
@@ -261,8 +279,25 @@ def test_the_step_suite_shows_each_stage_saving_work(make_session, flop_timer):
     assert set(calls) == {"cond + uncond", "cond + cond skip 7,8,9"}
     for row in calls.values():
         assert row.value == pytest.approx(row.expected, rel=1e-3)
-    for stage in ("fused kernels", "graph", "fp8", "reuse"):
+    fused = "+ fused kernels" in [row.variant for row in gains]
+    for stage in ("graph", "fp8", "reuse", *([] if fused else ["fused kernels"])):
         assert sum(f"stage {stage}" in line and "not run" in line for line in session.lines) == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_kernels_of_the_engine_are_a_stage_on_the_cpu_too(monkeypatch, fused):
+    """Reuse, which comes last, then changes the plan alone: its gain is not that of the kernels as well."""
+    if fused and onednn.obstacle(torch.device("cpu"), torch.float32):
+        pytest.skip("this PyTorch cannot fuse linear layers on the CPU")
+    monkeypatch.setattr(onednn, "measured_faster", lambda: fused)
+    monkeypatch.setattr(stages, "program_draw", lambda workload, plan, kernels, graphs, engine=None: (kernels, plan.cost))
+    model, lines = BenchModel.parse("sit-s/2@64:64"), []
+    workload = Workload.make(model, 1, torch.device("cpu"), torch.float32)
+    made = stages.engine_stages(workload, workload.plan(model.rule("sgg"), 4), None, lines.append)
+    (_, before), (last, after) = list(made.items())[-2:]
+    assert last == REUSE and after[0] == before[0] and after[1].flops < before[1].flops
+    assert ("+ fused kernels" in made) is fused
+    assert any(line.startswith("stage fused kernels: not run, ") for line in lines) is not fused
 
 
 def test_the_step_suite_shows_an_approximation_alone_with_its_gain_and_error(make_session, flop_timer):

@@ -1,11 +1,12 @@
 """A tuned launch table is used where it belongs, and nowhere else."""
 
+import os
 import shutil
 
 import pytest
 import torch
 
-from segue.bench.tuned_table import INSTALLED, install, made_for, refusal
+from segue.bench.tuned_table import INSTALLED, install, made_for, refusal, restore
 from segue.kernels.launch_table import TABLE
 
 HERE = {"architecture": "sm_90", "triton": "3.6.0"}
@@ -38,12 +39,35 @@ def test_one_that_lacks_an_entry_of_this_code_cannot(table):
     assert refusal(table, HERE, HERE) == f"it lacks 1 entries of this code, among them {key}"
 
 
-def test_installing_replaces_the_whole_file(table, tmp_path):
-    installed = tmp_path / "elsewhere" / "launch_table.py"
-    installed.parent.mkdir()
-    installed.write_text("old")
+@pytest.fixture
+def installed(tmp_path):
+    """The table of a tree."""
+    path = tmp_path / "elsewhere" / "launch_table.py"
+    path.parent.mkdir()
+    path.write_text("own")
+    os.utime(path, (1000, 1000))
+    return path
+
+
+def test_installing_replaces_the_whole_file_until_it_is_restored(table, installed):
+    """With its time of change: two tables of one size and second would share their bytecode."""
+    for text in ("tuned", "tuned further"):
+        table.write_text(text)
+        install(table, installed)
+        assert installed.read_text() == text
+        assert installed.stat().st_mtime > 1000
+    restore(installed)
+    assert (installed.read_text(), installed.stat().st_mtime) == ("own", 1000)
+    assert list(installed.parent.iterdir()) == [installed]
+    restore(installed)
+    assert installed.read_text() == "own"
+
+
+def test_a_table_written_over_the_installed_one_is_not_replaced_by_an_older_one(table, installed):
     install(table, installed)
-    assert installed.read_bytes() == table.read_bytes()
+    installed.write_text("newer")
+    restore(installed)
+    assert installed.read_text() == "newer"
     assert list(installed.parent.iterdir()) == [installed]
 
 

@@ -26,6 +26,10 @@ def test_the_first_call_has_time_for_its_parts_and_a_second_one_for_the_rest(tmp
     assert sum(part.seconds for name, part in made.items() if name not in FIRST_CALL) <= 600
 
 
+def test_what_is_measured_again_waits_for_a_tuned_table(tmp_path):
+    assert [name for name, part in parts(tmp_path).items() if part.tuned] == ["kernels-tuned", "e2e-tuned"]
+
+
 def test_tests_come_first_tuning_before_what_it_changes_and_the_sanitizer_last(tmp_path):
     names = list(parts(tmp_path))
     assert names[0] == "kernel-tests" and names[-1] == "sanitizer"
