@@ -24,6 +24,8 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"they are made for float32, and this network computes in {str(dtype).removeprefix('torch.')}"
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch was built without oneDNN"
+    if not torch.backends.mkldnn.enabled:
+        return "oneDNN is switched off by torch.backends.mkldnn"
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return "this PyTorch has no fused linear layer of oneDNN"
     return None

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.kernels import mlp, onednn
+from segue.kernels.dispatch import select_kernels
 from segue.kernels.judgement import FACTOR, FLOOR
 
 pytestmark = pytest.mark.skipif(bool(onednn.obstacle(torch.device("cpu"), torch.float32)), reason="needs a PyTorch with oneDNN")
@@ -100,3 +101,11 @@ def test_product_bias_and_gelu_are_one_operation(normal):
     with Passes() as passes:
         onednn.linear_gelu(normal(2, 5, 16), normal(16, 16), normal(16))
     assert [name for name in passes.names if "randn" not in name] == ["_linear_pointwise"]
+
+
+def test_switched_off_it_is_no_choice_and_a_request_is_refused():
+    cpu = torch.device("cpu")
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert select_kernels(cpu, torch.float32).chosen["linear"][0] == "reference"
+        with pytest.raises(ValueError, match="linear='onednn' cannot work: oneDNN is switched off"):
+            select_kernels(cpu, torch.float32, overrides={"linear": "onednn"})
