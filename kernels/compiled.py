@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from . import adaln, combine, corrections, qkv, readout
+from . import adaln, combine, corrections, differentiable, qkv, readout
 from .triton_runtime import unavailable
 
 FUNCTIONS = {
@@ -27,7 +27,7 @@ FUNCTIONS = {
         adaln.residual_modulated_norm2,
         adaln.residual2_modulated_norm,
         qkv.split_heads_norm,
-        qkv.joint_heads_norm,
+        differentiable.joint_heads_norm,  # no graph may write to a place with gaps
         readout.combine_then_project,
         readout.project,
         readout.readout_update,
