@@ -58,6 +58,14 @@ def _without_compiler() -> str | None:
     return None
 
 
+def residual_modulated_norm2(
+    h: Tensor, y: Tensor, gate: Tensor, *modulations: Tensor, eps: float = 1e-6, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`.adaln.residual_modulated_norm2` as two graphs: Inductor's C++ loses a buffer of the one (KeyError)."""
+    h = compiled("gated_residual")(h, y, gate, bias)
+    return h, *compiled("modulated_norm2")(h, *modulations, eps)
+
+
 class Compiled:
     """A reference function compiled for each layout of operands that it meets; called with its arguments."""
 
@@ -89,6 +97,6 @@ def _separate(function: FunctionType) -> FunctionType:
 
 
 @cache
-def compiled(operation: str) -> Compiled:
+def compiled(operation: str) -> Callable:
     """The compiled form of an operation of ``FUNCTIONS``; engines share it."""
-    return Compiled(FUNCTIONS[operation])
+    return residual_modulated_norm2 if operation == "residual_modulated_norm2" else Compiled(FUNCTIONS[operation])
