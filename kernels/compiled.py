@@ -95,10 +95,17 @@ class Compiled:
         if made is None:
             made = self._made[key] = torch.compile(_separate(self.function), fullgraph=True, dynamic=False)
             if len(self._made) > LAYOUTS:
-                self._made.popitem(last=False)
+                _release(self._made.popitem(last=False)[1])
         else:
             self._made.move_to_end(key)
         return made
+
+
+def _release(made: Callable) -> None:
+    """Let go of the graph and its guards, which PyTorch keeps with the code object, and that for ever."""
+    from torch._dynamo.eval_frame import innermost_fn, reset_code
+
+    reset_code(innermost_fn(made).__code__)
 
 
 def _layout(operand) -> object:
