@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
 from .launch import launch_config
-from .reuse import reusable
 from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
@@ -21,15 +20,15 @@ MAX_WIDTH = 4096  # a row is held in registers
 
 
 def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """``LayerNorm(h) * (1 + scale) + shift`` (no affine), in the dtype of ``h``.
+    """``LayerNorm(h) * (1 + scale) + shift`` (no affine), in the dtype of ``h``, written over the norm itself.
 
     h [R, L, D]; shift, scale [R, 1, D].
     """
     n = F.layer_norm(h, h.shape[-1:], eps=eps)
-    return _modulated(n, shift, scale, out=reusable(n, shift, scale))
+    return modulated(n, shift, scale, out=n)
 
 
-def _modulated(n: Tensor, shift: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
+def modulated(n: Tensor, shift: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
     """``n * (1 + scale) + shift`` in the dtype of ``n``, written to ``out`` when given.
 
     The second pass over ``n``.  A call of ``F.layer_norm`` for each row, with the row's vectors as its affine, must be copied
@@ -59,8 +58,8 @@ def modulated_norm2(
 ) -> tuple[Tensor, Tensor]:
     """One LayerNorm with two modulations; returns ``(n, n2)``.  Shapes as :func:`modulated_norm`."""
     n = F.layer_norm(h, h.shape[-1:], eps=eps)
-    first = _modulated(n, shift, scale)
-    return first, _modulated(n, shift2, scale2, out=reusable(n, shift, scale, shift2, scale2))
+    first = modulated(n, shift, scale)
+    return first, modulated(n, shift2, scale2, out=n)
 
 
 def residual_modulated_norm2(

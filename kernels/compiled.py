@@ -1,12 +1,14 @@
 """The reference functions through ``torch.compile``: C++ by Inductor on the CPU, Triton on CUDA.
 
 Each function is compiled once for every layout of its operands, whole (a graph break raises) and for those sizes alone, so that
-what runs is what the reference says, fused.  Matrix products and attention are left to the libraries.
+what runs is what the reference says, fused.  Matrix products and attention are left to the libraries, and gradients to the
+functions of training: half of these write in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import FunctionType
 
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from . import adaln, combine, corrections, qkv, readout
+from . import adaln, combine, corrections, differentiable, qkv, readout
 from .triton_runtime import unavailable
 
+LAYOUTS = 256  # that are kept of one function: a network's row ranges and streams are tens for each size of its latents
 FUNCTIONS = {
     function.__name__: function
     for function in (
@@ -27,7 +30,7 @@ FUNCTIONS = {
         adaln.residual_modulated_norm2,
         adaln.residual2_modulated_norm,
         qkv.split_heads_norm,
-        qkv.joint_heads_norm,
+        differentiable.joint_heads_norm,  # no graph may write to a place with gaps
         readout.combine_then_project,
         readout.project,
         readout.readout_update,
@@ -58,19 +61,51 @@ def _without_compiler() -> str | None:
     return None
 
 
+def _check_unrecorded(name: str, operands: Iterable) -> None:
+    if torch.is_grad_enabled() and any(isinstance(operand, Tensor) and operand.requires_grad for operand in operands):
+        raise ValueError(f"the compiled {name} has no gradient, and an operand requires one: call it under torch.no_grad()")
+
+
+def residual_modulated_norm2(
+    h: Tensor, y: Tensor, gate: Tensor, *modulations: Tensor, eps: float = 1e-6, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`.adaln.residual_modulated_norm2` as two graphs: Inductor's C++ loses a buffer of the one (KeyError)."""
+    _check_unrecorded("residual_modulated_norm2", (h, y, gate, *modulations, bias))
+    h = compiled("gated_residual")(h, y, gate, bias)
+    return h, *compiled("modulated_norm2")(h, *modulations, eps)
+
+
 class Compiled:
-    """A reference function compiled for each layout of operands that it meets; called with its arguments."""
+    """A reference function compiled for each layout of operands that it meets; called with its arguments.
+
+    Keeps the ``LAYOUTS`` that were used last.  Raises ``ValueError`` where autograd would record.
+    """
 
     def __init__(self, function: FunctionType):
         self.function, self.__name__ = function, function.__name__
-        self._made: dict[tuple, Callable] = {}
+        self._made: OrderedDict[tuple, Callable] = OrderedDict()
 
     def __call__(self, *arguments, **options):
-        key = tuple(map(_layout, tree_leaves((arguments, options)))), tuple(options)
+        leaves = tree_leaves((arguments, options))
+        _check_unrecorded(self.__name__, leaves)
+        return self._of(tuple(map(_layout, leaves)), tuple(options))(*arguments, **options)
+
+    def _of(self, *key: tuple) -> Callable:
         made = self._made.get(key)
         if made is None:
             made = self._made[key] = torch.compile(_separate(self.function), fullgraph=True, dynamic=False)
-        return made(*arguments, **options)
+            if len(self._made) > LAYOUTS:
+                _release(self._made.popitem(last=False)[1])
+        else:
+            self._made.move_to_end(key)
+        return made
+
+
+def _release(made: Callable) -> None:
+    """Let go of the graph and its guards, which PyTorch keeps with the code object, and that for ever."""
+    from torch._dynamo.eval_frame import innermost_fn, reset_code
+
+    reset_code(innermost_fn(made).__code__)
 
 
 def _layout(operand) -> object:
@@ -89,6 +124,6 @@ def _separate(function: FunctionType) -> FunctionType:
 
 
 @cache
-def compiled(operation: str) -> Compiled:
+def compiled(operation: str) -> Callable:
     """The compiled form of an operation of ``FUNCTIONS``; engines share it."""
-    return Compiled(FUNCTIONS[operation])
+    return residual_modulated_norm2 if operation == "residual_modulated_norm2" else Compiled(FUNCTIONS[operation])

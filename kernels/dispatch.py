@@ -77,10 +77,13 @@ REFERENCE = Kernels()
 # training writes no activation in place
 DIFFERENTIABLE = replace(
     REFERENCE,
+    modulated_norm=differentiable.modulated_norm,
+    modulated_norm2=differentiable.modulated_norm2,
     gated_residual=differentiable.gated_residual,
     residual_modulated_norm=differentiable.residual_modulated_norm,
     residual_modulated_norm2=differentiable.residual_modulated_norm2,
     residual2_modulated_norm=differentiable.residual2_modulated_norm,
+    joint_heads_norm=differentiable.joint_heads_norm,
     linear_gated_residual=partial(mlp.linear_gated_residual, residual=differentiable.gated_residual),
 )
 TRITON = Kernels(

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .launch import launch_config
-from .reuse import reusable
 from .shape_class import heads_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
@@ -26,10 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     """
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     scaled = x * torch.rsqrt(norm.square() / x.shape[-1] + eps)
-    if out is None:
-        return (scaled * weight).to(x.dtype)
-    target = reusable(out, scaled, weight)
-    return out.copy_(scaled * weight) if target is None else torch.mul(scaled, weight, out=target)
+    return (scaled * weight).to(x.dtype) if out is None else torch.mul(scaled, weight, out=out)
 
 
 def split_heads_norm(

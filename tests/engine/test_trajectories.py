@@ -1,4 +1,4 @@
-"""Runs of 28 calls at depth 4 and width 128 against fp64: every kernel set of the CPU, by error and by bias.
+"""Runs of 28 calls at depth 4 and width 128 against fp64: each kernel set of the CPU, by error and by bias.
 
 tests/engine/interpreter/trajectory_cases.py does the same with the Triton kernels, interpreted or on a GPU.
 """
@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trajectories import ARCHITECTURES, by_engine, check, drift, eager, errors, exact, start
+from trajectories import ARCHITECTURES, KERNELS, by_engine, check, drift, eager, errors, exact, start
 
 from segue.engine import core
-from segue.kernels import contracts
+from segue.kernels import compiled, contracts
 from segue.kernels.dispatch import REFERENCE, Selection
 from tests.tolerances import TRAJECTORY
 
 SAMPLES = 16
+CPU = torch.device("cpu")
+SLOW = {"compiled": pytest.mark.slow}
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -29,8 +31,11 @@ def test_one_branch_at_a_time_on_differentiable_kernels(architecture, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_engine_on_reference_kernels(architecture, dtype):
-    check(by_engine(architecture, start(SAMPLES), dtype, kernels="reference"), architecture, SAMPLES, dtype)
+@pytest.mark.parametrize("kernels", [pytest.param(name, marks=SLOW.get(name, ())) for name in KERNELS])
+def test_the_engine_on_each_kernel_set(kernels, architecture, dtype):
+    if kernels == "compiled" and (reason := compiled.obstacle(CPU)):
+        pytest.skip(reason)
+    check(by_engine(architecture, start(SAMPLES), dtype, kernels=kernels), architecture, SAMPLES, dtype)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

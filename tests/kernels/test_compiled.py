@@ -1,5 +1,8 @@
 """The compiled backend against the reference: one operation always, the rest where time allows; what it refuses and counts."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from live_sets import engine_of, load
@@ -132,6 +135,54 @@ def test_each_layout_is_compiled_once_and_any_number_of_them(normal, monkeypatch
     codes, options = zip(*compilations, strict=True)
     assert len({id(code) for code in codes}) == len(codes) == 22
     assert all(option == {"fullgraph": True, "dynamic": False} for option in options)
+
+
+@torch.no_grad()
+def test_the_layouts_used_last_are_kept_and_the_graphs_of_others_released(normal, monkeypatch):
+    """PyTorch's own compiler as far as the graph, whose lifetime is what counts."""
+    compile_, graphs = torch.compile, []
+
+    def backend(graph, _inputs):
+        graphs.append(weakref.ref(graph))
+        return graph.forward
+
+    def called(tokens):
+        made(normal(1, tokens, 4), normal(1, tokens, 4), normal(1, 1, 4))
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+    monkeypatch.setattr(compiled, "LAYOUTS", 3)
+    made = compiled.Compiled(adaln.gated_residual)
+    for tokens in (1, 2, 3, 1, 4, 1):
+        called(tokens)
+    gc.collect()
+    assert [graph() is not None for graph in graphs] == [True, False, True, True]
+    called(2)
+    assert len(graphs) == 5
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The functions themselves in place of what PyTorch compiles of them."""
+    compiled.compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
+    yield
+    compiled.compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", compiled.FUNCTIONS)
+def test_gradients_are_refused_in_one_sentence(name, normal):
+    """Whichever operand asks, before anything is written; weights in training serve where nothing is recorded."""
+    drawn = OPERANDS[name](normal)
+    function = compiled.compiled(name)
+    for place in (i for i, x in enumerate(drawn) if isinstance(x, torch.Tensor)):
+        operands = copied(drawn)
+        operands[place].requires_grad_(True)
+        with pytest.raises(ValueError, match=rf"^the compiled {name} has no gradient, and an operand requires one: call it"):
+            function(*operands)
+        assert all(torch.equal(a, b) for a, b in zip(operands, drawn, strict=True) if isinstance(a, torch.Tensor))
+        with torch.no_grad():
+            function(*operands)
 
 
 @pytest.mark.usefixtures("compiler")

@@ -1,4 +1,6 @@
-"""oneDNN's linear layers against fp64: layouts, odd sizes, weights that change, numbers that are not finite."""
+"""oneDNN's linear layers against fp64: layouts, odd sizes, weights that change, numbers that are not finite; and where they
+must leave the work to PyTorch: under autocast, between dtypes, and where derivatives are taken.
+"""
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.kernels import mlp, onednn
+from segue.kernels.dispatch import select_kernels
 from segue.kernels.judgement import FACTOR, FLOOR
 
 pytestmark = pytest.mark.skipif(bool(onednn.obstacle(torch.device("cpu"), torch.float32)), reason="needs a PyTorch with oneDNN")
@@ -100,3 +103,78 @@ def test_product_bias_and_gelu_are_one_operation(normal):
     with Passes() as passes:
         onednn.linear_gelu(normal(2, 5, 16), normal(16, 16), normal(16))
     assert [name for name in passes.names if "randn" not in name] == ["_linear_pointwise"]
+
+
+def called(operation, x, weight, bias, module=onednn):
+    """One output of an operation; those of two streams are called with the same stream twice."""
+    if operation == "grouped_linear":
+        return module.grouped_linear(x, weight, bias, x, weight, bias, True)[1]
+    if operation == "project_slices":
+        return mlp.with_biases(module.project_slices)(x, weight, bias, x, weight, bias)[1]
+    return getattr(module, operation)(x, weight, bias)
+
+
+EVERY = (*OPERATIONS, "grouped_linear", "project_slices")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operation", EVERY)
+def test_autocast_takes_pytorch_s_own(operation, dtype, normal):
+    """Also where a state has its dtype already, as attention gives it, and a weight is fp32."""
+    x, weight, bias = normal(2, 5, 16).to(dtype), normal(24, 16), normal(24)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, eager = (called(operation, x, weight, bias, module) for module in (onednn, mlp))
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, eager)
+
+
+@pytest.mark.parametrize("operation", EVERY)
+def test_two_dtypes_are_refused_in_pytorch_s_words(operation, normal):
+    with pytest.raises(RuntimeError, match="same dtype, but got BFloat16 and Float"):
+        called(operation, normal(2, 5, 16).bfloat16(), normal(24, 16), normal(24))
+
+
+@pytest.mark.parametrize("differentiated", range(3))
+@pytest.mark.parametrize("operation", EVERY)
+def test_gradients_are_those_of_pytorch_s_own_operations(operation, differentiated, normal):
+    operands = [normal(2, 5, 16), normal(24, 16) / 4, normal(24)]
+    operands[differentiated].requires_grad_(True)
+    cotangent = normal(2, 5, 24)
+
+    def gradient(module):
+        return torch.autograd.grad(called(operation, *operands, module), operands[differentiated], cotangent)[0]
+
+    found, wanted = gradient(onednn), gradient(mlp)
+    assert wanted.abs().max() > 0.1
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("differentiated", range(3))
+@pytest.mark.parametrize("operation", EVERY)
+def test_tangents_are_those_of_pytorch_s_own_operations(operation, differentiated, normal):
+    operands = [normal(2, 5, 16), normal(24, 16) / 4, normal(24)]
+    tangent = normal(*operands[differentiated].shape)
+
+    def along(module):
+        def varied(operand):
+            return called(operation, *operands[:differentiated], operand, *operands[differentiated + 1 :], module)
+
+        return torch.func.jvp(varied, (operands[differentiated],), (tangent,))[1]
+
+    assert along(mlp).abs().max() > 0.1
+    assert torch.allclose(along(onednn), along(mlp), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_a_network_in_training_are_served_where_nothing_is_recorded(normal):
+    x, weight, bias = normal(2, 5, 16), normal(16, 16).requires_grad_(True), normal(16)
+    with torch.no_grad(), Passes() as passes:
+        onednn.linear(x, weight, bias)
+    assert passes.names == ["_linear_pointwise"]
+
+
+def test_switched_off_it_is_no_choice_and_a_request_is_refused():
+    cpu = torch.device("cpu")
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert select_kernels(cpu, torch.float32).chosen["linear"][0] == "reference"
+        with pytest.raises(ValueError, match="linear='onednn' cannot work: oneDNN is switched off"):
+            select_kernels(cpu, torch.float32, overrides={"linear": "onednn"})

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import torch
 from live_sets import POOLED_DIM, TEXT_DIM, TEXT_TOKENS, tiny_mmdit
@@ -25,6 +26,7 @@ CALLS, SCALE, WEIGHT, LAYERS, SWITCH = 28, 3.0, 2.0, (1, 2), 0.5
 RULE = SGG(CFG(SCALE), SkipLayer(WEIGHT, LAYERS), SWITCH)
 SIZE = {"depth": 4, "dim": 128, "heads": 4, "height": 4, "width": 6}
 ARCHITECTURES = ("sit", "mmdit")
+KERNELS = ("auto", "reference", "compiled")  # of the CPU; the first has oneDNN's products in fp32
 FULL, SKIPPED = None, Perturb("skip", LAYERS)
 
 
@@ -153,9 +155,9 @@ def main() -> None:
     for architecture in ARCHITECTURES:
         truth = exact(architecture, 16)
         runs = {f"eager {dtype}": eager(architecture, 16, dtype) for dtype in (torch.float32, torch.bfloat16)}
-        for dtype in (torch.float32, torch.bfloat16):
-            runs[f"reference {dtype}"] = by_engine(architecture, start(16), dtype)
-        runs["reference with fp8 linears"] = by_engine(architecture, start(16), torch.float32, linears="fp8")
+        for kernels, dtype in product(KERNELS, (torch.float32, torch.bfloat16)):
+            runs[f"{kernels} {dtype}"] = by_engine(architecture, start(16), dtype, kernels=kernels)
+        runs["auto with fp8 linears"] = by_engine(architecture, start(16), torch.float32, linears="fp8", kernels="auto")
         for name, states in runs.items():
             print(f"{architecture}, {name}: error {errors(states, truth)[-1]:.2e}, {drift(states, truth)}")
 
