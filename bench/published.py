@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segue.engine.guidance import Perturb
 from segue.engine.plan import Plan, branch_path
-from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.record import REFERENCE, Kernels
 from segue.models.rows import Path, RowLayout
 from segue.models.start_rows import Clock
 

@@ -11,7 +11,8 @@ from segue.engine.linears import check_linears
 from segue.engine.plan import Plan
 from segue.engine.program import Program, ProgramKey
 from segue.engine.sampler import run_program
-from segue.kernels.dispatch import REFERENCE, WITHOUT_KERNEL, Kernels, Selection
+from segue.kernels.dispatch import WITHOUT_KERNEL, Selection
+from segue.kernels.record import REFERENCE, Kernels
 
 from .cases import Workload
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.kernels.dispatch import Kernels
+from segue.kernels.record import Kernels
 
 from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 from .plan import Plan

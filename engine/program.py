@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.record import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
 from segue.models.start_rows import Clock
 

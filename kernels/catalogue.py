@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, corrections, embed, fp8, mlp, philox, qkv, readout
+from . import adaln, attention, combine, corrections, embed, fp8, gather, mlp, philox, qkv, readout
 from .catalogue_sizes import SIZES, Size
 
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
@@ -124,12 +124,12 @@ def _beginning(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         positions = make(size.tokens, size.width)
         return make.single(*size.latent), weight, make(size.width), positions, hidden, scale if scaled else None
 
-    traffic = combine.gather_bytes_moved(samples, CALL_NUMBERS, 4)
-    yield _case(combine, "gather_rows", size, call, traffic, 0, dtype=torch.float32)
-    traffic = combine.gather_bytes_moved(size.rows, size.width, dtype.itemsize)
-    yield _case(combine, "gather_rows", size, rows, traffic, 0, variant="of embeddings", dtype=dtype)
-    traffic = combine.modulation_bytes_moved(2 * samples, width, dtype.itemsize)
-    yield _case(combine, "gather_modulation", size, modulation, traffic, 0, dtype=dtype)
+    traffic = gather.bytes_moved(samples, CALL_NUMBERS, 4)
+    yield _case(gather, "gather_rows", size, call, traffic, 0, dtype=torch.float32)
+    traffic = gather.bytes_moved(size.rows, size.width, dtype.itemsize)
+    yield _case(gather, "gather_rows", size, rows, traffic, 0, variant="of embeddings", dtype=dtype)
+    traffic = gather.modulation_bytes_moved(2 * samples, width, dtype.itemsize)
+    yield _case(gather, "gather_modulation", size, modulation, traffic, 0, dtype=dtype)
     for scaled in (False,) if size.text else (False, True):  # the preconditioning of networks that predict noise
         for roots in (2, 1):
             traffic = embed.bytes_moved(samples, roots, size.tokens, inputs, size.width, dtype.itemsize)

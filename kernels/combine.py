@@ -1,4 +1,4 @@
-"""Combination of branches, the solver update on the fp32 state, and the gather of table rows by the per-sample counter."""
+"""Combination of branches, and the solver update on the fp32 state, which ends a call."""
 
 from __future__ import annotations
 
@@ -6,24 +6,9 @@ import torch
 from torch import Tensor
 
 from .launch import launch_config
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, dense, jit, launch, tl
 
 MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each
-
-
-def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of a device table.  table [N, W] or [N], index [R] int64 -> [R, W] or [R], written to ``out`` when given."""
-    return torch.index_select(table, 0, index, out=out)
-
-
-def gather_modulation(table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor) -> Tensor:
-    """The modulation of every row at its sample's call, ``table[times[call] * conditions + condition]``, into ``out``.
-
-    table [T * conditions, W]; times [N] the time index of every call; call [B]; condition [J, B] of every row block and
-    sample, int64; out [J * B, W], returned.
-    """
-    index = torch.add(condition, times[call], alpha=conditions)
-    return torch.index_select(table, 0, index.flatten(), out=out)
 
 
 def solver_update(
@@ -84,90 +69,6 @@ def packed(rows: tuple[int, ...], blocks: int) -> int:
     if not 1 <= len(rows) <= MAX_BRANCHES or not all(0 <= row < min(blocks, MAX_ROW_BLOCKS) for row in rows):
         raise ValueError(f"rows must name 1 to {MAX_BRANCHES} of {blocks} row blocks, got {rows}")
     return sum(row << (8 * j) for j, row in enumerate(rows))
-
-
-@jit()
-def copy_row(p_table, p_out, index, entries, table_row, W: tl.constexpr, BLOCK: tl.constexpr, FLOATING: tl.constexpr):
-    """One block of columns of a table row; one beyond the table reads as NaN (-1 of integers), not as foreign memory."""
-    o_w = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m_w = o_w < W
-    index += tl.zeros([BLOCK], tl.int64)
-    m_x = m_w & (index >= 0) & (index < entries)
-    if FLOATING:
-        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=float("nan"))
-    else:
-        b_x = tl.load(p_table + index * table_row + o_w, mask=m_x, other=-1)
-    tl.store(p_out + o_w, b_x, mask=m_w)
-
-
-@jit(do_not_specialize=["entries"])
-def gather_kernel(
-    p_table,
-    p_index,
-    p_out,
-    entries,
-    table_row,
-    index_step,
-    out_row,
-    W: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FLOATING: tl.constexpr,
-):
-    """Grid (column blocks, R)."""
-    row = tl.program_id(1).to(tl.int64)
-    index = tl.load(p_index + row * index_step).to(tl.int64)
-    copy_row(p_table, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
-
-
-@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "condition_block"])
-def modulation_kernel(
-    p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, call_step,
-    condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Grid (column blocks, J * B)."""
-    row = tl.program_id(1)
-    sample = row % samples
-    call = tl.load(p_call + sample * call_step)
-    time = tl.load(p_times + call, mask=(call >= 0) & (call < calls), other=-1)
-    condition = tl.load(p_condition + row // samples * condition_block + sample * condition_sample)
-    index = tl.where(time < 0, -1, time * conditions + condition).to(tl.int64)
-    copy_row(p_table, p_out + row.to(tl.int64) * out_row, index, entries, table_row, W, BLOCK, True)
-
-
-def gather_modulation_triton(
-    table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor
-) -> Tensor:
-    """:func:`gather_modulation` as one kernel; a call beyond ``times`` gives NaN."""
-    (blocks, samples), width = condition.shape, table.shape[1]
-    if out.shape != (blocks * samples, width) or out.dtype != table.dtype or out.stride(1) != 1:
-        raise ValueError(f"out must be {(blocks * samples, width)} {table.dtype}, got {tuple(out.shape)} {out.dtype}")
-    table = dense(table)
-    config = launch_config("gather", "any", architecture(table.device))
-    block = min(config.block, next_power_of_two(width))
-    arguments = {"p_table": table, "p_times": times, "p_call": call, "p_condition": condition, "p_out": out}
-    arguments |= {"entries": len(table), "calls": len(times), "samples": samples, "conditions": conditions}
-    arguments |= {"table_row": table.stride(0), "call_step": call.stride(0), "condition_block": condition.stride(0)}
-    arguments |= {"condition_sample": condition.stride(1), "out_row": out.stride(0), "W": width, "BLOCK": block}
-    launch(modulation_kernel, (-(-width // block), blocks * samples), arguments, config.warps)
-    return out
-
-
-def gather_rows_triton(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """:func:`gather_rows` as one kernel."""
-    width = table.shape[1] if table.dim() == 2 else 1
-    shape = (len(index), *table.shape[1:])
-    if out is None:
-        out = torch.empty(shape, dtype=table.dtype, device=table.device)
-    elif out.shape != shape or out.dtype != table.dtype or out.stride(-1) != 1:
-        raise ValueError(f"out must be {shape} {table.dtype} with contiguous rows, got {tuple(out.shape)} {out.dtype}")
-    table = dense(table) if table.dim() == 2 else table
-    config = launch_config("gather", "any", architecture(table.device))
-    block = min(config.block, next_power_of_two(width))
-    arguments = {"p_table": table, "p_index": index, "p_out": out, "entries": len(table), "table_row": table.stride(0)}
-    arguments |= {"index_step": index.stride(0), "out_row": out.stride(0), "W": width, "BLOCK": block}
-    arguments |= {"FLOATING": table.is_floating_point()}
-    launch(gather_kernel, (-(-width // block), len(index)), arguments, config.warps)
-    return out
 
 
 @jit()
@@ -284,16 +185,6 @@ def combine_bytes_moved(samples: int, branches: int, elements: int, itemsize: in
 def combine_flops(samples: int, branches: int, elements: int) -> int:
     """A product and a sum per branch and element."""
     return 2 * samples * branches * elements
-
-
-def modulation_bytes_moved(rows: int, width: int, itemsize: int) -> int:
-    """Each row in and out, and the three indices that find it."""
-    return rows * (2 * width * itemsize + 3 * 8)
-
-
-def gather_bytes_moved(rows: int, width: int, itemsize: int) -> int:
-    """Each gathered row in and out, and its index."""
-    return rows * (2 * width * itemsize + 8)
 
 
 def bytes_moved(samples: int, elements: int, noise: bool) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import adaln, attention, combine, corrections, embed, fp8, mlp, philox, qkv, readout
+from . import adaln, attention, combine, corrections, embed, fp8, gather, mlp, philox, qkv, readout
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -97,12 +97,12 @@ def _embed(launch: Launch, given: dict[str, Any]) -> LaunchCost:
 
 def _modulation(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     rows, width = launch.grid[1], given["W"]
-    return _memory(combine.modulation_bytes_moved(rows, width, given["p_table"].element_size()), f"{rows} x {width}")
+    return _memory(gather.modulation_bytes_moved(rows, width, given["p_table"].element_size()), f"{rows} x {width}")
 
 
 def _gather(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     rows, width = launch.grid[1], given["W"]
-    return _memory(combine.gather_bytes_moved(rows, width, given["p_table"].element_size()), f"{rows} x {width}")
+    return _memory(gather.bytes_moved(rows, width, given["p_table"].element_size()), f"{rows} x {width}")
 
 
 def _solver(launch: Launch, given: dict[str, Any]) -> LaunchCost:

@@ -6,9 +6,9 @@ The functions of this file run a plain layer exactly as the kernels of the recor
 
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import Kernels
 from segue.kernels.fp8 import ALIGNMENT, Fp8Rows, quantize_rows
 from segue.kernels.mlp import Projected
+from segue.kernels.record import Kernels
 
 from .residuals import Residual, settled
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import Kernels
 from segue.kernels.fp8 import Fp8Rows
+from segue.kernels.record import Kernels
 
 from .fp8_linear import linear_gated_residual, linear_gelu
 from .residuals import Carry

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.kernels.combine import unpatchify
-from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.mlp import Projected
+from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from .fp8_linear import apply_linear, grouped_linear, project_slices, residual2_norm, residual_norm, residual_norm2
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table

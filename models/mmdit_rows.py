@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.record import REFERENCE, Kernels
 
 from .mmdit import MMDiT, TextCondition
 from .read_rows import BranchReader, Head, StateUpdate

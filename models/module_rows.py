@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.combine import unpatchify
-from segue.kernels.dispatch import REFERENCE, Kernels
+from segue.kernels.record import REFERENCE, Kernels
 
 from .mmdit import TextCondition
 from .mmdit_spec import MMDiTSpec

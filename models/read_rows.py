@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segue.kernels.combine import MAX_BRANCHES, unpatchify
-from segue.kernels.dispatch import Kernels
+from segue.kernels.record import Kernels
 
 from .rows import RowLayout
 from .spec import ModelSpec

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from segue.kernels.dispatch import Kernels
+from segue.kernels.record import Kernels
 
 
 @dataclass(frozen=True)

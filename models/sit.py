@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.combine import unpatchify
-from segue.kernels.dispatch import DIFFERENTIABLE, Kernels
 from segue.kernels.fp8 import Fp8Rows
+from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from .fp8_linear import apply_linear, residual_norm
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from segue.kernels.dispatch import Kernels
+from segue.kernels.record import Kernels
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from segue.engine.core import resolve_plan
 from segue.engine.program import Program, ProgramKey
 from segue.engine.solvers import SOLVERS
 from segue.kernels import triton_runtime
-from segue.kernels.dispatch import REFERENCE, TRITON
+from segue.kernels.record import REFERENCE, TRITON
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 META = torch.device("meta")

@@ -13,7 +13,7 @@ from segue import CFG, Engine, Rescale, SkipLayer, Window
 from segue.engine.parity import combine_as_diffusers
 from segue.engine.program import Program
 from segue.engine.prompt_plan import DEFAULT_STEPS
-from segue.kernels.dispatch import Kernels
+from segue.kernels.record import Kernels
 from segue.models.mmdit_rows import MMDiTRows
 
 STEPS, PROMPTS, SEEDS = 5, ["a leaf", "a twig"], [3, 4]

@@ -11,7 +11,8 @@ from trajectories import ARCHITECTURES, KERNELS, by_engine, check, drift, eager,
 
 from segue.engine import core
 from segue.kernels import compiled, contracts
-from segue.kernels.dispatch import REFERENCE, Selection
+from segue.kernels.dispatch import Selection
+from segue.kernels.record import REFERENCE
 from tests.tolerances import TRAJECTORY
 
 SAMPLES = 16

@@ -9,7 +9,8 @@ from live_sets import engine_of, load
 
 from segue import CFG
 from segue.kernels import adaln, compiled
-from segue.kernels.dispatch import REFERENCE, select_kernels
+from segue.kernels.dispatch import select_kernels
+from segue.kernels.record import REFERENCE
 from tests.tolerances import ATTACHED_RUN
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segue.kernels import adaln, qkv
-from segue.kernels.dispatch import DIFFERENTIABLE, REFERENCE
+from segue.kernels.record import DIFFERENTIABLE, REFERENCE
 
 
 @pytest.fixture

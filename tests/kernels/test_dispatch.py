@@ -17,9 +17,10 @@ from segue.kernels import compiled, dispatch, fp8, mlp, onednn, shape_class, tri
 from segue.kernels.attention import attention, attention_sdpa, attention_triton, attention_xformers
 from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.choice import CLASSIFIERS
-from segue.kernels.dispatch import OPERATIONS, REFERENCE, TRITON, Kernels, Shapes, parse_kernels, select_kernels
+from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
 from segue.kernels.launch import launch_config, recorded_lookups, stand_in, table_architecture
 from segue.kernels.launch_table import TABLE
+from segue.kernels.record import OPERATIONS, REFERENCE, TRITON, Kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN")
@@ -420,7 +421,8 @@ import sys
 sys.modules["triton"] = None
 import torch, segue
 from segue.kernels import catalogue, resources, tune
-from segue.kernels.dispatch import REFERENCE, select_kernels
+from segue.kernels.dispatch import select_kernels
+from segue.kernels.record import REFERENCE
 assert select_kernels(torch.device("cpu"), torch.float32).kernels.attention is REFERENCE.attention
 try:
     select_kernels(torch.device("cuda"), torch.float32, backend="triton")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sd35_block import WIDTH, deviation, digest, operands, our_block, ours, theirs
 
-from segue.kernels.dispatch import DIFFERENTIABLE, REFERENCE
+from segue.kernels.record import DIFFERENTIABLE, REFERENCE
 from tests.tolerances import BLOCK_DIGEST, FP64_DIGEST
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.engine.correction import OptimizedScale, RescaledDeviation
 from segue.engine.guidance import Branch, Exit, Guidance, Perturb
 from segue.engine.window import Window
-from segue.kernels.dispatch import DIFFERENTIABLE
+from segue.kernels.record import DIFFERENTIABLE
 from segue.models.rows import Segment
 from segue.models.sit import SiT
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import Kernels
 from segue.kernels.philox import random_words
+from segue.kernels.record import Kernels
 from segue.models.mmdit import JointBlock
 from segue.models.mmdit_diffusers import diffusers_sources
 from segue.models.mmdit_spec import MMDiTSpec

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sd35_block import deviation, digest, empty_block, operands, our_block, ours
 
-from segue.kernels.dispatch import TRITON
+from segue.kernels.record import TRITON
 from segue.kernels.triton_runtime import DEFAULT_ARCHITECTURE, interpreting, observe_launches, trace_launches
 from tests.tolerances import BLOCK_DIGEST
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from segue.kernels.catalogue import Case, Factory, Size, cases
-from segue.kernels.dispatch import FOLLOWERS, OPERATIONS, WITHOUT_TRITON
+from segue.kernels.dispatch import FOLLOWERS, WITHOUT_TRITON
 from segue.kernels.fp8 import FP8
+from segue.kernels.record import OPERATIONS
 from segue.kernels.triton_runtime import interpreting, observe_launches
 
 

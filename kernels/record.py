@@ -1,0 +1,95 @@
+"""The operations of a step as a record of functions: the references, those of training, and the Triton kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+from . import adaln, combine, corrections, differentiable, embed, fp8, gather, mlp, philox, qkv, readout
+from .attention import attention, attention_triton, perturbed_attention
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One callable per operation; the signatures are those of the reference functions of the same name.
+
+    ``linear_gated_residual`` None: the product leaves its residual to the norm of the next block.
+    """
+
+    modulated_norm: Callable = adaln.modulated_norm
+    modulated_norm2: Callable = adaln.modulated_norm2
+    gated_residual: Callable = adaln.gated_residual
+    residual_modulated_norm: Callable = adaln.residual_modulated_norm
+    residual_modulated_norm2: Callable = adaln.residual_modulated_norm2
+    residual2_modulated_norm: Callable = adaln.residual2_modulated_norm
+    modulated_norm_fp8: Callable = adaln.modulated_norm_fp8
+    residual_modulated_norm_fp8: Callable = adaln.residual_modulated_norm_fp8
+    quantize_rows: Callable = fp8.quantize_rows
+    fp8_linear: Callable = fp8.fp8_linear
+    split_heads_norm: Callable = qkv.split_heads_norm
+    joint_heads_norm: Callable = qkv.joint_heads_norm
+    attention: Callable = attention
+    perturbed_attention: Callable = perturbed_attention
+    linear: Callable = mlp.linear
+    linear_gelu: Callable = mlp.linear_gelu
+    linear_gated_residual: Callable | None = mlp.linear_gated_residual
+    grouped_linear: Callable = mlp.grouped_linear
+    project_slices: Callable = mlp.project_slices
+    embed_patches: Callable = embed.embed_patches
+    combine_then_project: Callable = readout.combine_then_project
+    project: Callable = readout.project
+    readout_update: Callable = readout.readout_update
+    gather_rows: Callable = gather.gather_rows
+    gather_modulation: Callable = gather.gather_modulation
+    combine_branches: Callable = combine.combine_branches
+    solver_update: Callable = combine.solver_update
+    cfg_zero_star: Callable = corrections.cfg_zero_star
+    rescale: Callable = corrections.rescale
+    adaptive_projection: Callable = corrections.adaptive_projection
+    normal_noise: Callable = philox.normal_noise
+
+
+REFERENCE = Kernels()
+# training writes no activation in place
+DIFFERENTIABLE = replace(
+    REFERENCE,
+    modulated_norm=differentiable.modulated_norm,
+    modulated_norm2=differentiable.modulated_norm2,
+    gated_residual=differentiable.gated_residual,
+    residual_modulated_norm=differentiable.residual_modulated_norm,
+    residual_modulated_norm2=differentiable.residual_modulated_norm2,
+    residual2_modulated_norm=differentiable.residual2_modulated_norm,
+    joint_heads_norm=differentiable.joint_heads_norm,
+    linear_gated_residual=partial(mlp.linear_gated_residual, residual=differentiable.gated_residual),
+)
+TRITON = Kernels(
+    modulated_norm=adaln.modulated_norm_triton,
+    modulated_norm2=adaln.modulated_norm2_triton,
+    gated_residual=adaln.gated_residual_triton,
+    residual_modulated_norm=adaln.residual_modulated_norm_triton,
+    residual_modulated_norm2=adaln.residual_modulated_norm2_triton,
+    residual2_modulated_norm=adaln.residual2_modulated_norm_triton,
+    modulated_norm_fp8=adaln.modulated_norm_fp8_triton,
+    residual_modulated_norm_fp8=adaln.residual_modulated_norm_fp8_triton,
+    quantize_rows=fp8.quantize_rows_triton,
+    split_heads_norm=qkv.split_heads_norm_triton,
+    joint_heads_norm=qkv.joint_heads_norm_triton,
+    attention=attention_triton,
+    perturbed_attention=partial(perturbed_attention, attend=attention_triton),
+    linear_gelu=mlp.linear_gelu_triton,
+    linear_gated_residual=mlp.linear_gated_residual_triton,
+    grouped_linear=mlp.grouped_linear_triton,
+    project_slices=mlp.project_slices_triton,
+    embed_patches=embed.embed_patches_triton,
+    combine_then_project=readout.combine_then_project_triton,
+    project=readout.project_triton,
+    readout_update=readout.readout_update_triton,
+    gather_rows=gather.gather_rows_triton,
+    gather_modulation=gather.gather_modulation_triton,
+    combine_branches=combine.combine_branches_triton,
+    solver_update=combine.solver_update_triton,
+    cfg_zero_star=corrections.cfg_zero_star_triton,
+    rescale=corrections.rescale_triton,
+    adaptive_projection=corrections.adaptive_projection_triton,
+    normal_noise=philox.normal_noise_triton,
+)
+OPERATIONS = tuple(entry.name for entry in fields(Kernels))
