@@ -1,5 +1,6 @@
 """What releases of Triton cannot do is said in one sentence before a kernel runs."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -38,8 +39,9 @@ def test_the_tested_versions_can_interpret():
     )
     assert interpreter_obstacle(oldest, numpy) is None
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    (allowed,) = (line.split(";")[0].removeprefix("triton>=") for line in dependencies if line.startswith("triton>="))
+    ((allowed, below),) = (re.match(r"triton>=([\d.]+),<([\d.]+);", line).groups() for line in dependencies if "triton" in line)
     assert interpreter_obstacle(allowed, numpy) and f"Triton {allowed} " in (ROOT / "README.md").read_text()
+    assert any(line.startswith("triton>=") and line.endswith(f",<{below}") for line in lines)
 
 
 def test_an_interpreter_that_would_fail_is_not_available(monkeypatch):
