@@ -33,7 +33,7 @@ class Trial:
         case = self.case
         truths = _outputs(case.reference, tree_map(_doubled, case.arguments(self.make)))
         eagers = _outputs(case.reference, case.arguments(self.make))
-        return [(truth, float(error_bound(eager, truth))) for truth, eager in zip(truths, eagers, strict=True)]
+        return [(truth.double(), float(error_bound(eager, truth))) for truth, eager in zip(truths, eagers, strict=True)]
 
     def agrees(self, function: Callable) -> bool:
         """It errs against fp64 at most twice as much as the reference does, plus two roundings of its own output."""

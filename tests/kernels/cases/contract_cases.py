@@ -54,6 +54,8 @@ def everything(function):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_with_outlier_channels(case: Case, dtype, device, seed, judge):
     arguments = case.arguments(Outliers(device, dtype, seed))
+    if case.operation == "attention":
+        arguments[0].div_(100)  # scores of some tens; at thousands, rounding them decides which key wins
     exact = exact_noise if case.operation == "normal_noise" else everything(case.reference)
     judge(everything(case.kernel), everything(case.reference), *arguments, exact=exact, operation=case.operation)
 
