@@ -30,7 +30,7 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
             digest.update(f"{network} {name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             values = tensor.detach().flatten()
             few = values[:: max(1, values.numel() // VALUES_PER_TENSOR)][:VALUES_PER_TENSOR]
-            digest.update(few.to("cpu", torch.float64).numpy().tobytes())
+            digest.update(few.cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -69,7 +69,7 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
     from comfy.samplers import calc_cond_batch
 
     conds, x, sigma, options = args["conds"], args["input"], args["sigma"], args["model_options"]
-    levels = np.minimum(sigma.detach().double().cpu().numpy(), 1.0)  # a sampler that adds noise may pass 1
+    levels = np.minimum(sigma.detach().cpu().double().numpy(), 1.0)  # a sampler that adds noise may pass 1
     branches, weights, _ = resolve_weights(rule, levels)
     if (weights != weights[0]).any():
         raise ValueError(
