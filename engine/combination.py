@@ -120,4 +120,4 @@ class Combination:
         guided = self.kernels.adaptive_projection(*clean, self.average, scale, momentum, radius, eta)
         weighs = (scale != 1)[:, None, None, None]  # the reference may be live for other samples alone
         self.average.copy_(torch.where(weighs, self.average, before))
-        return (guided - state * y) / output
+        return torch.where(weighs, (guided - state * y) / output, conditional)  # at level 0, of no weight, output is 0

@@ -100,14 +100,20 @@ class EngineCore:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         return torch.stack([torch.randn(shape, generator=own, dtype=dtype, device="cpu") for own in generators])
 
-    def check_noise(self, plan: Plan, noise: Tensor, count: int) -> Tensor:
+    def check_noise(self, plan: Plan, noise: Tensor, count: int, name: str = "noise") -> Tensor:
         """``noise`` if it is a tensor with the shape of ``count`` samples, else ``TypeError`` or ``ValueError``."""
         shape = (count, self.spec.channels, plan.height, plan.width)
         if not isinstance(noise, Tensor):
-            raise TypeError(f"noise must be a tensor of shape {shape}, got a {type(noise).__name__}")
+            raise TypeError(f"{name} must be a tensor of shape {shape}, got a {type(noise).__name__}")
         if tuple(noise.shape) != shape:
-            raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(noise.shape)}")
         return noise
+
+    def noised_start(self, plan: Plan, noise: Tensor, latents: Tensor) -> Tensor:
+        """A clean start [B, C, H, W] at the plan's first noise level, fp32, in flow coordinates."""
+        sigma = float(plan.sigmas[0])
+        latents = self.check_noise(plan, latents, len(noise), "latents")
+        return sigma * noise.float() + (1 - sigma) * latents.float().to(noise.device)
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
         """A program holding this run, new or reused: the caller's alone until :meth:`release`.
@@ -232,6 +238,13 @@ def resolve_plan(
     spec.check_size(height, width)
     resolved = resolve_schedule(schedule, steps, solver, Parameterization(spec), spec.tokens(height, width))
     return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
+
+
+def check_rising(plan: Plan, *starts: Any) -> None:
+    """Raise ``ValueError`` for a run that adds noise to nothing: without any of ``starts``."""
+    if plan.schedule.rises and all(start is None for start in starts):
+        first, last = plan.schedule.sigmas[0], plan.schedule.sigmas[-1]
+        raise ValueError(f"levels that rise from {first:.6g} to {last:.6g} invert a picture: give it as latents")
 
 
 def whole_numbers(values: Sequence[int], what: str) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .adapters.kdiffusion import Denoiser
-from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
+from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_numbers
 from .device import resolve_device, resolve_dtype
 from .guidance import Guidance
 from .images import latents_to_images
@@ -131,6 +131,7 @@ class Engine(EngineCore):
         height: int | None = None,
         width: int | None = None,
         noise: Tensor | None = None,
+        latents: Tensor | None = None,
         max_batch: int | None = None,
         callback: Callback | None = None,
         check_finite: bool = False,
@@ -139,23 +140,28 @@ class Engine(EngineCore):
         """Draw one sample per label.
 
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
-        ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``max_batch`` splits the work; a sample does not depend
-        on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop.
+        ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
+        first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
+        levels, falling, take back to it, as nearly as the solver follows the flow.  ``max_batch`` splits the work; a sample
+        does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop.
         """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
-        noise = self.draw_noise(plan, seeds) if noise is None else self.check_noise(plan, noise, len(labels))
+        check_rising(plan, latents, noise)
+        noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(
             plan,
             self._conditions(plan, labels),
             seeds,
-            self._first_state(plan, noise),
+            self._first_state(plan, noise, latents, len(labels)),
             max_batch=max_batch,
             callback=callback,
             check_finite=check_finite,
             progress=progress,
         )
+        if plan.schedule.rises and calls == plan.calls:
+            latents = latents / plan.parameterization.prior_scale(plan.last_sigma)
         drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
         return SampleRun(latents, plan, tuple(labels[drawn]), tuple(seeds[drawn]), calls, self.spec.name)
 
@@ -181,18 +187,25 @@ class Engine(EngineCore):
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))
 
-    def load(self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Program:
-        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal.  Raises as :meth:`sample`.
+    def load(
+        self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
+    ) -> Program:
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start.
+
+        Raises as :meth:`sample`.
 
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
-        noise = self.check_noise(plan, noise, len(labels))
-        return self.prepare(plan, self._conditions(plan, labels), seeds, self._first_state(plan, noise))
+        state = self._first_state(plan, noise, latents, len(labels))
+        return self.prepare(plan, self._conditions(plan, labels), seeds, state)
 
-    @staticmethod
-    def _first_state(plan: Plan, noise: Tensor) -> Tensor:
+    def _first_state(self, plan: Plan, noise: Tensor, latents: Tensor | None, count: int) -> Tensor:
+        """The sample [B, C, H, W] at the plan's first noise level: the model's prior, or a clean start mixed with noise."""
+        noise = self.check_noise(plan, noise, count)
+        if latents is not None:
+            return self.noised_start(plan, noise, latents)
         return noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
 
     def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:

@@ -82,14 +82,14 @@ def _first_state(engine: EngineCore, plan: Plan, count: int, scheduler: Any, noi
         return x
     if not hasattr(scheduler, "scale_noise"):
         raise ValueError(f"{type(scheduler).__name__} has no scale_noise, which diffusers' image-to-image calls")
-    clean = engine.check_noise(plan, latents, count).to(engine.device, engine.dtype)
+    clean = engine.check_noise(plan, latents, count, "latents").to(engine.device, engine.dtype)
     start = scheduler.timesteps[scheduler.begin_index].repeat(count)
     return scheduler.scale_noise(clean, start, x).to(engine.dtype)
 
 
 def _load_times(program: Program, times: Tensor, conditions: Mapping[str | int, Any]) -> None:
     """Call the network at ``times`` [N]; some schedulers round them, and the plan's are 1000 sigma in fp32."""
-    plan, told = program.plan, times.double().cpu().numpy()
+    plan, told = program.plan, times.cpu().double().numpy()
     if np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
         return
     distinct, index = np.unique(told, return_inverse=True)

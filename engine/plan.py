@@ -10,6 +10,7 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
+from .correction import AdaptiveProjection
 from .guidance import Branch, Exit, Guidance, Perturb
 from .schedule import Schedule
 from .solvers import Solver, get_solver
@@ -76,6 +77,11 @@ class Plan:
     @property
     def calls(self) -> int:
         return len(self.sigmas)
+
+    @property
+    def last_sigma(self) -> float:
+        """The noise level of the result, where the network is not called any more."""
+        return float(self.parameterization.snap(self.schedule.array()[-1:])[0])
 
     @property
     def parameterization(self) -> Parameterization:
@@ -270,7 +276,7 @@ def compile_plan(
     spec.check_size(height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
-    for i in np.flatnonzero(np.diff(sigmas) >= 0):
+    for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
         first, second = schedule.sigmas[i : i + 2]
         raise ValueError(
             f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
@@ -283,7 +289,12 @@ def compile_plan(
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
-    reference_branch(guidance, branches, spec)
+    reference = reference_branch(guidance, branches, spec)
+    if isinstance(guidance.correction, AdaptiveProjection) and weights[sigmas[:-1] == 0, reference - 1].any():
+        raise ValueError(
+            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
+            "give its term Window.sigma(0, 1), which begins above"
+        )
     zero_steps = guidance.correction.zero_steps if guidance.correction else 0
     weights[:zero_steps] = 0.0
     warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)

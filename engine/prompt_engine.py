@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.models.mmdit import TextCondition
 
 from .adapters.kdiffusion import Denoiser
-from .core import ScheduleLike, check_seeds
+from .core import ScheduleLike, check_rising, check_seeds
 from .guidance import Guidance
 from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
@@ -111,9 +111,10 @@ class PromptEngine(PipeCore):
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
 
         ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
-        is noised to the first level of the last ``strength`` part of the schedule.  ``numerics="diffusers"`` is a mode to
-        compare with: everything but the network itself rounds as the pipeline does, and the latents have the model's dtype;
-        :mod:`.parity` says what is bit for bit the same.
+        is noised to the first level of the last ``strength`` part of the schedule; with a ``schedule`` that rises from 0 it is
+        inverted, to the ``noise`` of the way back.  ``numerics="diffusers"`` is a mode to compare with: everything but the
+        network itself rounds as the pipeline does, and the latents have the model's dtype; :mod:`.parity` says what is bit for
+        bit the same.
         """
         if not isinstance(embeddings, PromptEmbeddings):
             raise TypeError(f"sample takes embeddings, which encode() makes of prompts, got {embeddings!r}")
@@ -126,6 +127,8 @@ class PromptEngine(PipeCore):
         length = embeddings.positive.context.shape[1]
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
         self.check_plan(plan)
+        if schedule is not None:
+            check_rising(plan, latents, noise)
         if noise is None:
             noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
         self.check_noise(plan, noise, len(seeds))
@@ -183,11 +186,16 @@ class PromptEngine(PipeCore):
         count, latents = len(prompt if texts is None else texts), options.get("latents")
         seeds = check_seeds(seeds, count * check_images(num_images))
         started = check_start(strength, image, latents)
-        strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
         self.refresh()
         size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
-        plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size, strength)
+        run = (options.get("steps"), options.get("schedule"), options.get("solver"), *size)
+        given = options.get("schedule") is not None
+        if strength is None:
+            strength = DEFAULT_STRENGTH if started and not (given and self.plan(None, *run).schedule.rises) else 1.0
+        plan = self.plan(guidance, *run, strength)
         self.check_plan(plan)
+        if given:
+            check_rising(plan, latents, image, options.get("noise"))
         if options.get("noise") is not None:
             self.check_noise(plan, options["noise"], len(seeds))
         pixels = None if image is None else load_images(pipe, image, *size, count)
@@ -244,8 +252,7 @@ class PromptEngine(PipeCore):
         state = self.check_noise(plan, noise, count).float()
         if latents is None:
             return state
-        sigma = float(plan.sigmas[0])
-        return sigma * state + (1 - sigma) * self.check_noise(plan, latents, count).float().to(state.device)
+        return self.noised_start(plan, state, latents)
 
     def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
         table: dict[str | int, TextCondition] = {}

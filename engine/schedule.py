@@ -1,4 +1,4 @@
-"""Noise levels of a run: a decreasing list of sigmas, from the first level to the last (0 for a finished sample)."""
+"""Noise levels of a run, from the first to the last: falling to 0 for a finished sample, rising from 0 to invert a picture."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ def check_steps(steps: int) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """``steps + 1`` noise levels, strictly decreasing, inside [0, 1]; taken as they are."""
+    """``steps + 1`` noise levels inside [0, 1] that fall throughout, or rise throughout; taken as they are.
+
+    A level may stand twice in a row: a step of no length, which leaves the sample as it is.
+    """
 
     sigmas: tuple[float, ...]
     name: str = "list"
@@ -33,22 +36,49 @@ class Schedule:
             if not math.isfinite(sigma) or not 0 <= sigma <= 1:
                 raise ValueError(f"a noise level must lie in [0, 1], got {sigma}")
         for first, second in zip(sigmas, sigmas[1:], strict=False):
-            if second >= first:
-                raise ValueError(f"noise levels must decrease, got {first:.6g} followed by {second:.6g}")
+            if (second - first) * (sigmas[-1] - sigmas[0]) < 0 or (first != second and sigmas[0] == sigmas[-1]):
+                raise ValueError(
+                    f"noise levels must fall throughout or rise throughout, got {first:.6g} followed by {second:.6g} "
+                    f"in a list from {sigmas[0]:.6g} to {sigmas[-1]:.6g}"
+                )
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
+    @property
+    def rises(self) -> bool:
+        """Whether the run adds noise, as an inversion does."""
+        return self.sigmas[-1] > self.sigmas[0]
+
+    def reversed(self) -> "Schedule":
+        """The same levels the other way round: what inverts a run, and back."""
+        return Schedule(self.sigmas[::-1], self.name)
+
     def array(self) -> np.ndarray:
         return np.array(self.sigmas, dtype=np.float64)
 
     def truncate(self, strength: float) -> "Schedule":
-        """The last steps, as image-to-image runs them: ``steps - floor(steps (1 - strength))``, diffusers' count."""
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength must lie in (0, 1], got {strength}")
-        skipped = int(max(self.steps - self.steps * strength, 0))
+        """The last steps, as image-to-image runs them: all but :func:`skipped_steps`.  Raises for levels that rise."""
+        skipped = skipped_steps(self.steps, strength)
+        check_falls(self, strength)
         return Schedule(self.sigmas[skipped:], self.name)
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many of ``steps`` an image-to-image run leaves out: ``floor(steps (1 - strength))``, diffusers' count."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    return int(max(steps - steps * strength, 0))
+
+
+def check_falls(schedule: Schedule, strength: float) -> None:
+    """Raise ``ValueError`` for a part of levels that rise: an inversion begins with the picture as it is."""
+    if strength != 1 and schedule.rises:
+        first, last = schedule.sigmas[0], schedule.sigmas[-1]
+        raise ValueError(
+            f"strength {strength:g} keeps the last part of levels that fall, and these rise from {first:.6g} to {last:.6g}"
+        )
 
 
 def linear(steps: int, start: float = 1.0) -> Schedule:
@@ -85,12 +115,20 @@ def from_sigmas(sigmas: Sequence[float]) -> Schedule:
 
 def from_scheduler(scheduler) -> Schedule:
     """The levels of a diffusers flow-matching scheduler after ``set_timesteps``, as they are (never recomputed)."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None:
-        raise TypeError(f"{type(scheduler).__name__} has no sigmas; a flow-matching scheduler is needed")
+    sigmas = scheduler_sigmas(scheduler)
     distinct = [float(sigmas[0])]
     distinct += [float(b) for a, b in zip(sigmas[:-1], sigmas[1:], strict=True) if float(a) != float(b)]  # Heun repeats
     return Schedule(tuple(distinct), type(scheduler).__name__)
+
+
+def scheduler_sigmas(scheduler) -> Sequence[float]:
+    """The ``sigmas`` of a diffusers scheduler whose timesteps are set.  Raises ``TypeError`` or ``ValueError`` otherwise."""
+    name, sigmas = type(scheduler).__name__, getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        raise TypeError(f"{name} has no sigmas; a flow-matching scheduler is needed")
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        raise ValueError(f"the timesteps of {name} are not set: call its set_timesteps before the run")
+    return sigmas
 
 
 NAMED = ("linear", "shift", "resolution", "native")

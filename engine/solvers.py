@@ -68,29 +68,38 @@ def _log_snr(sigma: float) -> float:
 
 
 def _dpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
-    """DPM-Solver++ 2M on clean estimates; first order where a log-SNR step is infinite (at sigma 1 and at 0)."""
+    """DPM-Solver++ 2M on clean estimates: Euler's step plus what the estimate before adds to it.
+
+    First order, where it is Euler's, next to an infinite log-SNR step (from or to sigma 1 or 0) or one of no length.
+    """
     rows, previous = [], math.inf
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        h = _log_snr(t) - _log_snr(s)
-        decay = (1 - s) / (1 - t) * t / s  # e^-h
-        gain = (1 - t) * (1 - decay)
-        first_order = i == 0 or math.isinf(previous) or math.isinf(h)
-        w = 0.0 if first_order else h / (2 * previous)
-        # y' = (t / s) y + gain ((1 + w) x0 - w x0_prev) with x0 = y - s v
-        rows.append(SolverRow(s, i, t / s + gain * (1 + w), -gain * (1 + w) * s, c=-gain * w, e=1.0, f=-s))
+        h, extra = 0.0 if s == t else _log_snr(t) - _log_snr(s), 0.0
+        if math.isfinite(previous) and math.isfinite(h) and previous:
+            decay = (1 - s) / (1 - t) * t / s  # e^-h
+            extra = (1 - t) * (1 - decay) * h / (2 * previous)
+        # y' = y + (t - s) v + extra (x0 - x0_prev) with x0 = y - s v
+        rows.append(SolverRow(s, i, 1 + extra, t - s - extra * s, c=-extra, e=1.0, f=-s))
         previous = h
     return rows
 
 
 def _euler_maruyama_rows(sigmas: np.ndarray, diffusion: Callable[[float], float]) -> list[SolverRow]:
     """Reverse SDE ``dy = (v + w / (2 s) eps) ds + sqrt(w) dW`` with ``eps = y + (1 - s) v``; the last step has no noise."""
-    rows, last = [], len(sigmas) - 2
+    rows, last = [], sigmas[-1]
+    if last > sigmas[0]:
+        raise ValueError(
+            f"euler-maruyama follows the reverse SDE, down to data, and the levels rise from {sigmas[0]:.6g} to {last:.6g}"
+        )
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        if s == t:
+            rows.append(SolverRow(s, i, 1.0, 0.0))
+            continue
         w = float(diffusion(s))
         if not math.isfinite(w) or w < 0:
             raise ValueError(f"the diffusion coefficient must be finite and not negative, got {w} at sigma {s:.4g}")
         delta, drift = t - s, w / (2 * s)
-        noise = 0.0 if i == last else math.sqrt(w * -delta)
+        noise = 0.0 if t == last else math.sqrt(w * -delta)
         rows.append(SolverRow(s, i, 1 + delta * drift, delta * (1 + drift * (1 - s)), d=noise))
     return rows
 

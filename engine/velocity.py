@@ -23,6 +23,17 @@ from .solvers import VELOCITY, Solver
 LEVEL_TOLERANCE = 1e-6  # an fp32 copy of a level is that level
 
 
+def level_tolerance(levels: np.ndarray, *dtypes: torch.dtype) -> np.ndarray:
+    """How far ``levels`` may lie from those that a loop means, if it keeps them in ``dtypes``: one spacing of the coarsest."""
+    spacing = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return np.maximum(LEVEL_TOLERANCE, spacing * levels)
+
+
+def levels_on_host(sigma: Tensor) -> np.ndarray:
+    """Noise levels as fp64 on the host; not every device has fp64."""
+    return sigma.detach().cpu().double().numpy()
+
+
 class GuidedVelocity:
     """``v(x, sigma)`` under a guidance rule, for B samples of one size, in a program of its own.
 
@@ -68,14 +79,15 @@ class GuidedVelocity:
         return compile_plan(self.guidance, schedule, self.solver, self.specs, self.height, self.width)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x [B, C, H, W], any float dtype; sigma [B] in (0, 1] -> velocity [B, C, H, W] fp32.
+        """x [B, C, H, W], any float dtype; sigma [B] in [0, 1] -> velocity [B, C, H, W] fp32.
 
-        Reads ``sigma`` on the host.  A new batch size, or a level outside the tables, loads the program again.
+        Reads ``sigma`` on the host.  A new batch size, or a level outside the tables, loads the program again.  Where
+        ``sigma`` or ``x`` is in half precision, a level within its spacing of one of ``sigmas`` is that one.
         """
-        levels = sigma.detach().double().cpu().numpy()
-        if levels.shape != (x.shape[0],) or not ((levels > 0) & (levels <= 1)).all():
-            raise ValueError(f"sigma must hold {x.shape[0]} noise levels in (0, 1], got {levels.tolist()}")
-        self._load(x, levels)
+        levels = levels_on_host(sigma)
+        if levels.shape != (x.shape[0],) or not ((levels >= 0) & (levels <= 1)).all():
+            raise ValueError(f"sigma must hold {x.shape[0]} noise levels in [0, 1], got {levels.tolist()}")
+        self._load(x, levels, level_tolerance(levels, sigma.dtype, x.dtype))
         return self.at_calls(x, self._calls(levels))
 
     @torch.no_grad()
@@ -101,13 +113,16 @@ class GuidedVelocity:
         wanted = self.plan.parameterization.snap(levels)
         return np.abs(self.plan.sigmas[None] - wanted[:, None]).argmin(axis=1)
 
-    def _load(self, x: Tensor, levels: np.ndarray) -> None:
-        """Make sure that the program holds these levels for this batch."""
+    def _load(self, x: Tensor, levels: np.ndarray, tolerance: np.ndarray) -> None:
+        """Make sure that the program holds these levels, give or take ``tolerance``, for this batch."""
         plan = self.plan
         if plan is not None:
-            known = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1) <= LEVEL_TOLERANCE
-            if self.fixed and not known.all():
-                raise ValueError(f"sigma {levels[~known][0]:.6g} is not one of the {plan.calls} levels this was made for")
+            distance = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1)
+            known = distance <= (tolerance if self.fixed else LEVEL_TOLERANCE)
+            if not known.all() and self.fixed:
+                unknown, last = levels[~known][0], plan.schedule.sigmas[-1]
+                where = ", which end there" if unknown == last else ""
+                raise ValueError(f"sigma {unknown:.6g} is not one of the {plan.calls} levels this was made for{where}")
             stale = self.program is None or len(self.program.x) != len(x)
             if known.all() and not stale:
                 return

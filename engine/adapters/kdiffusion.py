@@ -9,7 +9,11 @@ from ..velocity import GuidedVelocity
 
 
 class Denoiser:
-    """A callable for samplers that want the clean estimate; ``x`` is in flow coordinates, ``(1 - sigma) x0 + sigma eps``."""
+    """A callable for samplers that want the clean estimate; ``x`` is in flow coordinates, ``(1 - sigma) x0 + sigma eps``.
+
+    Its ``velocity(x, sigma)`` is what the estimate comes from, for loops that integrate it: upwards from level 0, too, where
+    the estimate is ``x`` and tells nothing.
+    """
 
     def __init__(self, velocity: GuidedVelocity, batch: int):
         """``batch``: the number B of samples that ``velocity`` has conditions for."""
@@ -23,5 +27,5 @@ class Denoiser:
         """
         if tuple(x.shape) != self.shape:
             raise ValueError(f"x must have shape {self.shape}, got {tuple(x.shape)}")
-        level = sigma.view(-1, 1, 1, 1).to(x.device)
+        level = sigma.float().view(-1, 1, 1, 1).to(x.device)  # fp32 before it moves: not every device has fp64
         return (x.float() - level * self.velocity(x, sigma).to(x.device)).to(x.dtype)

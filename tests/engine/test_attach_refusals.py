@@ -179,7 +179,7 @@ def test_calls_of_the_transformer_outside_the_run(pipe):
 
     refused(ValueError, "the scheduler has already made all its 5 calls", call, 900.0, torch.zeros(2, 4, 8, 8))
     pipe.scheduler.set_timesteps(4)
-    message = "called at timestep 900, and the scheduler is at 1000: guidance is attached to another pipeline"
+    message = "called at timestep 900, and the scheduler is at 1000: another pipeline runs, or a loop that"
     refused(ValueError, message, call, 900.0, torch.zeros(2, 4, 8, 8))
     pipe._guidance_scale = 3.0
     refused(ValueError, "two halves of the batch differ", call, 1000.0, torch.arange(512.0).view(2, 4, 8, 8))

@@ -147,5 +147,7 @@ def test_step_windows_need_the_levels(engine):
     x = torch.zeros(3, 4, 6, 10)
     with pytest.raises(ValueError, match=r"sigma 0\.7 is not one of the 2 levels"):
         denoiser(x, torch.full((3,), 0.7))
-    with pytest.raises(ValueError, match=r"noise levels in \(0, 1\], got \[0\.0, 0\.0, 0\.0\]"):
+    with pytest.raises(ValueError, match="sigma 0 is not one of the 2 levels this was made for, which end there"):
         denoiser(x, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"noise levels in \[0, 1\], got \[-0\.5, -0\.5, -0\.5\]"):
+        denoiser(x, torch.full((3,), -0.5))
