@@ -111,7 +111,7 @@ class EngineCore:
 
     def noised_start(self, plan: Plan, noise: Tensor, latents: Tensor) -> Tensor:
         """A clean start [B, C, H, W] at the plan's first noise level, fp32, in flow coordinates."""
-        sigma = float(plan.sigmas[0])
+        sigma = plan.solver.first_level(float(plan.sigmas[0]))
         latents = self.check_noise(plan, latents, len(noise), "latents")
         return sigma * noise.float() + (1 - sigma) * latents.float().to(noise.device)
 

@@ -23,7 +23,7 @@ from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 from .guidance import Branch
 from .plan import Plan
-from .solvers import Solver
+from .solvers import HostStep, Solver
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Program:
                 **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
             )
         self.plan = plan
+        self.host_step: HostStep | None = None
         self.graphs: StepGraphs | None = None
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
@@ -111,11 +112,19 @@ class Program:
         self.graphs = StepGraphs(weakref.proxy(self), capture)  # a cycle would keep the buffers until a garbage collection
 
     def advance(self, live: tuple[int, ...]) -> None:
-        """:meth:`step`, replayed from its graph where graphs are in use."""
+        """:meth:`step`, replayed from its graph where graphs are in use, then the solver's own step if it is no table."""
+        before = None if self.host_step is None else self.x.clone()
         if self.graphs is None:
             self.step(live)
         else:
             self.graphs.advance(live)
+        if before is not None:
+            self.x.copy_(self.host_step(before, self.x.clone(), self._noise))
+
+    def _noise(self, draw: int) -> Tensor:
+        """Unit normal noise [B, C, H, W] fp32 of the samples' seeds, another one for each number ``draw``."""
+        noise = self.kernels.normal_noise(self.seeds, torch.full_like(self.seeds, draw), self.x[0].numel())
+        return noise.view_as(self.x)
 
     @torch.inference_mode(False)  # as the constructor: rows make some of their tensors here
     @torch.no_grad()
@@ -128,7 +137,7 @@ class Program:
         if not self.key.serves(ProgramKey.of(plan, self.key.batch)):
             raise ValueError("this program was built for other branches or shapes than the plan's")
         self._follow_stream()
-        self.plan = plan
+        self.plan, self.host_step = plan, plan.solver.begin()
         self.x.copy_(noise)
         self.history.zero_()
         self.call.zero_()

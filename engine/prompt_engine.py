@@ -12,6 +12,7 @@ from torch import Tensor
 from segue.models.mmdit import TextCondition
 
 from .adapters.kdiffusion import Denoiser
+from .adapters.scheduler_solver import timed_scheduler
 from .core import ScheduleLike, check_rising, check_seeds
 from .guidance import Guidance
 from .live_velocity import LiveVelocity
@@ -26,7 +27,6 @@ from .prompt_plan import (
     latent_size,
     resolve_prompt_plan,
     start_size,
-    timed_scheduler,
 )
 from .prompts import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
 from .sampler import Callback
@@ -76,10 +76,11 @@ class PromptEngine(PipeCore):
         strength: float = 1.0,
         text_tokens: int | None = None,
     ) -> Plan:
-        """As :meth:`EngineCore.plan`; schedule and solver default to those of the pipeline's scheduler.
+        """As :meth:`EngineCore.plan`; without ``schedule`` and ``solver`` the run is the pipeline's scheduler's own.
 
-        ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default
-        the model's.
+        Where that steps otherwise than a solver of ours, it makes the steps itself.  A ``solver`` alone runs on its levels; a
+        ``schedule`` alone runs with Euler's method, or Heun's where the scheduler is Heun's.  ``strength`` keeps the last part
+        of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default the model's.
         """
         scheduler = None if self.pipe is None else self.pipe.scheduler
         return resolve_prompt_plan(

@@ -1,7 +1,5 @@
 """Plans of text-to-image runs: with the noise levels of a pipeline's own scheduler, for sizes in pixels."""
 
-import copy
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
+from .adapters.scheduler_solver import SchedulerSolver, scheduler_run, timed_scheduler
 from .core import ScheduleLike, resolve_plan
 from .guidance import Guidance
 from .plan import Plan
@@ -32,45 +31,33 @@ def resolve_prompt_plan(
     strength: float = 1.0,
     text_tokens: int | None = None,
 ) -> Plan:
-    """A plan for networks known by their specs and, unless None, a diffusers scheduler, whose levels and kind are defaults.
+    """A plan for networks known by their specs and, unless None, a diffusers scheduler.
 
-    ``height`` and ``width`` are the latent size; ``strength`` keeps the last part of the schedule (image-to-image);
-    ``text_tokens`` is the prompt length M, by default the model's.
+    Without ``schedule`` and ``solver`` the run is the scheduler's own, steps and all.  A ``solver`` of ours runs on its levels;
+    a ``schedule`` of ours runs with Heun's method where the scheduler is Heun's, else with Euler's.  ``height`` and ``width``
+    are the latent size; ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length
+    M, by default the model's.
     """
     spec = specs["main"]
     height = spec.height if height is None else height
     width = spec.width if width is None else width
     spec.check_size(height, width)
-    if scheduler is not None and schedule in (None, "native"):
-        steps = DEFAULT_STEPS if steps is None else check_steps(steps)
-        schedule, steps = from_scheduler(timed_scheduler(scheduler, steps, spec.tokens(height, width))), None
-    if solver is None:
-        solver = "heun" if "Heun" in type(scheduler).__name__ else "euler"
     if text_tokens is not None:
         specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
+    if isinstance(solver, SchedulerSolver):
+        schedule = solver.schedule if schedule is None else schedule
+    elif scheduler is not None and (schedule is None or schedule == "native"):
+        count, tokens = DEFAULT_STEPS if steps is None else check_steps(steps), spec.tokens(height, width)
+        if solver is None:
+            schedule, solver = scheduler_run(scheduler, count, tokens, strength)
+            return resolve_plan(specs, guidance, None, schedule, solver, height, width)
+        schedule, steps = from_scheduler(timed_scheduler(scheduler, count, tokens)), None
+    if solver is None:
+        solver = "heun" if "Heun" in type(scheduler).__name__ else "euler"
     if strength != 1.0:
         schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
         steps = None
     return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
-
-
-def timed_scheduler(scheduler: Any, steps: int, tokens: int) -> Any:
-    """A copy of a diffusers scheduler with its timesteps set, for a latent of ``tokens`` image tokens."""
-    scheduler, options = copy.deepcopy(scheduler), {}
-    if scheduler.config.get("use_dynamic_shifting", False):
-        options["mu"] = dynamic_shift(scheduler.config, tokens)
-    scheduler.set_timesteps(steps, device="cpu", **options)
-    return scheduler
-
-
-def dynamic_shift(config, tokens: int) -> float:
-    """``mu`` of diffusers' dynamic shifting: linear in the number of image tokens."""
-    base_tokens, top_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
-    mu = base + (top - base) * (tokens - base_tokens) / (top_tokens - base_tokens)
-    if not math.isfinite(mu):
-        raise ValueError(f"the scheduler's dynamic shift gives mu = {mu} for {tokens} tokens")
-    return mu
 
 
 def latent_size(

@@ -23,6 +23,7 @@ def draw_prompts(
     title: str,
 ) -> Drawn:
     """The pictures of a planned run; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
+    start = {"noise": engine.draw_noise(plan, seeds)} | dict(start)
     chunk = max_batch or len(seeds)
     with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
         began = time.perf_counter()

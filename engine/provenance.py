@@ -16,6 +16,7 @@ from .core import EngineCore
 from .plan import Plan
 from .presets import ParsedRule, parse_rule
 from .schedule import Schedule
+from .solvers import Solver
 
 FORMAT = 1
 VALUES_PER_TENSOR = 64
@@ -131,17 +132,19 @@ class Record:
         """Pairs of the ``parameters`` chunk beyond those of every picture."""
         return {}
 
+    def solver(self) -> str | Solver:
+        """The solver of the run."""
+        return self.plan["solver"]
+
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
         weights = fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
-        rule = parse_rule(self.rule)
-        recorded = self.plan
+        rule, recorded = parse_rule(self.rule), self.plan
         schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
-        plan = engine.plan(
-            rule.guidance, schedule=schedule, solver=recorded["solver"], height=recorded["height"], width=recorded["width"]
-        )
+        size = {"height": recorded["height"], "width": recorded["width"]}
+        plan = engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
         for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
             if not _same_numbers(found, recorded[table]):
                 raise ValueError(

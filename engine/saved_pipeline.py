@@ -9,6 +9,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.mmdit_weights import folder_spec
 from segue.models.sizes import VAE_FACTOR
 
+from .adapters.scheduler_solver import scheduler_from_config
 from .sources import is_sd3_pipeline
 
 
@@ -34,17 +35,16 @@ class SavedSD3:
             return None
         if not whole:
             return cls(spec)
-        return cls(spec, _scheduler(folder / "scheduler" / "scheduler_config.json"), _factor(folder / "vae" / "config.json"))
+        return cls(spec, _scheduler(folder), _factor(folder / "vae" / "config.json"))
 
 
-def _scheduler(path: Path) -> Any:
-    import diffusers
-
-    config = read_json(path)
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise ValueError(f"{path} names the scheduler {config.get('_class_name')!r}, which diffusers does not have")
-    return kind.from_config(config)
+def _scheduler(folder: Path) -> Any:
+    """The scheduler that a pipeline loaded from here has: the class that its index names, whatever its own file does."""
+    index, path = read_json(folder / "model_index.json"), folder / "scheduler" / "scheduler_config.json"
+    config, named = read_json(path), index.get("scheduler")
+    if isinstance(named, list) and len(named) == 2:
+        config, path = config | {"_class_name": named[1]}, folder / "model_index.json"
+    return scheduler_from_config(config, str(path))
 
 
 def _factor(path: Path) -> int:

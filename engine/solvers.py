@@ -8,8 +8,10 @@ extra columns E and F are what lets multistep solvers on ``x0`` be rows too.  Al
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class SolverRow:
     f: float = 0.0
 
 
+class HostStep(Protocol):
+    """Makes the steps of one run on the host, after calls that leave the velocity in the state."""
+
+    def __call__(self, state: Tensor, velocity: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+        """The state after the coming step; all [B, C, H, W] fp32.  ``noise(i)`` is unit normal, the run's i-th such draw.
+
+        Both tensors are the step's to keep.
+        """
+
+
 @dataclass(frozen=True)
 class Solver:
     """A named recipe ``sigmas -> rows``; ``stochastic`` solvers use in-loop noise."""
@@ -34,6 +46,18 @@ class Solver:
     rows: Callable[[np.ndarray], list[SolverRow]]
     stochastic: bool = False
     last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
+
+    def begin(self) -> HostStep | None:
+        """What makes the steps of a run that begins now; None: the rows do."""
+        return None
+
+    def first_level(self, sigma: float) -> float:
+        """The noise level of the state that a run begins with, where the network is told ``sigma``."""
+        return sigma
+
+    def record(self) -> dict[str, Any] | None:
+        """Plain numbers and strings that make this solver again; None where its name does."""
+        return None
 
 
 def _euler_rows(sigmas: np.ndarray) -> list[SolverRow]:
