@@ -23,6 +23,8 @@ SIZES = ("SD3.5-medium 1024", "DiT-XL/2 256")  # of the kernels' catalogue
 
 STARTS_KERNEL_CASES = ROOT / "tests" / "kernels" / "test_interpreter.py"
 
+TEST_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SEGUE_SAY_AT_ONCE": "1"}
+
 Options = Callable[[float], list[str]]
 
 
@@ -96,7 +98,7 @@ def _tests(seconds: float, files: list[Path], marks: str) -> Part:
     """Tests in one process per core, but for a few."""
     missing = None if files else "there are no tests beside this installation"
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "--tb=short", "-rs", *workers()]
-    return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
+    return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment=TEST_ENVIRONMENT)
 
 
 def kernel_cases() -> list[Path]:
