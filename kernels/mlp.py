@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import gated_residual
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .shape_class import product_class
 from .triton_runtime import architecture, dense, jit, launch, processors, tl
 
