@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from segue.models.fp8_network import quantize_linears
-from segue.models.mmdit import MMDiT
+from segue.models.mmdit_diffusers import from_diffusers
 from segue.models.mmdit_spec import MMDiTSpec
 
-from .adapters.around_forward import AroundForward
-from .core import EngineCore
-from .device import resolve_device, resolve_dtype
-from .linears import weight_sums
-from .plan import Plan
-from .prompts import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
+from ..adapters.around_forward import AroundForward
+from ..core import EngineCore
+from ..device import resolve_device, resolve_dtype
+from ..linears import weight_sums
+from ..planning.plan import Plan
+from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .vae import decode_latents
 
 
@@ -80,7 +80,7 @@ class PipeCore(EngineCore):
         pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
-        model = quantize_linears(MMDiT.from_diffusers(pipe.transformer))
+        model = quantize_linears(from_diffusers(pipe.transformer))
         pipe.transformer.to("meta")
         return cls(model, pipe, device, dtype, graphs, kernels, linears)
 

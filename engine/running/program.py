@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from segue.kernels.record import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
+from segue.models.registry import make_rows
 from segue.models.start_rows import Clock
 
+from ..planning.plan import Plan
+from ..planning.solvers import Solver
+from ..rules.guidance import Branch
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
-from .guidance import Branch
-from .plan import Plan
-from .solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Program:
         for name in dict.fromkeys(branch.model for branch in key.branches):
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
             row_blocks = len(plan.layout(members, name).blocks)  # all branches at once: no live set needs more
-            self.rows[name] = models[name].rows(
+            self.rows[name] = make_rows(
+                models[name],
                 key.batch,
                 key.height,
                 key.width,
