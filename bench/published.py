@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.engine.guidance import Perturb
-from segue.engine.plan import Plan, branch_path
+from segue.engine.planning.plan import Plan, branch_path
+from segue.engine.rules.guidance import Perturb
 from segue.kernels.record import REFERENCE, Kernels
 from segue.models.registry import make_rows
 from segue.models.rows import Path, RowLayout

@@ -5,7 +5,7 @@ Modules that import torch are imported inside the commands, so that ``segue --he
 
 import typer
 
-from . import cli_options as o
+from . import options as o
 
 
 def register(app: typer.Typer) -> None:
@@ -68,8 +68,8 @@ def sample(
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
     """
-    from .cli_redraw import redraw
-    from .cli_sample import draw_pictures
+    from .redraw import redraw
+    from .sample import draw_pictures
 
     source = o.Source(model, family, device, dtype, linears)
     rule = o.RuleOptions.of(
@@ -129,7 +129,7 @@ def compare(
 
     segue compare -r cfg -r "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
     """
-    from .cli_compare import compare_rules
+    from .compare import compare_rules
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
@@ -168,7 +168,7 @@ def plan(
 
     segue plan --model DiT-XL/2 -g sgg:scale=4,weight=1.5,layers=10-12,switch=0.6 --json
     """
-    from .cli_plan import show_plan
+    from .show_plan import show_plan
 
     rule = o.RuleOptions.of(
         guidance,

@@ -8,15 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .cli_jobs import Job, captions, name_of, open_job
-from .cli_options import Output, PromptOptions, RunOptions, Source
-from .cli_sample import check_output
-from .cli_session import print_warnings
-from .files import whole_file
-from .images import save_png
-from .plan import Plan
-from .plan_text import plan_dict
-from .presets import parse_rule
+from ..files import whole_file
+from ..images import save_png
+from ..planning.plan import Plan
+from ..planning.plan_text import plan_dict
+from ..rules.presets import parse_rule
+from .jobs import Job, captions, name_of, open_job
+from .options import Output, PromptOptions, RunOptions, Source
+from .sample import check_output
+from .session import print_warnings
 from .sheets import Row, labelled_sheet
 
 DEFAULT_RULES = ("none", "cfg", "slg", "sgg")

@@ -13,9 +13,9 @@ from segue.kernels import dispatch
 from segue.kernels.triton_runtime import interpreter_obstacle, triton
 from segue.models.bundled import BUNDLED, bundled_files
 
-from .device import resolve_device, resolve_dtype
-from .fp8_error import quick_fp8_error
-from .linears import check_linears
+from ..device import resolve_device, resolve_dtype
+from ..fp8_error import quick_fp8_error
+from ..linears import check_linears
 
 PACKAGES = ("segue", "torch", "triton", "numpy", "safetensors", "pillow", "typer", "rich")
 OPTIONAL = ("diffusers", "transformers", "xformers", "torchmetrics", "matplotlib", "accelerate", "nvidia-ml-py")

@@ -12,8 +12,24 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
-from .cli_options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
-from .cli_session import (
+from ..core import EngineCore
+from ..device import resolve_device, resolve_dtype
+from ..engine import Engine
+from ..linears import check_linears
+from ..planning.plan import Plan
+from ..planning.plan_text import plan_dict
+from ..prompts.encoding import PromptEmbeddings, check_prompts
+from ..prompts.planning import latent_size, resolve_prompt_plan
+from ..prompts.saved_pipeline import SavedSD3
+from ..prompts.vae import draw_start, load_images
+from ..rules.presets import ParsedRule
+from ..sources import is_sd3_pipeline, local_source
+from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
+from .prompt_session import draw_prompts, warm_up_prompts
+from .provenance import Origin, Record
+from .records import PromptRecord, file_digest
+from .selection import pair_samples
+from .session import (
     Drawn,
     check_batch,
     choose_samples,
@@ -24,22 +40,6 @@ from .cli_session import (
     refuse_size,
     warm_up_labels,
 )
-from .core import EngineCore
-from .device import resolve_device, resolve_dtype
-from .engine import Engine
-from .linears import check_linears
-from .plan import Plan
-from .plan_text import plan_dict
-from .presets import ParsedRule
-from .prompt_plan import latent_size, resolve_prompt_plan
-from .prompt_records import PromptRecord, file_digest
-from .prompt_session import draw_prompts, warm_up_prompts
-from .prompts import PromptEmbeddings, check_prompts
-from .provenance import Origin, Record
-from .saved_pipeline import SavedSD3
-from .selection import pair_samples
-from .sources import is_sd3_pipeline, local_source
-from .vae import draw_start, load_images
 
 CAPTION_LENGTH = 48
 MOST_CLASSES = 24  # how many are drawn where none are chosen

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from .cli_session import Drawn, batch_sizes
-from .plan import Plan
-from .progress import progress_bar
-from .prompt_engine import PromptEngine
-from .prompts import PromptEmbeddings
+from ..planning.plan import Plan
+from ..prompts.encoding import PromptEmbeddings
+from ..prompts.engine import PromptEngine
+from ..running.progress import progress_bar
+from .session import Drawn, batch_sizes
 
 
 def draw_prompts(

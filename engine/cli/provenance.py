@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import EngineCore
-from .plan import Plan
-from .presets import ParsedRule, parse_rule
-from .schedule import Schedule
+from ..core import EngineCore
+from ..planning.plan import Plan
+from ..planning.schedule import Schedule
+from ..rules.presets import ParsedRule, parse_rule
 
 FORMAT = 1
 VALUES_PER_TENSOR = 64

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import ImageChops
 
-from .cli_jobs import recorded_job
-from .cli_options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .cli_sample import DEFAULT_OUT, check_output, draw_grid, picture_name
-from .images import read_png, save_png
-from .prompt_records import read_record
+from ..images import read_png, save_png
+from .jobs import recorded_job
+from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
 from .provenance import parameters_text
+from .records import read_record
+from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name
 
 
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:

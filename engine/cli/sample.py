@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from .cli_jobs import captions, open_job
-from .cli_options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .cli_session import choose_rule, print_warnings
-from .files import check_writable
-from .images import save_png
+from ..files import check_writable
+from ..images import save_png
+from .jobs import captions, open_job
+from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
 from .provenance import Record, parameters_text
+from .session import choose_rule, print_warnings
 from .sheets import default_columns, default_zoom, picture_grid
 
 DEFAULT_OUT = Path("out")

@@ -13,14 +13,15 @@ from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec, SiTSpec
 
-from .cli_options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
-from .device import resolve_device, resolve_dtype
-from .engine import Engine
-from .images import check_pixels
-from .plan import Plan
-from .presets import ParsedRule, parse_rule
-from .progress import progress_bar
-from .selection import pair_samples, parse_integers, parse_labels
+from ..device import resolve_device, resolve_dtype
+from ..engine import Engine
+from ..images import check_pixels
+from ..planning.plan import Plan
+from ..rules.integers import parse_integers
+from ..rules.presets import ParsedRule, parse_rule
+from ..running.progress import progress_bar
+from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .selection import pair_samples, parse_labels
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
 

@@ -10,14 +10,14 @@ from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.spec import ModelSpec
 from segue.models.weights import load_model
 
-from .cli_jobs import refuse_prompts
-from .cli_options import DEFAULT_MODEL, DEFAULT_SOLVER, PromptOptions, RuleOptions, RunOptions, Source
-from .cli_session import choose_rule, published_spec
-from .core import resolve_plan
-from .plan import Plan
-from .plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
-from .prompt_plan import latent_size, resolve_prompt_plan
-from .saved_pipeline import SavedSD3
+from ..core import resolve_plan
+from ..planning.plan import Plan
+from ..planning.plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
+from ..prompts.planning import latent_size, resolve_prompt_plan
+from ..prompts.saved_pipeline import SavedSD3
+from .jobs import refuse_prompts
+from .options import DEFAULT_MODEL, DEFAULT_SOLVER, PromptOptions, RuleOptions, RunOptions, Source
+from .session import choose_rule, published_spec
 
 SD3_SCHEDULE = "shift"  # that of every published SD3's scheduler, for one that has none beside it
 

@@ -10,7 +10,8 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
-from .guidance import Branch, Exit, Guidance, Perturb
+from ..rules.guidance import Branch, Exit, Guidance, Perturb
+from .plan_text import plan_text
 from .schedule import Schedule
 from .solvers import Solver, get_solver
 from .term_weights import (
@@ -22,8 +23,6 @@ from .term_weights import (
     refresh_intervals,
     resolve_weights,
 )
-
-SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,6 @@ class Plan:
         return Cost(self.calls, int(totals[0]), int(totals[1]), int(totals[2]), float(totals[2] / unguided))
 
     def __str__(self) -> str:
-        from .plan_text import plan_text
-
         return plan_text(self)
 
 

@@ -1,6 +1,11 @@
 """A plan as text a person can read, and as JSON a machine can."""
 
-from .plan import SOLVER_COLUMNS, Plan
+from typing import TYPE_CHECKING
+
+from .solvers import SOLVER_COLUMNS
+
+if TYPE_CHECKING:
+    from .plan import Plan  # which prints itself with this module
 
 COLUMNS = ("calls", "sigma", "rows", "blocks", "cost", "live branches and weights")
 
@@ -10,7 +15,7 @@ def _span(weights) -> str:
     return f"{first:.3g}" if abs(last - first) < 1e-9 else f"{first:.3g} to {last:.3g}"
 
 
-def heading(plan: Plan) -> str:
+def heading(plan: "Plan") -> str:
     """Model, size, solver and schedule in one line."""
     tokens = plan.spec.tokens(plan.height, plan.width)
     return (
@@ -19,7 +24,7 @@ def heading(plan: Plan) -> str:
     )
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: "Plan") -> str:
     """One line per run of calls with the same live branches, then the cost and the warnings."""
     calls, levels, rows, blocks, cost, branches = COLUMNS
     lines = [heading(plan), f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {cost:>6}  {branches}"]
@@ -30,7 +35,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def run_cells(plan: Plan) -> list[tuple[str, str, str, str, str, str]]:
+def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
     """The cells of :data:`COLUMNS` for each run of calls with the same live branches."""
     unit, table = plan.spec.forward_flops(plan.height, plan.width), []
     for run in plan.runs:
@@ -46,7 +51,7 @@ def run_cells(plan: Plan) -> list[tuple[str, str, str, str, str, str]]:
     return table
 
 
-def cost_text(plan: Plan) -> str:
+def cost_text(plan: "Plan") -> str:
     """The whole cost in one line."""
     cost = plan.cost
     return (
@@ -55,7 +60,7 @@ def cost_text(plan: Plan) -> str:
     )
 
 
-def plan_dict(plan: Plan) -> dict:
+def plan_dict(plan: "Plan") -> dict:
     """Everything a run needs to be repeated, with plain numbers and strings."""
     cost = plan.cost
     return {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .numeric_input import whole_number
+from ..numeric_input import whole_number
 
 
 def check_steps(steps: int) -> int:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# of a plan's table: the factor that makes a state the network's input, then a row's coefficients
+SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
+
 
 @dataclass(frozen=True)
 class SolverRow:

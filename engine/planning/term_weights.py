@@ -4,8 +4,8 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from .correction import OptimizedScale
-from .guidance import COND, Branch, Guidance
+from ..rules.correction import OptimizedScale
+from ..rules.guidance import COND, Branch, Guidance
 
 
 def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[Branch, ...], np.ndarray, list[str]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segue.models.mmdit import TextCondition
 
-from .adapters.live_transformer import hook_device
+from ..adapters.live_transformer import hook_device
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PROMPT_LENGTH = 256  # tokens of the third encoder, T5; the two CLIPs bring 77

@@ -11,15 +11,20 @@ from torch import Tensor
 
 from segue.models.mmdit import TextCondition
 
-from .adapters.kdiffusion import Denoiser
-from .core import ScheduleLike, check_seeds
-from .guidance import Guidance
+from ..adapters.kdiffusion import Denoiser
+from ..core import ScheduleLike, check_seeds
+from ..planning.plan import Plan
+from ..planning.schedule import Schedule, from_scheduler
+from ..planning.solvers import Solver
+from ..rules.guidance import Guidance
+from ..running.program import Program
+from ..running.sampler import Callback
+from ..velocity import GuidedVelocity
+from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
 from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
 from .pipe_core import PipeCore
-from .plan import Plan
-from .program import Program
-from .prompt_plan import (
+from .planning import (
     DEFAULT_STEPS,
     DEFAULT_STRENGTH,
     check_start,
@@ -28,12 +33,7 @@ from .prompt_plan import (
     start_size,
     timed_scheduler,
 )
-from .prompts import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
-from .sampler import Callback
-from .schedule import Schedule, from_scheduler
-from .solvers import Solver
 from .vae import draw_start, load_images
-from .velocity import GuidedVelocity
 
 
 @dataclass(frozen=True)

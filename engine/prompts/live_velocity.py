@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .velocity import LEVEL_TOLERANCE, GuidedVelocity
+from ..velocity import LEVEL_TOLERANCE, GuidedVelocity
 
 
 class LiveVelocity(GuidedVelocity):

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters.scheduler_calls import SchedulerCalls
-from .core import EngineCore
-from .plan import Plan
-from .program import Program, ProgramKey
-from .progress import counting, progress_bar
-from .sampler import Callback, CallInfo
+from ..adapters.scheduler_calls import SchedulerCalls
+from ..core import EngineCore
+from ..planning.plan import Plan
+from ..running.program import Program, ProgramKey
+from ..running.progress import counting, progress_bar
+from ..running.sampler import Callback, CallInfo
 
 
 @torch.no_grad()

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
-from .core import ScheduleLike, resolve_plan
-from .guidance import Guidance
-from .plan import Plan
-from .schedule import check_steps, from_scheduler
-from .solvers import Solver
+from ..core import ScheduleLike, resolve_plan
+from ..planning.plan import Plan
+from ..planning.schedule import check_steps, from_scheduler
+from ..planning.solvers import Solver
+from ..rules.guidance import Guidance
 
 DEFAULT_STEPS = 28
 DEFAULT_STRENGTH = 0.6

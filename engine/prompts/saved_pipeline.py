@@ -9,7 +9,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.mmdit_weights import folder_spec
 from segue.models.sizes import VAE_FACTOR
 
-from .sources import is_sd3_pipeline
+from ..sources import is_sd3_pipeline
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters.live_transformer import execution_device
+from ..adapters.live_transformer import execution_device
 
 
 @torch.no_grad()

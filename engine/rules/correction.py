@@ -6,8 +6,8 @@ A correction is a rule without terms, so it is added to one: ``CFG(7.0) + Rescal
 import math
 from dataclasses import dataclass
 
+from ..numeric_input import real_number, whole_number
 from .guidance import Correction, Guidance
-from .numeric_input import real_number, whole_number
 
 
 def _number(name: str, value: float, low: float, high: float, finite: bool = True) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from segue.kernels.attention import PERTURBATIONS
 
-from .numeric_input import real_number, whole_number
+from ..numeric_input import real_number, whole_number
 from .window import EVERYWHERE, Window
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)

@@ -15,8 +15,8 @@ from segue.models.spec import ModelSpec
 
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
-from .selection import parse_integers
 from .window import Window
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .numeric_input import real_number
+from ..numeric_input import real_number
 
 
 @dataclass(frozen=True)

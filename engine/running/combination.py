@@ -8,8 +8,8 @@ from torch import Tensor
 
 from segue.kernels.record import Kernels
 
-from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
-from .plan import Plan
+from ..planning.plan import Plan
+from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 
 CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
 

@@ -12,10 +12,10 @@ from tiny_sd3 import tiny_pipeline
 from torch import nn
 
 from segue import CFG, Guidance, SkipLayer, Window
-from segue.engine.plan import Plan, compile_plan
-from segue.engine.program import Program, ProgramKey
-from segue.engine.schedule import flow_shift
-from segue.engine.solvers import VELOCITY
+from segue.engine.planning.plan import Plan, compile_plan
+from segue.engine.planning.schedule import flow_shift
+from segue.engine.planning.solvers import VELOCITY
+from segue.engine.running.program import Program, ProgramKey
 from segue.models.mmdit import MMDiT
 from segue.models.sd3_sizes import sd3_spec
 

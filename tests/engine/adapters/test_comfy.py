@@ -9,7 +9,7 @@ import torch
 from comfy_stand_in import BaseModel, FlowSampling, ModelPatcher, calc_cond_batch, copy_nested, sampling_function
 
 from segue.engine.adapters import comfy as adapter
-from segue.engine.schedule import flow_shift
+from segue.engine.planning.schedule import flow_shift
 
 ERROR = 2e-5  # fp32 network outputs combined in fp32 against fp64, over 6 Euler steps
 LAYERS = (1, 3, 4)

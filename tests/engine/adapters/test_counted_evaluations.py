@@ -19,10 +19,10 @@ from tiny_sd3 import T5_TOKENS, tiny_pipeline, tiny_transformer
 from segue import CFG, SGG, Engine, SkipLayer
 from segue.engine.adapters import comfy
 from segue.engine.adapters.scheduler_calls import SchedulerCalls
-from segue.engine.guidance import Guidance, Perturb
-from segue.engine.plan import Plan, compile_plan
-from segue.engine.schedule import flow_shift, from_sigmas
-from segue.engine.solvers import EULER
+from segue.engine.planning.plan import Plan, compile_plan
+from segue.engine.planning.schedule import flow_shift, from_sigmas
+from segue.engine.planning.solvers import EULER
+from segue.engine.rules.guidance import Guidance, Perturb
 from segue.models.mmdit_diffusers import diffusers_spec
 
 SWITCHED = {

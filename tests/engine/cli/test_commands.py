@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from segue import CFG, SGG, EarlyExit, Engine, SkipLayer, parse_rule
 from segue.__main__ import app
-from segue.engine.plan_text import plan_dict
+from segue.engine.planning.plan_text import plan_dict
 from segue.models.weights import load_network, save_model
 
 COMMANDS = ("sample", "compare", "plan", "doctor")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from segue import CFG, Engine, SkipLayer, Window, parse_rule
 from segue.__main__ import app
-from segue.engine.plan_text import plan_dict
-from segue.engine.prompt_engine import PromptEngine
+from segue.engine.planning.plan_text import plan_dict
+from segue.engine.prompts.engine import PromptEngine
 
 PROMPTS = ["a red leaf", "two leaves"]
 RULE = "sgg:scale=4,weight=2,layers=2,3,switch=fraction:0.5"

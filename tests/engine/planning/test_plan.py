@@ -26,8 +26,8 @@ from segue import (
     linear,
     resolution_shift,
 )
-from segue.engine.plan_text import plan_dict
-from segue.engine.solvers import SOLVERS
+from segue.engine.planning.plan_text import plan_dict
+from segue.engine.planning.solvers import SOLVERS
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 

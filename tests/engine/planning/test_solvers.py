@@ -13,7 +13,7 @@ from tiny_models import tiny_sit
 
 from segue import CFG
 from segue.engine.core import resolve_plan
-from segue.engine.solvers import SOLVERS, euler_maruyama
+from segue.engine.planning.solvers import SOLVERS, euler_maruyama
 from segue.kernels.combine import solver_update
 from segue.kernels.philox import normal_noise
 from segue.models.parameterization import Parameterization

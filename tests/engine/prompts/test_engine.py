@@ -6,8 +6,8 @@ from counted_rows import counted_rows
 from tiny_sd3 import tiny_pipeline
 
 from segue import CFG, Engine, SkipLayer, Window
-from segue.engine.prompt_engine import PromptEngine
-from segue.engine.prompts import PromptEmbeddings
+from segue.engine.prompts.encoding import PromptEmbeddings
+from segue.engine.prompts.engine import PromptEngine
 from segue.models.mmdit import TextCondition
 
 # whole runs of up to 9 calls in fp32, two implementations of the same products: a few hundred roundings of 6e-8

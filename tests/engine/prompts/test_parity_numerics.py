@@ -10,9 +10,9 @@ from published_sgg import PublishedSampler, Recipe
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 from segue import CFG, Engine, Rescale, SkipLayer, Window
-from segue.engine.parity import combine_as_diffusers
-from segue.engine.program import Program
-from segue.engine.prompt_plan import DEFAULT_STEPS
+from segue.engine.prompts.parity import combine_as_diffusers
+from segue.engine.prompts.planning import DEFAULT_STEPS
+from segue.engine.running.program import Program
 from segue.kernels.record import Kernels
 from segue.models.mmdit_rows import MMDiTRows
 
@@ -257,7 +257,7 @@ def test_the_progress_bar_counts_calls_beside_a_callback(engine, monkeypatch):
         assert (title, total, shown) == (engine.spec.name, STEPS, True)
         yield lambda: counted.append(1)
 
-    monkeypatch.setattr("segue.engine.parity.progress_bar", bar)
+    monkeypatch.setattr("segue.engine.prompts.parity.progress_bar", bar)
     run = from_engine(engine, None, progress=True, callback=lambda info: seen.append(info.call) or info.call < 2)
     assert len(counted) == run.calls == 3
     assert seen == [0, 1, 2]

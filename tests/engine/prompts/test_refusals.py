@@ -100,7 +100,7 @@ def test_refused_when_built_and_whenever_a_run_begins(change):
 
 
 def test_device_and_dtype_belong_to_the_pipeline():
-    from segue.engine.prompt_engine import PromptEngine
+    from segue.engine.prompts.engine import PromptEngine
 
     with pytest.raises(ValueError, match=r"are the pipeline's: move it by pipe\.to"):
         PromptEngine(None, tiny_pipeline(seed=21), dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_sit
 
 from segue import APG, CFG, SGG, CFGZeroStar, EarlyExit, Engine, Rescale, SkipLayer, Window
-from segue.engine.graph import WARM_UP_STEPS, CapturedStep
+from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 CORRECTIONS = [Rescale(0.7), CFGZeroStar(1), APG(-0.5, 2.0, 0.3)]

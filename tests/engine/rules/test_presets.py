@@ -25,9 +25,10 @@ from segue import (
     flow_shift,
     parse_rule,
 )
-from segue.engine.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
-from segue.engine.presets import KINDS, NamedRule, ParsedRule
-from segue.engine.selection import pair_samples, parse_integers, parse_labels
+from segue.engine.cli.selection import pair_samples, parse_labels
+from segue.engine.rules.integers import parse_integers
+from segue.engine.rules.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
+from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 
 EQUAL = [

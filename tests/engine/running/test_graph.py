@@ -10,7 +10,7 @@ from live_sets import load as load_run
 from tiny_models import tiny_sit
 
 from segue import CFG, SGG, Engine, SkipLayer, Window
-from segue.engine.graph import WARM_UP_STEPS, CapturedStep
+from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 2)), 0.5)
 

@@ -11,8 +11,8 @@ from tiny_models import tiny_sit
 
 from segue import CFG, Engine
 from segue.engine.core import resolve_plan
-from segue.engine.program import Program, ProgramKey
-from segue.engine.solvers import SOLVERS
+from segue.engine.planning.solvers import SOLVERS
+from segue.engine.running.program import Program, ProgramKey
 from segue.kernels import triton_runtime
 from segue.kernels.record import REFERENCE, TRITON
 

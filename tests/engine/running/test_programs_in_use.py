@@ -11,7 +11,7 @@ from tiny_sd3 import tiny_pipeline
 import segue
 from segue import APG, CFG, Engine, NonFiniteError, Rescale, SkipLayer
 from segue.engine.fp8_error import fp8_error
-from segue.engine.sampler import run_program
+from segue.engine.running.sampler import run_program
 
 LABELS, SEEDS = [0, 4, 5], [7, 8, 9]
 RULE = CFG(3.0) + SkipLayer(1.5, (2, 3))

@@ -9,7 +9,7 @@ from live_sets import engine_of, load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue import CFG, SGG, AutoGuidance, EarlyExit, SkipLayer
-from segue.engine.program import Program, ProgramKey
+from segue.engine.running.program import Program, ProgramKey
 from segue.kernels.dispatch import LIBRARY
 from segue.kernels.record import REFERENCE, TRITON
 from segue.kernels.triton_runtime import trace_launches
