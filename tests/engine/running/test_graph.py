@@ -1,6 +1,7 @@
 """Capture and replay.  On CPU the capture is a recorder, which shows what is captured when; on CUDA it is the real one."""
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -13,6 +14,7 @@ from segue import CFG, SGG, Engine, SkipLayer, Window
 from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 2)), 0.5)
+ALLOCATED_AT_ONCE = 512  # bytes: what the caching allocator rounds up to
 
 
 class Recorder:
@@ -190,4 +192,5 @@ def test_replay_equals_eager_bit_for_bit_and_does_not_drift_or_leak():
         last = run_and_release(engine, load(engine, plan))
     torch.cuda.synchronize()
     assert torch.equal(first, last)
-    assert torch.cuda.memory_allocated() <= held + first.numel() * first.element_size()
+    copy = first.numel() * first.element_size()
+    assert torch.cuda.memory_allocated() <= held + ALLOCATED_AT_ONCE * math.ceil(copy / ALLOCATED_AT_ONCE)
