@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segue.engine.device import resolve_dtype
-from segue.engine.plan import Plan
+from segue.engine.planning.plan import Plan
 
 from .cards import card_of
 from .cases import BenchModel, Workload

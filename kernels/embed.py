@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .compensated import add_product
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .shape_class import embed_class
 from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
 

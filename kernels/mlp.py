@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .adaln import gated_residual
 from .compensated import add_product
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .shape_class import product_class
 from .triton_runtime import architecture, dense, jit, launch, processors, tl
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from .adaln import modulated_norm
 from .combine import count_call, packed, solver_update, unpatchify
 from .compensated import add_product
-from .launch import ReadoutLaunch, launch_config
+from .launch import ReadoutLaunch
+from .launch_lookup import launch_config
 from .shape_class import readout_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
