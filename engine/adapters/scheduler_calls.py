@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import Schedule, scheduler_sigmas
-from ..solvers import EULER, HEUN, Solver, velocity_solver
+from ..planning.schedule import Schedule, scheduler_sigmas
+from ..planning.solvers import EULER, HEUN, Solver, velocity_solver
 
 TIMES_PER_LEVEL = 1000  # what the networks were trained on
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..schedule import Schedule, check_falls, skipped_steps
-from ..solvers import EULER, HEUN, HostStep, Solver, SolverRow
+from ..planning.schedule import Schedule, check_falls, skipped_steps
+from ..planning.solvers import EULER, HEUN, HostStep, Solver, SolverRow
 from .scheduler_calls import SchedulerCalls
 
 

@@ -11,7 +11,7 @@ from tiny_models import tiny_sit
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 from segue import APG, CFG, SGG, Engine, Schedule, SkipLayer, Window
-from segue.engine.schedule import flow_shift
+from segue.engine.planning.schedule import flow_shift
 
 LABELS = [0, 3, 5]
 ERROR = 2e-5  # fp32 outputs of a network against fp64, over a run

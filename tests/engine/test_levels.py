@@ -9,8 +9,8 @@ from tiny_sd3 import tiny_pipeline
 import segue
 from segue import APG, CFG, SGG, Engine, SkipLayer, Window, from_scheduler
 from segue.engine.adapters.scheduler_calls import SchedulerCalls
-from segue.engine.schedule import flow_shift
-from segue.engine.solvers import SOLVERS
+from segue.engine.planning.schedule import flow_shift
+from segue.engine.planning.solvers import SOLVERS
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 ERROR = 2e-5  # two fp32 runs that sum in another order
@@ -128,7 +128,7 @@ def test_fp64_levels_of_the_host_do_not_reach_the_device(engine):
 
 
 def test_the_fingerprint_is_taken_on_the_host(engine):
-    from segue.engine.provenance import fingerprint
+    from segue.engine.cli.provenance import fingerprint
 
     model = engine.models["main"]
     states = {name: tensor.as_subclass(WithoutDouble) for name, tensor in model.state_dict().items()}
