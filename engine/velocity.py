@@ -82,11 +82,15 @@ class GuidedVelocity:
         """x [B, C, H, W], any float dtype; sigma [B] in [0, 1] -> velocity [B, C, H, W] fp32.
 
         Reads ``sigma`` on the host.  A new batch size, or a level outside the tables, loads the program again.  Where
-        ``sigma`` or ``x`` is in half precision, a level within its spacing of one of ``sigmas`` is that one.
+        ``sigma`` or ``x`` is in half precision, a level within its spacing of one of ``sigmas`` is that one.  Raises
+        ``ValueError`` for other shapes and levels.
         """
         levels = levels_on_host(sigma)
         if levels.shape != (x.shape[0],) or not ((levels >= 0) & (levels <= 1)).all():
             raise ValueError(f"sigma must hold {x.shape[0]} noise levels in [0, 1], got {levels.tolist()}")
+        shape = (self.specs["main"].channels, self.height, self.width)
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(f"each sample must have shape {shape}, got {tuple(x.shape[1:])}")
         self._load(x, levels, level_tolerance(levels, sigma.dtype, x.dtype))
         return self.at_calls(x, self._calls(levels))
 

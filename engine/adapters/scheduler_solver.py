@@ -104,13 +104,11 @@ def scheduler_run(scheduler: Any, steps: int, tokens: int, strength: float = 1.0
     Rows where they give what the scheduler's steps do, else a :class:`SchedulerSolver`.  ``strength`` leaves the first steps
     out, as image-to-image does.  Raises ``TypeError`` or ``ValueError`` for a scheduler that is not flow-matching.
     """
-    scheduler, options = copy.deepcopy(scheduler), {"num_inference_steps": steps}
-    if scheduler.config.get("use_dynamic_shifting", False):
-        options["mu"] = dynamic_shift(scheduler.config, tokens)
+    scheduler, options = copy.deepcopy(scheduler), _timestep_options(scheduler, steps, tokens)
     first = skipped_steps(steps, strength) * getattr(scheduler, "order", 1)
     calls = _set_up(scheduler, options, first)
     check_falls(calls.schedule, strength)
-    rows = _rows_of(scheduler)
+    rows = rows_of(scheduler)
     return calls.schedule, SchedulerSolver.of(scheduler, options, first, calls) if rows is None else rows
 
 
@@ -127,7 +125,7 @@ def _set_up(scheduler: Any, options: Mapping[str, Any], first: int) -> Scheduler
     return SchedulerCalls.of(scheduler)
 
 
-def _rows_of(scheduler: Any) -> Solver | None:
+def rows_of(scheduler: Any) -> Solver | None:
     """The solver whose rows do what the scheduler's steps do; a class derived from one that is known may step otherwise."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
@@ -151,11 +149,15 @@ def scheduler_from_config(config: Mapping[str, Any], where: str) -> Any:
 
 def timed_scheduler(scheduler: Any, steps: int, tokens: int) -> Any:
     """A copy of a diffusers scheduler with its timesteps set, for a latent of ``tokens`` image tokens."""
-    scheduler, options = copy.deepcopy(scheduler), {}
-    if scheduler.config.get("use_dynamic_shifting", False):
-        options["mu"] = dynamic_shift(scheduler.config, tokens)
-    scheduler.set_timesteps(steps, device="cpu", **options)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(device="cpu", **_timestep_options(scheduler, steps, tokens))
     return scheduler
+
+
+def _timestep_options(scheduler: Any, steps: int, tokens: int) -> dict[str, Any]:
+    """What a pipeline gives to ``set_timesteps``."""
+    shifted = scheduler.config.get("use_dynamic_shifting", False)
+    return {"num_inference_steps": steps} | ({"mu": dynamic_shift(scheduler.config, tokens)} if shifted else {})
 
 
 def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:

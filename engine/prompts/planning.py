@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
-from ..adapters.scheduler_solver import SchedulerSolver, scheduler_run, timed_scheduler
+from ..adapters.scheduler_solver import SchedulerSolver, rows_of, scheduler_run, timed_scheduler
 from ..core import ScheduleLike, resolve_plan
 from ..planning.plan import Plan
 from ..planning.schedule import check_steps, from_scheduler
@@ -53,11 +53,28 @@ def resolve_prompt_plan(
             return resolve_plan(specs, guidance, None, schedule, solver, height, width)
         schedule, steps = from_scheduler(timed_scheduler(scheduler, count, tokens)), None
     if solver is None:
-        solver = "heun" if "Heun" in type(scheduler).__name__ else "euler"
+        solver = _solver_of(schedule if hasattr(schedule, "set_timesteps") else None, scheduler)
     if strength != 1.0:
         schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
         steps = None
     return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
+
+
+def _solver_of(given: Any, scheduler: Any) -> str | Solver:
+    """What runs on the levels of a caller: the steps of the scheduler ``given`` as the schedule, else as ``scheduler`` tells.
+
+    Raises ``ValueError`` for a given one whose steps are neither Euler's nor Heun's.
+    """
+    if given is None:
+        return "heun" if "Heun" in type(scheduler).__name__ else "euler"
+    rows = rows_of(given)
+    if rows is None:
+        name = type(given).__name__
+        raise ValueError(
+            f"schedule={name} gives its levels, and its steps are neither Euler's nor Heun's: say which solver runs on them, "
+            "or make it the pipeline's scheduler"
+        )
+    return rows
 
 
 def latent_size(

@@ -54,7 +54,7 @@ class Combination:
 
     @staticmethod
     def _fill(table: Tensor, values: np.ndarray) -> None:
-        table[: len(values)].copy_(torch.from_numpy(values))
+        table[: len(values)].copy_(torch.from_numpy(values).to(table.dtype))  # not every device has fp64
 
     def forget(self, samples: Tensor) -> None:
         """Let ``samples`` [B] bool, on the host, start anew: no average, and directions from the next call, whatever it is.

@@ -162,7 +162,8 @@ class Program:
 
     @staticmethod
     def _fill(table: Tensor, values: np.ndarray) -> None:
-        table[: len(values)].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        host = torch.from_numpy(np.ascontiguousarray(values)).to(table.dtype)  # not every device has fp64
+        table[: len(values)].copy_(host)
 
     @torch.no_grad()
     def step(self, live: tuple[int, ...]) -> None:

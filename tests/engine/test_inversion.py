@@ -128,6 +128,11 @@ def test_the_velocity_of_a_denoiser_is_integrated_upwards(engine, rule, known):
     assert relative_error(found, naive(engine, rule, RISING, "euler", picture())) < ERROR
 
 
+def test_the_velocity_of_a_denoiser_refuses_other_shapes(engine):
+    with pytest.raises(ValueError, match=r"each sample must have shape \(4, 6, 10\), got \(4, 6, 1\)"):
+        engine.denoiser(None, LABELS).velocity(picture()[..., :1], torch.zeros(3))
+
+
 def test_the_estimate_at_level_0_is_the_state(engine):
     for schedule in (None, RISING, [1.0, 0.5, 0.0, 0.0]):
         assert torch.equal(engine.denoiser(CFG(2.0), LABELS, schedule=schedule)(picture(), torch.zeros(3)), picture())

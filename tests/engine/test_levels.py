@@ -9,6 +9,7 @@ from tiny_sd3 import tiny_pipeline
 import segue
 from segue import APG, CFG, SGG, Engine, SkipLayer, Window, from_scheduler
 from segue.engine.adapters.scheduler_calls import SchedulerCalls
+from segue.engine.device import resolve_dtype
 from segue.engine.planning.schedule import flow_shift
 from segue.engine.planning.solvers import SOLVERS
 
@@ -125,6 +126,24 @@ def test_fp64_levels_of_the_host_do_not_reach_the_device(engine):
     with Kinds():
         denoiser(noise(), level)
     assert kinds and torch.float64 not in kinds
+
+
+def test_tables_are_made_fp32_on_the_host(engine):
+    """What is copied into a buffer, which may lie on such a device, has no more than its precision already."""
+    wider = []
+
+    class Copies(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.copy_.default and args[1].dtype == torch.float64:
+                wider.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    rule = CFG(2.0) + SkipLayer(2.0, (1,)).reused(2) + APG(-0.5, 3.0, 0.3)
+    with Copies():
+        engine.sample(LABELS, rule, steps=3, seeds=SEEDS)
+    assert not wider
+    with pytest.raises(ValueError, match="mps has no float64; float32, bfloat16 and float16"):
+        resolve_dtype("float64", torch.device("mps"))
 
 
 def test_the_fingerprint_is_taken_on_the_host(engine):

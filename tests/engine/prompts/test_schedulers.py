@@ -11,8 +11,9 @@ from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 import segue
 from segue import APG, CFG, Engine, SkipLayer, Window
-from segue.engine.adapters.scheduler_solver import SchedulerSolver
+from segue.engine.adapters.scheduler_solver import SchedulerSolver, timed_scheduler
 from segue.engine.planning.schedule import from_scheduler
+from segue.engine.running.graph import CapturedStep
 from segue.kernels.philox import normal_noise
 
 RUN = 1e-5  # two fp32 networks that sum in another order, over a run; see ATTACHED_RUN
@@ -213,6 +214,19 @@ def test_a_solver_or_a_schedule_of_ours_keeps_its_meaning(engine, use):
         from_engine(engine, solver=plan.solver, schedule="linear")
 
 
+def test_a_scheduler_given_as_the_schedule(engine, use):
+    """It gives levels; the solver is that of its steps where we have it, and has to be said where we do not."""
+    for name in ("heun", "karras"):
+        use(name)
+        wanted, timed = from_engine(engine).latents, timed_scheduler(engine.pipe.scheduler, STEPS, 16)
+        use("unipc")
+        assert torch.equal(from_engine(engine, schedule=timed, steps=None).latents, wanted)
+    timed = timed_scheduler(engine.pipe.scheduler, STEPS, 16)
+    with pytest.raises(ValueError, match="schedule=UniPCMultistepScheduler gives its levels, and its steps are neither"):
+        from_engine(engine, schedule=timed, steps=None)
+    assert from_engine(engine, schedule=timed, solver="ab2", steps=None).plan.schedule == from_scheduler(timed)
+
+
 def test_a_loaded_program_steps_as_the_run_does(engine, use):
     use("dpm++ 2m sde")
     embeddings = engine.encode(PROMPTS, max_sequence_length=T5_TOKENS)
@@ -221,7 +235,11 @@ def test_a_loaded_program_steps_as_the_run_does(engine, use):
     for live in run.plan.live:
         program.advance(live)
     assert torch.equal(program.x, run.latents)
-    engine.release(program)
+    program.use_graphs(lambda function: function() or CapturedStep(function, 0))  # warms up once, as a capture does
+    program.load(run.plan, engine.draw_noise(run.plan, SEEDS), engine._conditions(run.plan, embeddings), SEEDS)
+    for live in run.plan.live:
+        program.advance(live)
+    assert torch.equal(program.x, run.latents)
 
 
 def test_callbacks_see_the_states_between_the_schedulers_steps(engine, use, monkeypatch):
