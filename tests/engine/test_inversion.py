@@ -15,11 +15,11 @@ from segue.engine.planning.schedule import flow_shift
 
 LABELS = [0, 3, 5]
 ERROR = 2e-5  # fp32 outputs of a network against fp64, over a run
-RISING = flow_shift(9, 2.0).reversed()
+RISING = flow_shift(6, 2.0).reversed()
 RULES = {
     "none": None,
     "cfg": CFG(1.5, window=Window.sigma(0.2, 0.8)),
-    "steps": SkipLayer(0.5, (1, 3), window=Window.steps(1, 4)),
+    "steps": SkipLayer(0.5, (1, 3), window=Window.steps(1, 3)),
     "sgg": SGG(CFG(1.6), SkipLayer(0.5, (1, 3)), 0.5),
     "average": CFG(1.4, window=Window.sigma(0, 1)) + APG(-0.5, 3.0, 0.3),
 }
@@ -43,8 +43,7 @@ def naive(engine, rule, schedule, solver, start):
     return sampler.run(solver, start)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "rule"), zip([*SOLVERS, "euler"], RULES.values(), strict=True), ids=RULES)
 def test_both_ways_are_those_of_a_naive_integrator(engine, rule, solver):
     up = engine.sample(LABELS, rule, schedule=RISING, solver=solver, latents=picture(), seeds=0)
     assert relative_error(up.latents, naive(engine, rule, RISING, solver, picture())) < ERROR
@@ -54,10 +53,9 @@ def test_both_ways_are_those_of_a_naive_integrator(engine, rule, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_inversion_and_sampling_come_back_with_the_order_of_the_solver(engine, solver):
-    """In the mean over the sample: the network bends the flow unevenly.  Orders are measured where roundings are small."""
-    errors = []
-    for steps in (16, 32):
+def test_inversion_and_sampling_come_back_with_the_order_of_the_solver(solver):
+    engine, errors = Engine(tiny_sit(), device="cpu"), []
+    for steps in (12, 24):
         levels = Schedule(tuple(torch.linspace(0, 1, steps + 1).tolist()))
         noise = engine.sample(LABELS, CFG(1.3), schedule=levels, solver=solver, latents=picture(), seeds=0).latents
         back = engine.sample(LABELS, CFG(1.3), schedule=levels.reversed(), solver=solver, noise=noise, seeds=0).latents
@@ -71,7 +69,7 @@ def test_a_model_of_discrete_times_comes_back_too():
     """Level 0 is not on its chain: the network is asked at its last index there.  The noise is in the model's own scale."""
     engine = Engine(tiny_sit(prediction="epsilon", time="discrete"), device="cpu")
     errors = []
-    for steps in (25, 50):
+    for steps in (20, 40):
         levels = tuple(torch.linspace(0, 0.5, steps + 1).tolist())  # above, a random network's errors are multiplied
         noise = engine.sample(LABELS, None, schedule=levels, latents=picture(), seeds=0).latents
         back = engine.sample(LABELS, None, schedule=levels[::-1], noise=noise, seeds=0).latents

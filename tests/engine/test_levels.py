@@ -39,10 +39,9 @@ def noise(batch=3, shape=(4, 6, 10)):
 
 @pytest.mark.parametrize("where", ["sigma", "x", "both"])
 @pytest.mark.parametrize("dtype", HALF.values(), ids=HALF)
-@pytest.mark.parametrize("steps", [5, 28])
-def test_a_level_rounded_by_the_loop_is_the_level_that_it_means(engine, dtype, steps, where):
+def test_a_level_rounded_by_the_loop_is_the_level_that_it_means(engine, dtype, where):
     """Every call evaluates the row of its own level: the velocity is that at the exact one, windows in steps and all."""
-    sigmas = flow_shift(steps, 3.0).sigmas
+    sigmas = flow_shift(28, 3.0).sigmas
     exact = engine.denoiser(BY_STEPS, LABELS, schedule=sigmas).velocity
     rounded = engine.denoiser(BY_STEPS, LABELS, schedule=sigmas).velocity
     x = noise().to(dtype if where != "sigma" else torch.float32)

@@ -17,7 +17,7 @@ from segue.engine.running.graph import CapturedStep
 from segue.kernels.philox import normal_noise
 
 RUN = 1e-5  # two fp32 networks that sum in another order, over a run; see ATTACHED_RUN
-STEPS, PROMPTS, SEEDS = 6, ["a leaf", "a twig"], [3, 2**40 + 5]
+STEPS, PROMPTS, SEEDS = 5, ["a leaf", "a twig"], [3, 2**40 + 5]
 EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
 DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -42,15 +42,12 @@ STOCHASTIC = {
 }
 DETERMINISTIC = {
     "dpm++ 2m": (DPM, FLOW),
-    "dpm++ 1": (DPM, FLOW | {"solver_order": 1}),
     "dpm++ 3m": (DPM, FLOW | {"solver_order": 3}),
-    "dpm++ heun": (DPM, FLOW | {"solver_type": "heun"}),
     "dpm++ to the least level": (DPM, FLOW | {"final_sigmas_type": "sigma_min"}),
     "dpm++ dynamic": (DPM, FLOW | {"use_dynamic_shifting": True, "time_shift_type": "exponential"}),
     "dpm++ 2s": ("DPMSolverSinglestepScheduler", FLOW),
     "inverse": ("DPMSolverMultistepInverseScheduler", FLOW),
     "unipc": ("UniPCMultistepScheduler", FLOW),
-    "unipc 3": ("UniPCMultistepScheduler", FLOW | {"solver_order": 3}),
     "deis": ("DEISMultistepScheduler", FLOW),
     "flow map": ("FlowMapEulerDiscreteScheduler", {}),
 }
@@ -117,7 +114,7 @@ def test_a_run_is_the_pipelines(engine, use, name, monkeypatch):
     assert relative_error(run.latents, from_pipeline(engine.pipe, monkeypatch, height=20, width=12)) < RUN
 
 
-@pytest.mark.parametrize("name", ["stochastic", "dpm++ 2m sde", "sa-solver", "unipc"])
+@pytest.mark.parametrize("name", ["stochastic", "sa-solver", "unipc"])
 def test_a_sample_does_not_depend_on_its_batch_nor_on_other_draws(engine, use, name):
     use(name)
     state = torch.get_rng_state()
@@ -136,8 +133,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("name", ["dpm++ 2m", "unipc"])
+@pytest.mark.parametrize(("name", "rule"), zip(("dpm++ 2m", "unipc", "dpm++ 2s"), RULES.values(), strict=True), ids=RULES)
 def test_rules_are_followed_as_where_they_are_attached(engine, use, name, rule):
     use(name)
     run = from_engine(engine, rule)
@@ -151,8 +147,7 @@ def test_rules_are_followed_as_where_they_are_attached(engine, use, name, rule):
     assert relative_error(run.latents, wanted) < RUN
 
 
-@pytest.mark.parametrize("strength", [0.35, 0.8])
-@pytest.mark.parametrize("name", ["static", "heun", "stochastic", "lcm"])
+@pytest.mark.parametrize(("name", "strength"), [("static", 0.8), ("heun", 0.35), ("stochastic", 0.8), ("lcm", 0.35)])
 def test_image_to_image_is_the_pipelines(engine, use, name, strength, monkeypatch):
     from diffusers import StableDiffusion3Img2ImgPipeline
 
@@ -163,10 +158,10 @@ def test_image_to_image_is_the_pipelines(engine, use, name, strength, monkeypatc
     wanted = from_pipeline(pipe, monkeypatch, image=clean, strength=strength, height=16, width=16)
     run = from_engine(engine, latents=clean, strength=strength)
     assert relative_error(run.latents, wanted) < RUN
-    assert run.plan.schedule.steps == {0.35: 3, 0.8: 5}[strength]
+    assert run.plan.schedule.steps == {0.35: 2, 0.8: 4}[strength]
 
 
-@pytest.mark.parametrize("name", ["dpm++ 2m", "dpm++ 2s", "unipc", "deis"])
+@pytest.mark.parametrize("name", ["dpm++ 2m", "dpm++ 2s", "unipc"])
 def test_image_to_image_by_schedulers_that_diffusers_pipeline_cannot_start(engine, use, name):
     """They lack ``scale_noise``; the oracle mixes by their ``add_noise`` and lets diffusers' network and scheduler run."""
     use(name)
@@ -210,7 +205,7 @@ def test_a_solver_or_a_schedule_of_ours_keeps_its_meaning(engine, use):
     assert torch.equal(from_engine(engine, schedule="native").latents, own)
     plan = engine.plan(steps=STEPS)
     assert torch.equal(from_engine(engine, solver=plan.solver, steps=None).latents, own)
-    with pytest.raises(ValueError, match="UniPCMultistepScheduler steps between its own levels, 6 steps from"):
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler steps between its own levels, 5 steps from"):
         from_engine(engine, solver=plan.solver, schedule="linear")
 
 
