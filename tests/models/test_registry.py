@@ -48,7 +48,7 @@ def test_a_network_of_no_kind_makes_its_rows_itself():
     ),
 )
 def test_a_checkpoint_goes_to_the_reader_of_its_network(spec, sources, reader):
-    """SD3 and DiT both have ``transformer_blocks`` in diffusers: the first reader that knows the keys has to be the right one."""
+    """SD3 and DiT both have ``transformer_blocks`` in diffusers: the first reader that knows the keys has to be right."""
     names = [name for name in make_network(SPECS[spec]).state_dict() if not name.startswith("pos_embed")]
     checkpoint = SimpleNamespace(tensors=dict.fromkeys(key for name in names for key in sources(name)))
     readers = [one for kind in KINDS for one in kind.readers if one.knows(checkpoint)]
