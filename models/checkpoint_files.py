@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from .contained_networks import choose_network, training_settings
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 RUN_FILE = "model.safetensors"
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_FILES = tuple(
@@ -22,12 +23,14 @@ DIFFUSERS_FILES = tuple(
 )
 # the other networks in a single file of a whole pipeline, often of other dtypes: not read
 OTHER_NETWORKS = {"first_stage_model.": "the VAE", "text_encoders.": "a text encoder", "conditioner.": "a text encoder"}
-PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every key
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one checkpoint by key, memory-mapped where the format allows it, and what else the file says."""
+    """The tensors of one network by their names in it, memory-mapped where the format allows it, and what else a file says.
+
+    ``further``: networks that were trained beside it, by the name of their use (``weak``).
+    """
 
     path: Path
     name: str
@@ -35,15 +38,16 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)  # header of a safetensors file
     settings: Mapping[str, Any] = field(default_factory=dict)  # training arguments kept in a torch file
     ignored: Mapping[str, str] = field(default_factory=dict)  # entries of the file that are not used, with the reason
+    further: Mapping[str, "Checkpoint"] = field(default_factory=dict)
 
-    def __post_init__(self):
-        for key, value in self.tensors.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"{key!r} in {self.path} is a {type(value).__name__}, not a tensor")
-            if value.dtype not in DTYPES:
-                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-                found = str(value.dtype).removeprefix("torch.")
-                raise ValueError(f"{key!r} in {self.path} has dtype {found}; accepted: {known}")
+
+@dataclass(frozen=True)
+class Content:
+    """What one file holds: nested dictionaries of tensors and plain values, its header, and the keys that were not read."""
+
+    entries: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(source: str | Path) -> Checkpoint:
@@ -98,28 +102,17 @@ def model_name(folder: str | Path) -> str:
 
 
 def _read_file(path: Path, name: str) -> Checkpoint:
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} has an unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
-    if path.suffix == ".safetensors":
-        tensors, metadata, ignored = _read_safetensors(path)
-        return Checkpoint(path, name, _without_prefix(tensors), metadata=metadata, ignored=ignored)
-    content = _read_torch(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    for part in ("ema", "model"):
-        if isinstance(content.get(part), Mapping):
-            return _read_container(path, name, content, part)
-    return Checkpoint(path, name, _without_prefix(content))
+    return _checkpoint(path, name, _read_content(path))
 
 
-def _read_container(path: Path, name: str, content: Mapping[str, Any], part: str) -> Checkpoint:
-    """A training checkpoint ``{model, ema, opt, args, steps}``: its ``part`` is the network."""
-    args = content.get("args")
-    settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, Mapping) else {}
-    if "steps" in content:
-        settings["steps"] = content["steps"]
-    ignored = {key: f"not needed beside {part!r}" for key in content if key not in (part, "args", "steps")}
-    return Checkpoint(path, name, _without_prefix(content[part]), settings=settings, ignored=ignored)
+def _checkpoint(path: Path, name: str, content: Content) -> Checkpoint:
+    """The network that is meant of a file's content, and the weak one trained beside it."""
+    choice = choose_network(content.entries, path)
+    settings, further = training_settings(content.entries), {}
+    if choice.weak is not None:
+        further["weak"] = Checkpoint(path, f"{name}-weak", choice.weak.tensors, settings=settings)
+    ignored = {**content.ignored, **choice.ignored}
+    return Checkpoint(path, name, choice.main.tensors, content.metadata, settings, ignored, further)
 
 
 def _read_shards(index: Path, name: str) -> Checkpoint:
@@ -127,19 +120,30 @@ def _read_shards(index: Path, name: str) -> Checkpoint:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to file names")
-    tensors: dict[str, Tensor] = {}
+    entries: dict[str, Any] = {}
     for file in dict.fromkeys(weight_map.values()):
         if Path(file).name != file or not (index.parent / file).is_file():
             raise FileNotFoundError(f"{index.name} names the shard {file!r}, which is not in {index.parent}")
-        shard = _read_file(index.parent / file, name)
-        repeated = tensors.keys() & shard.tensors.keys()
+        shard = _read_content(index.parent / file).entries
+        repeated = entries.keys() & shard.keys()
         if repeated:
             raise ValueError(f"{sorted(repeated)[0]!r} is in two shards of {index}")
-        tensors |= shard.tensors
-    return Checkpoint(index, name, tensors)
+        entries |= shard
+    return _checkpoint(index, name, Content(entries))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+def _read_content(path: Path) -> Content:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} has an unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    entries = _read_torch(path)
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{path} holds a {type(entries).__name__}, not a dictionary of tensors")
+    return Content(entries)
+
+
+def _read_safetensors(path: Path) -> Content:
     """Tensors, header, and the keys of other networks with the reason why they were not read."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -147,7 +151,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], di
             owners = {key: owner for key in keys for prefix, owner in OTHER_NETWORKS.items() if key.startswith(prefix)}
             tensors = {key: file.get_tensor(key) for key in keys if key not in owners}
             ignored = {key: f"a tensor of {owner}" for key, owner in owners.items()}
-            return tensors, dict(file.metadata() or {}), ignored
+            return Content(tensors, dict(file.metadata() or {}), ignored)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
@@ -166,10 +170,3 @@ def _read_torch(path: Path) -> Any:
                 f"{path} holds {refused[1]}, which is code and is never loaded; save the tensors alone, best as safetensors"
             ) from error
         raise ValueError(f"{path} is truncated or not a torch checkpoint ({type(error).__name__})") from error
-
-
-def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for prefix in PREFIXES:
-        if tensors and all(isinstance(key, str) and key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
