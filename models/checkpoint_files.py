@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .contained_networks import choose_network, training_settings
+from .contained_networks import choose_network, is_average, training_settings
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 RUN_FILE = "model.safetensors"
+TRANSFORMER = "transformer"  # the folder of a pipeline that holds its network
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
-DIFFUSERS_FILES = tuple(
-    f"{_DIFFUSERS_STEM}{end}" for suffix in (".safetensors", ".bin") for end in (suffix, f"{suffix}.index.json")
-)
 # the other networks in a single file of a whole pipeline, often of other dtypes: not read
 OTHER_NETWORKS = {"first_stage_model.": "the VAE", "text_encoders.": "a text encoder", "conditioner.": "a text encoder"}
 
@@ -50,18 +48,28 @@ class Content:
     ignored: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_checkpoint(source: str | Path) -> Checkpoint:
+def read_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
     """Read a checkpoint file or folder.
 
     A folder is a diffusers pipeline (with ``transformer/``), a bare diffusers transformer (with ``config.json``, possibly
-    sharded), or a training run (with ``model.safetensors``).  Raises ``FileNotFoundError`` or ``ValueError`` with one sentence.
+    sharded), or a training run (with ``model.safetensors``).  ``variant`` is that of diffusers' files, as in ``fp16``.  Raises
+    ``FileNotFoundError`` or ``ValueError`` with one sentence.
     """
     path = Path(source)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, variant)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint file or folder {path}")
+    if variant is not None:
+        raise ValueError(f"variant={variant!r} does not apply: {path} is one file")
     return _read_file(path, path.stem)
+
+
+def diffusers_files(variant: str | None = None) -> tuple[str, ...]:
+    """The names that diffusers gives the weights of a network, or the index of their shards; the first that is there counts."""
+    mark = "" if variant is None else f".{variant}"
+    kinds = (".safetensors", ".bin")
+    return tuple(f"{_DIFFUSERS_STEM}{name}" for kind in kinds for name in (f"{mark}{kind}", f"{kind}.index{mark}.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,17 +83,55 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_folder(folder: Path) -> Checkpoint:
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+def _read_folder(folder: Path, variant: str | None) -> Checkpoint:
+    inner = folder / TRANSFORMER if (folder / TRANSFORMER).is_dir() else folder
     name = model_name(folder)
     if (inner / "config.json").is_file():
-        for file in DIFFUSERS_FILES:
-            if (inner / file).is_file():
-                return (_read_shards if file.endswith(".json") else _read_file)(inner / file, name)
-        raise FileNotFoundError(f"{inner} has a config.json but no weights; expected one of: {', '.join(DIFFUSERS_FILES)}")
+        if inner is not folder and not (folder / "model_index.json").is_file():
+            _refuse_average_beside(inner)
+        return _read_diffusers(inner, name, variant)
     if inner is folder and (folder / RUN_FILE).is_file():
+        if variant is not None:
+            raise ValueError(f"variant={variant!r} does not apply: {folder} holds a {RUN_FILE}")
+        _refuse_average_beside(folder / RUN_FILE)
         return _read_file(folder / RUN_FILE, name)
-    raise FileNotFoundError(f"{folder} holds no model: expected {RUN_FILE}, config.json with weights, or a transformer folder")
+    raise FileNotFoundError(
+        f"{folder} holds no model: expected {RUN_FILE}, config.json with weights, or a {TRANSFORMER} folder"
+    )
+
+
+def _read_diffusers(folder: Path, name: str, variant: str | None) -> Checkpoint:
+    """The weights beside a ``config.json``, of the variant that is asked for."""
+    names = diffusers_files(variant)
+    for file in names:
+        if (folder / file).is_file():
+            if variant is None:
+                _refuse_average_beside(folder / file)
+            return (_read_shards if file.endswith(".json") else _read_file)(folder / file, name)
+    found = weight_variants(path.name for path in folder.iterdir())
+    what, hint = ("weights", f"expected one of: {', '.join(names)}")
+    if found or variant is not None:
+        what = "weights without a variant" if variant is None else f"weights of the variant {variant!r}"
+        hint = f"it has the variants {', '.join(found)}" if found else "leave the variant out"
+    raise FileNotFoundError(f"{folder} has a config.json but no {what}; {hint}")
+
+
+def weight_variants(names: Iterable[str]) -> list[str]:
+    """The variants that the file names of a folder tell of; whole files, shards and their indices alike."""
+    known = re.compile(
+        rf"{_DIFFUSERS_STEM}\.(?:safetensors\.index\.|bin\.index\.)?(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin|json)"
+    )
+    return sorted({match[1] for name in names if (match := known.fullmatch(name))})
+
+
+def _refuse_average_beside(chosen: Path) -> None:
+    """Raise ``ValueError`` where a file or folder of averaged weights stands beside the one that the names would choose."""
+    for other in sorted(chosen.parent.iterdir()):
+        weights = other.is_dir() and TRANSFORMER in other.name if chosen.is_dir() else other.suffix in SUFFIXES
+        if weights and is_average((other.name,)):
+            raise ValueError(
+                f"{chosen.parent} holds {chosen.name} and averaged weights in {other.name}: name the one that is meant"
+            )
 
 
 def model_name(folder: str | Path) -> str:
@@ -94,7 +140,7 @@ def model_name(folder: str | Path) -> str:
     A snapshot in the hub's cache, ``models--OWNER--NAME/snapshots/HASH``, is called NAME.
     """
     parts = Path(folder).resolve().parts
-    if parts[-1] == "transformer" and len(parts) > 2:
+    if parts[-1] == TRANSFORMER and len(parts) > 2:
         parts = parts[:-1]
     if len(parts) > 2 and parts[-2] == "snapshots":
         return parts[-3].rpartition("--")[2]

@@ -103,7 +103,7 @@ def _networks(content: Mapping[Any, Any], place: tuple[str, ...] = ()) -> Iterat
         own = {key: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
         where = (*place, *filter(None, prefix.split(".")))
         counter = f"{prefix.removesuffix(AVERAGE_PREFIX)}{AVERAGE_COUNT}"
-        averaged = _is_average(where) or (prefix.endswith(AVERAGE_PREFIX) and counter in content)
+        averaged = is_average(where) or (prefix.endswith(AVERAGE_PREFIX) and counter in content)
         yield Contained(where, {key.removeprefix(prefix): value for key, value in own.items()}, averaged)
     marker, average = LIGHTNING_AVERAGE
     for key, value in content.items():
@@ -126,7 +126,7 @@ def _words(part: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
 
 
-def _is_average(place: tuple[str, ...]) -> bool:
+def is_average(place: tuple[str, ...]) -> bool:
     """Whether weights under these names are an average; the innermost name that says anything decides."""
     for words in map(_words, reversed(place)):
         if words & (RAW_WORDS | AVERAGED_WORDS):
@@ -148,7 +148,7 @@ def _pick(networks: list[Contained], path: Path) -> Contained | None:
 def _refuse_hidden_average(content: Mapping[str, Any], found: list[Contained], chosen: Contained, path: Path) -> None:
     """Raise ``ValueError`` where an average stands beside raw weights without the tensor names of a network."""
     for place in _groups(content):
-        group = Contained(place, {}, _is_average(place))
+        group = Contained(place, {}, is_average(place))
         if not group.averaged or group.weak != chosen.weak or any(network.place[: len(place)] == place for network in found):
             continue
         raise ValueError(

@@ -68,7 +68,12 @@ def _first(keys: list[str] | tuple[str, ...]) -> str:
 
 
 def load_model(
-    source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
+    source: str | Path,
+    family: str | None = None,
+    *,
+    heads: int | None = None,
+    exit_layer: int | None = None,
+    variant: str | None = None,
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The network of ``source``, and further networks by name.
 
@@ -76,20 +81,27 @@ def load_model(
     bundled name, a checkpoint file or a folder; see :func:`load_network` for the rest.
     """
     if isinstance(source, str) and source in BUNDLED:
-        if family or heads or exit_layer:
-            raise ValueError(f"the bundled model {source} states its own spec; family, heads and exit_layer do not apply")
+        if family or heads or exit_layer or variant:
+            raise ValueError(
+                f"the bundled model {source} states its own spec; family, heads, exit_layer and variant do not apply"
+            )
         networks = {name: load_network(path)[0] for name, path in bundled_files(source).items()}
         return networks.pop("main"), networks
     if not Path(source).exists():
         raise FileNotFoundError(f"{str(source)!r} is neither a bundled model ({', '.join(BUNDLED)}) nor a file or folder here")
-    checkpoint, hints = read_checkpoint(source), Hints(family, heads, exit_layer)
+    checkpoint, hints = read_checkpoint(source, variant), Hints(family, heads, exit_layer)
     beside = Hints(family)  # the others are the caller's knowledge of the main network
     further = {name: _network(part, beside)[0] for name, part in checkpoint.further.items()}
     return _network(checkpoint, hints)[0], further
 
 
 def load_network(
-    source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
+    source: str | Path,
+    family: str | None = None,
+    *,
+    heads: int | None = None,
+    exit_layer: int | None = None,
+    variant: str | None = None,
 ) -> tuple[SiT | MMDiT, LoadReport]:
     """One network from a file or folder, on the CPU, with a report of every tensor.
 
@@ -99,9 +111,10 @@ def load_network(
     and the official DiT, SiT, REPA and SGG layouts.  Averaged (EMA) weights are taken where there are any, whatever they are
     called; the report says beside what.  ``family`` (``dit``, ``sit``, ``repa``) is needed for official files, ``heads`` for
     widths that were never published; ``exit_layer`` is the number of blocks before SGG's branch head (default: the file's
-    training arguments).  Raises ``ValueError`` or ``FileNotFoundError`` with one sentence.
+    training arguments).  ``variant`` is that of diffusers' files, as in ``fp16``.  Raises ``ValueError`` or
+    ``FileNotFoundError`` with one sentence.
     """
-    return _network(read_checkpoint(source), Hints(family, heads, exit_layer))
+    return _network(read_checkpoint(source, variant), Hints(family, heads, exit_layer))
 
 
 def _network(checkpoint: Checkpoint, hints: Hints) -> tuple[SiT | MMDiT, LoadReport]:

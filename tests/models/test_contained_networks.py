@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segue import AutoGuidance, Engine
-from segue.models.weights import load_model, load_network
+from segue.models.weights import load_model, load_network, save_model
 
 AVERAGES = (
     *(
@@ -234,3 +234,36 @@ def test_autoguidance_of_a_separate_training_is_that_of_two_files(tmp_path):
     )
     replaced = Engine.from_pretrained(path, models={"weak": files[0]}, family="repa", device="cpu")
     assert not torch.equal(replaced.sample([1, 4], **run).latents, apart.sample([1, 4], **run).latents)
+
+
+# --- averages in files and folders beside -----------------------------------------------------------------------------
+
+
+def test_averages_that_stand_beside_in_a_folder_are_not_passed_over(tmp_path):
+    import diffusers
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 1, "sample_size": 6, "num_embeds_ada_norm": 7}
+    model = diffusers.DiTTransformer2DModel(**sizes, out_channels=8)
+    checkpoint, run = tmp_path / "checkpoint-500", tmp_path / "run"
+    for name in ("transformer", "transformer_ema"):
+        model.save_pretrained(checkpoint / name)
+    refused_folder = "checkpoint-500 holds transformer and averaged weights in transformer_ema: name the one that is meant"
+    with pytest.raises(ValueError, match=refused_folder):
+        load_network(checkpoint)
+    assert load_network(checkpoint / "transformer_ema")[0].spec.depth == 1
+    (checkpoint / "model_index.json").write_text("{}")  # a published pipeline says which of them is its transformer
+    assert load_network(checkpoint)[0].spec.depth == 1
+    inner = checkpoint / "transformer"
+    (inner / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"")
+    assert load_network(inner)[0].spec.depth == 1
+    model.save_pretrained(inner, variant="ema")
+    with pytest.raises(ValueError, match=r"averaged weights in diffusion_pytorch_model\.ema\.safetensors"):
+        load_network(inner)
+    assert load_network(inner, variant="ema")[0].spec.depth == 1
+    run.mkdir()
+    save_model(tiny_sit(1), run / "model.safetensors")
+    (run / "state.pt").write_bytes(b"")
+    assert load_network(run)[0].spec == tiny_sit(1).spec
+    (run / "model_ema.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds model\.safetensors and averaged weights in model_ema\.safetensors"):
+        load_network(run)

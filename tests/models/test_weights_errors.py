@@ -52,7 +52,7 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     refused("holds no model: expected model.safetensors", tmp_path, error=FileNotFoundError)
     monkeypatch.setitem(bundled.BUNDLED, "tiny", {"main": "absent.safetensors"})
     refused("the bundled checkpoint absent.safetensors is missing", "tiny", error=FileNotFoundError)
-    refused("states its own spec; family, heads and exit_layer do not apply", "tiny", "dit")
+    refused("states its own spec; family, heads, exit_layer and variant do not apply", "tiny", "dit")
     with pytest.raises(ValueError, match="no bundled model is named 'weeds'; there is: herbarium"):
         bundled.bundled_files("weeds")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint file or folder"):
