@@ -207,3 +207,27 @@ def test_the_output_channels_of_a_configuration_that_leaves_them_out_are_those_o
         assert (spec.channels, spec.out_channels) == (theirs.config.in_channels, theirs.out_channels)
     with pytest.raises(ValueError, match="takes 33 channels and gives 16: it is an inpainting one"):
         MMDiTSpec.from_config(config | {"in_channels": 33}, "tiny")
+
+
+# --- saved pipelines --------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_pipeline_that_lacks_a_part_of_its_index_names_it(tmp_path):
+    import shutil
+
+    tiny_pipeline().save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "text_encoder_3")
+    message = "is a pipeline without its text_encoder_3 folder: give t5=False to run without it"
+    with pytest.raises(FileNotFoundError, match=message):
+        Engine.from_pretrained(tmp_path, device="cpu")
+    expected = generate(Engine.from_pipe(pipeline(text_encoder_3=None, tokenizer_3=None)))
+    assert (
+        relative_error(generate(Engine.from_pretrained(tmp_path, device="cpu", t5=False)).latents, expected.latents)
+        < ATTACHED_RUN
+    )
+    (tmp_path / "vae" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"is a pipeline without a vae/config\.json"):
+        Engine.from_pretrained(tmp_path, device="cpu", t5=False)
+    (tmp_path / "model_index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"model_index\.json must hold a JSON object, got a list"):
+        Engine.from_pretrained(tmp_path, device="cpu")
