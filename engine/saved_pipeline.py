@@ -47,6 +47,16 @@ class SavedSD3:
             return cls(spec, scheduler)
         return cls(spec, scheduler, *_vae_sizes(folder / "vae" / "config.json"))
 
+    def check_vae(self) -> None:
+        """Raise ``ValueError`` unless a VAE for the network's latents was saved with it."""
+        if self.vae_channels is None:
+            raise ValueError(f"{self.spec.name} has no VAE to make pictures or to read them: ask for --output latent")
+        if self.vae_channels != self.spec.channels:
+            raise ValueError(
+                f"the VAE of {self.spec.name} takes latents of {self.vae_channels} channels, and the transformer makes "
+                f"{self.spec.channels}: ask for --output latent"
+            )
+
 
 def load_pipeline(folder: str | Path, dtype: torch.dtype, reading: Reading = DEFAULT) -> Any:
     """The ``StableDiffusion3Pipeline`` of a folder, on the CPU; what it was saved without, and T5 if asked, is None.
