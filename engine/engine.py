@@ -85,6 +85,7 @@ class Engine(EngineCore):
         place, as in diffusers.
         """
         from segue.models.fp8_network import quantize_linears
+        from segue.models.layout import Hints
         from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
 
@@ -98,6 +99,7 @@ class Engine(EngineCore):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
+            Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_further(models, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}

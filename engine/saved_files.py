@@ -7,7 +7,7 @@ from typing import Any
 
 from segue.models.checkpoint_files import RUN_FILE, TRANSFORMER, read_json
 from segue.models.diffusers_layout import CLASSES
-from segue.models.mmdit_weights import CLASS
+from segue.models.mmdit_weights import CLASS, folder_spec
 
 PIPELINE_FILE, MODEL_CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler/scheduler_config.json"
 # small files that tell what a repository holds: fetched first, and enough to plan
@@ -25,15 +25,15 @@ BESIDE_WEIGHTS = (".json", ".txt", ".model")  # configurations and vocabularies
 SHOWN = 5  # files named in an error
 
 
-def pipeline_parts(folder: Path) -> dict[str, Any] | None:
-    """The entries of a saved pipeline's index; None if the folder holds none.  Raises ``ValueError``."""
+def pipeline_parts(folder: Path) -> dict[str, Any]:
+    """The entries of a saved pipeline's index; empty if the folder holds none.  Raises ``ValueError``."""
     index = folder / PIPELINE_FILE
-    return read_json(index) if index.is_file() else None
+    return read_json(index) if index.is_file() else {}
 
 
-def is_sd3_index(parts: dict[str, Any] | None) -> bool:
+def is_sd3_index(parts: dict[str, Any]) -> bool:
     """Whether these are the entries of a Stable Diffusion 3 pipeline."""
-    return parts is not None and str(parts.get("_class_name", "")).startswith("StableDiffusion3")
+    return str(parts.get("_class_name", "")).startswith("StableDiffusion3")
 
 
 def present_parts(parts: dict[str, Any], t5: bool = True) -> set[str]:
@@ -57,6 +57,8 @@ def needed_files(folder: Path, files: Sequence[str], variant: str | None = None,
     """
     parts = pipeline_parts(folder)
     if is_sd3_index(parts):
+        if folder_spec(folder) is None:
+            raise FileNotFoundError(f"a pipeline without a {TRANSFORMER}/{MODEL_CONFIG} of an SD3")
         return [PIPELINE_FILE, *_components(sorted(present_parts(parts, t5)), files, variant)]
     for place in (TRANSFORMER, ""):
         config = folder / place / MODEL_CONFIG

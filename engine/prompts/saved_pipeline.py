@@ -11,7 +11,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.mmdit_weights import folder_spec
 from segue.models.sizes import VAE_FACTOR
 
-from ..saved_files import SD3_PARTS, T5_PARTS, is_sd3_index, pipeline_parts, present_parts
+from ..saved_files import PIPELINE_FILE, SD3_PARTS, T5_PARTS, is_sd3_index, pipeline_parts, present_parts
 from ..sources import DEFAULT, Reading
 
 
@@ -34,8 +34,7 @@ class SavedSD3:
         if not folder.is_dir():
             return None
         parts = pipeline_parts(folder)
-        whole = is_sd3_index(parts)
-        spec = folder_spec(folder)
+        spec, whole = folder_spec(folder), is_sd3_index(parts)
         if spec is None:
             if whole:
                 raise FileNotFoundError(f"{folder} is a pipeline without a transformer/config.json")
@@ -66,7 +65,10 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype, reading: Reading = DEF
     from diffusers import StableDiffusion3Pipeline
 
     SavedSD3.read(folder)
-    present = present_parts(pipeline_parts(Path(folder)), reading.t5)
+    parts = pipeline_parts(Path(folder))
+    if not is_sd3_index(parts):
+        raise FileNotFoundError(f"{folder} is no saved Stable Diffusion 3 pipeline: its {PIPELINE_FILE} names none")
+    present = present_parts(parts, reading.t5)
     for name in sorted(present):
         if not (Path(folder) / name).is_dir():
             hint = ": give t5=False to run without it" if name in T5_PARTS else ""

@@ -204,9 +204,23 @@ def test_offline_the_cache_is_read_and_what_it_lacks_is_said(hub, repository):
     assert "the repository owner/name cannot be read" in line
 
 
+SD3 = {
+    "model_index.json": {"_class_name": "StableDiffusion3Pipeline", "vae": ["a", "b"]},
+    "transformer/config.json": {"_class_name": "SD3Transformer2DModel", "num_layers": 1, "num_attention_heads": 1}
+    | {"attention_head_dim": 8, "caption_projection_dim": 8},
+}
+INPAINTING = SD3["transformer/config.json"] | {"in_channels": 33}
+
+
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [
+        (SD3 | {"transformer/config.json": INPAINTING}, ValueError, "takes 33 channels and gives 16: it is an inpainting one"),
+        (
+            {"model_index.json": SD3["model_index.json"]},
+            FileNotFoundError,
+            "a pipeline without a transformer/config.json of an SD3",
+        ),
         ({}, FileNotFoundError, "it has README.md, model.ckpt"),
         (
             {"transformer/config.json": {"_class_name": "FluxTransformer2DModel"}},
@@ -219,12 +233,12 @@ def test_offline_the_cache_is_read_and_what_it_lacks_is_said(hub, repository):
             "its network has no weights without a variant",
         ),
         (
-            {"model_index.json": {"_class_name": "StableDiffusion3ControlNetPipeline", "controlnet": ["diffusers", "A"]}},
+            SD3 | {"model_index.json": {"_class_name": "StableDiffusion3ControlNetPipeline", "controlnet": ["diffusers", "A"]}},
             ValueError,
             "the StableDiffusion3ControlNetPipeline has a controlnet, which an engine leaves out",
         ),
         (
-            {"model_index.json": {"_class_name": "StableDiffusion3Pipeline", "vae": ["a", "b"]}, "vae/config.json": {}},
+            SD3 | {"vae/config.json": {}},
             FileNotFoundError,
             "its vae has no weights without a variant; there are: vae/diffusion_pytorch_model.fp16.safetensors",
         ),
@@ -262,6 +276,8 @@ def test_what_does_not_apply_is_refused(tmp_path, repository):
         refused("revision='v2' does not apply", ValueError, source, revision="v2")
         refused("t5=False does not apply", ValueError, source, t5=False)
         refused("variant", ValueError, source, variant="fp16")
+    for option, value in (("family", "dit"), ("heads", 2), ("exit_layer", 3)):
+        refused(f"{option}={value!r} does not apply: {repository} states what it is", ValueError, repository, **{option: value})
     refused(
         "has a config.json but no weights of the variant 'fp8'; it has the variants fp16",
         source=repository / "transformer",
