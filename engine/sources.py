@@ -72,9 +72,11 @@ def _download(name: str, reading: Reading, wanted: tuple[str, ...] | list[str]) 
     """The local folder of a repository, with the wanted files; offline what is in the cache."""
     import huggingface_hub
 
-    access = {"revision": reading.revision, "token": reading.token}
+    patterns = list(wanted)
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(wanted), **access))
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=reading.revision, token=reading.token, allow_patterns=patterns)
+        )
     except Exception as error:  # the hub raises many types: offline, gated, unknown; each means that there is no model
         raise FileNotFoundError(
             f"{name!r} is no local file or folder, and the hub did not give it: {_reason(error)}"

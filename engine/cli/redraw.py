@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageChops
 
@@ -48,11 +49,11 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
 
 def _recorded_source(source: Source, origin: Origin) -> Source:
     """Where the recorded weights are and how they are read: as recorded, or as the options say beside ``--model``."""
-    precision = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
+    precision: dict[str, Any] = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
     if source.model:
         return replace(source, **precision)
-    how = {"heads": origin.heads, "branch_head": origin.exit_layer, "revision": origin.revision, "variant": origin.variant}
-    return replace(source, model=origin.source, family=origin.family, **how, **precision)
+    how: dict[str, Any] = {"family": origin.family, "heads": origin.heads, "branch_head": origin.exit_layer}
+    return replace(source, model=origin.source, revision=origin.revision, variant=origin.variant, **how, **precision)
 
 
 def _refuse_options(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -61,7 +62,7 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     if published:
         refuse_options(source, (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS), f"{name} is a published size")
         return {"main": published}
-    how = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
+    how: dict[str, Any] = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
     model, others = load_model(local_source(name, reading_of(source)), source.family, **how)
     return {"main": model.spec} | {network: other.spec for network, other in others.items()}
 
