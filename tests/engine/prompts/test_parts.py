@@ -152,7 +152,6 @@ def test_without_t5_a_run_is_the_pipelines():
     ],
 )
 def test_what_prompts_need_and_a_pipeline_lacks_is_named(missing, named):
-    whole = Engine.from_pipe(pipeline())
     engine = Engine.from_pipe(pipeline(**dict.fromkeys(missing)))
     with (
         counted_rows() as rows,
@@ -160,6 +159,10 @@ def test_what_prompts_need_and_a_pipeline_lacks_is_named(missing, named):
     ):
         generate(engine)
     assert not rows
+
+
+def test_embeddings_need_no_encoders():
+    whole, engine = Engine.from_pipe(pipeline()), Engine.from_pipe(pipeline(text_encoder=None, tokenizer_2=None))
     embeddings = whole.encode("leaf", max_sequence_length=T5_TOKENS)
     run = engine.generate(embeddings, guidance=CFG(3.0), steps=STEPS, seeds=[3], **SIZE)
     assert relative_error(run.latents, generate(whole).latents) < ATTACHED_RUN
