@@ -60,6 +60,8 @@ def needed_files(folder: Path, files: Sequence[str], variant: str | None = None,
         if folder_spec(folder) is None:
             raise FileNotFoundError(f"a pipeline without a {TRANSFORMER}/{MODEL_CONFIG} of an SD3")
         return [PIPELINE_FILE, *_components(sorted(present_parts(parts, t5)), files, variant)]
+    if not t5:
+        raise ValueError("t5=False does not apply: it is no SD3 pipeline")
     for place in (TRANSFORMER, ""):
         config = folder / place / MODEL_CONFIG
         if config.is_file():
@@ -67,6 +69,8 @@ def needed_files(folder: Path, files: Sequence[str], variant: str | None = None,
             known = [name for name in (PIPELINE_FILE, SCHEDULER_CONFIG) if name in files]
             return [*known, *_components([place], files, variant)]
     if RUN_FILE in files:
+        if variant is not None:
+            raise ValueError(f"variant={variant!r} does not apply: it holds a {RUN_FILE}")
         return [RUN_FILE]
     shown = ", ".join(sorted(files)[:SHOWN]) or "nothing"
     raise FileNotFoundError(

@@ -159,6 +159,9 @@ def test_of_a_training_run_its_weights_are_fetched(tmp_path, monkeypatch):
     save_tiny(tmp_path / "repository" / "model.safetensors")
     (tmp_path / "repository" / "state.pt").write_bytes(b"")
     hub = StandInHub(tmp_path / "repository", tmp_path / "cache").install(monkeypatch)
+    refused("the repository owner/name cannot be read: t5=False does not apply: it is no SD3", ValueError, t5=False)
+    refused("cannot be read: variant='fp16' does not apply: it holds a model.safetensors", ValueError, variant="fp16")
+    assert not hub.fetched
     assert Engine.from_pretrained("owner/name", device="cpu").spec.num_classes == 5
     assert hub.fetched == {"model.safetensors"}
 

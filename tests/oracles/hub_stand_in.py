@@ -42,6 +42,7 @@ class StandInHub:
             if not self.snapshot.is_dir():
                 raise
             return str(self.snapshot)
+        self.snapshot.mkdir(parents=True, exist_ok=True)
         for file in filter_repo_objects(self.files, allow_patterns=allow_patterns):
             target = self.snapshot / file
             target.parent.mkdir(parents=True, exist_ok=True)
