@@ -247,7 +247,7 @@ def check_rising(plan: Plan, *starts: Any) -> None:
         raise ValueError(f"levels that rise from {first:.6g} to {last:.6g} invert a picture: give it as latents")
 
 
-def whole_numbers(values: Sequence[int], what: str) -> list[int]:
+def whole_numbers(values: Any, what: str) -> list[int]:
     """``values`` as integers; anything that is not a list of whole numbers raises ``TypeError``."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{what} must be a list of whole numbers, got {values!r}")

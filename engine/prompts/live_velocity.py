@@ -4,6 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from ..velocity import GuidedVelocity
+from .pipe_core import PipeCore
 
 
 class LiveVelocity(GuidedVelocity):
@@ -14,6 +15,7 @@ class LiveVelocity(GuidedVelocity):
     as it was.  Only a level of a known schedule, but its first, may come twice in a run: as another stage of a step.
     """
 
+    engine: PipeCore
     _level: float | None = None  # of the call before
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
