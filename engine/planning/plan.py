@@ -229,6 +229,15 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")
 
 
+def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
+    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
+    if (weights[sigmas == 0] != 0).any():
+        raise ValueError(
+            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
+            "give its term Window.sigma(0, 1), which begins above"
+        )
+
+
 def _check_condition(branch: Branch, spec: ModelSpec) -> None:
     if branch.condition == "parent" and not getattr(spec, "parents", ()):
         raise ValueError(f"the condition 'parent' needs superclasses, and {spec.name} has none")
@@ -287,11 +296,8 @@ def compile_plan(
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
     reference = reference_branch(guidance, branches, spec)
-    if isinstance(guidance.correction, AdaptiveProjection) and weights[sigmas[:-1] == 0, reference - 1].any():
-        raise ValueError(
-            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
-            "give its term Window.sigma(0, 1), which begins above"
-        )
+    if reference is not None and isinstance(guidance.correction, AdaptiveProjection):
+        _check_above_zero(guidance, sigmas[:-1], weights[:, reference - 1])
     zero_steps = guidance.correction.zero_steps if guidance.correction else 0
     weights[:zero_steps] = 0.0
     warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)
