@@ -1,4 +1,4 @@
-"""The scheduler of a pipeline as the solver of a run: rows where they say what its steps do, else its own steps."""
+"""The scheduler of a pipeline as the solver of a run: rows of ours that do what its steps do, else its own steps."""
 
 import copy
 import itertools
