@@ -6,6 +6,7 @@ network is not.  It stays ours, always on the reference functions (PyTorch's own
 kernels the engine was given): QKV is one product, modulation comes from a table, a norm and its modulation are rounded
 once.  One evaluation in fp32 agrees with diffusers to about 1e-6; in half precision the roundings of every block differ.
 Windows follow the rule, so both stages of a Heun step are guided alike, where diffusers' skip-layer window counts calls.
+Noise that a scheduler draws in its steps comes from PyTorch's own generator, as in the pipeline: seed that to repeat a run.
 """
 
 from collections.abc import Mapping, Sequence
