@@ -88,7 +88,7 @@ def _first_call(scheduler: Any) -> int:
 
 def _is_flow(scheduler: Any, whole: np.ndarray, levels: np.ndarray, told: np.ndarray) -> bool:
     """Whether a scheduler with sigmas ``whole``, of which ``levels`` are run and ``told`` as times, is flow-matching."""
-    scale = scheduler.config.get("num_train_timesteps", TIMES_PER_LEVEL)
+    scale = getattr(scheduler, "config", {}).get("num_train_timesteps", TIMES_PER_LEVEL)
     within = whole.max() <= 1 and told.min() >= 0 and told.max() <= TIMES_PER_LEVEL
     opposite = (told[-1] - told[0]) * (levels[-2] - levels[0]) < 0
     return bool(scale == TIMES_PER_LEVEL and within and not opposite)

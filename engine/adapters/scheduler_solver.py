@@ -60,7 +60,8 @@ class SchedulerSolver(Solver):
 
     def record(self) -> dict[str, Any]:
         """What makes the same scheduler again, and has it begin at the same call."""
-        config = json.loads(self.scheduler.to_json_string())
+        written = getattr(self.scheduler, "to_json_string", None)  # one of diffusers' own
+        config = {"_class_name": self.name} if written is None else json.loads(written())
         return {"config": config, "set_timesteps": dict(self.options), "first": self.first}
 
 
@@ -156,8 +157,9 @@ def timed_scheduler(scheduler: Any, steps: int, tokens: int) -> Any:
 
 def _timestep_options(scheduler: Any, steps: int, tokens: int) -> dict[str, Any]:
     """What a pipeline gives to ``set_timesteps``."""
-    shifted = scheduler.config.get("use_dynamic_shifting", False)
-    return {"num_inference_steps": steps} | ({"mu": dynamic_shift(scheduler.config, tokens)} if shifted else {})
+    config = getattr(scheduler, "config", {})
+    shift = {"mu": dynamic_shift(config, tokens)} if config.get("use_dynamic_shifting", False) else {}
+    return {"num_inference_steps": steps} | shift
 
 
 def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:

@@ -126,7 +126,9 @@ def scheduler_sigmas(scheduler) -> Sequence[float]:
     name, sigmas = type(scheduler).__name__, getattr(scheduler, "sigmas", None)
     if sigmas is None:
         raise TypeError(f"{name} has no sigmas; a flow-matching scheduler is needed")
-    if getattr(scheduler, "num_inference_steps", None) is None:
+    # before, some hold None for the number of steps, others nothing at all, and as many levels as times: none to end at
+    unset = len(getattr(scheduler, "timesteps", ())) == len(sigmas)
+    if getattr(scheduler, "num_inference_steps", None if unset else 0) is None:
         raise ValueError(f"the timesteps of {name} are not set: call its set_timesteps before the run")
     return sigmas
 

@@ -253,6 +253,33 @@ def test_levels_of_a_scheduler_that_do_not_fall_at_every_call(pipe, name):
     assert abs(1000 * levels[:-1] - scheduler.timesteps.numpy()).max() < 1e-9
 
 
+class OwnScheduler:
+    """One written by hand, with no more than a loop needs; none of diffusers' classes."""
+
+    order, begin_index, step_index = 1, None, None
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        self.sigmas = torch.linspace(1, 0, num_inference_steps + 1)
+        self.timesteps, self.step_index = 1000 * self.sigmas[:-1], 0
+
+    def step(self, velocity, time, x, return_dict=False):
+        self.step_index += 1
+        return (x + (self.sigmas[self.step_index] - self.sigmas[self.step_index - 1]) * velocity,)
+
+
+def test_a_scheduler_of_ones_own_runs(monkeypatch, pipe):
+    monkeypatch.setattr(pipe, "scheduler", OwnScheduler())
+    plain = by_hand(pipe, torch.float32)
+    segue.attach(pipe, None)
+    try:
+        assert relative_error(by_hand(pipe, torch.float32), plain) < ERROR
+    finally:
+        segue.detach(pipe)
+    assert from_scheduler(pipe.scheduler).steps == 5
+    runs = [Engine.from_pipe(pipe).generate("leaf", steps=5, seeds=[1], **given) for given in ({}, {"solver": "euler"})]
+    assert runs[0].plan.solver.name == "OwnScheduler" and relative_error(runs[0].latents, runs[1].latents) < ERROR
+
+
 def test_a_pipeline_given_level_0_runs_attached(pipe):
     """diffusers appends its own 0 to the levels it is given."""
     call = {"sigmas": [1.0, 0.6, 0.2, 0.0], "num_inference_steps": 4, "guidance_scale": 4.5}
