@@ -119,11 +119,19 @@ def _set_up(scheduler: Any, options: Mapping[str, Any], first: int) -> Scheduler
     if getattr(scheduler, "_scale_factors", None):
         raise ValueError(f"{name} has scale factors, which change the size of the latents within a run; set them to None")
     scheduler.set_timesteps(device="cpu", **options)
-    if first:
-        if not hasattr(scheduler, "set_begin_index"):
-            raise ValueError(f"{name} begins every run at its first step: it takes no image or latents to start from")
-        scheduler.set_begin_index(first)
+    begin_at(scheduler, first)
     return SchedulerCalls.of(scheduler)
+
+
+def begin_at(scheduler: Any, first: int) -> None:
+    """Have a run begin at call ``first``.  Raises ``ValueError`` for a scheduler that only begins at the first of all.
+
+    One that is not told looks for its first time, and where times are rounded to the same it begins at the second of them.
+    """
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    elif first:
+        raise ValueError(f"{type(scheduler).__name__} begins every run at its first step: it takes no start but noise")
 
 
 def rows_of(scheduler: Any) -> Solver | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.scheduler_calls import SchedulerCalls
+from ..adapters.scheduler_solver import begin_at
 from ..core import EngineCore
 from ..planning.plan import Plan
 from ..running.program import Program, ProgramKey
@@ -50,7 +51,7 @@ def sample_as_diffusers(
         raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls
-    scheduler.set_begin_index(first)
+    begin_at(scheduler, first)
     times = scheduler.timesteps[first:]
     x = _first_state(engine, plan, len(seeds), scheduler, noise, latents)
     program = Program(ProgramKey.of(plan, len(x)), plan, engine.models, engine.device)

@@ -11,7 +11,7 @@ from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 import segue
 from segue import APG, CFG, Engine, SkipLayer, Window
-from segue.engine.adapters.scheduler_solver import SchedulerSolver, timed_scheduler
+from segue.engine.adapters.scheduler_solver import SchedulerSolver, scheduler_run, timed_scheduler
 from segue.engine.planning.schedule import from_scheduler
 from segue.engine.running.graph import CapturedStep
 from segue.kernels.philox import normal_noise
@@ -248,6 +248,19 @@ def test_callbacks_see_the_states_between_the_schedulers_steps(engine, use, monk
     assert stopped.calls == 3 and torch.equal(stopped.latents, states[2]) and run.calls == STEPS
 
 
+@pytest.mark.parametrize("name", ["unipc", "dpm++ 2m"])
+def test_times_that_are_rounded_to_the_same_are_steps_of_their_own(engine, use, name):
+    """Of 600 steps the first two times are equal: a run begins at the first all the same, and has a step for every call."""
+    use(name)
+    schedule, solver = scheduler_run(engine.pipe.scheduler, 600, 16)
+    assert schedule.sigmas[0] == schedule.sigmas[1]
+    step, x = solver.begin(), torch.ones(1, 1, 1, 1)
+    for _ in range(schedule.steps):
+        x = step(x, torch.zeros_like(x), None)
+    assert step.scheduler.step_index == 600
+    assert x.isfinite().all()
+
+
 REFUSED = {
     "other train steps": (EULER, {"num_train_timesteps": 500}, "at time 500 for noise level 1; .* times 1000 times as large"),
     "more train steps": (EULER, {"num_train_timesteps": 2000}, "at time 2000 for noise level 1; .* times 1000 times as large"),
@@ -270,6 +283,15 @@ def test_other_schedulers_are_refused_before_any_work(engine, name, monkeypatch)
         with counted_rows() as rows, pytest.raises((TypeError, ValueError), match=message) as caught:
             call()
         assert not rows and "\n" not in str(caught.value)
+
+
+def test_a_scheduler_without_a_beginning_of_choice_starts_from_noise_only(engine, use, monkeypatch):
+    use("inverse")
+    clean, options = torch.zeros(2, 4, 8, 8), {"strength": 0.5}
+    with pytest.raises(ValueError, match="DPMSolverMultistepInverseScheduler begins every run at its first step"):
+        from_engine(engine, latents=clean, **options)
+    run = from_engine(engine, numerics="diffusers")
+    assert relative_error(run.latents, from_pipeline(engine.pipe, monkeypatch)) < RUN
 
 
 def test_a_scheduler_that_changes_the_size_within_a_run_is_refused(engine, use):
