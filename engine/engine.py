@@ -14,7 +14,7 @@ from .device import resolve_device, resolve_dtype
 from .guidance import Guidance
 from .images import latents_to_images
 from .linears import check_linears
-from .plan import Plan
+from .plan import Plan, checked_size
 from .program import Program
 from .sampler import Callback
 from .schedule import Schedule
@@ -176,7 +176,7 @@ class Engine(EngineCore):
         starts anew.  Each denoiser has a program, and so a memory, of its own.
         """
         labels = self._check_labels(labels)
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        size = checked_size(self.spec, height, width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))

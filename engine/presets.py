@@ -62,7 +62,7 @@ def parse_switch(text: str) -> float | Window:
 
 def parse_reference(text: str) -> str | int:
     """``uncond``, ``parent`` or the number of a class."""
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def _number_text(value: float) -> str:

@@ -15,9 +15,10 @@ from .adapters.kdiffusion import Denoiser
 from .core import ScheduleLike, check_seeds
 from .guidance import Guidance
 from .live_velocity import LiveVelocity
+from .numeric_input import counting_number
 from .parity import sample_as_diffusers
 from .pipe_core import PipeCore
-from .plan import Plan
+from .plan import Plan, checked_size
 from .program import Program
 from .prompt_plan import (
     DEFAULT_STEPS,
@@ -28,7 +29,7 @@ from .prompt_plan import (
     start_size,
     timed_scheduler,
 )
-from .prompts import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
+from .prompts import PROMPT_LENGTH, PromptEmbeddings, check_texts
 from .sampler import Callback
 from .schedule import Schedule, from_scheduler
 from .solvers import Solver
@@ -157,7 +158,7 @@ class PromptEngine(PipeCore):
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         guidance: Guidance | None = None,
         *,
         height: int | None = None,
@@ -179,9 +180,13 @@ class PromptEngine(PipeCore):
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
         inspect.signature(self.sample).bind_partial(prompt, guidance, **options)
+        negative_prompt = "" if negative_prompt is None else negative_prompt  # as diffusers reads it
         texts = check_texts(prompt, negative_prompt, max_sequence_length)
+        if options.get("max_batch") is not None:
+            counting_number(options["max_batch"], "max_batch")
         count, latents = len(prompt if texts is None else texts), options.get("latents")
-        seeds = check_seeds(seeds, count * check_images(num_images))
+        num_images = counting_number(num_images, "num_images")
+        seeds = check_seeds(seeds, count * num_images)
         started = check_start(strength, image, latents)
         strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
         self.refresh()
@@ -222,7 +227,7 @@ class PromptEngine(PipeCore):
     ) -> Denoiser:
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
         self.refresh()
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        size = checked_size(self.spec, height, width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
         specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
         conditions = partial(self._conditions, embeddings=embeddings)

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from .adapters.live_transformer import execution_device
+from .numeric_input import counting_number
 
 
 @torch.no_grad()
 def decode_latents(pipe, latents: Tensor, max_batch: int | None = None) -> list:
     """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
     vae, config = pipe.vae, pipe.vae.config
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+    if max_batch is not None:
+        max_batch = counting_number(max_batch, "max_batch")
     if latents.dim() != 4 or latents.shape[1] != config.latent_channels:
         raise ValueError(f"latents must have shape [B, {config.latent_channels}, H, W], got {list(latents.shape)}")
     images = []
