@@ -47,6 +47,7 @@ def sample(
     grid: o.GridOption = None,
     columns: o.ColumnsOption = None,
     zoom: o.ZoomOption = None,
+    force: o.ForceOption = False,
     json: o.JsonOption = False,
     picture: o.FromOption = None,
 ) -> None:
@@ -85,7 +86,7 @@ def sample(
     )
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    output = o.Output(out, grid, columns, zoom, json)
+    output = o.Output(out, grid, columns, zoom, json, force)
     if picture is not None:
         redraw(picture, source, rule, run, output, text)
     else:
@@ -115,6 +116,7 @@ def compare(
     strength: o.StrengthOption = None,
     out: o.SheetOption = None,
     zoom: o.ZoomOption = None,
+    force: o.ForceOption = False,
     json: o.JsonOption = False,
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
@@ -134,7 +136,7 @@ def compare(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears)
-    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json), text)
+    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
 
 
 def plan(

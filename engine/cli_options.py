@@ -146,6 +146,9 @@ ColumnsOption = Annotated[int | None, _option("--columns", panel=_OUT, min=1, he
 ZoomOption = Annotated[
     int | None, _option("--zoom", panel=_OUT, min=1, shown="to about 96 pixels", help="Enlargement in grids and sheets.")
 ]
+ForceOption = Annotated[
+    bool, _option("--force", panel=_OUT, help="Write over files that are there; else they stay, and new names get a number.")
+]
 JsonOption = Annotated[bool, _option("--json", panel=_OUT, help="Print a JSON summary for machines.")]
 
 
@@ -195,6 +198,7 @@ class Output:
     columns: int | None = None
     zoom: int | None = None
     json: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)

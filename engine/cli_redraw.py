@@ -9,10 +9,10 @@ from PIL import ImageChops
 
 from .cli_jobs import recorded_job
 from .cli_options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .cli_sample import DEFAULT_OUT, check_output, draw_grid, picture_name
-from .images import read_png, save_png
+from .cli_sample import DEFAULT_OUT, check_output, draw_grid, picture_name, print_numbered, write_picture
+from .files import NewFiles
+from .images import read_png
 from .prompt_records import read_record
-from .provenance import parameters_text
 
 
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
@@ -38,9 +38,9 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
         image = images[record.index]
         name = picture_name(job.names, record.labels[record.index], record.seeds[record.index])
     identical = image.size == original.size and ImageChops.difference(image, original).getbbox() is None
-    file = out / name if folder else out
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_png(image, file, parameters_text(record, job.names), record.to_dict())
+    new = NewFiles(output.force)
+    file = write_picture(new, out / name if folder else out, image, record, job.names)
+    print_numbered(new)
     if output.json:
         print(json.dumps({"files": [str(file)], "identical": identical, "seconds": round(seconds, 3)} | record.to_dict()))
     else:
