@@ -214,6 +214,17 @@ def test_one_seed_of_any_kind_counts_up(given):
             sample(given, labels=[1, 2], seeds=value)
 
 
+def test_a_level_for_every_sample_of_a_denoiser(given):
+    """As a loop written by hand has it: ``sigmas[i]``, a tensor without dimensions, or a number of Python's."""
+    denoiser, x = given.engine.denoiser(CFG(2.0), [1, 2]), torch.ones(2, 4, 6, 10)
+    expected = denoiser(x, torch.full((2,), HALF))
+    for value in (HALF, *REAL_KINDS):
+        assert torch.equal(denoiser(x, value), expected)
+    for value in (True, "0.5", [HALF, HALF], None, torch.tensor(True), torch.tensor([True, True])):
+        with pytest.raises(TypeError, match="sigma must be a tensor of noise levels or one number, got"):
+            denoiser(x, value)
+
+
 def test_a_missing_negative_prompt_is_an_empty_one_as_in_diffusers(given):
     settings = {"guidance": CFG(3.0), "seeds": 3, "steps": 2, "max_sequence_length": T5_TOKENS}
     runs = [given.prompts.generate("leaf", negative, **settings) for negative in (None, "")]
