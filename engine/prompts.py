@@ -49,7 +49,7 @@ class PromptEmbeddings:
 
 def check_prompts(prompt: str | Sequence[str], count: int | None = None) -> list[str]:
     """A list of prompts; one string fits any ``count``.  Raises ``TypeError`` or ``ValueError``."""
-    if not isinstance(prompt, str | Sequence):
+    if not hasattr(prompt, "__iter__"):
         raise TypeError(f"a prompt must be a string or a list of strings, got {prompt!r}")
     prompts = [prompt] * (count or 1) if isinstance(prompt, str) else list(prompt)
     for text in prompts:

@@ -161,8 +161,9 @@ def test_the_pipelines_own_perturbed_attention(pipe):
 
 
 def test_attention_processors_that_a_broken_run_of_another_kind_left(pipe):
-    from diffusers.models.attention_processor import PAGCFGJointAttnProcessor2_0
+    from diffusers.models.attention_processor import JointAttnProcessor2_0, PAGCFGJointAttnProcessor2_0
 
+    wanted = draw(pipe, guidance_scale=4.5)
     segue.attach(pipe, CFG(4.5))
     pipe.transformer.transformer_blocks[2].attn.processor = PAGCFGJointAttnProcessor2_0()
     message = "blocks.2.attn.processor is a PAGCFGJointAttnProcessor2_0, which a run of a PAG pipeline that did not end"
@@ -170,6 +171,8 @@ def test_attention_processors_that_a_broken_run_of_another_kind_left(pipe):
         refused(ValueError, message, draw, pipe, prompt=prompts, guidance_scale=4.5)
     segue.detach(pipe)
     refused(ValueError, message, segue.Engine.from_pipe, pipe)
+    pipe.transformer.set_attn_processor(JointAttnProcessor2_0())  # as the sentence says
+    assert relative_error(draw_attached(pipe, CFG(4.5), guidance_scale=4.5).latents, wanted) < ATTACHED_RUN
 
 
 @pytest.mark.parametrize(
