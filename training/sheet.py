@@ -3,9 +3,9 @@
 import torch
 from PIL import Image
 
+from segue.engine.cli.sheets import labelled_sheet
 from segue.engine.images import latents_to_images
 from segue.engine.numeric_input import whole_number
-from segue.engine.sheets import labelled_sheet
 
 from .leaves import draw_leaves
 from .species import SPECIES

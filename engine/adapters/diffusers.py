@@ -20,10 +20,10 @@ from segue.models.module_rows import ModuleNetwork
 
 from ..core import EngineCore
 from ..device import check_graphs
-from ..guidance import Guidance
-from ..plan import Plan, compile_plan
-from ..schedule import linear
-from ..solvers import VELOCITY
+from ..planning.plan import Plan, compile_plan
+from ..planning.schedule import linear
+from ..planning.solvers import VELOCITY
+from ..rules.guidance import Guidance
 from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
 from .live_transformer import LiveTransformer, execution_device, path_text

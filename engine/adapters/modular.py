@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..guidance import UNCOND, Branch, Guidance, Perturb, Term
-from ..presets import NamedRule, parse_rule
-from ..term_weights import resolve_weights
+from ..planning.term_weights import resolve_weights
+from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
+from ..rules.presets import NamedRule, parse_rule
 from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from segue.models.mmdit import MMDiT
-from segue.models.mmdit_diffusers import packing_obstacle, unshared
+from segue.models.mmdit_diffusers import from_diffusers, packing_obstacle, unshared
 
 from .forward_slot import ForwardSlot, own_forward, own_forward_in_place
 
@@ -103,7 +103,7 @@ class PackedTransformer:
         self.transformer = transformer
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
         with own_forward_in_place(transformer):
-            self.model = MMDiT.from_diffusers(transformer, share=True)
+            self.model = from_diffusers(transformer, share=True)
         self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
 
     def is_current(self) -> bool:

@@ -30,7 +30,7 @@ from segue import (
     resolution_shift,
 )
 from segue.engine.core import EngineCore
-from segue.engine.plan_text import plan_dict
+from segue.engine.planning.plan_text import plan_dict
 from segue.kernels.philox import normal_noise, random_words
 from segue.models.layout import Hints
 from segue.models.sizes import family_spec

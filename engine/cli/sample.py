@@ -1,0 +1,115 @@
+"""``segue sample``: pictures into a folder, each with the record it can be drawn again from."""
+
+import json
+import re
+import sys
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from ..files import NewFiles, check_writable, refuse_existing
+from ..images import save_png
+from .jobs import captions, open_job
+from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
+from .provenance import Record, parameters_text
+from .session import choose_rule, print_warnings
+from .sheets import default_columns, default_zoom, picture_grid
+
+DEFAULT_OUT = Path("out")
+SLUG_LENGTH = 40  # letters, of up to 4 bytes: file systems take 255 bytes
+OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
+    """Check everything, then draw, then write."""
+    out, folder = check_output(output, DEFAULT_OUT)
+    job = open_job(source, run, text)
+    parsed = choose_rule(rule, job.spec)
+    plan = job.plan(parsed, run)
+    check_fit(out, folder, len(job.labels), output)
+    print_warnings(plan, parsed)
+    if text.negative_prompt and "uncond" not in plan.conditions:
+        print(f"warning: {parsed.text} has no unconditional branch: the negative prompt changes nothing", file=sys.stderr)
+    images, seconds, plan = job.draw(plan, bool(run.check_finite))
+    record = job.record(parsed, plan)
+    new = NewFiles(output.force)
+    files = write_pictures(images, record, job.names, out, folder, output, new)
+    print_numbered(new)
+    if output.json:
+        summary = {"files": [str(file) for file in files], "seconds": round(seconds, 3)} | record.to_dict()
+        print(json.dumps(summary))
+    else:
+        cost = plan.cost
+        print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {seconds:.1f} s")
+        print(f"{len(images)} picture{'s' * (len(images) != 1)} in {out}" + (f", all in {files[-1]}" if len(files) > 1 else ""))
+
+
+def check_output(output: Output, default: Path) -> tuple[Path, bool]:
+    """Where to write and whether that is a folder; ``ValueError`` or ``OSError`` if nothing can be written there."""
+    out = output.out or default
+    if out.suffix.lower() in OTHER_FORMATS:
+        raise ValueError(f"pictures are written as PNG, which carries their record, got {out}")
+    folder = out.suffix.lower() != ".png"
+    check_writable(out, folder)
+    if output.out is not None and not folder and not output.force:
+        refuse_existing(out)
+    return out, folder
+
+
+def print_numbered(new: NewFiles) -> None:
+    """Say that files of other content were there."""
+    if new.numbered:
+        count, first = len(new.numbered), new.numbered[0]
+        told = f"{first} has" if count == 1 else f"{count} files, such as {first}, have"
+        print(f"warning: {told} a number, for a file of other content has the name; --force writes over it", file=sys.stderr)
+
+
+def check_fit(out: Path, folder: bool, count: int, output: Output) -> None:
+    """Raise ``ValueError`` for several pictures in one file without a grid."""
+    if not folder and count > 1 and output.grid is False:
+        raise ValueError(f"{count} pictures without a grid need a folder, got the file {out}")
+
+
+def write_pictures(
+    images: list[Image.Image],
+    record: Record,
+    names: tuple[str, ...],
+    out: Path,
+    folder: bool,
+    output: Output,
+    new: NewFiles,
+) -> list[Path]:
+    """Write the pictures of a run, and their grid; returns the files."""
+    files = []
+    if folder or len(images) == 1:
+        for index, image in enumerate(images):
+            part = record.part(index)
+            file = out / picture_name(names, record.labels[index], record.seeds[index]) if folder else out
+            files.append(write_picture(new, file, image, part, names))
+    if len(images) > 1 and output.grid is not False:
+        layout = (output.columns or default_columns(len(images)), output.zoom or default_zoom(images[0]))
+        whole = replace(record, layout=layout)
+        file = out / "grid.png" if folder else out
+        files.append(write_picture(new, file, draw_grid(images, whole, names), whole, names))
+    return files
+
+
+def write_picture(new: NewFiles, file: Path, image: Image.Image, record: Record, names: tuple[str, ...]) -> Path:
+    """Write one picture with its record; returns where it is."""
+    text, chunk = parameters_text(record, names), record.to_dict()
+    return new.write(file, lambda path: save_png(image, path, text, chunk))
+
+
+def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...]) -> Image.Image:
+    """The captioned grid of a run."""
+    columns, zoom = record.layout
+    return picture_grid(images, captions(names, record.labels, record.seeds), columns, zoom)
+
+
+def picture_name(names: tuple[str, ...], label: int, seed: int) -> str:
+    """``003-acerites-dentata-seed7.png``, in letters of any alphabet; names that differ in case only are one."""
+    name = unicodedata.normalize("NFKC", names[label]).casefold() if names else ""
+    slug = "-".join(re.findall(r"[^\W_]+", name))[:SLUG_LENGTH]
+    return "-".join(filter(None, (f"{label:03d}", slug, f"seed{seed}"))) + ".png"
