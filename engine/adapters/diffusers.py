@@ -231,10 +231,15 @@ class Attachment:
         run = self._run
         return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.matches(call)
 
+    def _cuts_off(self, call: TransformerCall) -> bool:
+        """Whether this call is one of the run that is under way, without the negative prompt that it had."""
+        run = self._run
+        return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.lost_negative(call)
+
     def _start(self, call: TransformerCall, calls: SchedulerCalls, timestep: Tensor) -> Run:
         """Choose the path, compile the plan and load the prompts for the run that begins with this call."""
-        before, self._run = self._run, None  # gives its program back, for this run to load
-        cut_off = before is not None and before.calls.is_current(self.pipe.scheduler) and before.start.lost_negative(call)
+        cut_off = self._cuts_off(call)
+        self._run = None  # gives its program back, for this run to load
         index = calls.call(timestep)
         call.check_halves()
         self._choose_engine(call)
