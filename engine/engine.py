@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from segue.models.spec import SiTSpec
 
 from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
@@ -66,7 +68,7 @@ class Engine(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
-    ) -> "Engine | PromptEngine":
+    ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
         SD3 and SD3.5 give a :class:`~segue.engine.prompts.engine.PromptEngine`.
@@ -90,7 +92,7 @@ class Engine(EngineCore):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         if is_sd3_pipeline(source):
             _refuse_further(models, source)
-            options = {"graphs": graphs, "kernels": kernels, "linears": linears}
+            options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears}
             return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
         if isinstance(model.spec, MMDiTSpec):
@@ -195,6 +197,10 @@ class Engine(EngineCore):
     def _first_state(plan: Plan, noise: Tensor) -> Tensor:
         return noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
 
+    @property
+    def spec(self) -> SiTSpec:
+        return self.models["main"].spec
+
     def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:
         """Labels [B] for every condition of a plan."""
         spec, count = self.spec, len(labels)
@@ -207,7 +213,7 @@ class Engine(EngineCore):
             elif condition == "parent":
                 table[condition] = [spec.parent_label(label) for label in labels]
             else:
-                table[condition] = [condition] * count
+                table[condition] = [int(condition)] * count
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
 
     def _check_labels(self, labels: Sequence[int]) -> list[int]:

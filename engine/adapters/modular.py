@@ -13,7 +13,7 @@ diffusers is imported with the class, not with this module.
 
 import inspect
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
 from ..rules.presets import NamedRule, parse_rule
 from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
+
+if TYPE_CHECKING:
+    from diffusers.guiders.guider_utils import BaseGuidance as _Base
+else:
+    _Base = object  # diffusers' class is put beside it when it is asked for
 
 TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 
@@ -58,7 +63,7 @@ def _rule_text(rule: Guidance) -> str | None:
     return " + ".join(_term_text(term) for term in rule.terms if not term.branch.is_conditional) or "none"
 
 
-class RuleGuider:
+class RuleGuider(_Base):
     """A guider that evaluates the live branches of a rule, one by one, and combines them exactly.
 
     ``SegmentedGuidance`` is this class on top of diffusers' own ``BaseGuidance``.
@@ -195,6 +200,11 @@ class RuleGuider:
             if self._branches[k] == UNCOND:
                 unconditional = others[f"pred_{k}"]
         return GuiderOutput(pred=guided, pred_cond=pred_0, pred_uncond=unconditional)
+
+
+if TYPE_CHECKING:
+
+    class SegmentedGuidance(RuleGuider): ...
 
 
 def __getattr__(name: str):

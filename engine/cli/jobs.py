@@ -12,13 +12,13 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
-from ..core import EngineCore
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..linears import check_linears
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_dict
 from ..prompts.encoding import PromptEmbeddings, check_prompts
+from ..prompts.engine import PromptEngine
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
 from ..prompts.vae import draw_start, load_images
@@ -46,9 +46,17 @@ MOST_CLASSES = 24  # how many are drawn where none are chosen
 
 
 class _Job:
-    """What both kinds of job share; they add ``plan``, ``warm_up``, ``draw``, ``texts`` and ``RECORD``."""
+    """What both kinds of job share; they add ``plan``, ``warm_up`` and ``draw``."""
 
     RECORD: type[Record]
+    source: Source
+    engine: Any
+    labels: list[int]
+    seeds: list[int]
+    max_batch: int | None
+
+    def texts(self) -> dict[str, Any]:
+        raise NotImplementedError
 
     def origin(self) -> Origin:
         """Where the networks came from."""
@@ -131,7 +139,7 @@ class PromptJob(_Job):
         return resolve_prompt_plan({"main": self.spec}, self.saved.scheduler, rule.guidance, *options)
 
     @cached_property
-    def engine(self) -> EngineCore:
+    def engine(self) -> PromptEngine:
         device = resolve_device(self.source.device)
         return Engine.from_pretrained(
             local_source(self.source.model),

@@ -29,6 +29,8 @@ class PipeCore(EngineCore):
     the transformer's own modules graphs are off, and ``linears="fp8"`` is refused.
     """
 
+    _sums: Tensor | None = None  # of the weights that were quantised
+
     def __init__(
         self,
         model: nn.Module | None,
