@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-Save = Callable[[Path], None]
+Save = Callable[[Path], object]
 
 
 @contextmanager
