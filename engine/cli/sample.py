@@ -59,11 +59,11 @@ def check_output(output: Output, default: Path) -> tuple[Path, bool]:
 
 
 def print_numbered(new: NewFiles) -> None:
-    """Say that files of other content were there."""
+    """Say which files have a number, and why."""
     if new.numbered:
-        count, first = len(new.numbered), new.numbered[0]
-        told = f"{first} has" if count == 1 else f"{count} files, such as {first}, have"
-        print(f"warning: {told} a number, for a file of other content has the name; --force writes over it", file=sys.stderr)
+        others = "" if len(new.numbered) == 1 else f" and {len(new.numbered) - 1} more"
+        way = "another picture of this run" if new.replace else "a file of other content (--force writes over those of before)"
+        print(f"warning: {new.numbered[0]}{others} got a number: {way} has the name", file=sys.stderr)
 
 
 def check_fit(out: Path, folder: bool, count: int, output: Output) -> None:

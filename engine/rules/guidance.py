@@ -34,8 +34,7 @@ class Perturb:
 
     ``skip``: the block is bypassed, both streams of it where there are two.
     ``attention_identity`` (PAG, arXiv 2403.17377): every token sees itself alone.  In the joint attention of SD3 that holds
-    for image and text tokens, so the image no longer sees the prompt there (diffusers'
-    ``PerturbedAttentionGuidance`` for modular pipelines does the same).
+    for image and text tokens, so the image no longer sees the prompt there.
     ``attention_identity_image`` (PAG as diffusers' SD3 pipeline has it): an image token sees itself and the text, a text token
     everything.  Without text tokens the same as ``attention_identity``.  On SD3.5 diffusers' pipeline also drops the norms of
     queries and keys in those blocks, a defect that is not followed here.
