@@ -17,8 +17,10 @@ from ..device import resolve_device, resolve_dtype
 from ..linears import weight_sums
 from ..numeric_input import counting_number
 from ..planning.plan import Plan
+from ..sources import DEFAULT, Reading, local_source
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
-from .vae import decode_latents
+from .saved_pipeline import load_pipeline
+from .vae import decode_latents, need_vae
 
 
 class PipeCore(EngineCore):
@@ -71,16 +73,16 @@ class PipeCore(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
+        reading: Reading = DEFAULT,
     ) -> Self:
         """An engine from a saved diffusers SD3 pipeline (or a hub id), live as :meth:`from_pipe` makes it.
 
         With ``linears="fp8"`` the weights are not held twice: the transformer inside ``pipe`` keeps its configuration only.
+        ``reading`` says which form is read: a revision, a variant, without T5.
         """
-        from diffusers import StableDiffusion3Pipeline
-
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
+        pipe = load_pipeline(local_source(folder, reading), dtype, reading).to(device)
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
         model = quantize_linears(from_diffusers(pipe.transformer))
@@ -187,6 +189,9 @@ class PipeCore(EngineCore):
         return decode_latents(self._need_pipe("decode latents"), latents, max_batch)
 
     def use_vae_tiling(self, on: bool = True) -> None:
-        """Decode large images in tiles, to save memory."""
-        vae = self._need_pipe("decode").vae
-        (vae.enable_tiling if on else vae.disable_tiling)()
+        """Decode large images in tiles, to save memory.  Raises ``ValueError`` for a VAE that cannot."""
+        vae = need_vae(self._need_pipe("decode"), "decode in tiles")
+        change = getattr(vae, "enable_tiling" if on else "disable_tiling", None)
+        if change is None:
+            raise ValueError(f"the VAE of this pipeline, a {type(vae).__name__}, does not decode in tiles")
+        change()
