@@ -15,7 +15,7 @@ from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_num
 from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
 from .linears import check_linears
-from .planning.plan import Plan
+from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule
 from .planning.solvers import Solver
 from .rules.guidance import Guidance
@@ -197,7 +197,7 @@ class Engine(EngineCore):
         starts anew.  Each denoiser has a program, and so a memory, of its own.
         """
         labels = self._check_labels(labels)
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        size = checked_size(self.spec, height, width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))
