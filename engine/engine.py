@@ -16,7 +16,7 @@ from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
-from .planning.schedule import Schedule
+from .planning.schedule import as_schedule
 from .planning.solvers import Solver
 from .rules.guidance import Guidance
 from .running.program import Program
@@ -185,20 +185,21 @@ class Engine(EngineCore):
         guidance: Guidance | None,
         labels: Sequence[int],
         *,
-        schedule: Sequence[float] | Schedule | None = None,
+        schedule: ScheduleLike | None = None,
         height: int | None = None,
         width: int | None = None,
     ) -> Denoiser:
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one sample per label.
 
-        Give ``schedule`` (the levels the sampler will visit, ending in 0) for windows in steps or fractions, or to make all
-        tables at once.  What a rule remembers (APG's average, reused directions) goes from a level to the next of ``schedule``,
-        and to the same level asked for again, which is another stage of a step (Heun's); at any other level a sample's run
-        starts anew.  Each denoiser has a program, and so a memory, of its own.
+        Give ``schedule`` (the levels the sampler will visit, falling to 0 or rising) for windows in steps or fractions, or to
+        make all tables at once; a sampler in half precision may round them.  What a rule remembers (APG's average, reused
+        directions) goes from a level to the next of ``schedule``, and to the same level asked for again, which is another
+        stage of a step (Heun's); at any other level a sample's run starts anew.  Each denoiser has a program, and
+        so a memory, of its own.
         """
         labels = self._check_labels(labels)
         size = checked_size(self.spec, height, width)
-        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        sigmas = None if schedule is None else as_schedule(schedule)
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))
 

@@ -142,7 +142,7 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
     another; ``resolution`` depends on the number of image tokens.  ``steps`` (default 28) must agree with a given list.
     """
     if schedule is not None and not isinstance(schedule, str):
-        resolved = _as_schedule(schedule)
+        resolved = as_schedule(schedule)
         if steps is not None and check_steps(steps) != resolved.steps:
             raise ValueError(f"steps is {steps}, but the given schedule has {resolved.steps} steps")
         return resolved
@@ -164,8 +164,13 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
     return base
 
 
-def _as_schedule(schedule) -> Schedule:
-    """A Schedule from one, from a scheduler with sigmas, or from a list of levels."""
+def as_schedule(schedule) -> Schedule:
+    """A Schedule from one, from a scheduler with sigmas, or from a list of levels.  Raises ``TypeError`` for a name."""
+    if isinstance(schedule, str):
+        raise TypeError(
+            f"other loops need noise levels, not the name of a schedule, got {schedule!r}; "
+            f"those of the name are plan(steps=..., schedule={schedule!r}).schedule"
+        )
     if isinstance(schedule, Schedule):
         return schedule
     if hasattr(schedule, "sigmas"):

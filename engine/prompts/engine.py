@@ -16,7 +16,7 @@ from ..adapters.scheduler_solver import timed_scheduler
 from ..core import ScheduleLike, check_rising, check_seeds
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
-from ..planning.schedule import Schedule, from_scheduler
+from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solvers import Solver
 from ..rules.guidance import Guidance
 from ..running.program import Program
@@ -233,14 +233,14 @@ class PromptEngine(PipeCore):
         guidance: Guidance | None,
         embeddings: PromptEmbeddings,
         *,
-        schedule: Sequence[float] | Schedule | None = None,
+        schedule: ScheduleLike | None = None,
         height: int | None = None,
         width: int | None = None,
     ) -> Denoiser:
-        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
+        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt; as ``Engine.denoiser``."""
         self.refresh()
         size = checked_size(self.spec, height, width)
-        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        sigmas = None if schedule is None else as_schedule(schedule)
         specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
         conditions = partial(self._conditions, embeddings=embeddings)
         velocity = GuidedVelocity if self._live is None else LiveVelocity
