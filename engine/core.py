@@ -69,7 +69,7 @@ class EngineCore:
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
         self._capture = CudaCapture(self.device) if use_graphs else None
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
-        self._taken: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
     @property
     def spec(self) -> ModelSpec:
@@ -118,7 +118,7 @@ class EngineCore:
         """
         key = ProgramKey.of(plan, len(seeds))
         program = self._free_program(key) or self._build(key, plan)
-        self._taken.add(program)
+        self._taken[id(program)] = program
         try:
             program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
         except BaseException:
@@ -131,15 +131,16 @@ class EngineCore:
 
         One that is not given back is dropped with its last reference, and so is one whose networks this engine has left.
         """
-        self._taken.discard(program)
+        self._taken.pop(id(program), None)
         if program.models is self.models:
             self._programs[id(program)] = program  # last: the most recently used
             self._drop_programs(beyond=self.MAX_PROGRAMS)
 
     def _free_program(self, key: ProgramKey) -> Program | None:
         """The free program that served last among those that can hold ``key``, not free any more; None if there is none."""
-        for name, program in reversed(list(self._programs.items())):
-            if program.key.serves(key) and self._programs.pop(name, None) is not None:  # None: another thread was faster
+        for name in reversed(list(self._programs)):
+            program = self._programs.get(name)  # None, here and below: another thread was faster
+            if program is not None and program.key.serves(key) and self._programs.pop(name, None) is not None:
                 return program
         return None
 
@@ -199,7 +200,8 @@ class EngineCore:
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
         if self.linears == "fp8":
             lines += explain_linears(self.models, self.dtype, self.selection)
-        for program in [*self._programs.values(), *self._taken]:
+        taken = [program for reference in self._taken.valuerefs() if (program := reference()) is not None]
+        for program in [*self._programs.values(), *taken]:
             key = program.key
             branches = " | ".join(map(str, key.branches))
             lines.append(

@@ -1,6 +1,8 @@
 """An engine core beside a diffusers SD3 pipeline: its transformer, followed live, its text encoders and its VAE."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,11 +13,12 @@ from segue.models.fp8_network import quantize_linears
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_spec import MMDiTSpec
 
-from .adapters.around_forward import AroundForward
+from .adapters.around_forward import AroundForward, turns
 from .core import EngineCore
 from .device import resolve_device, resolve_dtype
 from .linears import weight_sums
 from .plan import Plan
+from .program import Program
 from .prompts import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .vae import decode_latents
 
@@ -26,6 +29,10 @@ class PipeCore(EngineCore):
     ``model`` is the network; None is the transformer of ``pipe``, looked at again whenever a run begins.  ``device`` and
     ``dtype`` are for a ``model``: a live transformer keeps its own.  Other options are those of :class:`EngineCore`; through
     the transformer's own modules graphs are off, and ``linears="fp8"`` is refused.
+
+    Threads may run side by side, and the pipeline itself beside them: a run changes nothing of the transformer.  Packing
+    does, when the engine is made and when a transformer whose weights could not be packed becomes one whose can: let nothing
+    else run then.  Under offload hooks the threads of engines take turns, and only theirs.
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class PipeCore(EngineCore):
         kernels: str = "auto",
         linears: str = "native",
     ):
-        self.pipe, self._live = pipe, None
+        self.pipe, self._live, self._lock = pipe, None, threading.RLock()
         if model is not None:
             super().__init__(model, None, device, dtype, graphs, kernels, linears)
             return
@@ -97,8 +104,11 @@ class PipeCore(EngineCore):
         their memory.  Raises ``TypeError`` or ``ValueError`` for a transformer that can run neither by packed weights nor
         through its own modules.
         """
-        if self._live is None:
-            return
+        if self._live is not None:
+            with self._lock:
+                self._refresh()
+
+    def _refresh(self) -> None:
         network, (graphs, kernels, linears) = self._live.current(), self._settings
         sums = None
         if linears != "native":
@@ -110,6 +120,11 @@ class PipeCore(EngineCore):
             return
         self._sums, graphs = sums, graphs if self._live.packed else False
         super().__init__(network, None, self._live.device, self._live.dtype, graphs, kernels, linears)
+
+    def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
+        """As :meth:`EngineCore.prepare`, on the networks of one look at the transformer."""
+        with self._lock:
+            return super().prepare(plan, conditions, seeds, state)
 
     def is_current(self) -> bool:
         """Whether a run that began now would keep the network at hand.  Changes nothing."""
@@ -137,8 +152,10 @@ class PipeCore(EngineCore):
 
         Looks at the transformer as the next run will, and changes nothing.
         """
-        if self._live is None:
-            return super().explain()
+        with self._lock:
+            return super().explain() if self._live is None else self._explain()
+
+    def _explain(self) -> str:
         path = self._live.forecast()
         if not self.is_current():
             return f"{path}\nthe transformer has changed since the last run: the next one starts anew"
@@ -146,6 +163,10 @@ class PipeCore(EngineCore):
         return f"{path}\n{held}"
 
     # --- the components of the pipeline --------------------------------------------------------------------------------
+
+    def _turn(self) -> AbstractContextManager:
+        """Components of the pipeline may be moved: this thread's turn."""
+        return turns(self.pipe.transformer)
 
     def _need_pipe(self, purpose: str) -> Any:
         if self.pipe is None:
@@ -166,7 +187,8 @@ class PipeCore(EngineCore):
         prompts = check_prompts(prompt)
         negatives = None if negative_prompt is None else check_prompts(negative_prompt, len(prompts))
         self.refresh()
-        return encode_prompts(pipe, prompts, negatives, self.device, max_sequence_length)
+        with self._turn():
+            return encode_prompts(pipe, prompts, negatives, self.device, max_sequence_length)
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders and their memory; embeddings made before stay usable."""
@@ -176,11 +198,15 @@ class PipeCore(EngineCore):
 
     def offload_text_encoders(self, device: str | torch.device = "cpu") -> None:
         """Move the text encoders to another device; ``encode`` brings them to the engine's and back again."""
-        move_text_encoders(self._need_pipe("offload the text encoders"), torch.device(device))
+        pipe = self._need_pipe("offload the text encoders")
+        with self._turn():
+            move_text_encoders(pipe, torch.device(device))
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
-        return decode_latents(self._need_pipe("decode latents"), latents, max_batch)
+        pipe = self._need_pipe("decode latents")
+        with self._turn():
+            return decode_latents(pipe, latents, max_batch)
 
     def use_vae_tiling(self, on: bool = True) -> None:
         """Decode large images in tiles, to save memory."""

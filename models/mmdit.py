@@ -204,11 +204,11 @@ class MMDiT(nn.Module):
         self.register_buffer("pos_embed", table)
 
     @classmethod
-    def from_diffusers(cls, module: nn.Module, share: bool = True) -> "MMDiT":
+    def from_diffusers(cls, module: nn.Module, share: bool = True, attached: bool = False) -> "MMDiT":
         """The network of a live diffusers ``SD3Transformer2DModel``; see :func:`.mmdit_diffusers.from_diffusers`."""
         from .mmdit_diffusers import from_diffusers
 
-        return from_diffusers(module, share)
+        return from_diffusers(module, share, attached)
 
     def position_table(self, height: int, width: int) -> Tensor:
         """Position table [L, D] for a latent of ``height`` x ``width``: the centre of the full table."""

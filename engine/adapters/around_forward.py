@@ -4,18 +4,20 @@ Offload hooks wrap the forward of the transformer as a whole: model offload brin
 offload those outside its blocks.  An attachment runs inside that forward; an engine has to enter it.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segue.models.mmdit import TextCondition
 from segue.models.module_rows import ModuleNetwork, ModuleRows
 
 from .diffusers import attachment_of
-from .forward_slot import ForwardSlot
+from .forward_slot import call_under_hooks, wrapping_hooks
 from .live_transformer import LiveTransformer
 from .packing import check_own_forward
 
@@ -38,8 +40,10 @@ class HookedRows(ModuleRows):
         self._given = times, conditions
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """As :meth:`ModuleRows.forward`."""
-        return call_inside(self.network.transformer, partial(self._forward, *inputs, **options))
+        """As :meth:`ModuleRows.forward`; under hooks that move weights, threads take turns."""
+        transformer = self.network.transformer
+        with turns(transformer) if wrapping_hooks(transformer) else nullcontext():
+            return call_under_hooks(transformer, partial(self._forward, *inputs, **options))
 
     def _forward(self, *inputs: Any, **options: Any) -> Tensor:
         if self._given is not None:
@@ -48,16 +52,14 @@ class HookedRows(ModuleRows):
         return super().forward(*inputs, **options)
 
 
-@torch.no_grad()
-def call_inside(module: nn.Module, function: Callable[[], Tensor]) -> Tensor:
-    """What ``function`` returns, called in the place of a module's innermost forward, under the hooks that wrap it."""
-    slot = ForwardSlot.of(module)
-    forward = slot.forward
-    slot.put(function)
-    try:
-        return module.forward()
-    finally:
-        slot.put(forward)
+def turns(transformer: nn.Module) -> threading.RLock:
+    """The lock of whoever moves the weights of a transformer, or of the components that are offloaded for it."""
+    with _turns_lock:
+        return _turns.setdefault(transformer, threading.RLock())
+
+
+_turns: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_turns_lock = threading.Lock()
 
 
 class AroundForward(LiveTransformer):

@@ -142,10 +142,11 @@ class Attachment:
         Before the first run: the path that it would take, as far as the pipeline alone tells (a ControlNet or an IP-Adapter
         comes with the call).
         """
-        if self._run is None:
+        run, engine = self._run, self._engine  # another thread may be running the pipeline
+        if run is None or engine is None:
             return f"attached; no run yet\n{self._live.forecast()}"
-        held = [self._engine.explain()] if self._live.packed else []
-        return "\n".join([path_text(self._live.module_reason), *held, str(self.plan)])
+        held = [engine.explain()] if self._live.packed else []
+        return "\n".join([path_text(self._live.module_reason), *held, str(run.velocity.plan)])
 
     def stop(self) -> None:
         """Forget the run, and let go of network and buffers."""

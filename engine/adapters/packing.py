@@ -8,7 +8,7 @@ from torch import nn
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_diffusers import packing_obstacle, unshared
 
-from .forward_slot import ForwardSlot, own_forward, own_forward_in_place
+from .forward_slot import ForwardSlot, own_forward
 
 # diffusers' hooks that only move or cast weights around a module's own forward
 HARMLESS_HOOKS = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook", "LayerwiseCastingHook")
@@ -70,8 +70,7 @@ def module_path_reason(transformer: nn.Module, model: MMDiT | None = None) -> st
             return f"{where} runs its feed-forward in chunks"
     for name, hook in diffusers_hooks(transformer):
         return f"{name or 'the transformer'} has a {type(hook).__name__}: its weights move"
-    with own_forward_in_place(transformer):
-        return packing_obstacle(transformer, model)
+    return packing_obstacle(transformer, model, attached=True)
 
 
 def diffusers_hooks(module: nn.Module) -> Iterator[tuple[str, object]]:
@@ -93,8 +92,7 @@ class PackedTransformer:
     def __init__(self, transformer: nn.Module):
         self.transformer = transformer
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
-        with own_forward_in_place(transformer):
-            self.model = MMDiT.from_diffusers(transformer, share=True)
+        self.model = MMDiT.from_diffusers(transformer, share=True, attached=True)
         self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
 
     def is_current(self) -> bool:
