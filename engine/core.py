@@ -24,7 +24,7 @@ from .numeric_input import whole_number
 from .plan import Plan, compile_plan
 from .program import Program, ProgramKey
 from .progress import counting, progress_bar
-from .sampler import Callback, run_program
+from .sampler import Callback, CallInfo, run_program
 from .schedule import Schedule, resolve_schedule
 from .solvers import Solver, get_solver
 
@@ -116,6 +116,8 @@ class EngineCore:
         conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
         at the first noise level in flow coordinates.
         """
+        for network in self.models.values():
+            check_block_linears(network)  # an adapter may have come since
         key = ProgramKey.of(plan, len(seeds))
         program = self._free_program(key) or self._build(key, plan)
         self._taken[id(program)] = program
@@ -183,13 +185,30 @@ class EngineCore:
                 own = {name: value[part] for name, value in conditions.items()}
                 program = self.prepare(plan, own, seeds[part], state[part])
                 try:
-                    calls = run_program(program, counting(callback, advance), check_finite)
+                    calls = run_program(program, counting(self.followed(callback, program), advance), check_finite)
                     latents.append(program.x.clone())
                 finally:
                     self.release(program)
                 if calls < plan.calls:
                     break
         return torch.cat(latents), calls
+
+    def follow(self, program: Program, values: bool = True) -> None:
+        """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
+        program.follow_weights(values)
+
+    def followed(self, callback: Callback | None, program: Program) -> Callback | None:
+        """``callback``, after which the run follows the weights that it may have changed."""
+        if callback is None:
+            return None
+
+        def call_then_follow(info: CallInfo) -> bool | None:
+            answer = callback(info)
+            if answer is not False and info.call + 1 < info.calls:
+                self.follow(program)
+            return answer
+
+        return call_then_follow
 
     def explain(self) -> str:
         """What is loaded, where it runs, which programs and graphs exist."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segue.models.fp8_network import quantize_linears
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.weight_watch import WeightWatch
 
 from .adapters.around_forward import AroundForward, turns
 from .core import EngineCore
@@ -119,6 +120,7 @@ class PipeCore(EngineCore):
         if self.models:
             return
         self._sums, graphs = sums, graphs if self._live.packed else False
+        self._quantized = None if sums is None else WeightWatch(self.pipe.transformer.parameters)
         super().__init__(network, None, self._live.device, self._live.dtype, graphs, kernels, linears)
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
@@ -128,7 +130,25 @@ class PipeCore(EngineCore):
 
     def is_current(self) -> bool:
         """Whether a run that began now would keep the network at hand.  Changes nothing."""
-        return self._live is None or (bool(self.models) and self._live.is_current())
+        if self._live is None:
+            return True
+        return bool(self.models) and self._live.is_current() and (self._quantized is None or self._quantized.unchanged())
+
+    def follow(self, program: Program, values: bool = True) -> None:
+        """As :meth:`EngineCore.follow`; ``RuntimeError`` where packed weights can no longer do what the transformer does.
+
+        Through its own modules nothing is remembered, and every change acts at the next call.
+        """
+        if self._live is not None and isinstance(program.models["main"], MMDiT):
+            with self._lock:
+                if program.models is not self.models or not self._live.is_current():
+                    raise RuntimeError(
+                        "the transformer was changed in the middle of a run on its packed weights, which cannot follow; "
+                        f"change it between runs (the next: {self._live.forecast()})"
+                    )
+                if self._quantized is not None and not self._quantized.unchanged(values):
+                    raise RuntimeError("weights were changed in the middle of a run on fp8 copies of them; do so between runs")
+        super().follow(program, values)
 
     def _need_packed(self, option: str) -> None:
         if self._live is not None and not self._live.packed:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from segue.kernels.record import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
 from segue.models.start_rows import Clock
+from segue.models.weight_watch import WeightWatch
 
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
@@ -104,6 +105,8 @@ class Program:
             )
         self.plan = plan
         self.graphs: StepGraphs | None = None
+        self._places: list[int] = []
+        self._watches: list[WeightWatch] = []
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
@@ -136,10 +139,40 @@ class Program:
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
         self.combination.load(plan)
-        times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
+        self._follow_places()
+        self.load_times(plan.parameterization.network_time(plan.sigmas), conditions)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_times(self, times: np.ndarray, conditions: Mapping[str | int, Any]) -> None:
+        """Call the network at ``times`` [N], one for every call, and compute what depends on them and the conditions alone."""
+        distinct, index = np.unique(times, return_inverse=True)
         self._fill(self.time_table, index)
+        self._given = torch.from_numpy(distinct), [conditions[condition] for condition in self.plan.conditions]
+        self._load_rows()
+
+    def _load_rows(self) -> None:
         for rows in self.rows.values():
-            rows.load(torch.from_numpy(times), [conditions[condition] for condition in plan.conditions])
+            rows.load(*self._given)
+        self._watches = [WeightWatch(rows.remembered) for rows in self.rows.values()]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow_weights(self, values: bool = True) -> None:
+        """Compute anew what the run under way has computed from weights that are no longer what they were.
+
+        ``values``: see :class:`WeightWatch`.
+        """
+        if not all(watch.unchanged(values) for watch in self._watches):
+            self._follow_places()
+            self._load_rows()
+
+    def _follow_places(self) -> None:
+        """Drop the graphs where weights lie elsewhere than they read them."""
+        places = [tensor.data_ptr() for model in self.models.values() for tensor in (*model.parameters(), *model.buffers())]
+        if self.graphs is not None and places != self._places:
+            self.graphs.steps.clear()
+        self._places = places
 
     def _follow_stream(self) -> None:
         """Let the current stream wait for the run before, if that was on another: threads may have streams of their own."""

@@ -79,12 +79,14 @@ class GuidedVelocity:
         return self.at_calls(x, self._calls(levels))
 
     @torch.no_grad()
-    def at_calls(self, x: Tensor, calls: np.ndarray) -> Tensor:
+    def at_calls(self, x: Tensor, calls: np.ndarray, values: bool = True) -> Tensor:
         """The velocity at rows ``calls`` [B] of the loaded plan.
 
         What the rule carries from call to call, it carries to the same call again (another stage of a step) and to the next;
-        a sample that comes from any other call starts anew.
+        a sample that comes from any other call starts anew.  Weights that have changed since are followed (``values``: see
+        :class:`segue.models.weight_watch.WeightWatch`).
         """
+        self.engine.follow(self.program, values)
         program, plan = self.program, self.plan
         program.x.copy_(x)
         program.call.copy_(torch.from_numpy(calls))
@@ -115,6 +117,12 @@ class GuidedVelocity:
             distinct = np.unique(Parameterization(self.specs["main"]).snap(levels))  # ascending
             self.plan = self._compile(Schedule((*distinct[::-1].tolist(), 0.0)))
         self.load(x)
+
+    def remember(self, other: "GuidedVelocity") -> None:
+        """Go on where ``other``, with the same plan and batch, has come to."""
+        for mine, theirs in zip(self.program.combination.memory(), other.program.combination.memory(), strict=True):
+            mine.copy_(theirs)
+        self._last = other._last
 
     def load(self, x: Tensor) -> None:
         """Put the plan and its conditions into a program for a batch like ``x``, ready for :meth:`at_calls`."""

@@ -3,6 +3,7 @@
 Parameter names are those of the published checkpoints.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -274,6 +275,12 @@ class MMDiT(nn.Module):
     def _modulation_linears(self) -> list[nn.Linear]:
         streams = [stream for block in self.joint_blocks for stream in (block.x_block, block.context_block)]
         return [owner.adaLN_modulation[1] for owner in (*streams, self.final_layer)]
+
+    def run_weights(self) -> Iterator[Tensor]:
+        """What a run computes with once: the embedders of times and prompts, the modulation, the position table."""
+        for owner in (self.t_embedder, self.y_embedder, self.context_embedder, *self._modulation_linears()):
+            yield from owner.parameters()
+        yield self.pos_embed
 
     @property
     def modulation_sizes(self) -> list[int]:

@@ -72,7 +72,7 @@ def from_diffusers(module: nn.Module, share: bool = True, attached: bool = False
         if not share:
             tensors[name] = torch.cat([part.data for part in parts])
         elif len(parts) == 1:
-            tensors[name] = parts[0].data
+            tensors[name] = parts[0].detach()  # which counts writes to the parameter too
         else:
             tensors[name] = _pack(parts)
     model.load_state_dict(tensors, assign=True)

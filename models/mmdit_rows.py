@@ -1,6 +1,6 @@
 """The row-batched forward of an MMDiT: both streams in static buffers, the modulation table, one call over the live rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -49,7 +49,11 @@ class MMDiTRows:
         self.modulation = weight.new_empty(rows, model.modulation_width)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
-        self.positions = model.position_table(height, width)
+        self.positions = model.position_table(height, width).clone()
+
+    def remembered(self) -> Iterator[Tensor]:
+        """The weights that :meth:`load` computes with, and :meth:`forward` does not."""
+        return self.model.run_weights()
 
     @torch.no_grad()
     def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
@@ -74,6 +78,7 @@ class MMDiTRows:
             raise ValueError(
                 f"{len(times)} times and {len(distinct)} prompts exceed the capacity {self.times} and {self.conditions}"
             )
+        self.positions.copy_(self.model.position_table(self.height, self.width))
         self.condition_index.copy_(index.view(slots, self.batch))
         for slot, condition in zip(self.context, conditions, strict=True):
             slot.copy_(self.model.embed_context(condition.context.to(device)))

@@ -18,7 +18,7 @@ from .mmdit import TextCondition
 from .mmdit_spec import MMDiTSpec
 from .read_rows import StateUpdate
 from .rows import FULL, RowLayout, group_rows
-from .start_rows import Clock, start_text, taken_slots
+from .start_rows import Clock, start_text
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def check_layout(layout: RowLayout) -> None:
 class ModuleRows:
     """The forward of a :class:`ModuleNetwork` over live rows, with the interface of ``MMDiTRows``.
 
-    Prompts and times are embedded once per run; the blocks compute their own modulation from the time embedding.
+    Every call embeds its prompts and times anew, as diffusers does, and the blocks compute their own modulation: a LoRA may be
+    switched or scaled between two calls, and weights may move.
     """
 
     def __init__(
@@ -92,30 +93,22 @@ class ModuleRows:
         self.batch, self.height, self.width = batch, height, width
         self.row_blocks, self.slots = row_blocks, slots
 
-    @torch.no_grad()
+    def remembered(self) -> tuple[Tensor, ...]:
+        """The weights that a run computes with once: none."""
+        return ()
+
     def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
-        """Embed the prompts, and every pair of time and pooled text.
+        """Keep the prompts and times of a run.
 
         times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot, on the
         device and in the dtype in which the transformer runs.
         """
-        transformer, spec = self.network.transformer, self.network.spec
         if len(conditions) != self.slots or any(len(condition) != self.batch for condition in conditions):
             found = [len(condition) for condition in conditions]
             raise ValueError(f"these rows hold {self.slots} conditions of {self.batch} prompts, got {found}")
-        context = torch.cat([condition.context for condition in conditions])
-        pooled = torch.cat([condition.pooled for condition in conditions])
-        self.dtype, self.times = context.dtype, times.to(context.device, torch.float32)
-        pairs = self.times.repeat_interleave(len(pooled)), pooled.repeat(len(times), 1)
-        embedded = transformer.time_text_embed(*pairs)  # [T S B, D]
-        self.embedded = embedded.view(len(times), self.slots, self.batch, -1)
-        self.context = transformer.context_embedder(context).unflatten(0, (self.slots, self.batch))  # [S, B, M, D]
-        tokens, rows = spec.tokens(self.height, self.width), self.row_blocks * self.batch
-        self.hidden = self.context.new_empty(rows, tokens, spec.dim)  # [R, L, D]
-        self.text = self.context.new_empty(rows, *self.context.shape[2:])  # [R, M, D]
-        device = self.context.device
-        self.index = torch.zeros(self.row_blocks, self.batch, dtype=torch.int64, device=device)
-        self.slot_index = torch.arange(self.slots * self.batch, device=device).view(self.slots, self.batch)
+        self.prompts = tuple(conditions)
+        self.dtype, self.times = conditions[0].context.dtype, times.to(conditions[0].context.device, torch.float32)
+        self.hidden = self.text = None
 
     def forward(
         self,
@@ -134,18 +127,18 @@ class ModuleRows:
         """
         check_layout(layout)
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
+        time = self.times[self.kernels.gather_rows(clock.times, clock.call)]  # [B]
+        used = tuple(dict.fromkeys(slots))
+        context, embedding = self._embedded(used, slots, time)
+        self._make_buffers(context)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
-        time_index = self.kernels.gather_rows(clock.times, clock.call)
-        for rows, condition in taken_slots(self.slot_index, slots):
-            torch.add(condition, time_index, alpha=self.slots * batch, out=self.index[rows])
-        embedding = self.kernels.gather_rows(self.embedded.flatten(0, 2), self.index[: len(slots)].flatten())  # [J B, D]
-        attention = self._attention_inputs(time_index, slots)
+        attention = self._attention_inputs(time, slots)
         if scale is not None:
             x = x * scale[:, None, None, None]
         started = list(layout.roots)
         hidden[: len(started)].copy_(transformer.pos_embed(x.to(self.dtype)))
-        start_text(self.context, slots[: len(started)], text)
+        start_text(context, tuple(used.index(slot) for slot in slots[: len(started)]), text)
         for layer, (block, schedule) in enumerate(zip(transformer.transformer_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
@@ -158,6 +151,23 @@ class ModuleRows:
             if layer < self.network.spec.depth - 1:
                 self._add_residuals(layer, hidden, started, slots)
         return self._read(hidden, embedding, layout, coefficients)
+
+    def _embedded(self, used: tuple[int, ...], slots: tuple[int, ...], time: Tensor) -> tuple[Tensor, Tensor]:
+        """The prompts of the slots in use [S, B, M, D], and times with pooled text of every row [J B, D].  time [B]."""
+        transformer = self.network.transformer
+        context = transformer.context_embedder(torch.cat([self.prompts[slot].context for slot in used]))
+        embedding = transformer.time_text_embed(time.repeat(len(used)), torch.cat([self.prompts[slot].pooled for slot in used]))
+        embedding = embedding.unflatten(0, (len(used), self.batch))
+        rows = torch.cat([embedding[used.index(slot)] for slot in slots])
+        return context.unflatten(0, (len(used), self.batch)), rows
+
+    def _make_buffers(self, context: Tensor) -> None:
+        """The states of both streams, unless they are there, in the dtype of the embedded prompts [S, B, M, D]."""
+        if self.hidden is not None and self.hidden.dtype == context.dtype:
+            return
+        spec, rows = self.network.spec, self.row_blocks * self.batch
+        self.hidden = context.new_empty(rows, spec.tokens(self.height, self.width), spec.dim)  # [R, L, D]
+        self.text = context.new_empty(rows, *context.shape[2:])  # [R, M, D]
 
     def _block(self, block: nn.Module, rows: slice, embedding: Tensor, attention: Mapping[str, Any]) -> None:
         """One block over a range of rows; the last one returns no text."""
@@ -180,14 +190,14 @@ class ModuleRows:
             residuals = inputs[slots[row]].residuals
             hidden[row].add_(residuals[int(layer / (self.network.spec.depth / len(residuals)))])
 
-    def _attention_inputs(self, time_index: Tensor, slots: tuple[int, ...]) -> dict[str, Any]:
+    def _attention_inputs(self, time: Tensor, slots: tuple[int, ...]) -> dict[str, Any]:
         """What attention processors take: as given, and the IP-Adapter's image tokens [J B, N, D] of each row's condition."""
         inputs = self.network.inputs
         attention = dict(inputs.attention)
         if inputs.slots and inputs.slots[0].image_embeds is not None:
             images = torch.cat([inputs.slots[slot].image_embeds for slot in slots])
-            tokens, time = self.network.transformer.image_proj(images, self.times[time_index].repeat(len(slots)))
-            attention |= {"ip_hidden_states": tokens, "temb": time}
+            tokens, embedded = self.network.transformer.image_proj(images, time.repeat(len(slots)))
+            attention |= {"ip_hidden_states": tokens, "temb": embedded}
         return attention
 
     def _read(self, hidden: Tensor, embedding: Tensor, layout: RowLayout, coefficients: Tensor | None) -> Tensor:

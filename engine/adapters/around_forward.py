@@ -6,14 +6,12 @@ offload those outside its blocks.  An attachment runs inside that forward; an en
 
 import threading
 import weakref
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from segue.models.mmdit import TextCondition
 from segue.models.module_rows import ModuleNetwork, ModuleRows
 
 from .diffusers import attachment_of
@@ -31,25 +29,13 @@ class HookedNetwork(ModuleNetwork):
 
 
 class HookedRows(ModuleRows):
-    """The forward of a :class:`HookedNetwork`; prompts and times are embedded in its first call, where the weights are."""
-
-    _given: tuple[Tensor, Sequence[TextCondition]] | None = None
-
-    def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
-        """As :meth:`ModuleRows.load`, put off to the next :meth:`forward`."""
-        self._given = times, conditions
+    """The forward of a :class:`HookedNetwork`."""
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """As :meth:`ModuleRows.forward`; under hooks that move weights, threads take turns."""
         transformer = self.network.transformer
         with turns(transformer) if wrapping_hooks(transformer) else nullcontext():
-            return call_under_hooks(transformer, partial(self._forward, *inputs, **options))
-
-    def _forward(self, *inputs: Any, **options: Any) -> Tensor:
-        if self._given is not None:
-            super().load(*self._given)
-            self._given = None
-        return super().forward(*inputs, **options)
+            return call_under_hooks(transformer, partial(super().forward, *inputs, **options))
 
 
 def turns(transformer: nn.Module) -> threading.RLock:

@@ -171,7 +171,8 @@ class Attachment:
         """In the place of ``SD3Transformer2DModel.forward``: the guided velocity, once for each half of the batch."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-        self._refuse_other_pipelines()
+        running, watched = running_pipeline()
+        self._refuse_other_pipelines(running)
         self._refuse_own_rules(skip_layers)
         call = TransformerCall.of(
             getattr(self.pipe, "do_classifier_free_guidance", False),
@@ -182,18 +183,17 @@ class Attachment:
             joint_attention_kwargs,
         )
         with call.scaled_lora(self.pipe.transformer):
-            velocity = self._velocity(call, timestep)
+            velocity = self._velocity(call, timestep, watched)
         sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _refuse_other_pipelines(self) -> None:
+    def _refuse_other_pipelines(self, running: Any) -> None:
         """Raise ``ValueError`` unless the transformer is called by the attached pipeline, or by a loop written by hand."""
         if self.pipe.transformer is not self.transformer:
             raise ValueError(
                 "guidance is attached to a transformer that its pipeline no longer holds; "
                 "call segue.attach on that pipeline again, or segue.detach"
             )
-        running = running_pipeline()
         if running is not None and running is not self.pipe:
             raise ValueError(
                 f"guidance is attached to another pipeline than the one that runs, a {type(running).__name__}; "
@@ -213,16 +213,20 @@ class Attachment:
                 "give PerturbedLayers(weight, layers, kind='attention_identity') to segue.attach instead"
             )
 
-    def _velocity(self, call: TransformerCall, timestep: Tensor) -> Tensor:
-        """[B, C, H, W] fp32."""
+    def _velocity(self, call: TransformerCall, timestep: Tensor, watched: bool) -> Tensor:
+        """[B, C, H, W] fp32.  ``watched``: whether weights may have changed since the call before."""
         if not self._continues(call):
             self._run = self._start(call, SchedulerCalls.of(self.pipe.scheduler), timestep)
+        elif self._live.packed and not self._live.is_current():  # a LoRA came, weights moved: the run goes on another way
+            before = self._run.velocity
+            self._run = self._start(call, self._run.calls, timestep)
+            self._run.velocity.remember(before)
         run = self._run
         index = run.calls.call(timestep)
         network = self._engine.models["main"]
         if isinstance(network, ModuleNetwork):
             network.inputs = call.inputs(run.velocity.plan.conditions)
-        return run.velocity.at_calls(call.latents, np.full(len(call.latents), index))
+        return run.velocity.at_calls(call.latents, np.full(len(call.latents), index), watched)
 
     def _continues(self, call: TransformerCall) -> bool:
         """Whether this call is one more of the run that is under way."""

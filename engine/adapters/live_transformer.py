@@ -83,6 +83,9 @@ class LiveTransformer:
 
     def is_current(self) -> bool:
         """Whether a run that began now would keep the network at hand.  Changes nothing."""
+        packed = self._packed
+        if packed is not None and packed.transformer is self.pipe.transformer and packed.is_untouched():
+            return True
         try:
             return self._fits(self.reason(), (execution_device(self.pipe.transformer), self.pipe.transformer.dtype))
         except (TypeError, ValueError):

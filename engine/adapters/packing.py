@@ -9,6 +9,7 @@ from segue.models.mmdit import MMDiT
 from segue.models.mmdit_diffusers import packing_obstacle, unshared
 
 from .forward_slot import ForwardSlot, own_forward
+from .glance import Glance
 
 # diffusers' hooks that only move or cast weights around a module's own forward
 HARMLESS_HOOKS = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook", "LayerwiseCastingHook")
@@ -94,10 +95,15 @@ class PackedTransformer:
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
         self.model = MMDiT.from_diffusers(transformer, share=True, attached=True)
         self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
+        self._glance = Glance(transformer)
 
     def is_current(self) -> bool:
         """Whether the transformer still holds the weights that were packed, where they were."""
         return not unshared(self.model, self.transformer)
+
+    def is_untouched(self) -> bool:
+        """Whether nothing at all has happened to the transformer's modules: cheap enough for every call."""
+        return self._glance.unchanged()
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -4,8 +4,10 @@ import sys
 from typing import Any
 
 
-def running_pipeline() -> Any:
-    """The innermost diffusers pipeline with a method on the call stack; None under a loop written by hand.
+def running_pipeline() -> tuple[Any, bool]:
+    """The innermost diffusers pipeline with a method on the call stack, and whether code of its user runs between two steps.
+
+    Under a loop written by hand these are None and True.
 
     Pipelines that share a transformer and a scheduler call the one exactly alike, and ``pipe(...)`` is looked up on the type,
     where nothing can be put for one instance: only the stack tells them apart.
@@ -17,6 +19,6 @@ def running_pipeline() -> Any:
         if "self" in frame.f_code.co_varnames:
             owner = frame.f_locals.get("self")
             if isinstance(owner, DiffusionPipeline):
-                return owner
+                return owner, frame.f_locals.get("callback_on_step_end") is not None
         frame = frame.f_back
-    return None
+    return None, True
