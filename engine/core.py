@@ -3,7 +3,7 @@
 import copy
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -24,6 +24,7 @@ from .numeric_input import whole_number
 from .plan import Plan, compile_plan
 from .program import Program, ProgramKey
 from .progress import counting, progress_bar
+from .recorded_call import check_unrecorded
 from .sampler import Callback, CallInfo, run_program
 from .schedule import Schedule, resolve_schedule
 from .solvers import Solver, get_solver
@@ -175,6 +176,7 @@ class EngineCore:
 
         ``progress`` shows a bar of the network calls on stderr, if that is a terminal.
         """
+        check_unrecorded("a run to the end", **{"the noise or start": state})
         chunk = len(seeds) if max_batch is None else max_batch
         if not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
@@ -196,6 +198,16 @@ class EngineCore:
     def follow(self, program: Program, values: bool = True) -> None:
         """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
         program.follow_weights(values)
+
+    def networks_to_record(self) -> Mapping[str, nn.Module]:
+        """The networks to run where gradients are wanted: those with the parameters that these shall reach."""
+        return self.models
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """What gradients may be wanted of beside the state and the conditions: weights, but those that were quantised."""
+        if self.linears == "native":
+            for network in self.models.values():
+                yield from network.parameters()
 
     def followed(self, callback: Callback | None, program: Program) -> Callback | None:
         """``callback``, after which the run follows the weights that it may have changed."""

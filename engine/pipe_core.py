@@ -1,7 +1,7 @@
 """An engine core beside a diffusers SD3 pipeline: its transformer, followed live, its text encoders and its VAE."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -149,6 +149,18 @@ class PipeCore(EngineCore):
                 if self._quantized is not None and not self._quantized.unchanged(values):
                     raise RuntimeError("weights were changed in the middle of a run on fp8 copies of them; do so between runs")
         super().follow(program, values)
+
+    def networks_to_record(self) -> Mapping[str, nn.Module]:
+        """As :meth:`EngineCore.networks_to_record`."""
+        if self._live is None or self.linears != "native":
+            return super().networks_to_record()
+        return self._live.networks_to_record()
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """As :meth:`EngineCore.recorded_inputs`."""
+        if self._live is None or self.linears != "native":
+            return super().recorded_inputs()
+        return self._live.recorded_inputs()
 
     def _need_packed(self, option: str) -> None:
         if self._live is not None and not self._live.packed:

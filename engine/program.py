@@ -189,7 +189,7 @@ class Program:
     @torch.no_grad()
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
-        row, coefficients = self._looked_up()
+        row, coefficients = self.looked_up()
         scale, noise = row[:, 0], None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
@@ -198,11 +198,15 @@ class Program:
         if output is not None:
             self.kernels.solver_update(update.x, output, update.history, update.noise, update.row, update.call)
 
-    def _looked_up(self) -> tuple[Tensor, Tensor]:
+    def looked_up(self) -> tuple[Tensor, Tensor]:
         """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
         found = self.kernels.gather_rows(self.call_table, self.call)
         columns = self.solver_table.shape[1]
         return found[:, :columns], found[:, columns:].unflatten(1, self.coefficient_table.shape[1:])
+
+    def times(self) -> Tensor:
+        """The network time of each sample's call, [B] fp32."""
+        return self._given[0].to(self.device, torch.float32)[self.time_table[self.call]]
 
     def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate) -> Tensor | None:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
@@ -224,7 +228,7 @@ class Program:
         None where the rows of a single network made the ``update`` of the state themselves.
         """
         if coefficients is None:
-            _, coefficients = self._looked_up()
+            _, coefficients = self.looked_up()
         total, models = None, self.plan.models(live)
         for model in models:
             factors = chosen(coefficients, self.plan.members(live, model))
@@ -244,7 +248,7 @@ class Program:
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
         """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
-        return self._branch_outputs(live, self._looked_up()[0][:, 0])
+        return self._branch_outputs(live, self.looked_up()[0][:, 0])
 
     def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
         outputs = {}

@@ -1,5 +1,6 @@
 """The MMDiT of a live diffusers ``SD3Transformer2DModel``: where its tensors lie, and sharing them instead of doubling them."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -88,6 +89,18 @@ def unshared(model: MMDiT, module: nn.Module) -> tuple[str, ...]:
             if source not in held or _place(held[source]) != _place(part):
                 stale.append(source)
     return tuple(stale)
+
+
+def with_parameters_of(model: MMDiT, module: nn.Module) -> MMDiT:
+    """A ``model`` that :func:`from_diffusers` made, computing with the parameters of ``module`` themselves: for gradients."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin, held = copy.deepcopy(model, shared), _tensors(module)
+    for name, _ in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        parts = [held[source] for source in diffusers_sources(name)]
+        # past the check for nn.Parameter: joined parts are no leaves of a graph
+        twin.get_submodule(owner)._parameters[leaf] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return twin
 
 
 def packing_obstacle(module: nn.Module, model: MMDiT | None = None, attached: bool = False) -> str | None:

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.record import REFERENCE, Kernels
+from segue.kernels.combine import unpatchify
+from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
 from .read_rows import BranchReader, Head, StateUpdate
+from .recorded_rows import branch_states
 from .residuals import RowCarries
 from .rows import RowLayout, group_rows
 from .sit import SiT
@@ -122,6 +124,42 @@ class SiTRows:
         carries.settle()
         reader.read(model.spec.depth, self._head(model.spec.depth, final))
         return reader.output()
+
+    def recorded(
+        self,
+        model: SiT,
+        x: Tensor,
+        time: Tensor,
+        conditions: Sequence[Tensor],
+        layout: RowLayout,
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
+
+        x, scale as :meth:`forward`; time [B] fp32; conditions: labels [B] int64 for each slot.
+        """
+        batch, spec = self.batch, model.spec
+        labels = torch.cat([conditions[slot].to(x.device) for slot in layout.conditions])
+        modulation = model.modulation(time.repeat(len(layout.blocks)), labels)
+        per_block, final, exits = model.split_modulation(modulation)
+        hidden = model.embed(x if scale is None else x * scale[:, None, None, None])
+        states = branch_states(
+            layout,
+            batch,
+            [(hidden,)] * len(layout.roots),
+            lambda layer, states, rows, segments: (
+                model.blocks[layer](*states, per_block[layer][rows], DIFFERENTIABLE, segments),
+            ),
+        )
+        outputs = []
+        for state, readout in zip(states, layout.readouts, strict=True):
+            rows = slice(readout.row * batch, (readout.row + 1) * batch)
+            if readout.layer == spec.depth:
+                patches = model.final_layer(state, final[rows])
+            else:
+                patches = model.exit_layers[str(readout.layer)](state, exits[readout.layer][rows])
+            outputs.append(unpatchify(patches, spec.patch, self.height, self.width)[:, : spec.channels].float())
+        return outputs
 
     def _head(self, layer: int, modulation: Tensor) -> Head:
         """The head after ``layer`` blocks.  modulation [J B, 2 D]."""

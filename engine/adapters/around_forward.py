@@ -6,10 +6,12 @@ offload those outside its blocks.  An attachment runs inside that forward; an en
 
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segue.models.module_rows import ModuleNetwork, ModuleRows
@@ -33,9 +35,17 @@ class HookedRows(ModuleRows):
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """As :meth:`ModuleRows.forward`; under hooks that move weights, threads take turns."""
+        return self._inside(partial(super().forward, *inputs, **options))
+
+    def recorded(self, *inputs: Any, **options: Any) -> list[Tensor]:
+        """As :meth:`ModuleRows.recorded`, in the same place."""
+        outputs = self._inside(lambda: torch.stack(super(HookedRows, self).recorded(*inputs, **options)))
+        return list(outputs)
+
+    def _inside(self, function: Callable[[], Tensor]) -> Tensor:
         transformer = self.network.transformer
         with turns(transformer) if wrapping_hooks(transformer) else nullcontext():
-            return call_under_hooks(transformer, partial(super().forward, *inputs, **options))
+            return call_under_hooks(transformer, function)
 
 
 def turns(transformer: nn.Module) -> threading.RLock:

@@ -5,7 +5,7 @@ transformer is replaced, on the instance: it returns the guided velocity for bot
 the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.models.mmdit import TextCondition
 from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
@@ -22,6 +21,7 @@ from ..core import EngineCore
 from ..device import check_graphs
 from ..guidance import Guidance
 from ..plan import Plan, compile_plan
+from ..recorded_call import check_unrecorded
 from ..schedule import linear
 from ..solvers import VELOCITY
 from ..velocity import GuidedVelocity
@@ -106,6 +106,22 @@ class Run:
     velocity: GuidedVelocity
 
 
+class AttachedCore(EngineCore):
+    """The engine of an attachment; where gradients are wanted, they reach the transformer that is attached to."""
+
+    def __init__(self, network: torch.nn.Module, live: LiveTransformer, graphs: bool | None):
+        super().__init__(network, None, live.device, live.dtype, graphs)
+        self._live = live
+
+    def networks_to_record(self) -> dict[str, torch.nn.Module]:
+        """As :meth:`EngineCore.networks_to_record`."""
+        return self._live.networks_to_record()
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """As :meth:`EngineCore.recorded_inputs`."""
+        return self._live.recorded_inputs()
+
+
 class Attachment:
     """What stands in for a transformer's forward while a rule is attached to its pipeline.
 
@@ -156,7 +172,6 @@ class Attachment:
     def _forget_engine(self) -> None:
         self._engine = None
 
-    @torch.no_grad()
     def forward(
         self,
         hidden_states: Tensor,
@@ -174,6 +189,7 @@ class Attachment:
         running, watched = running_pipeline()
         self._refuse_other_pipelines(running)
         self._refuse_own_rules(skip_layers)
+        check_unrecorded("the time, which is the scheduler's,", timestep=timestep)
         call = TransformerCall.of(
             getattr(self.pipe, "do_classifier_free_guidance", False),
             hidden_states,
@@ -223,6 +239,8 @@ class Attachment:
             self._run.velocity.remember(before)
         run = self._run
         index = run.calls.call(timestep)
+        texts = call.texts(run.velocity.plan)
+        run.velocity.conditions = lambda plan: texts
         network = self._engine.models["main"]
         if isinstance(network, ModuleNetwork):
             network.inputs = call.inputs(run.velocity.plan.conditions)
@@ -242,11 +260,8 @@ class Attachment:
         network = self._engine.models["main"]
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
-        def texts(plan: Plan) -> dict[str | int, TextCondition]:
-            return {name: call.text(name) for name in plan.conditions}
-
         size = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, texts, *size, calls.schedule, calls.solver)
+        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, *size, calls.schedule, calls.solver)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
         velocity.load(call.latents)
@@ -257,7 +272,7 @@ class Attachment:
         network = self._live.current(call.module_path_reason(), (call.hidden.device, call.hidden.dtype))
         if self._engine is None:
             graphs = self.graphs if self._live.packed else False
-            self._engine = EngineCore(network, None, self._live.device, self._live.dtype, graphs)
+            self._engine = AttachedCore(network, self._live, graphs)
 
 
 def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:
