@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from segue.engine.core import EngineCore, resolve_plan
-from segue.engine.guidance import Guidance
-from segue.engine.plan import Plan
-from segue.engine.presets import parse_rule
-from segue.engine.sampler import run_program
+from segue.engine.planning.plan import Plan
+from segue.engine.rules.guidance import Guidance
+from segue.engine.rules.presets import parse_rule
+from segue.engine.running.sampler import run_program
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from segue.engine.guidance import Unguided
-from segue.engine.plan import Plan, compile_plan
-from segue.engine.presets import parse_rule
-from segue.engine.schedule import resolve_schedule
-from segue.engine.solvers import EULER
+from segue.engine.planning.plan import Plan, compile_plan
+from segue.engine.planning.schedule import resolve_schedule
+from segue.engine.planning.solvers import EULER
+from segue.engine.rules.guidance import Unguided
+from segue.engine.rules.presets import parse_rule
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.parameterization import Parameterization

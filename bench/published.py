@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.engine.guidance import Perturb
-from segue.engine.plan import Plan, branch_path
+from segue.engine.planning.plan import Plan, branch_path
+from segue.engine.rules.guidance import Perturb
 from segue.kernels.record import REFERENCE, Kernels
+from segue.models.registry import make_rows
 from segue.models.rows import Path, RowLayout
 from segue.models.start_rows import Clock
 
@@ -132,7 +133,8 @@ class StagedSampler:
     def _rows(self, model: nn.Module, name: str):
         used = [one for made in self.passes.values() for one in made if one.model == name]
         spec = self.plan.spec
-        return model.rows(
+        return make_rows(
+            model,
             self.batch,
             self.plan.height,
             self.plan.width,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from segue.engine.cli_errors import TRACEBACK_VARIABLE
+from segue.engine.cli.errors import TRACEBACK_VARIABLE
 from segue.engine.device import resolve_device, resolve_dtype
 
 from .ceilings import Ceilings, dtype_name, measure_ceilings

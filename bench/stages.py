@@ -6,11 +6,11 @@ from functools import partial
 from torch import Tensor
 
 from segue.engine.core import EngineCore
-from segue.engine.graph import CudaCapture
 from segue.engine.linears import check_linears
-from segue.engine.plan import Plan
-from segue.engine.program import Program, ProgramKey
-from segue.engine.sampler import run_program
+from segue.engine.planning.plan import Plan
+from segue.engine.running.graph import CudaCapture
+from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.sampler import run_program
 from segue.kernels.dispatch import WITHOUT_KERNEL, Selection
 from segue.kernels.record import REFERENCE, Kernels
 

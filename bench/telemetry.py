@@ -170,12 +170,14 @@ def current_commit(folder: Path) -> str:
     """Short commit of the checkout that holds ``folder``, with ``+changes`` if tracked files differ from it.
 
     Result files and the README, which results are written into, do not count, nor does the launch table, whose digest every
-    row on CUDA carries.  Outside a checkout (a copy of the files on another machine) the variable SEGUE_COMMIT, else
-    ``unknown``.
+    row on CUDA carries.  The variable SEGUE_COMMIT is taken at its word: a copy of the files on another machine may have no
+    repository, or one that stands behind them.  Without either, ``unknown``.
     """
+    if told := os.environ.get(COMMIT_VARIABLE):
+        return told
     head = _git(folder, "rev-parse", "--short=12", "HEAD")
     if head is None:
-        return os.environ.get(COMMIT_VARIABLE, "unknown")
+        return "unknown"
     others = (":(top)", *(f":(top,exclude){path}" for path in NOT_COUNTED))
     return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *others) else "")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from segue.kernels import launch_table
-from segue.kernels.launch import table_architecture
+from segue.kernels.launch_lookup import table_architecture
 from segue.kernels.triton_runtime import architecture, triton
 
 INSTALLED = Path(launch_table.__file__)

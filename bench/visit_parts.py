@@ -15,12 +15,15 @@ TUNER = "segue.kernels.tune"
 SANITIZER = "compute-sanitizer"
 RESULTS = "results.jsonl"
 TUNED_TABLE = "launch_table.py"  # in the folder of the visit
+KERNEL_TIMES = "kernel_times.jsonl"  # one line for each step that the profiler saw
 CALL_S = 582.0  # of one call, of which the parts of the first need at most this much together
 SPARE_CORES = 4  # for the driver and for what feeds the device
 MODELS = ("dit-xl/2", "sd3.5-medium")
 SIZES = ("SD3.5-medium 1024", "DiT-XL/2 256")  # of the kernels' catalogue
 
 STARTS_KERNEL_CASES = ROOT / "tests" / "kernels" / "test_interpreter.py"
+
+TEST_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SEGUE_SAY_AT_ONCE": "1"}
 
 Options = Callable[[float], list[str]]
 
@@ -74,6 +77,7 @@ def parts(out: Path) -> dict[str, Part]:
         "kernels-tuned": replace(_suite("kernels", 40, results, *sizes, "--case-seconds", "1"), tuned=True),
         "e2e-tuned": replace(_suite("e2e", 55, results, *sd3, *peers), tuned=True),
         "engine-tests": _tests(70, device_tests(), "gpu"),
+        "profile": _profile(40, out / KERNEL_TIMES),
         "cold": _suite("cold", 75, results, *sd3),
         "sanitizer": _sanitizer(45),
     }
@@ -94,7 +98,7 @@ def _tests(seconds: float, files: list[Path], marks: str) -> Part:
     """Tests in one process per core, but for a few."""
     missing = None if files else "there are no tests beside this installation"
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "--tb=short", "-rs", *workers()]
-    return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment={"OMP_NUM_THREADS": "1"})
+    return Part([*command, *map(str, files)], seconds, seconds / 2, missing=missing, environment=TEST_ENVIRONMENT)
 
 
 def kernel_cases() -> list[Path]:
@@ -122,6 +126,11 @@ def _tuner(seconds: float, table: Path) -> Part:
         return ["--limit-seconds", f"{max(1.0, 0.9 * given - 5):.0f}"]
 
     return Part(command, seconds, 30, limit, missing, unfinished=UNFINISHED, writes=table)
+
+
+def _profile(seconds: float, times: Path) -> Part:
+    command = [sys.executable, "-m", "segue.bench.kernel_times", *reversed(MODELS), "--out", str(times)]
+    return Part(command, seconds, 20)
 
 
 def _sanitizer(seconds: float) -> Part:

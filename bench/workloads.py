@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segue.engine.core import EngineCore
-from segue.engine.guidance import Guidance
-from segue.engine.plan import Plan
+from segue.engine.planning.plan import Plan
+from segue.engine.rules.guidance import Guidance
 
 from .cases import BUNDLED, BenchModel, NotApplicable, Workload
 from .correctness import Gate, full_single, gate

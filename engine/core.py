@@ -17,17 +17,17 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from .device import check_graphs, resolve_device, resolve_dtype
-from .graph import CudaCapture
-from .guidance import Guidance, Unguided
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import whole_number
-from .plan import Plan, compile_plan
-from .program import Program, ProgramKey
-from .progress import counting, progress_bar
-from .recorded_call import check_unrecorded
-from .sampler import Callback, CallInfo, run_program
-from .schedule import Schedule, resolve_schedule
-from .solvers import Solver, get_solver
+from .planning.plan import Plan, compile_plan
+from .planning.schedule import Schedule, resolve_schedule
+from .planning.solvers import Solver, get_solver
+from .rules.guidance import Guidance, Unguided
+from .running.graph import CudaCapture
+from .running.program import Program, ProgramKey
+from .running.progress import counting, progress_bar
+from .running.recorded_call import check_unrecorded
+from .running.sampler import Callback, CallInfo, run_program
 
 ScheduleLike = str | Schedule | Sequence[float]
 

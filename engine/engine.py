@@ -11,19 +11,19 @@ from torch import Tensor
 from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
 from .device import resolve_device, resolve_dtype
-from .guidance import Guidance
 from .images import latents_to_images
 from .linears import check_linears
-from .plan import Plan
-from .program import Program
-from .sampler import Callback
-from .schedule import Schedule
-from .solvers import Solver
+from .planning.plan import Plan
+from .planning.schedule import Schedule
+from .planning.solvers import Solver
+from .rules.guidance import Guidance
+from .running.program import Program
+from .running.sampler import Callback
 from .sources import is_sd3_pipeline, local_source
 from .velocity import GuidedVelocity
 
 if TYPE_CHECKING:
-    from .prompt_engine import PromptEngine
+    from .prompts.engine import PromptEngine
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Engine(EngineCore):
     ) -> "Engine | PromptEngine":
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
-        SD3 and SD3.5 give a :class:`~segue.engine.prompt_engine.PromptEngine`.
+        SD3 and SD3.5 give a :class:`~segue.engine.prompts.engine.PromptEngine`.
 
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
         ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.  ``models`` names further networks for
@@ -80,7 +80,7 @@ class Engine(EngineCore):
         from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
 
-        from .prompt_engine import PromptEngine
+        from .prompts.engine import PromptEngine
 
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
@@ -111,7 +111,7 @@ class Engine(EngineCore):
 
         With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
         """
-        from .prompt_engine import PromptEngine
+        from .prompts.engine import PromptEngine
 
         return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 

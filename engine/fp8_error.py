@@ -9,9 +9,9 @@ from torch import Tensor
 from .core import EngineCore
 from .engine import Engine
 from .linears import LINEARS
-from .presets import parse_rule
-from .program import Program
-from .sampler import run_program
+from .rules.presets import parse_rule
+from .running.program import Program
+from .running.sampler import run_program
 
 QUICK_RULE, QUICK_LABELS, QUICK_STEPS = "sgg", (0, 9), 4
 

@@ -14,12 +14,12 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from .core import EngineCore
-from .guidance import Guidance, Unguided
-from .plan import Plan, compile_plan
-from .program import Program
-from .recorded_call import check_unrecorded, is_recorded, recorded_call
-from .schedule import Schedule
-from .solvers import VELOCITY, Solver
+from .planning.plan import Plan, compile_plan
+from .planning.schedule import Schedule
+from .planning.solvers import VELOCITY, Solver
+from .rules.guidance import Guidance, Unguided
+from .running.program import Program
+from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
 
 LEVEL_TOLERANCE = 1e-6  # an fp32 copy of a level is that level
 

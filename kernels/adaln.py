@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 

@@ -13,7 +13,8 @@ from .catalogue import SIZES, Case, Factory, cases
 from .choice import CLASSIFIERS
 from .contracts import contract
 from .dispatch import MORE_BACKENDS, WITHOUT_TRITON
-from .launch import Key, recorded_lookups, table_architecture
+from .launch import Key
+from .launch_lookup import recorded_lookups, table_architecture
 from .launch_table import TABLE
 from .resources import case_launches, runs_on
 from .shape_class import FULL_PRECISION

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .shape_class import FULL_PRECISION, attention_class
 from .triton_runtime import (
     architecture,

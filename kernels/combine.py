@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .triton_runtime import architecture, dense, jit, launch, tl
 
 MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each

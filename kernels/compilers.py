@@ -10,7 +10,8 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 from .agenda import users
-from .launch import Key, LaunchConfig, table_architecture, using
+from .launch import Key, LaunchConfig
+from .launch_lookup import table_architecture, using
 from .resources import Specialisation, case_launches, compile_specialisation, runs_on
 
 FP8_ARCHITECTURE = "sm_89"  # the first with fp8, which the entries of sm_80 serve

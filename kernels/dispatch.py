@@ -16,7 +16,7 @@ import torch
 from . import adaln, compiled, fp8, mlp, onednn, readout
 from .attention import MAX_HEAD_DIM, attention_sdpa, attention_xformers, perturbed_attention, sdpa_order
 from .choice import CLASSIFIERS, ByClass
-from .launch import table_architecture
+from .launch_lookup import table_architecture
 from .launch_table import PREFERRED
 from .record import OPERATIONS, REFERENCE, TRITON, Kernels
 from .triton_runtime import architecture, compute_capability, unavailable

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import launch_config
+from .compensated import add_product
+from .launch_lookup import launch_config
 from .shape_class import embed_class
 from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
 
@@ -46,6 +47,7 @@ def embed_kernel(
     if SCALED:
         factor = tl.load(p_scale + sample * scale_sample)
     b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    b_lost = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first in range(0, K, BLOCK_K):
         o_k = first + tl.arange(0, BLOCK_K)
         m_k = o_k < K
@@ -53,7 +55,7 @@ def embed_kernel(
         p_xt = p_x + sample * (CHANNELS * height * width) + o_pixel[:, None] + o_in[None, :]
         b_x = tl.load(p_xt, mask=m_t[:, None] & m_k[None, :], other=0.0) * factor
         b_w = tl.load(p_weight + (o_n * K)[None, :] + o_k[:, None], mask=m_n[None, :] & m_k[:, None], other=0.0)
-        b_y = tl.dot(b_x.to(b_w.dtype), b_w, b_y, input_precision="ieee")
+        b_y, b_lost = add_product(b_x.to(b_w.dtype), b_w, b_y, b_lost)
     m_y = m_t[:, None] & m_n[None, :]
     b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     o_y = o_t[:, None] * D + o_n[None, :]

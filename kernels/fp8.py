@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 

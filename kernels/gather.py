@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
 

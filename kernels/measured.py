@@ -10,7 +10,8 @@ import torch
 
 from .agenda import Choice, eligible_backends, lookups, users
 from .candidates import candidates
-from .launch import Key, launch_config, table_architecture
+from .launch import Key
+from .launch_lookup import launch_config, table_architecture
 from .launch_table import MEASURED, PREFERRED, TABLE
 from .resources import case_launches, runs_on, source_digests
 from .triton_runtime import triton

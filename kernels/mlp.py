@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import gated_residual
-from .launch import launch_config
+from .compensated import add_product
+from .launch_lookup import launch_config
 from .shape_class import product_class
 from .triton_runtime import architecture, dense, jit, launch, processors, tl
 
@@ -137,6 +138,7 @@ def matmul_tile(
     m_n = o_n < N
     b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + b_bias[None, :]
+    b_lost = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
             b_x = tl.load(p_xt + k)
@@ -144,7 +146,7 @@ def matmul_tile(
         else:
             b_x = tl.load(p_xt + k, mask=(o_k < K - k)[None, :], other=0.0)
             b_w = tl.load(p_wt + k, mask=(o_k < K - k)[:, None], other=0.0)
-        b_y = tl.dot(b_x, b_w, b_y, input_precision="ieee")
+        b_y, b_lost = add_product(b_x, b_w, b_y, b_lost)
     p_y = p_out + (row.to(tl.int64) * out_row + token.to(tl.int64) * out_token)[:, None] + o_n[None, :]
     m_y = (o_m < rows)[:, None] & m_n[None, :]
     if EPILOGUE == 1:

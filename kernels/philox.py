@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .launch import launch_config
+from .launch_lookup import launch_config
 from .triton_runtime import architecture, jit, launch, tl
 
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57

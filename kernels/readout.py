@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .adaln import modulated_norm
 from .combine import count_call, packed, solver_update, unpatchify
-from .launch import ReadoutLaunch, launch_config
+from .compensated import add_product
+from .launch import ReadoutLaunch
+from .launch_lookup import launch_config
 from .shape_class import readout_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
 
@@ -135,6 +137,7 @@ def readout_kernel(
     p_scale += (block * scale_block + sample * scale_sample)[:, None]
     b_bias = tl.load(p_bias + o_o, mask=o_o < OUTPUTS, other=0.0).to(tl.float32)
     b_y = tl.zeros([TOKENS, BLOCK_O], tl.float32) + (b_bias * tl.sum(b_c, 0))[None, :]
+    b_lost = tl.zeros([TOKENS, BLOCK_O], tl.float32)
     for first in range(0, D, WIDTH):
         m_d = first + o_d < D
         m_jd = m_j[:, None] & m_d[None, :]
@@ -145,7 +148,7 @@ def readout_kernel(
         b_z = tl.sum(b_z * b_c[None, :, None], 1)
         m_w = m_d[:, None] & (o_o < OUTPUTS)[None, :]
         b_w = tl.load(p_weight + (o_o * D)[None, :] + (first + o_d)[:, None], mask=m_w, other=0.0)
-        b_y = tl.dot(b_z.to(b_w.dtype), b_w, b_y, input_precision="ieee")
+        b_y, b_lost = add_product(b_z.to(b_w.dtype), b_w, b_y, b_lost)
     m_y = (o_t < tokens)[:, None] & (o_o < OUTPUTS)[None, :]
     if COUNT:
         count_call(p_call, sample, call_step)

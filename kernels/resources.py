@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from .catalogue import SIZES, Case, Factory, cases
-from .launch import table_architecture
+from .launch_lookup import table_architecture
 from .launch_table import PROVENANCE
 from .occupancy import MULTIPROCESSORS
 from .triton_runtime import Launch, launch_options, trace_launches, triton

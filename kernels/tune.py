@@ -26,7 +26,8 @@ from .candidates import candidates
 from .catalogue import Case, Factory
 from .compilers import Compilers, Job, misfit
 from .dispatch import select_kernels
-from .launch import Key, LaunchConfig, launch_config, stand_in, table_architecture, using
+from .launch import Key, LaunchConfig
+from .launch_lookup import launch_config, stand_in, table_architecture, using
 from .launch_table import MEASURED, PREFERRED, PROVENANCE, TABLE
 from .measured import is_recorded, name_of, outcome_digest, take_over
 from .resources import ARCHITECTURES, TIMED, runs_on

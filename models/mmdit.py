@@ -204,13 +204,6 @@ class MMDiT(nn.Module):
             table.copy_(sincos_position_table(spec.dim, side, side, *base))
         self.register_buffer("pos_embed", table)
 
-    @classmethod
-    def from_diffusers(cls, module: nn.Module, share: bool = True, attached: bool = False) -> "MMDiT":
-        """The network of a live diffusers ``SD3Transformer2DModel``; see :func:`.mmdit_diffusers.from_diffusers`."""
-        from .mmdit_diffusers import from_diffusers
-
-        return from_diffusers(module, share, attached)
-
     def position_table(self, height: int, width: int) -> Tensor:
         """Position table [L, D] for a latent of ``height`` x ``width``: the centre of the full table."""
         spec = self.spec
@@ -301,11 +294,3 @@ class MMDiT(nn.Module):
         """[..., 2 D] -> (shift, scale), each [..., D], whatever the order in which the weights hold them."""
         first, second = final.chunk(2, dim=-1)
         return (second, first) if self.spec.scale_first else (first, second)
-
-    # --- the row-batched forward ------------------------------------------------------------------------------------
-
-    def rows(self, batch: int, height: int, width: int, **capacity: int):
-        """Static buffers and the row-batched forward for B samples; see :class:`segue.models.mmdit_rows.MMDiTRows`."""
-        from .mmdit_rows import MMDiTRows
-
-        return MMDiTRows(self, batch, height, width, **capacity)

@@ -219,11 +219,3 @@ class SiT(nn.Module):
         parts = modulation.split(sizes, dim=-1)
         exits = dict(zip(spec.exits, parts[spec.depth + 1 :], strict=True))
         return parts[: spec.depth], parts[spec.depth], exits
-
-    # --- the row-batched forward ------------------------------------------------------------------------------------
-
-    def rows(self, batch: int, height: int, width: int, **capacity: int):
-        """Static buffers and the row-batched forward for B samples; see :class:`segue.models.sit_rows.SiTRows`."""
-        from .sit_rows import SiTRows
-
-        return SiTRows(self, batch, height, width, **capacity)

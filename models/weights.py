@@ -16,12 +16,9 @@ from torch import Tensor, nn
 
 from .bundled import BUNDLED, bundled_files
 from .checkpoint_files import Checkpoint, read_checkpoint
-from .diffusers_layout import diffusers_layout
 from .layout import Hints, Layout
 from .mmdit import MMDiT
-from .mmdit_spec import MMDiTSpec
-from .mmdit_weights import is_mmdit, mmdit_layout
-from .official_layout import official_layout
+from .registry import make_network, read_layout
 from .sit import SiT
 from .spec import SiTSpec
 
@@ -106,7 +103,7 @@ def _build(checkpoint: Checkpoint, layout: Layout) -> tuple[SiT | MMDiT, LoadRep
     if layout.spec.depth > len(checkpoint.tensors):
         raise ValueError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for {layout.spec.depth} blocks")
     with torch.device("meta"):
-        model = (MMDiT if isinstance(layout.spec, MMDiTSpec) else SiT)(layout.spec)
+        model = make_network(layout.spec)
     tensors, report = _gather(checkpoint, layout, model)
     report.check()
     dtypes = {value.dtype for value in tensors.values()}
@@ -122,12 +119,9 @@ def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     if SPEC_KEY in checkpoint.metadata:
         hints.refuse(("family", "heads", "exit_layer"), f"{checkpoint.path} states its own spec")
         return Layout(stored_spec(checkpoint), lambda name: (name,))
-    if is_mmdit(checkpoint):
-        return mmdit_layout(checkpoint, hints)
-    if any(key.startswith("transformer_blocks.") for key in checkpoint.tensors):
-        return diffusers_layout(checkpoint, hints)
-    if any(key.startswith("blocks.") for key in checkpoint.tensors):
-        return official_layout(checkpoint, hints)
+    layout = read_layout(checkpoint, hints)
+    if layout is not None:
+        return layout
     raise ValueError(
         f"{checkpoint.path} has the tensor names of no known network: {_first(list(checkpoint.tensors)) or 'none'}"
     )

@@ -8,9 +8,12 @@ __version__ = "0.1.0"
 # `segue --help` do not wait for torch.
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
-    "segue.engine.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.engine": ("Engine", "SampleRun"),
-    "segue.engine.guidance": (
+    "segue.engine.planning.plan": ("Plan", "compile_plan"),
+    "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
+    "segue.engine.planning.solvers": ("Solver", "euler_maruyama"),
+    "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
+    "segue.engine.rules.guidance": (
         "CFG",
         "SGG",
         "AutoGuidance",
@@ -26,12 +29,9 @@ _MODULES = {
         "Weight",
         "from_extrapolation",
     ),
-    "segue.engine.plan": ("Plan", "compile_plan"),
-    "segue.engine.presets": ("parse_rule",),
-    "segue.engine.sampler": ("CallInfo", "NonFiniteError"),
-    "segue.engine.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
-    "segue.engine.solvers": ("Solver", "euler_maruyama"),
-    "segue.engine.window": ("Window",),
+    "segue.engine.rules.presets": ("parse_rule",),
+    "segue.engine.rules.window": ("Window",),
+    "segue.engine.running.sampler": ("CallInfo", "NonFiniteError"),
 }
 # Classes on top of diffusers' own, made when they are first asked for: a star import leaves them, and diffusers, alone.
 _ON_DIFFUSERS = {"segue.engine.adapters.modular": ("SegmentedGuidance",)}

@@ -3,8 +3,8 @@
 import typer
 
 from segue.bench import cli as bench_commands
-from segue.engine import cli as engine_commands
-from segue.engine.cli_errors import CommandGroup
+from segue.engine.cli import commands as engine_commands
+from segue.engine.cli.errors import CommandGroup
 from segue.training import cli as training_commands
 
 app = typer.Typer(

@@ -1,6 +1,7 @@
 """Seeds that are printed, deterministic property tests, and GPU tests that skip themselves."""
 
 import os
+import sys
 import zlib
 
 import hypothesis
@@ -8,10 +9,20 @@ import pytest
 import torch
 
 SEED_VARIABLE = "SEGUE_TEST_SEED"
+SAY_AT_ONCE = "SEGUE_SAY_AT_ONCE"
+LONGEST_REASON = 300
 
 # wall-clock deadlines would make results depend on the machine; a fixed search makes CI repeatable
 hypothesis.settings.register_profile("segue", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("segue")
+
+
+def pytest_runtest_logreport(report):
+    """With SEGUE_SAY_AT_ONCE a failure says its reason when it comes: a run that is ended early keeps what it had found."""
+    if report.failed and SAY_AT_ONCE in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = " ".join((crash.message if crash else str(report.longrepr)).split())
+        print(f"\n{report.nodeid} FAILED: {reason[:LONGEST_REASON]}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import torch
 from PIL import Image
 
+from segue.engine.cli.sheets import labelled_sheet
 from segue.engine.images import latents_to_images
-from segue.engine.sheets import labelled_sheet
 
 from .herbarium import MAX_SEED
 from .leaves import draw_leaves

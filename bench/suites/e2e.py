@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from segue.engine.plan import Plan
+from segue.engine.planning.plan import Plan
 
 from ..cases import BenchModel, Workload
 from ..cost_model import roofline_seconds

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from segue.engine.plan import Plan
+from segue.engine.planning.plan import Plan
 from segue.models.spec import SiTSpec
 
 from ..cases import SCALE, WEIGHT, BenchModel, Workload

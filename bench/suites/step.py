@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segue.engine.core import EngineCore
 from segue.engine.fp8_error import fp8_error, relative_deviation
-from segue.engine.plan import Plan
+from segue.engine.planning.plan import Plan
 
 from ..cases import BenchModel, Workload
 from ..correctness import Gate, full_single, gate

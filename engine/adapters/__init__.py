@@ -1,0 +1,1 @@
+"""Engines inside other libraries' loops: diffusers, modular diffusers, ComfyUI, k-diffusion."""

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..guidance import CFG, SGG, UNCOND, Guidance, SkipLayer
-from ..preset_numbers import DEFAULTS
-from ..selection import parse_integers
-from ..term_weights import resolve_weights
+from ..planning.term_weights import resolve_weights
+from ..rules.guidance import CFG, SGG, UNCOND, Guidance, SkipLayer
+from ..rules.integers import parse_integers
+from ..rules.preset_numbers import DEFAULTS
 
 HOOK = "sampler_calc_cond_batch_function"
 AUTO = "auto"

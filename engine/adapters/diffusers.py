@@ -19,11 +19,11 @@ from segue.models.module_rows import ModuleNetwork
 
 from ..core import EngineCore
 from ..device import check_graphs
-from ..guidance import Guidance
-from ..plan import Plan, compile_plan
-from ..recorded_call import check_unrecorded
-from ..schedule import linear
-from ..solvers import VELOCITY
+from ..planning.plan import Plan, compile_plan
+from ..planning.schedule import linear
+from ..planning.solvers import VELOCITY
+from ..rules.guidance import Guidance
+from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
 from .live_transformer import LiveTransformer, execution_device, path_text

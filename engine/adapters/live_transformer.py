@@ -10,7 +10,7 @@ from segue.models.mmdit_diffusers import diffusers_spec, with_parameters_of
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.module_rows import ModuleNetwork, check_layout
 
-from ..plan import Plan
+from ..planning.plan import Plan
 from .packing import PackedTransformer, check_transformer, diffusers_hooks, module_path_reason
 
 

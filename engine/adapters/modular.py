@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..guidance import UNCOND, Branch, Guidance, Perturb, Term
-from ..presets import NamedRule, parse_rule
-from ..term_weights import resolve_weights
+from ..planning.term_weights import resolve_weights
+from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
+from ..rules.presets import NamedRule, parse_rule
 from .packing import check_fused_attention
 from .scheduler_calls import SchedulerCalls
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from segue.models.mmdit import MMDiT
-from segue.models.mmdit_diffusers import packing_obstacle, unshared
+from segue.models.mmdit_diffusers import from_diffusers, packing_obstacle, unshared
 
 from .forward_slot import ForwardSlot, own_forward
 from .glance import Glance
@@ -93,7 +93,7 @@ class PackedTransformer:
     def __init__(self, transformer: nn.Module):
         self.transformer = transformer
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
-        self.model = MMDiT.from_diffusers(transformer, share=True, attached=True)
+        self.model = from_diffusers(transformer, share=True, attached=True)
         self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
         self._glance = Glance(transformer)
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import Schedule
-from ..solvers import EULER, HEUN, Solver, velocity_solver
+from ..planning.schedule import Schedule
+from ..planning.solvers import EULER, HEUN, Solver, velocity_solver
 
 
 @dataclass(frozen=True)

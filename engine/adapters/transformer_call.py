@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segue.models.mmdit import TextCondition
 from segue.models.module_rows import CallInputs, SlotInputs
 
-from ..plan import Plan
+from ..planning.plan import Plan
 
 SCALE, IMAGES = "scale", "ip_adapter_image_embeds"  # joint_attention_kwargs that are not for attention processors
 

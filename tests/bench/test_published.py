@@ -8,7 +8,7 @@ from segue.bench.cases import BenchModel, Workload
 from segue.bench.correctness import FP32_BOUND, relative_error
 from segue.bench.published import PUBLISHED, WATERFALL, StagedSampler, Stages, passes, stage_flops
 from segue.engine.core import EngineCore
-from segue.engine.presets import parse_rule
+from segue.engine.rules.presets import parse_rule
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_spec import MMDiTSpec
 

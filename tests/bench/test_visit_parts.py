@@ -76,7 +76,10 @@ def test_every_other_test_that_needs_a_device_is_run_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("test_attach.py", "test_steps_captured_as_graphs"), ("test_prompt_live.py", "test_graphs_follow_the_weights")],
+    [
+        ("adapters/test_attach.py", "test_steps_captured_as_graphs"),
+        ("prompts/test_live.py", "test_graphs_follow_the_weights"),
+    ],
 )
 def test_tests_of_a_device_that_need_diffusers_skip_without_it(monkeypatch, file, name):
     path = ROOT / "tests" / "engine" / file

@@ -37,7 +37,7 @@ from segue import (
 )
 from segue.__main__ import app
 from segue.engine.device import resolve_device
-from segue.engine.guidance import Correction
+from segue.engine.rules.guidance import Correction
 
 NAN = float("nan")
 

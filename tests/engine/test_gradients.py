@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 
 import segue
 from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, PerturbedLayers, Rescale, SkipLayer
-from segue.engine.prompt_engine import PromptEngine
-from segue.models.mmdit import MMDiT
+from segue.engine.prompts.engine import PromptEngine
+from segue.models.mmdit_diffusers import from_diffusers
 
 STEP = 2.0**-7  # of a central difference of order four in fp32: roundings are divided by it
 DIFFERENCE = 1e-3
@@ -83,7 +83,7 @@ def check_class_labels(rule, **kind):
 def live_engine(kind):
     if kind == "checkpoint":
         pipe = tiny_pipeline(seed=21, num_layers=3, dual_attention_layers=(0,))
-        return PromptEngine(MMDiT.from_diffusers(pipe.transformer, share=False), pipe, device="cpu")
+        return PromptEngine(from_diffusers(pipe.transformer, share=False), pipe, device="cpu")
     pipe = tiny_pipeline(seed=21, num_layers=3, dual_attention_layers=(0,))
     if kind == "modules":
         pipe.transformer.proj_out.register_forward_hook(lambda *_: None)

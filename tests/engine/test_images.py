@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from segue.engine.cli.sheets import BACKGROUND, GAP, MARGIN, Row, default_columns, default_zoom, labelled_sheet, picture_grid
 from segue.engine.files import check_writable, whole_file
 from segue.engine.images import latents_to_images, read_png, save_png
-from segue.engine.sheets import BACKGROUND, GAP, MARGIN, Row, default_columns, default_zoom, labelled_sheet, picture_grid
 
 
 def pictures(count: int, width: int = 5, height: int = 7) -> list[Image.Image]:

@@ -11,8 +11,8 @@ from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
 from tiny_models import tiny_sit
 
 from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
-from segue.engine.plan import branch_path
-from segue.engine.schedule import Schedule
+from segue.engine.planning.plan import branch_path
+from segue.engine.planning.schedule import Schedule
 
 CASES = 300
 # fp32 against fp64, relative to the largest value: up to 60 calls of a network, rounding 6e-8, guidance gains up to 5

@@ -6,7 +6,7 @@ import torch
 from tiny_models import tiny_sit
 
 from segue import CFG, SGG, Engine, SkipLayer, Window
-from segue.engine.graph import WARM_UP_STEPS, CapturedStep
+from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)

@@ -7,7 +7,8 @@ from segue.kernels import agenda, candidates, tune
 from segue.kernels.agenda import Choice
 from segue.kernels.catalogue import SIZES, cases
 from segue.kernels.dispatch import FP8_OPERATIONS
-from segue.kernels.launch import RowLaunch, using
+from segue.kernels.launch import RowLaunch
+from segue.kernels.launch_lookup import using
 from segue.kernels.resources import case_launches, runs_on
 from segue.kernels.shares import calls, is_rare, share, step_seconds, weight
 

@@ -12,7 +12,7 @@ from segue.kernels.attention import attention_sdpa, attention_triton
 from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.choice import CLASSIFIERS
 from segue.kernels.dispatch import Shapes, select_kernels
-from segue.kernels.launch import launch_config, recorded_lookups, stand_in
+from segue.kernels.launch_lookup import launch_config, recorded_lookups, stand_in
 from segue.kernels.launch_table import TABLE
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -52,7 +52,7 @@ def test_a_backend_is_chosen_for_each_shape_class(measured):
 
 
 def test_the_doctor_lists_what_was_measured(measured, monkeypatch):
-    from segue.engine import doctor
+    from segue.engine.cli import doctor
 
     monkeypatch.setattr(doctor, "resolve_device", lambda _: CUDA)
     monkeypatch.setattr(doctor, "resolve_dtype", lambda *_: torch.bfloat16)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend
 from segue.kernels import compiled, dispatch, fp8, mlp, onednn, triton_runtime
 from segue.kernels.attention import attention, attention_sdpa, attention_xformers
 from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
-from segue.kernels.launch import table_architecture
+from segue.kernels.launch_lookup import table_architecture
 from segue.kernels.launch_table import TABLE
 from segue.kernels.record import OPERATIONS, REFERENCE, TRITON, Kernels
 

@@ -11,7 +11,8 @@ from segue.kernels import resources
 from segue.kernels.agenda import users
 from segue.kernels.candidates import candidates
 from segue.kernels.catalogue import SIZES, cases
-from segue.kernels.launch import MatmulLaunch, ReadoutLaunch, RowLaunch, recorded_lookups, using
+from segue.kernels.launch import MatmulLaunch, ReadoutLaunch, RowLaunch
+from segue.kernels.launch_lookup import recorded_lookups, using
 from segue.kernels.launch_table import PROVENANCE, TABLE
 from segue.kernels.occupancy import MULTIPROCESSORS
 from segue.kernels.resources import (

@@ -8,7 +8,7 @@ import fresh_process
 import pytest
 import torch
 
-from segue.engine import doctor
+from segue.engine.cli import doctor
 from segue.kernels import triton_runtime
 from segue.kernels.triton_runtime import interpreter_obstacle, unavailable
 

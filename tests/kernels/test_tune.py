@@ -15,7 +15,8 @@ from segue.kernels.agenda import Choice
 from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.choice import CLASSIFIERS
 from segue.kernels.dispatch import MORE_BACKENDS, WITHOUT_TRITON
-from segue.kernels.launch import AttentionLaunch, FlatLaunch, launch_config
+from segue.kernels.launch import AttentionLaunch, FlatLaunch
+from segue.kernels.launch_lookup import launch_config
 from segue.kernels.shares import weight
 
 SERVED = "sm_90"

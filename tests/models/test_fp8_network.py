@@ -14,7 +14,9 @@ from torch import nn
 from segue.kernels.contracts import FP8_STEP
 from segue.models.fp8_linear import Fp8Linear
 from segue.models.fp8_network import Fp8Layers, quantize_linears, with_fp8_linears
-from segue.models.mmdit import MMDiT, TextCondition
+from segue.models.mmdit import TextCondition
+from segue.models.mmdit_diffusers import from_diffusers
+from segue.models.registry import make_rows
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 
 # Root mean square of a sample, relative: five or six blocks of fp32 products and norms in another order.
@@ -103,7 +105,7 @@ def test_rows_of_a_sit_equal_branches_evaluated_alone(sit, inputs):
     x, time, labels = inputs
     depth = fp8.spec.depth
     paths = (Path.full(0, depth), Path.full(1, depth), Path(0, (FULL, FULL, SKIP, FULL, SKIP)))
-    rows = fp8.rows(SAMPLES, 6, 10, row_blocks=3, slots=2, times=SAMPLES, conditions=7)
+    rows = make_rows(fp8, SAMPLES, 6, 10, row_blocks=3, slots=2, times=SAMPLES, conditions=7)
     rows.load(time.double(), [labels, torch.full_like(labels, fp8.spec.null_label)])
     index = torch.arange(SAMPLES)
     for i, one in enumerate(paths):
@@ -124,7 +126,7 @@ def test_an_mmdit_equals_diffusers_with_naive_layers(kind, seed):
     from tiny_sd3 import tiny_transformer
 
     transformer = tiny_transformer(kind, 5)
-    model = MMDiT.from_diffusers(transformer, share=False)
+    model = from_diffusers(transformer, share=False)
     fp8 = with_fp8_linears(model)
 
     def chosen(name: str) -> bool:
@@ -147,7 +149,7 @@ def test_rows_of_an_mmdit_equal_branches_evaluated_alone(kind, seed):
     pytest.importorskip("diffusers")
     from tiny_sd3 import tiny_transformer
 
-    fp8 = quantize_linears(MMDiT.from_diffusers(tiny_transformer(kind, 6), share=False))
+    fp8 = quantize_linears(from_diffusers(tiny_transformer(kind, 6), share=False))
     depth, generator = fp8.spec.depth, torch.Generator().manual_seed(seed)
     x = torch.randn(SAMPLES, 4, 8, 8, generator=generator)
     texts = [
@@ -156,7 +158,7 @@ def test_rows_of_an_mmdit_equal_branches_evaluated_alone(kind, seed):
     ]
     skipping = Path(0, tuple(SKIP if layer in (2, 4) else FULL for layer in range(depth)))
     paths = (Path.full(0, depth), Path.full(1, depth), skipping)
-    rows = fp8.rows(SAMPLES, 8, 8, row_blocks=3, slots=2, times=SAMPLES, conditions=2 * SAMPLES, text_tokens=7)
+    rows = make_rows(fp8, SAMPLES, 8, 8, row_blocks=3, slots=2, times=SAMPLES, conditions=2 * SAMPLES, text_tokens=7)
     rows.load(torch.linspace(100, 900, SAMPLES).double(), texts)
     index = torch.arange(SAMPLES)
     for i, one in enumerate(paths):

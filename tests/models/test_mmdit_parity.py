@@ -5,7 +5,9 @@ import torch
 from clocks import at_times
 from full_depth_sd3 import ARCHITECTURES, diffusers_sd3, reference, sd3_inputs
 
-from segue.models.mmdit import MMDiT, TextCondition
+from segue.models.mmdit import TextCondition
+from segue.models.mmdit_diffusers import from_diffusers
+from segue.models.registry import make_rows
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 
 pytest.importorskip("diffusers")
@@ -30,7 +32,7 @@ def skip_sets(depth: int) -> dict[str, tuple[int, ...]]:
 def pair(request):
     """diffusers' module and ours on the same weights."""
     theirs = diffusers_sd3(request.param, seed=3)
-    return theirs, MMDiT.from_diffusers(theirs)
+    return theirs, from_diffusers(theirs)
 
 
 def conditions(inputs) -> list[TextCondition]:
@@ -41,7 +43,7 @@ def loaded_rows(model, inputs, height: int, width: int, row_blocks: int):
     """Rows for the prompts and negative prompts, each sample at a time of its own."""
     batch = len(inputs.x)
     settings = {"row_blocks": row_blocks, "slots": 2, "times": batch, "conditions": 2 * batch}
-    rows = model.rows(batch, height, width, text_tokens=inputs.contexts[0].shape[1], **settings)
+    rows = make_rows(model, batch, height, width, text_tokens=inputs.contexts[0].shape[1], **settings)
     rows.load(inputs.time.double(), conditions(inputs))
     return rows
 

@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from segue import CFG, PerturbedLayers, SkipLayer, Window, flow_shift
 from segue.engine.core import EngineCore
-from segue.engine.plan import compile_plan
+from segue.engine.planning.plan import compile_plan
 from segue.models.mmdit import MMDiT, TextCondition
+from segue.models.mmdit_diffusers import from_diffusers
 from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.registry import make_rows
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 
 pytest.importorskip("diffusers")
@@ -30,7 +32,7 @@ SGG = CFG(4.5, window=Window.steps(1, 14)) + SkipLayer(3.0, (7, 8, 9), window=Wi
 def pair():
     """diffusers' SD3.5-medium and ours on the same weights: dual attention, norms of queries and keys, 24 blocks."""
     theirs = diffusers_sd3("sd3.5-medium", seed=8)
-    return theirs, MMDiT.from_diffusers(theirs)
+    return theirs, from_diffusers(theirs)
 
 
 def conditions(inputs) -> list[TextCondition]:
@@ -40,7 +42,7 @@ def conditions(inputs) -> list[TextCondition]:
 def rows_for(model, inputs, **changes):
     batch, _, height, width = inputs.x.shape
     settings = {"row_blocks": 4, "slots": 2, "times": batch, "conditions": 2 * batch, "text_tokens": TEXT_TOKENS}
-    return model.rows(batch, height, width, **(settings | changes))
+    return make_rows(model, batch, height, width, **(settings | changes))
 
 
 def path(condition: int, depth: int, layers=(), operation: str = SKIP) -> Path:
@@ -227,7 +229,7 @@ def test_refused_conditions(pair):
     with pytest.raises(ValueError, match=r"got \[2, 24\] and \[2, 20\]"):
         TextCondition(inputs.contexts[0][:, 0], inputs.pooled[0])
     with pytest.raises(ValueError, match=r"at most 60 \(the position table\), got 62 x 8"):
-        model.rows(2, 62, 8, row_blocks=1, slots=1, times=1, conditions=2)
+        make_rows(model, 2, 62, 8, row_blocks=1, slots=1, times=1, conditions=2)
     with pytest.raises(ValueError, match=r"layer 24 does not exist: .* has layers 0 to 23"):
         model(inputs.x, inputs.time, conditions(inputs)[0], (24,))
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segue.models.mmdit import MMDiT, TextCondition
-from segue.models.mmdit_diffusers import packing_obstacle, unshared
+from segue.models.mmdit_diffusers import from_diffusers, packing_obstacle, unshared
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.weights import load_model, load_network
 
@@ -49,7 +49,7 @@ def test_sharing_adds_no_byte_and_leaves_the_module_as_it_was(dtype):
     theirs, inputs = small_sd3().to(dtype), sd3_inputs(1).to(dtype)
     weights = {name: value.clone() for name, value in theirs.state_dict().items()}
     before, modules, expected = sum(storages(theirs).values()), identities(theirs), reference(theirs, inputs)
-    ours = MMDiT.from_diffusers(theirs)
+    ours = from_diffusers(theirs)
     assert storages(ours).items() <= storages(theirs).items()
     assert sum(storages(theirs, ours).values()) == before
     assert identities(theirs) == modules
@@ -71,7 +71,7 @@ def test_the_overhead_of_packing_is_one_matrix(monkeypatch):
         return made
 
     monkeypatch.setattr(torch, "empty", counted)
-    MMDiT.from_diffusers(theirs)
+    from_diffusers(theirs)
     assert len(peaks) == 2 * (4 + 4 + 2)  # weight and bias of both streams and of the dual attention
     assert max(peaks) <= own + largest
 
@@ -79,7 +79,7 @@ def test_the_overhead_of_packing_is_one_matrix(monkeypatch):
 def test_changes_in_place_reach_both():
     """As a fused LoRA changes weights: every tensor of the module is one of ours."""
     theirs, inputs = small_sd3(), sd3_inputs(2)
-    ours = MMDiT.from_diffusers(theirs)
+    ours = from_diffusers(theirs)
     before = output(ours, inputs)
     with torch.no_grad():
         for i, parameter in enumerate(theirs.parameters()):
@@ -91,8 +91,8 @@ def test_changes_in_place_reach_both():
 
 def test_sharing_twice_uses_the_packed_storage():
     theirs = small_sd3()
-    first = MMDiT.from_diffusers(theirs)
-    second = MMDiT.from_diffusers(theirs)
+    first = from_diffusers(theirs)
+    second = from_diffusers(theirs)
     assert storages(first) == storages(second)
     assert unshared(first, theirs) == ()
 
@@ -100,7 +100,7 @@ def test_sharing_twice_uses_the_packed_storage():
 def test_a_copy_leaves_the_module_alone():
     theirs, inputs = small_sd3(), sd3_inputs(3)
     before = storages(theirs)
-    ours = MMDiT.from_diffusers(theirs, share=False)
+    ours = from_diffusers(theirs, share=False)
     assert storages(theirs) == before
     assert not storages(ours).keys() & before.keys()
     assert (output(ours, inputs) - reference(theirs, inputs)).abs().max() <= PARITY
@@ -109,7 +109,7 @@ def test_a_copy_leaves_the_module_alone():
 
 def test_weights_that_left_are_named():
     theirs = small_sd3()
-    ours = MMDiT.from_diffusers(theirs)
+    ours = from_diffusers(theirs)
     block = theirs.transformer_blocks[2]
     block.attn.to_k.weight.data = block.attn.to_k.weight.data.clone()
     block.ff.net[2].bias = nn.Parameter(block.ff.net[2].bias.data.clone())
@@ -121,7 +121,7 @@ def test_weights_that_left_are_named():
 def test_a_shared_module_can_be_saved_and_loaded(tmp_path):
     theirs, inputs = small_sd3(), sd3_inputs(4)
     expected = reference(theirs, inputs)
-    MMDiT.from_diffusers(theirs)
+    from_diffusers(theirs)
     theirs.save_pretrained(tmp_path)
     again = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path).eval()
     assert torch.equal(reference(again, inputs), expected)
@@ -202,7 +202,7 @@ def test_a_transformer_that_cannot_be_packed_says_why_and_is_not_touched(change,
     before = {name: value.data_ptr() for name, value in theirs.named_parameters() if type(value.data) is torch.Tensor}
     assert re.search(message, packing_obstacle(theirs))
     with pytest.raises(ValueError, match=f"cannot be packed: .*{message}"):
-        MMDiT.from_diffusers(theirs)
+        from_diffusers(theirs)
     assert before == {name: value.data_ptr() for name, value in theirs.named_parameters() if name in before}
 
 

@@ -6,6 +6,7 @@ from clocks import at_times
 from official_dit import forward, guided, patches_to_image, random_state
 
 from segue import CFG, Engine, Schedule, Unguided
+from segue.models.registry import make_rows
 from segue.models.rows import Path, RowLayout
 from segue.models.weights import load_network
 
@@ -63,7 +64,7 @@ def saved(state, folder, **options):
 def row_forward(model, x, times, labels):
     """The row-batched forward of one full branch: the channels that the sampler uses."""
     batch, height, width = len(x), *x.shape[-2:]
-    rows = model.rows(batch, height, width, row_blocks=1, slots=1, times=batch, conditions=batch)
+    rows = make_rows(model, batch, height, width, row_blocks=1, slots=1, times=batch, conditions=batch)
     rows.load(times, [labels])
     layout = RowLayout((Path.full(0, model.spec.depth),), model.spec.depth)
     return rows.forward(x, at_times(torch.arange(batch)), layout, torch.ones(batch, 1))

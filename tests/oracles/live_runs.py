@@ -6,7 +6,7 @@ from counted_rows import counted_rows, planned_rows
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 from segue import CFG, Engine, SkipLayer, Window
-from segue.engine.prompt_engine import PromptRun
+from segue.engine.prompts.engine import PromptRun
 from tests.tolerances import ATTACHED_RUN
 
 PROMPTS, NEGATIVE, SEEDS, STEPS = ["leaf", "bee"], "dull", [3, 4], 4

@@ -9,8 +9,8 @@ from torch import nn
 
 from segue import CFG, AutoGuidance, EarlyExit, Engine, Guidance, PerturbedLayers, SkipLayer
 from segue.engine.core import EngineCore
-from segue.engine.plan import Plan
-from segue.engine.program import Program
+from segue.engine.planning.plan import Plan
+from segue.engine.running.program import Program
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.spec import ModelSpec

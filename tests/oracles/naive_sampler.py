@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segue.engine.correction import OptimizedScale, RescaledDeviation
-from segue.engine.guidance import Branch, Exit, Guidance, Perturb
-from segue.engine.window import Window
+from segue.engine.rules.correction import OptimizedScale, RescaledDeviation
+from segue.engine.rules.guidance import Branch, Exit, Guidance, Perturb
+from segue.engine.rules.window import Window
 from segue.kernels.record import DIFFERENTIABLE
 from segue.models.rows import Segment
 from segue.models.sit import SiT

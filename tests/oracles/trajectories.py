@@ -17,8 +17,8 @@ from torch import Tensor
 
 from segue import CFG, SGG, Engine, SkipLayer
 from segue.engine.core import EngineCore
-from segue.engine.guidance import Perturb
-from segue.engine.schedule import linear
+from segue.engine.planning.schedule import linear
+from segue.engine.rules.guidance import Perturb
 from segue.kernels import judgement
 from segue.models.mmdit import TextCondition
 

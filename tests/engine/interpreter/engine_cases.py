@@ -7,7 +7,7 @@ from tiny_models import randomize, tiny_sit
 
 from segue import APG, CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
-from segue.engine.schedule import linear
+from segue.engine.planning.schedule import linear
 from segue.kernels.triton_runtime import interpreting, observe_launches
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec

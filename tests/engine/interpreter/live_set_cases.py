@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from live_sets import ARCHITECTURES, engine_of, every_branch, live_sets, load, many_branches
 
 from segue import CFG, SGG, AutoGuidance, SkipLayer
-from segue.engine.solvers import SOLVERS
+from segue.engine.planning.solvers import SOLVERS
 from segue.kernels.triton_runtime import interpreting, observe_launches
 
 DEVICE = "cpu" if interpreting() else "cuda"

@@ -39,6 +39,15 @@ def test_linear_gated_residual(shape, dtype, normal, judge):
     judge(mlp.linear_gated_residual_triton, mlp.linear_gated_residual, h, x, *layer(normal, inputs, outputs, dtype), gate)
 
 
+def test_a_long_sum_in_fp32_loses_nothing(device):
+    """1 and then 4095 terms that no sum beside 1 can hold, block by block; together they are 32 of its roundings."""
+    x = torch.full((1, 3, 4096), 2.0**-30, device=device)
+    x[..., 0] = 1.0
+    weight, nothing = torch.ones(5, 4096, device=device), torch.zeros(5, device=device)
+    y, _ = mlp.grouped_linear_triton(x, weight, nothing, x, weight, nothing)
+    assert (y.double() - (1 + 4095 * 2.0**-30)).abs().max() <= 2 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("text", [1, 33, 140])
 def test_two_streams_in_one_launch(text, gelu, dtype, normal, judge):

@@ -1,0 +1,199 @@
+"""``segue sample``, ``compare``, ``plan`` and ``doctor``: what the commands accept.
+
+Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
+"""
+
+import typer
+
+from . import options as o
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this folder to ``app``."""
+    for command in (sample, compare, plan, doctor):
+        app.command()(command)
+
+
+def sample(
+    model: o.ModelOption = None,
+    family: o.FamilyOption = None,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    linears: o.LinearsOption = None,
+    guidance: o.RuleOption = None,
+    scale: o.ScaleOption = None,
+    weight: o.WeightOption = None,
+    layers: o.LayersOption = None,
+    switch: o.SwitchOption = None,
+    exit_layer: o.ExitOption = None,
+    window: o.WindowOption = None,
+    delta: o.DeltaOption = None,
+    refresh: o.RefreshOption = None,
+    steps: o.StepsOption = None,
+    solver: o.SolverOption = None,
+    schedule: o.ScheduleOption = None,
+    classes: o.ClassesOption = None,
+    seeds: o.SeedsOption = None,
+    count: o.CountOption = None,
+    max_batch: o.MaxBatchOption = None,
+    check_finite: o.FiniteOption = None,
+    prompt: o.PromptOption = None,
+    negative_prompt: o.NegativeOption = None,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
+    image: o.ImageOption = None,
+    strength: o.StrengthOption = None,
+    out: o.OutOption = None,
+    grid: o.GridOption = None,
+    columns: o.ColumnsOption = None,
+    zoom: o.ZoomOption = None,
+    json: o.JsonOption = False,
+    picture: o.FromOption = None,
+) -> None:
+    """Draw pictures: by default one of each class with segmented guidance, into the folder out.
+
+    [bold]Examples[/bold]
+
+    segue sample
+
+    segue sample -g cfg --scale 4 --classes 3 --count 8
+
+    segue sample -g slg --layers 7-9 --classes "Acerites alba,Ficaria" --seeds 5 --out leaves.png
+
+    segue sample -g "cfg:scale=4,window=steps:1-14 + slg:weight=2,layers=7,8,window=steps:15-28"
+
+    segue sample --model sd3.5-medium/ --prompt "a storefront" --prompt "a cat" --num-images 2 --height 768 --width 1024
+
+    segue sample --model sd3.5-medium/ -g slg --prompt "a cat, oil on canvas" --image cat.png --strength 0.6
+
+    segue sample --from out/003-acerites-dentata-seed3.png --out again.png
+    """
+    from .redraw import redraw
+    from .sample import draw_pictures
+
+    source = o.Source(model, family, device, dtype, linears)
+    rule = o.RuleOptions.of(
+        guidance,
+        scale=scale,
+        weight=weight,
+        layers=layers,
+        switch=switch,
+        layer=exit_layer,
+        window=window,
+        delta=delta,
+        refresh=refresh,
+    )
+    run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
+    text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
+    output = o.Output(out, grid, columns, zoom, json)
+    if picture is not None:
+        redraw(picture, source, rule, run, output, text)
+    else:
+        draw_pictures(source, rule, run, output, text)
+
+
+def compare(
+    rules: o.RulesOption = None,
+    model: o.ModelOption = None,
+    family: o.FamilyOption = None,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    linears: o.LinearsOption = None,
+    steps: o.StepsOption = None,
+    solver: o.SolverOption = None,
+    schedule: o.ScheduleOption = None,
+    classes: o.ClassesOption = None,
+    seeds: o.SeedsOption = None,
+    count: o.CountOption = None,
+    max_batch: o.MaxBatchOption = None,
+    check_finite: o.FiniteOption = None,
+    prompt: o.PromptOption = None,
+    negative_prompt: o.NegativeOption = None,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
+    image: o.ImageOption = None,
+    strength: o.StrengthOption = None,
+    out: o.SheetOption = None,
+    zoom: o.ZoomOption = None,
+    json: o.JsonOption = False,
+) -> None:
+    """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
+
+    [bold]Examples[/bold]
+
+    segue compare --out demo.png
+
+    segue compare -r none -r cfg:scale=2 -r cfg:scale=4 --classes Betulina --count 3
+
+    segue compare --model sd3.5-medium/ --prompt "a storefront with a sign" --seeds 1-3
+
+    segue compare -r cfg -r "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
+    """
+    from .compare import compare_rules
+
+    run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
+    text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
+    source = o.Source(model, family, device, dtype, linears)
+    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json), text)
+
+
+def plan(
+    model: o.PlanModelOption = None,
+    family: o.FamilyOption = None,
+    guidance: o.RuleOption = None,
+    scale: o.ScaleOption = None,
+    weight: o.WeightOption = None,
+    layers: o.LayersOption = None,
+    switch: o.SwitchOption = None,
+    exit_layer: o.ExitOption = None,
+    window: o.WindowOption = None,
+    delta: o.DeltaOption = None,
+    refresh: o.RefreshOption = None,
+    steps: o.StepsOption = None,
+    solver: o.SolverOption = None,
+    schedule: o.ScheduleOption = None,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
+    json: o.JsonOption = False,
+) -> None:
+    """Show which branches run when, with which weights, and what it costs, without drawing.
+
+    [bold]Examples[/bold]
+
+    segue plan
+
+    segue plan -g cfg --scale 4 --window sigma:0.3,0.9 --steps 50 --solver heun
+
+    segue plan --model sd3.5-medium --height 768 --width 1344
+
+    segue plan --model DiT-XL/2 -g sgg:scale=4,weight=1.5,layers=10-12,switch=0.6 --json
+    """
+    from .show_plan import show_plan
+
+    rule = o.RuleOptions.of(
+        guidance,
+        scale=scale,
+        weight=weight,
+        layers=layers,
+        switch=switch,
+        layer=exit_layer,
+        window=window,
+        delta=delta,
+        refresh=refresh,
+    )
+    text = o.PromptOptions(height=height, width=width)
+    show_plan(o.Source(model, family), rule, o.RunOptions(steps, solver, schedule), text, json)
+
+
+def doctor(json: o.JsonOption = False) -> None:
+    """Show versions, devices, attention backends, the kernels chosen and why, the error of fp8, and the bundled models.
+
+    [bold]Examples[/bold]
+
+    segue doctor
+
+    segue doctor --json
+    """
+    from .doctor import show_report
+
+    show_report(json)

@@ -1,0 +1,79 @@
+"""``segue compare``: the same pictures by several rules on one sheet, with what each rule costs."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..files import whole_file
+from ..images import save_png
+from ..planning.plan import Plan
+from ..planning.plan_text import plan_dict
+from ..rules.presets import parse_rule
+from .jobs import Job, captions, name_of, open_job
+from .options import Output, PromptOptions, RunOptions, Source
+from .sample import check_output
+from .session import print_warnings
+from .sheets import Row, labelled_sheet
+
+DEFAULT_RULES = ("none", "cfg", "slg", "sgg")
+DEFAULT_SHEET = Path("out/compare.png")
+MOST_PICTURES = 12  # in a row where no classes are chosen
+
+
+def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, output: Output, text: PromptOptions) -> None:
+    """Check everything, draw row by row, then write the sheet and a JSON file of the same name."""
+    began = time.perf_counter()
+    out, folder = check_output(output, DEFAULT_SHEET)
+    if folder:
+        raise ValueError(f"a comparison is one PNG file, got {out}")
+    job = open_job(source, run, text, MOST_PICTURES)
+    parsed = [parse_rule(rule, job.spec) for rule in rules or DEFAULT_RULES]
+    plans = [job.plan(rule, run) for rule in parsed]
+    for rule, plan in zip(parsed, plans, strict=True):
+        print_warnings(plan, rule)
+    rows, entries = [], []
+    for rule, planned in zip(parsed, plans, strict=True):
+        job.warm_up(planned)
+        images, seconds, plan = job.draw(planned, bool(run.check_finite), rule.title)
+        cost = plan.cost
+        measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"
+        rows.append(Row(rule.title, images, rule.summary, measure))
+        entries.append({"rule": rule.text, "title": rule.title, "seconds": round(seconds, 3), "plan": plan_dict(plan)})
+    headers = captions(job.names, job.labels, job.seeds)
+    sheet = labelled_sheet(rows, output.zoom, headers, _title(job, plans[0]))
+    total = time.perf_counter() - began
+    record = {"origin": vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
+    record |= {"total_seconds": round(total, 3), "rules": entries}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    brief = {"sheet": record | {"rules": [entry["rule"] for entry in entries]}}
+    save_png(sheet, out, " | ".join(rule.text for rule in parsed), brief)
+    beside = out.with_suffix(".json")
+    with whole_file(beside) as part:
+        part.write_text(json.dumps(record) + "\n")
+    if output.json:
+        print(json.dumps({"files": [str(out), str(beside)]} | record))
+        return
+    _print_table(entries)
+    print(f"{len(job.labels)} pictures by {len(parsed)} rules in {total:.1f} s, in {out} and {beside}")
+
+
+def _title(job: Job, plan: Plan) -> str:
+    spec, seeds = job.spec, job.seeds
+    model = spec.name if len(set(job.labels)) > 1 else f"{spec.name}, {name_of(job.names, job.labels[0])}"
+    spread = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    schedule = f"{plan.schedule.steps} steps, {plan.solver.name} solver, {plan.schedule.name} schedule"
+    return f"{model}  |  {schedule}  |  {spread}  |  the same noise in every row"
+
+
+def _print_table(entries: Sequence[dict]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rule", "evaluations", "FLOPs / unguided", "seconds"):
+        table.add_column(heading, justify="left" if heading == "rule" else "right", overflow="fold")
+    for entry in entries:
+        cost = entry["plan"]["cost"]
+        table.add_row(entry["rule"], str(cost["evaluations"]), f"{cost['relative']:.2f}", f"{entry['seconds']:.2f}")
+    Console().print(table)

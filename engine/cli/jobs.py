@@ -1,0 +1,270 @@
+"""A set of pictures to draw, by class or by prompt: everything is checked before any weights of an SD3 are loaded."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from segue.models.spec import ModelSpec
+
+from ..core import EngineCore
+from ..device import resolve_device, resolve_dtype
+from ..engine import Engine
+from ..linears import check_linears
+from ..planning.plan import Plan
+from ..planning.plan_text import plan_dict
+from ..prompts.encoding import PromptEmbeddings, check_prompts
+from ..prompts.planning import latent_size, resolve_prompt_plan
+from ..prompts.saved_pipeline import SavedSD3
+from ..prompts.vae import draw_start, load_images
+from ..rules.presets import ParsedRule
+from ..sources import is_sd3_pipeline, local_source
+from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
+from .prompt_session import draw_prompts, warm_up_prompts
+from .provenance import Origin, Record
+from .records import PromptRecord, file_digest
+from .selection import pair_samples
+from .session import (
+    Drawn,
+    check_batch,
+    choose_samples,
+    choose_seeds,
+    draw_labels,
+    make_plan,
+    open_engine,
+    refuse_size,
+    warm_up_labels,
+)
+
+CAPTION_LENGTH = 48
+MOST_CLASSES = 24  # how many are drawn where none are chosen
+
+
+class _Job:
+    """What both kinds of job share; they add ``plan``, ``warm_up``, ``draw``, ``texts`` and ``RECORD``."""
+
+    RECORD: type[Record]
+
+    def origin(self) -> Origin:
+        """Where the networks came from."""
+        return Origin.of(self.engine, self.source.model or DEFAULT_MODEL, self.source.family)
+
+    def record(self, rule: ParsedRule, plan: Plan) -> Record:
+        """What the pictures of a run record."""
+        count = len(self.labels)
+        max_batch, samples = min(self.max_batch or count, count), (tuple(self.labels), tuple(self.seeds))
+        return self.RECORD(self.origin(), rule.text, plan_dict(plan), *samples, max_batch, **self.texts())
+
+
+@dataclass
+class ClassJob(_Job):
+    """Pictures of classes; ``labels`` and ``seeds`` one of each per picture."""
+
+    RECORD = Record
+
+    source: Source
+    engine: Engine
+    labels: list[int]
+    seeds: list[int]
+    max_batch: int | None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.engine.spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the labels are called; empty if they have no names."""
+        return self.spec.class_names
+
+    def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
+        return make_plan(self.engine, rule, run)
+
+    def warm_up(self, plan: Plan) -> None:
+        """Build what a run needs before its clock starts."""
+        warm_up_labels(self.engine, plan, self.labels, self.seeds, self.max_batch)
+
+    def draw(self, plan: Plan, check_finite: bool = False, title: str = "") -> Drawn:
+        return draw_labels(self.engine, plan, self.labels, self.seeds, self.max_batch, check_finite, title)
+
+    def texts(self) -> dict[str, Any]:
+        """What to record beside labels and seeds."""
+        return {}
+
+
+@dataclass
+class PromptJob(_Job):
+    """Pictures of prompts; ``labels`` are indices into ``prompts``.  The pipeline is loaded when it is first needed.
+
+    ``latent`` is the latent size (height, width); ``image`` the picture to start from, ``strength`` how much of it to redraw.
+    """
+
+    RECORD = PromptRecord
+
+    source: Source
+    saved: SavedSD3
+    prompts: list[str]
+    negatives: list[str]
+    labels: list[int]
+    seeds: list[int]
+    max_batch: int | None
+    latent: tuple[int, int]
+    image: Path | None = None
+    strength: float = 1.0
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.saved.spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The prompts, on one line and cut to the length of a caption."""
+        return tuple(textwrap.shorten(prompt, CAPTION_LENGTH, placeholder="...") for prompt in self.prompts)
+
+    def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
+        options = (run.steps, run.schedule, run.solver, *self.latent, self.strength)
+        return resolve_prompt_plan({"main": self.spec}, self.saved.scheduler, rule.guidance, *options)
+
+    @cached_property
+    def engine(self) -> EngineCore:
+        device = resolve_device(self.source.device)
+        return Engine.from_pretrained(
+            local_source(self.source.model),
+            device=device,
+            dtype=resolve_dtype(self.source.dtype, device),
+            linears=self.source.linears or DEFAULT_LINEARS,
+        )
+
+    @cached_property
+    def embeddings(self) -> PromptEmbeddings:
+        """Those of every picture; the text encoders are freed after them."""
+        encoded = self.engine.encode(self.prompts, self.negatives)
+        self.engine.free_text_encoders()
+        return encoded.select(self.labels)
+
+    @cached_property
+    def start(self) -> dict[str, Tensor]:
+        """Clean latents to start from and the noise that goes with them; empty where there is no picture."""
+        if self.image is None:
+            return {}
+        with Image.open(self.image) as file:
+            pixels = load_images(self.engine.pipe, file.convert("RGB"), *self.latent)
+        latents, noise = draw_start(self.engine.pipe, pixels, self.seeds)
+        return {"latents": latents, "noise": noise}
+
+    def warm_up(self, plan: Plan) -> None:
+        """Build what a run needs before its clock starts."""
+        warm_up_prompts(self.engine, plan, self.embeddings, self.seeds, self.max_batch)
+
+    def draw(self, plan: Plan, check_finite: bool = False, title: str = "") -> Drawn:
+        options = (self.max_batch, check_finite, title or self.spec.name)
+        return draw_prompts(self.engine, plan, self.embeddings, self.seeds, self.start, *options)
+
+    def texts(self) -> dict[str, Any]:
+        """What to record beside labels and seeds."""
+        start = None
+        if self.image is not None:
+            start = {"file": str(self.image), "sha256": file_digest(self.image), "strength": self.strength}
+        height, width = (side * self.saved.factor for side in self.latent)
+        prompts = {"prompts": tuple(self.prompts), "negative_prompts": tuple(self.negatives)}
+        return prompts | {"pixels": (width, height), "start": start}
+
+
+Job = ClassJob | PromptJob
+
+
+def open_job(source: Source, run: RunOptions, text: PromptOptions, most: int = MOST_CLASSES) -> Job:
+    """The pictures that the options ask for; ``most``: how many classes where none are chosen."""
+    refuse_size(source.model or DEFAULT_MODEL)
+    model = local_source(source.model or DEFAULT_MODEL)
+    saved = SavedSD3.read(model)
+    if saved is not None:
+        return _prompt_job(source, saved, is_sd3_pipeline(model), run, text)
+    engine = open_engine(source)
+    refuse_prompts(engine.spec, text)
+    check_batch(run.max_batch)
+    labels, seeds = choose_samples(engine.spec, run, most)
+    return ClassJob(source, engine, labels, seeds, run.max_batch)
+
+
+def _prompt_job(source: Source, saved: SavedSD3, whole: bool, run: RunOptions, text: PromptOptions) -> PromptJob:
+    name = saved.spec.name
+    if run.classes is not None:
+        raise ValueError(f"{name} draws from prompts and has no classes, got {run.classes!r}; choose with --prompt")
+    if not whole:
+        raise ValueError(f"{source.model} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
+    if source.family is not None:
+        raise ValueError(f"{name} states what it is; --family {source.family} does not apply")
+    if not text.prompt:
+        raise ValueError(f"{name} draws from prompts: give at least one --prompt")
+    device = resolve_device(source.device)
+    check_linears(source.linears or DEFAULT_LINEARS, device, resolve_dtype(source.dtype, device))
+    check_batch(run.max_batch)
+    prompts = check_prompts(text.prompt)
+    negative = text.negative_prompt or [""]
+    negatives = check_prompts(negative[0] if len(negative) == 1 else negative, len(prompts))
+    labels, seeds = pair_samples(list(range(len(prompts))), choose_seeds(run), 1 if run.count is None else run.count)
+    latent = latent_size(saved.spec, saved.factor, text.height, text.width)
+    strength = _check_start(text)
+    return PromptJob(source, saved, prompts, negatives, labels, seeds, run.max_batch, latent, text.image, strength)
+
+
+def _check_start(text: PromptOptions) -> float:
+    """The strength; raises ``ValueError`` or ``OSError`` unless the picture to start from can be read."""
+    if text.image is None:
+        if text.strength is not None:
+            raise ValueError(f"--strength {text.strength} needs a picture to start from: give --image")
+        return 1.0
+    with Image.open(text.image) as file:
+        file.load()
+    return DEFAULT_STRENGTH if text.strength is None else text.strength
+
+
+def refuse_prompts(spec: ModelSpec, text: PromptOptions) -> None:
+    """Raise ``ValueError`` for any option that class-label models do not take."""
+    for option, value in vars(text).items():
+        if value is not None:
+            shown = value[0] if isinstance(value, list) else value
+            shown = repr(shown) if isinstance(shown, str) else shown
+            words = option.replace("_", " ")
+            raise ValueError(f"{spec.name} is a class-label model and takes no {words}, got {shown}; choose with --classes")
+
+
+def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
+    """The pictures of a record; ``image`` says where the picture that they started from is now."""
+    samples = (list(record.labels), list(record.seeds), record.max_batch)
+    if not isinstance(record, PromptRecord):
+        if image is not None:
+            raise ValueError(f"the record tells of no picture to start from; leave --image {image} out")
+        return ClassJob(source, open_engine(source), *samples)
+    model = local_source(source.model)
+    saved = SavedSD3.read(model)
+    if saved is None or not is_sd3_pipeline(model):
+        raise ValueError(f"the picture was drawn from a prompt, and {source.model} is no SD3 pipeline")
+    if image is not None and record.start is None:
+        raise ValueError(f"the record tells of no picture to start from; leave --image {image} out")
+    strength = 1.0
+    if record.start is not None:
+        image, strength = image or Path(record.start["file"]), record.start["strength"]
+        if file_digest(image) != record.start["sha256"]:
+            raise ValueError(f"{image} is not the picture that the recorded run started from")
+    latent = (record.plan["height"], record.plan["width"])
+    texts = (list(record.prompts), list(record.negative_prompts))
+    return PromptJob(source, saved, *texts, *samples, latent, image, strength)
+
+
+def captions(names: Sequence[str], labels: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    """What to write at each picture: its class or prompt, or its seed where all are of one."""
+    if len(set(labels)) == 1 and len(labels) > 1:
+        return [f"seed {seed}" for seed in seeds]
+    return [name_of(names, label) for label in labels]
+
+
+def name_of(names: Sequence[str], label: int) -> str:
+    """What to call a class or prompt."""
+    return names[label] if names else f"class {label}"

@@ -1,0 +1,58 @@
+"""Drawing a planned run of prompts for the command line: with progress, timed, decoded batch by batch."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..planning.plan import Plan
+from ..prompts.encoding import PromptEmbeddings
+from ..prompts.engine import PromptEngine
+from ..running.progress import progress_bar
+from .session import Drawn, batch_sizes
+
+
+def draw_prompts(
+    engine: PromptEngine,
+    plan: Plan,
+    embeddings: PromptEmbeddings,
+    seeds: Sequence[int],
+    start: Mapping[str, Tensor],
+    max_batch: int | None,
+    check_finite: bool,
+    title: str,
+) -> Drawn:
+    """The pictures of a planned run; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
+    chunk = max_batch or len(seeds)
+    with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
+        began = time.perf_counter()
+        run = engine.sample(
+            embeddings,
+            plan.guidance,
+            schedule=plan.schedule,
+            solver=plan.solver,
+            height=plan.height,
+            width=plan.width,
+            seeds=seeds,
+            max_batch=max_batch,
+            callback=lambda _: advance(),
+            check_finite=check_finite,
+            **start,
+        )
+        run.latents.cpu()  # waits for the device
+        seconds = time.perf_counter() - began
+    return Drawn(engine.decode(run.latents, chunk), seconds, run.plan)
+
+
+def warm_up_prompts(
+    engine: PromptEngine, plan: Plan, embeddings: PromptEmbeddings, seeds: Sequence[int], max_batch: int | None
+) -> None:
+    """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
+    tokens = embeddings.positive.context.shape[1]
+    settings = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
+    exact = engine.plan(plan.guidance, **settings, text_tokens=tokens)
+    for size in batch_sizes(len(seeds), max_batch):
+        program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))
+        for live in exact.live_sets:
+            program.advance(live)
+        engine.release(program)

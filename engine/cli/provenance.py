@@ -1,0 +1,177 @@
+"""What a picture records about how it was made, and the way back from the record to the picture."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..core import EngineCore
+from ..planning.plan import Plan
+from ..planning.schedule import Schedule
+from ..rules.presets import ParsedRule, parse_rule
+
+FORMAT = 1
+VALUES_PER_TENSOR = 64
+PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
+
+
+def fingerprint(models: Mapping[str, nn.Module]) -> str:
+    """16 hexadecimal digits that differ between networks of different shape or training: every tensor, a few values each."""
+    digest = hashlib.sha256()
+    for network, model in models.items():
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{network} {name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            values = tensor.detach().flatten()
+            few = values[:: max(1, values.numel() // VALUES_PER_TENSOR)][:VALUES_PER_TENSOR]
+            digest.update(few.to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The networks of a picture: where they were loaded from, how, and what they were."""
+
+    source: str
+    family: str | None
+    model: str
+    weights: str
+    device: str
+    dtype: str
+    linears: str = "native"
+
+    @classmethod
+    def of(cls, engine: EngineCore, source: str, family: str | None) -> "Origin":
+        dtype = str(engine.dtype).removeprefix("torch.")
+        return cls(source, family, engine.spec.name, fingerprint(engine.models), engine.device.type, dtype, engine.linears)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How pictures were made: enough to make them again, pixel for pixel, on the same kind of machine.
+
+    ``labels`` and ``seeds`` are those of the batches that were run; ``index`` picks the one picture in them, or is None
+    where the file shows all of them in a grid, ``layout`` being its columns and zoom.
+    """
+
+    origin: Origin
+    rule: str
+    plan: Mapping[str, Any]
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    max_batch: int
+    index: int | None = None
+    layout: tuple[int, int] | None = None
+
+    def to_dict(self) -> dict:
+        """Plain numbers and strings."""
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        versions = {"segue": version("segue"), "torch": torch.__version__, "python": platform.python_version()}
+        return {"format": FORMAT, "versions": versions} | record | {"origin": vars(self.origin)}
+
+    @classmethod
+    def from_dict(cls, record: Any, name: str) -> "Record":
+        """The record of the file ``name``; ``ValueError`` if it is not one that this version can redraw."""
+        try:
+            if "sheet" in record:
+                raise ValueError("it is a sheet of several rules, which segue compare draws")
+            if record["format"] != FORMAT:
+                raise ValueError(f"its format is {record['format']!r}, not {FORMAT}")
+            values = {field.name: record[field.name] for field in fields(cls)}
+            made = cls(**values | {"origin": Origin(**record["origin"])})
+            made._check()
+            return made
+        except KeyError as error:
+            raise ValueError(f"{name} holds no record that can be redrawn: it lacks {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} holds no record that can be redrawn: {error}") from None
+
+    def _check(self) -> None:
+        """Raise ``ValueError`` or ``KeyError`` for what no picture of ours can hold; the engine checks the values."""
+        for name in ("labels", "seeds"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not all(type(value) is int for value in values) or not values:
+                raise ValueError(f"its {name} are {values!r}")
+        if len(self.labels) != len(self.seeds) or type(self.max_batch) is not int or self.max_batch < 1:
+            raise ValueError(f"{len(self.labels)} labels, {len(self.seeds)} seeds and batches of {self.max_batch!r} do not fit")
+        if self.index is not None and self.index not in range(len(self.labels)):
+            raise ValueError(f"its index {self.index!r} is out of range")
+        if self.index is None and not (isinstance(self.layout, list) and len(self.layout) == 2):
+            raise ValueError(f"its layout is {self.layout!r}")
+        for key in PLAN_KEYS:
+            _ = self.plan[key]
+
+    def part(self, index: int) -> "Record":
+        """The record of one picture of a run: the batch it was drawn in and its place there."""
+        first = index // self.max_batch * self.max_batch
+        batch = slice(first, first + self.max_batch)
+        labels, seeds = self.labels[batch], self.seeds[batch]
+        return replace(self, labels=labels, seeds=seeds, index=index - first)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture in pixels."""
+        return self.plan["width"], self.plan["height"]
+
+    def shown_labels(self) -> list[int]:
+        """The labels of the pictures in the file: of one, or of all in a grid."""
+        return list(self.labels) if self.index is None else [self.labels[self.index]]
+
+    def described(self, names: tuple[str, ...]) -> str:
+        """What the file shows; ``names`` are those of the model's classes."""
+        return ", ".join(dict.fromkeys(names[label] if names else f"class {label}" for label in self.shown_labels()))
+
+    def further_parameters(self) -> dict[str, Any]:
+        """Pairs of the ``parameters`` chunk beyond those of every picture."""
+        return {}
+
+    def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
+        """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
+        weights = fingerprint(engine.models)
+        if weights != self.origin.weights:
+            raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
+        rule = parse_rule(self.rule)
+        recorded = self.plan
+        schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
+        plan = engine.plan(
+            rule.guidance, schedule=schedule, solver=recorded["solver"], height=recorded["height"], width=recorded["width"]
+        )
+        for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
+            if not _same_numbers(found, recorded[table]):
+                raise ValueError(
+                    f"this version of Segue resolves the {table} of {self.rule!r} differently from the recorded plan"
+                )
+        return rule, plan
+
+
+def _same_numbers(found: np.ndarray, recorded: Any) -> bool:
+    """Equal but for the last digits, which differ between machines; both are computed in fp64."""
+    recorded = np.array(recorded, dtype=np.float64).reshape(-1)
+    return recorded.size == found.size and bool(np.allclose(found.reshape(-1), recorded, rtol=1e-9, atol=1e-12))
+
+
+def parameters_text(record: Record, names: tuple[str, ...]) -> str:
+    """The ``parameters`` chunk that picture browsers show: a description, then ``Key: value`` pairs on one line.
+
+    The keys are those of the AUTOMATIC1111 web UI, so that its readers find steps, sampler, seed and size.
+    """
+    plan = record.plan
+    pairs = {
+        "Steps": plan["steps"],
+        "Sampler": plan["solver"],
+        "Schedule type": plan["schedule"],
+        "Guidance": json.dumps(record.rule),
+        "Seed": record.seeds[record.index or 0],
+        "Size": "{}x{}".format(*record.size),
+        "Model hash": record.origin.weights,
+        "Model": record.origin.model,
+        **record.further_parameters(),
+        "Version": f"segue {version('segue')}",
+    }
+    return record.described(names) + "\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())

@@ -1,0 +1,57 @@
+"""``segue sample --from``: a picture drawn again from the record inside its file."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import ImageChops
+
+from ..images import read_png, save_png
+from .jobs import recorded_job
+from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
+from .provenance import parameters_text
+from .records import read_record
+from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name
+
+
+def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
+    """Draw what ``path`` records and write it.
+
+    ``--model`` and ``--device`` may say where the same weights are and run, ``--image`` where the same start picture is.
+    """
+    _refuse_options(source, rule, run, output, text)
+    out, folder = check_output(output, DEFAULT_OUT)
+    original, chunk = read_png(path)
+    record = read_record(chunk, str(path))
+    origin = record.origin
+    model, family = (source.model, source.family) if source.model else (origin.source, origin.family)
+    job = recorded_job(record, Source(model, family, source.device, origin.dtype, origin.linears), text.image)
+    _, plan = record.resolve(job.engine)
+    device = job.engine.device.type
+    if device != origin.device:
+        print(f"warning: drawn on {origin.device} before and on {device} now; roundings may differ", file=sys.stderr)
+    images, seconds, _ = job.draw(plan)
+    if record.index is None:
+        image, name = draw_grid(images, record, job.names), "grid.png"
+    else:
+        image = images[record.index]
+        name = picture_name(job.names, record.labels[record.index], record.seeds[record.index])
+    identical = image.size == original.size and ImageChops.difference(image, original).getbbox() is None
+    file = out / name if folder else out
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_png(image, file, parameters_text(record, job.names), record.to_dict())
+    if output.json:
+        print(json.dumps({"files": [str(file)], "identical": identical, "seconds": round(seconds, 3)} | record.to_dict()))
+    else:
+        print(f"{file}: {'identical to' if identical else 'differs from'} {path}, {seconds:.1f} s")
+
+
+def _refuse_options(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
+    """Raise ``ValueError`` for an option whose value the record holds."""
+    given = asdict(run) | {"guidance": rule.text, "dtype": source.dtype, "grid": output.grid} | rule.flags
+    given |= {"linears": source.linears}
+    given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--from takes --{name.replace('_', '-')} from the picture; leave {value!r} out")

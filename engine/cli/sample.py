@@ -1,0 +1,90 @@
+"""``segue sample``: pictures into a folder, each with the record it can be drawn again from."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from ..files import check_writable
+from ..images import save_png
+from .jobs import captions, open_job
+from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
+from .provenance import Record, parameters_text
+from .session import choose_rule, print_warnings
+from .sheets import default_columns, default_zoom, picture_grid
+
+DEFAULT_OUT = Path("out")
+OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
+    """Check everything, then draw, then write."""
+    out, folder = check_output(output, DEFAULT_OUT)
+    job = open_job(source, run, text)
+    parsed = choose_rule(rule, job.spec)
+    plan = job.plan(parsed, run)
+    check_fit(out, folder, len(job.labels), output)
+    print_warnings(plan, parsed)
+    if text.negative_prompt and "uncond" not in plan.conditions:
+        print(f"warning: {parsed.text} has no unconditional branch: the negative prompt changes nothing", file=sys.stderr)
+    images, seconds, plan = job.draw(plan, bool(run.check_finite))
+    record = job.record(parsed, plan)
+    files = write_pictures(images, record, job.names, out, folder, output)
+    if output.json:
+        summary = {"files": [str(file) for file in files], "seconds": round(seconds, 3)} | record.to_dict()
+        print(json.dumps(summary))
+    else:
+        cost = plan.cost
+        print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {seconds:.1f} s")
+        print(f"{len(images)} picture{'s' * (len(images) != 1)} in {out}" + (f", all in {files[-1]}" if len(files) > 1 else ""))
+
+
+def check_output(output: Output, default: Path) -> tuple[Path, bool]:
+    """Where to write and whether that is a folder; ``ValueError`` or ``OSError`` if nothing can be written there."""
+    out = output.out or default
+    if out.suffix.lower() in OTHER_FORMATS:
+        raise ValueError(f"pictures are written as PNG, which carries their record, got {out}")
+    folder = out.suffix.lower() != ".png"
+    check_writable(out, folder)
+    return out, folder
+
+
+def check_fit(out: Path, folder: bool, count: int, output: Output) -> None:
+    """Raise ``ValueError`` for several pictures in one file without a grid."""
+    if not folder and count > 1 and output.grid is False:
+        raise ValueError(f"{count} pictures without a grid need a folder, got the file {out}")
+
+
+def write_pictures(
+    images: list[Image.Image], record: Record, names: tuple[str, ...], out: Path, folder: bool, output: Output
+) -> list[Path]:
+    """Write the pictures of a run, and their grid; returns the files."""
+    out_folder = out if folder else out.parent
+    out_folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    if folder or len(images) == 1:
+        for index, image in enumerate(images):
+            part = record.part(index)
+            files.append(out / picture_name(names, record.labels[index], record.seeds[index]) if folder else out)
+            save_png(image, files[-1], parameters_text(part, names), part.to_dict())
+    if len(images) > 1 and output.grid is not False:
+        layout = (output.columns or default_columns(len(images)), output.zoom or default_zoom(images[0]))
+        whole = replace(record, layout=layout)
+        files.append(out / "grid.png" if folder else out)
+        save_png(draw_grid(images, whole, names), files[-1], parameters_text(whole, names), whole.to_dict())
+    return files
+
+
+def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...]) -> Image.Image:
+    """The captioned grid of a run."""
+    columns, zoom = record.layout
+    return picture_grid(images, captions(names, record.labels, record.seeds), columns, zoom)
+
+
+def picture_name(names: tuple[str, ...], label: int, seed: int) -> str:
+    """``003-acerites-dentata-seed7.png``."""
+    slug = "-".join(re.findall(r"[a-z0-9]+", names[label].lower() if names else ""))[:40]
+    return "-".join(filter(None, (f"{label:03d}", slug, f"seed{seed}"))) + ".png"

@@ -1,0 +1,144 @@
+"""What the drawing commands share: opening a model, choosing samples, running with progress, timing."""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
+from segue.models.sizes import FAMILIES, family_spec
+from segue.models.spec import ModelSpec, SiTSpec
+
+from ..device import resolve_device, resolve_dtype
+from ..engine import Engine
+from ..images import check_pixels
+from ..planning.plan import Plan
+from ..rules.integers import parse_integers
+from ..rules.presets import ParsedRule, parse_rule
+from ..running.progress import progress_bar
+from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .selection import pair_samples, parse_labels
+
+_PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
+
+
+def open_engine(source: Source) -> Engine:
+    """The engine of a class-label model whose latents are pixels; ``ValueError`` or ``OSError`` otherwise."""
+    device = resolve_device(source.device)
+    dtype = resolve_dtype(source.dtype, device)
+    name = source.model or DEFAULT_MODEL
+    refuse_size(name)
+    linears = source.linears or DEFAULT_LINEARS
+    engine = Engine.from_pretrained(name, family=source.family, device=device, dtype=dtype, linears=linears)
+    if not isinstance(engine.spec, SiTSpec):
+        raise ValueError(f"{name!r} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
+    check_pixels(engine.spec.channels)
+    return engine
+
+
+def refuse_size(name: str) -> None:
+    """Raise ``ValueError`` for a published size, which has no weights."""
+    if published_spec(name):
+        raise ValueError(f"{name} is a size, which segue plan takes; drawing needs a checkpoint")
+
+
+def published_spec(name: str) -> ModelSpec | None:
+    """The spec of a published size such as ``SiT-XL/2-512`` or ``sd3.5-medium``, or None for any other name."""
+    if name.lower() in SD3_SIZES:
+        return None if Path(name).exists() else sd3_spec(name.lower())
+    match = _PUBLISHED.fullmatch(name)
+    if not match:
+        return None
+    family, size, pixels = match.groups()
+    return family_spec(family.lower(), size.upper(), int(pixels or 256))
+
+
+def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule:
+    return parse_rule(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
+
+
+def check_batch(max_batch: int | None) -> None:
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max-batch must be at least 1, got {max_batch}")
+
+
+def choose_samples(spec: SiTSpec, run: RunOptions, most: int) -> tuple[list[int], list[int]]:
+    """Labels and seeds, one of each per picture; without ``--classes``, at most ``most`` classes evenly chosen."""
+    if run.classes is None:
+        labels = list(range(0, spec.num_classes, -(-spec.num_classes // most)))
+    else:
+        labels = parse_labels(run.classes, spec.num_classes, spec.class_names, spec.name)
+    return pair_samples(labels, choose_seeds(run), 1 if run.count is None else run.count)
+
+
+def choose_seeds(run: RunOptions) -> list[int]:
+    try:
+        return parse_integers("0" if run.seeds is None else run.seeds)
+    except ValueError as error:
+        raise ValueError(f"seeds: {error}") from None
+
+
+def make_plan(engine: Engine, rule: ParsedRule, run: RunOptions) -> Plan:
+    return engine.plan(rule.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
+
+
+def print_warnings(plan: Plan, rule: ParsedRule) -> None:
+    for warning in plan.warnings:
+        print(f"warning: {rule.text}: {warning}", file=sys.stderr)
+
+
+class Drawn(NamedTuple):
+    """The pictures of a run, the seconds that sampling took, and the plan that was run."""
+
+    images: list[Image.Image]
+    seconds: float
+    plan: Plan
+
+
+def draw_labels(
+    engine: Engine,
+    plan: Plan,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    max_batch: int | None,
+    check_finite: bool = False,
+    title: str = "",
+) -> Drawn:
+    """The pictures of a planned run; a bar on stderr if that is a terminal."""
+    batches = -(-len(labels) // (max_batch or len(labels)))
+    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance:
+        began = time.perf_counter()
+        run = engine.sample(
+            labels,
+            plan.guidance,
+            schedule=plan.schedule,
+            solver=plan.solver,
+            height=plan.height,
+            width=plan.width,
+            seeds=seeds,
+            max_batch=max_batch,
+            callback=lambda _: advance(),
+            check_finite=check_finite,
+        )
+        run.latents.cpu()  # waits for the device
+        seconds = time.perf_counter() - began
+    return Drawn(run.images, seconds, run.plan)
+
+
+def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
+    """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
+    for size in batch_sizes(len(labels), max_batch):
+        program = engine.load(plan, labels[:size], seeds[:size], engine.draw_noise(plan, seeds[:size]))
+        for live in plan.live_sets:
+            program.advance(live)
+        engine.release(program)
+
+
+def batch_sizes(count: int, max_batch: int | None) -> set[int]:
+    """The sizes of the batches that ``count`` samples are drawn in."""
+    chunk = max_batch or count
+    return {min(chunk, count), count % chunk} - {0}

@@ -1,0 +1,70 @@
+"""``segue plan``: who runs when and what it costs."""
+
+import json
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.spec import ModelSpec
+from segue.models.weights import load_model
+
+from ..core import resolve_plan
+from ..planning.plan import Plan
+from ..planning.plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
+from ..prompts.planning import latent_size, resolve_prompt_plan
+from ..prompts.saved_pipeline import SavedSD3
+from .jobs import refuse_prompts
+from .options import DEFAULT_MODEL, DEFAULT_SOLVER, PromptOptions, RuleOptions, RunOptions, Source
+from .session import choose_rule, published_spec
+
+SD3_SCHEDULE = "shift"  # that of every published SD3's scheduler, for one that has none beside it
+
+
+def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOptions, as_json: bool) -> None:
+    saved = SavedSD3.read(source.model or DEFAULT_MODEL)
+    if saved is not None and source.family:
+        raise ValueError(f"{source.model} states what it is; --family {source.family} does not apply")
+    specs = find_specs(source) if saved is None else {"main": saved.spec}
+    if saved is None and isinstance(specs["main"], MMDiTSpec):
+        saved = SavedSD3(specs["main"])
+    parsed = choose_rule(rule, specs["main"])
+    if saved is None:
+        refuse_prompts(specs["main"], text)
+        plan = resolve_plan(specs, parsed.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
+    else:
+        schedule = SD3_SCHEDULE if saved.scheduler is None and run.schedule is None else run.schedule
+        size = latent_size(saved.spec, saved.factor, text.height, text.width)
+        plan = resolve_prompt_plan(specs, saved.scheduler, parsed.guidance, run.steps, schedule, run.solver, *size)
+    if as_json:
+        print(json.dumps({"rule": parsed.text} | plan_dict(plan)))
+    else:
+        _print_plan(plan, parsed.text)
+
+
+def find_specs(source: Source) -> Mapping[str, ModelSpec]:
+    """The specs of a model and of its guidance networks; a published size such as ``SiT-XL/2-512`` needs no weights."""
+    name = source.model or DEFAULT_MODEL
+    published = published_spec(name)
+    if published:
+        if source.family:
+            raise ValueError(f"{name} names its family; --family {source.family} does not apply")
+        return {"main": published}
+    model, others = load_model(name, source.family)
+    return {"main": model.spec} | {network: other.spec for network, other in others.items()}
+
+
+def _print_plan(plan: Plan, rule: str) -> None:
+    console = Console()
+    table = Table()
+    for name in COLUMNS:
+        last = name == COLUMNS[-1]
+        table.add_column(name, justify="left" if last else "right", no_wrap=not last)
+    for cells in run_cells(plan):
+        table.add_row(*cells)
+    for line in (heading(plan), f"rule: {rule}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    for line in (cost_text(plan), *(f"warning: {warning}" for warning in plan.warnings)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Who runs when, with which numbers: schedules, solvers, term weights, plans."""

@@ -1,0 +1,145 @@
+"""Noise levels of a run: a decreasing list of sigmas, from the first level to the last (0 for a finished sample)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..numeric_input import whole_number
+
+
+def check_steps(steps: int) -> int:
+    """Return ``steps`` if it is a positive integer, else raise."""
+    steps = whole_number(steps, "steps must be an integer")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return steps
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``steps + 1`` noise levels, strictly decreasing, inside [0, 1]; taken as they are."""
+
+    sigmas: tuple[float, ...]
+    name: str = "list"
+
+    def __post_init__(self):
+        sigmas = tuple(float(sigma) for sigma in self.sigmas)
+        object.__setattr__(self, "sigmas", sigmas)
+        if len(sigmas) < 2:
+            raise ValueError(f"a schedule needs at least two noise levels, got {len(sigmas)}")
+        for sigma in sigmas:
+            if not math.isfinite(sigma) or not 0 <= sigma <= 1:
+                raise ValueError(f"a noise level must lie in [0, 1], got {sigma}")
+        for first, second in zip(sigmas, sigmas[1:], strict=False):
+            if second >= first:
+                raise ValueError(f"noise levels must decrease, got {first:.6g} followed by {second:.6g}")
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def array(self) -> np.ndarray:
+        return np.array(self.sigmas, dtype=np.float64)
+
+    def truncate(self, strength: float) -> "Schedule":
+        """The last steps, as image-to-image runs them: ``steps - floor(steps (1 - strength))``, diffusers' count."""
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {strength}")
+        skipped = int(max(self.steps - self.steps * strength, 0))
+        return Schedule(self.sigmas[skipped:], self.name)
+
+
+def linear(steps: int, start: float = 1.0) -> Schedule:
+    """Evenly spaced levels from ``start`` to 0."""
+    return Schedule(tuple(np.linspace(start, 0.0, check_steps(steps) + 1)), "linear")
+
+
+def flow_shift(steps: int, shift: float = 3.0) -> Schedule:
+    """Levels ``s t / (1 + (s - 1) t)`` for evenly spaced ``t`` from 1 to 0.  Source: SD3 (arXiv 2403.03206), eq. 23."""
+    if not math.isfinite(shift) or shift <= 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    t = np.linspace(1.0, 0.0, check_steps(steps) + 1)
+    return Schedule(tuple(shift * t / (1 + (shift - 1) * t)), f"shift {shift:g}")
+
+
+def resolution_shift(
+    steps: int, tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)
+) -> Schedule:
+    """Shift ``e^mu`` with ``mu`` linear in the number of image tokens through ``base`` and ``top`` = (tokens, mu).
+
+    Source: the dynamic shift of diffusers' flow-matching scheduler (exponential form).
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    (t0, mu0), (t1, mu1) = base, top
+    mu = mu0 + (mu1 - mu0) * (tokens - t0) / (t1 - t0)
+    return Schedule(flow_shift(steps, math.exp(mu)).sigmas, f"shift for {tokens} tokens")
+
+
+def from_sigmas(sigmas: Sequence[float]) -> Schedule:
+    """Any list of levels; its last entry is the level of the result (0 for a finished sample)."""
+    return Schedule(tuple(float(sigma) for sigma in sigmas))
+
+
+def from_scheduler(scheduler) -> Schedule:
+    """The levels of a diffusers flow-matching scheduler after ``set_timesteps``, as they are (never recomputed)."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        raise TypeError(f"{type(scheduler).__name__} has no sigmas; a flow-matching scheduler is needed")
+    distinct = [float(sigmas[0])]
+    distinct += [float(b) for a, b in zip(sigmas[:-1], sigmas[1:], strict=True) if float(a) != float(b)]  # Heun repeats
+    return Schedule(tuple(distinct), type(scheduler).__name__)
+
+
+NAMED = ("linear", "shift", "resolution", "native")
+
+
+def resolve_schedule(schedule, steps: int | None, solver, parameterization, tokens: int) -> Schedule:
+    """A Schedule from a name, a list of levels or a Schedule; None is the model's own.
+
+    ``native`` is linear for flow models and evenly spaced chain indices for discrete ones; ``shift`` is 3, ``shift=2.5``
+    another; ``resolution`` depends on the number of image tokens.  ``steps`` (default 28) must agree with a given list.
+    """
+    if schedule is not None and not isinstance(schedule, str):
+        resolved = _as_schedule(schedule)
+        if steps is not None and check_steps(steps) != resolved.steps:
+            raise ValueError(f"steps is {steps}, but the given schedule has {resolved.steps} steps")
+        return resolved
+    steps, name = check_steps(28 if steps is None else steps), schedule or "native"
+    if name == "native" and parameterization.discrete:
+        return Schedule(tuple(parameterization.discrete_sigmas(steps)), "native")
+    if name.startswith("shift"):
+        base = flow_shift(steps, _shift_value(name))
+    elif name == "resolution":
+        base = resolution_shift(steps, tokens)
+    elif name in ("linear", "native"):
+        base = linear(steps)
+    else:
+        raise ValueError(f"unknown schedule {name!r}; known: {', '.join(NAMED)}, or shift=VALUE")
+    if solver.last_sigma and steps > 1:
+        levels = base.array()
+        shortened = solver.last_sigma + (1 - solver.last_sigma) * (levels[:-1] - levels[-2]) / (1 - levels[-2])
+        return Schedule((*shortened, 0.0), base.name)
+    return base
+
+
+def _as_schedule(schedule) -> Schedule:
+    """A Schedule from one, from a scheduler with sigmas, or from a list of levels."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if hasattr(schedule, "sigmas"):
+        return from_scheduler(schedule)
+    if not hasattr(schedule, "__iter__"):
+        raise TypeError(f"a schedule is a name, a list of noise levels, a Schedule or a scheduler, got {schedule!r}")
+    return from_sigmas(schedule)
+
+
+def _shift_value(name: str) -> float:
+    if name == "shift":
+        return 3.0
+    try:
+        return float(name.removeprefix("shift="))
+    except ValueError:
+        raise ValueError(f"unknown schedule {name!r}; write shift=3") from None

@@ -1,0 +1,133 @@
+"""Solvers as rows of numbers, known before the first call.
+
+A network call with velocity ``v`` at state ``y`` does ``y' = A y + B v + C h + D z`` and leaves ``h' = E y + F v`` behind for
+the next row; ``h`` is the previous velocity (Adams-Bashforth, Heun) or the previous clean estimate (DPM-Solver++).  The two
+extra columns E and F are what lets multistep solvers on ``x0`` be rows too.  All in flow coordinates and fp64.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# of a plan's table: the factor that makes a state the network's input, then a row's coefficients
+SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """One network call: the noise level it is made at, the step it belongs to, and its six coefficients."""
+
+    sigma: float
+    step: int
+    a: float
+    b: float
+    c: float = 0.0
+    d: float = 0.0
+    e: float = 0.0
+    f: float = 0.0
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A named recipe ``sigmas -> rows``; ``stochastic`` solvers use in-loop noise."""
+
+    name: str
+    rows: Callable[[np.ndarray], list[SolverRow]]
+    stochastic: bool = False
+    last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
+
+
+def _euler_rows(sigmas: np.ndarray) -> list[SolverRow]:
+    return [SolverRow(s, i, 1.0, t - s) for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False))]
+
+
+def _heun_rows(sigmas: np.ndarray) -> list[SolverRow]:
+    """Predictor ``y + D v`` then, at the predicted point, ``y' = y_pred + D / 2 (v_pred - v)``; a step to 0 is Euler's."""
+    rows = []
+    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        rows.append(SolverRow(s, i, 1.0, t - s, f=1.0))
+        if t > 0:
+            rows.append(SolverRow(t, i, 1.0, (t - s) / 2, c=-(t - s) / 2))
+    return rows
+
+
+def _adams_bashforth_rows(sigmas: np.ndarray) -> list[SolverRow]:
+    """Two-step Adams-Bashforth on uneven steps; the first step is Euler's."""
+    rows, previous = [], None
+    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        delta = t - s
+        ratio = delta / previous if previous else 0.0
+        rows.append(SolverRow(s, i, 1.0, delta * (1 + ratio / 2), c=-delta * ratio / 2, f=1.0))
+        previous = delta
+    return rows
+
+
+def _log_snr(sigma: float) -> float:
+    if sigma >= 1:
+        return -math.inf
+    return math.inf if sigma <= 0 else math.log1p(-sigma) - math.log(sigma)
+
+
+def _dpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
+    """DPM-Solver++ 2M on clean estimates; first order where a log-SNR step is infinite (at sigma 1 and at 0)."""
+    rows, previous = [], math.inf
+    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        h = _log_snr(t) - _log_snr(s)
+        decay = (1 - s) / (1 - t) * t / s  # e^-h
+        gain = (1 - t) * (1 - decay)
+        first_order = i == 0 or math.isinf(previous) or math.isinf(h)
+        w = 0.0 if first_order else h / (2 * previous)
+        # y' = (t / s) y + gain ((1 + w) x0 - w x0_prev) with x0 = y - s v
+        rows.append(SolverRow(s, i, t / s + gain * (1 + w), -gain * (1 + w) * s, c=-gain * w, e=1.0, f=-s))
+        previous = h
+    return rows
+
+
+def _euler_maruyama_rows(sigmas: np.ndarray, diffusion: Callable[[float], float]) -> list[SolverRow]:
+    """Reverse SDE ``dy = (v + w / (2 s) eps) ds + sqrt(w) dW`` with ``eps = y + (1 - s) v``; the last step has no noise."""
+    rows, last = [], len(sigmas) - 2
+    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        w = float(diffusion(s))
+        if not math.isfinite(w) or w < 0:
+            raise ValueError(f"the diffusion coefficient must be finite and not negative, got {w} at sigma {s:.4g}")
+        delta, drift = t - s, w / (2 * s)
+        noise = 0.0 if i == last else math.sqrt(w * -delta)
+        rows.append(SolverRow(s, i, 1 + delta * drift, delta * (1 + drift * (1 - s)), d=noise))
+    return rows
+
+
+def euler_maruyama(diffusion: Callable[[float], float] | None = None, last_sigma: float = 0.04) -> Solver:
+    """The SiT sampler for the reverse SDE; ``diffusion(sigma)`` defaults to ``2 sigma``.  Source: SiT (2401.08740), REPA."""
+    if not 0 < last_sigma < 1:
+        raise ValueError(f"last_sigma must lie between 0 and 1, got {last_sigma}")
+    function = diffusion or (lambda sigma: 2 * sigma)
+    return Solver("euler-maruyama", lambda sigmas: _euler_maruyama_rows(sigmas, function), True, last_sigma)
+
+
+EULER = Solver("euler", _euler_rows)
+HEUN = Solver("heun", _heun_rows)
+DPM = Solver("dpm++2m", _dpm_rows)
+ADAMS_BASHFORTH = Solver("ab2", _adams_bashforth_rows)
+EULER_MARUYAMA = euler_maruyama()
+DDIM = Solver("ddim", _euler_rows)  # in flow coordinates DDIM is Euler's method, for every parameterisation
+
+
+def velocity_solver(base: Solver) -> Solver:
+    """The calls of ``base``, each of which leaves the guided velocity in the state: for loops that belong to someone else."""
+    return Solver(f"velocity of {base.name}", lambda sigmas: [SolverRow(r.sigma, r.step, 0.0, 1.0) for r in base.rows(sigmas)])
+
+
+VELOCITY = velocity_solver(EULER)
+
+SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM)}
+
+
+def get_solver(solver: str | Solver) -> Solver:
+    """A solver by name, or as given."""
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    return SOLVERS[solver]

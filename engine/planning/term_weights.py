@@ -1,0 +1,126 @@
+"""Terms of a rule -> what every branch weighs at every step, which channels it guides, when it is evaluated."""
+
+import numpy as np
+
+from segue.models.spec import ModelSpec
+
+from ..rules.correction import OptimizedScale
+from ..rules.guidance import COND, Branch, Guidance
+
+
+def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[Branch, ...], np.ndarray, list[str]]:
+    """The branches, the summed weights [steps, K] of those after the conditional one, and what is odd about the windows.
+
+    Windows are resolved here and nowhere else.
+    """
+    guided = [term.branch for term in guidance.terms if not term.branch.is_conditional]
+    branches = (COND, *dict.fromkeys(guided))
+    warnings: list[str] = []
+    weights = np.zeros((len(step_sigmas), len(branches) - 1))
+    for term in guidance.terms:
+        chosen = np.flatnonzero(term.window.select(step_sigmas))
+        if not len(chosen):
+            warnings.append(f"the window {term.window} of {term.branch} selects none of {len(step_sigmas)} steps")
+        if term.window.kind == "steps" and term.window.high > len(step_sigmas):
+            warnings.append(f"the window {term.window} of {term.branch} reaches past the last step, {len(step_sigmas)}")
+        if term.branch.is_conditional:
+            warnings.append(f"the branch {term.branch} perturbs no layer and changes nothing")
+            continue
+        for rank, step in enumerate(chosen):
+            position = rank / (len(chosen) - 1) if len(chosen) > 1 else 0.5
+            weights[step, branches.index(term.branch) - 1] += term.weight(float(step_sigmas[step]), position)
+    return branches, weights, warnings
+
+
+def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
+    """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
+    if not guidance.terms:
+        return []
+    chosen = np.array([term.window.select(step_sigmas) for term in guidance.terms])
+    warnings = []
+    for i, j in zip(*np.triu_indices(len(chosen), 1), strict=True):
+        both = int((chosen[i] & chosen[j]).sum())
+        first, second = guidance.terms[i], guidance.terms[j]
+        if both and first.window != second.window:
+            warnings.append(f"the windows of {first.branch} and {second.branch} overlap in {both} steps: both terms add there")
+    guided = np.flatnonzero(chosen.any(axis=0))
+    holes = [(int(a) + 2, int(b)) for a, b in zip(guided, guided[1:], strict=False) if b > a + 1]
+    warnings += [f"steps {a} to {b} lie between two windows and are unguided" for a, b in holes]
+    count = len(step_sigmas)
+    if len(guided) and guided[-1] + 1 < count and all(term.window.kind == "steps" for term in guidance.terms):
+        # a recipe written for fewer steps; windows in sigma or fractions end where they are meant to
+        warnings.append(f"steps {guided[-1] + 2} to {count} come after the last window and are unguided")
+    return warnings
+
+
+def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps: int) -> list[str]:
+    """A correction that has nothing to correct, and one that leaves no step with a velocity."""
+    correction, warnings = guidance.correction, []
+    if correction and len(branches) == 1:
+        warnings.append(f"{correction} corrects what terms add, and the rule has none that add: it changes nothing")
+    if correction and correction.zero_steps >= steps:
+        warnings.append(f"{correction} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
+    return warnings
+
+
+def channel_masks(guidance: Guidance, branches: tuple[Branch, ...], channels: int) -> np.ndarray:
+    """Guided channels [K] of each branch; two terms on one branch must agree."""
+    masks = np.full(len(branches) - 1, channels)
+    seen: dict[Branch, int] = {}
+    for term in guidance.terms:
+        if term.branch.is_conditional:
+            continue
+        count = term.channels or channels
+        if seen.setdefault(term.branch, count) != count:
+            raise ValueError(f"two terms on the branch {term.branch} guide {seen[term.branch]} and {count} channels")
+        masks[branches.index(term.branch) - 1] = count
+    return masks
+
+
+def refresh_intervals(guidance: Guidance, branches: tuple[Branch, ...]) -> np.ndarray:
+    """Every how many calls [K] each branch is evaluated; two terms on one branch must agree."""
+    intervals = np.ones(len(branches) - 1, dtype=np.int64)
+    seen: dict[Branch, int] = {}
+    for term in guidance.terms:
+        if term.branch.is_conditional:
+            continue
+        if seen.setdefault(term.branch, term.refresh) != term.refresh:
+            first = seen[term.branch]
+            raise ValueError(f"two terms on the branch {term.branch} refresh it every {first} and {term.refresh} calls")
+        intervals[branches.index(term.branch) - 1] = term.refresh
+    return intervals
+
+
+def evaluated_calls(weights: np.ndarray, intervals: np.ndarray) -> np.ndarray:
+    """At which calls [N, K] a branch is evaluated: where it has a weight, every ``interval``-th of consecutive such calls.
+
+    The first call after a pause is always among them, so a direction is never older than ``interval - 1`` calls.
+    """
+    evaluated = weights != 0
+    for k, interval in enumerate(intervals):
+        age = 0
+        for call, live in enumerate(weights[:, k] != 0):
+            evaluated[call, k] = live and age % interval == 0
+            age = age + 1 if live else 0
+    return evaluated
+
+
+def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: ModelSpec) -> int | None:
+    """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
+
+    Raises ``ValueError`` for a correction that does not fit the terms or the network.
+    """
+    correction = guidance.correction
+    if correction is None or not correction.needs_reference:
+        return None
+    others = [i for i, branch in enumerate(branches) if branch.condition != "cond"]
+    if len(others) != 1:
+        raise ValueError(f"{correction} corrects one term with another condition, and the rule has {len(others)}")
+    if isinstance(correction, OptimizedScale) and spec.prediction == "epsilon":
+        raise ValueError(f"{correction} acts on velocities, and {spec.name} predicts noise")
+    terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
+    if any(term.channels is not None for term in terms):
+        raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")
+    if any(term.refresh > 1 for term in terms):
+        raise ValueError(f"{correction} needs {branches[others[0]]} at every call, and the rule reuses its directions")
+    return others[0]

@@ -1,0 +1,261 @@
+"""The Engine for text-to-image models (SD3, SD3.5), with diffusers' text encoders, scheduler and VAE around it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.models.mmdit import TextCondition
+
+from ..adapters.kdiffusion import Denoiser
+from ..core import ScheduleLike, check_seeds
+from ..planning.plan import Plan
+from ..planning.schedule import Schedule, from_scheduler
+from ..planning.solvers import Solver
+from ..rules.guidance import Guidance
+from ..running.program import Program
+from ..running.sampler import Callback
+from ..velocity import GuidedVelocity
+from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
+from .live_velocity import LiveVelocity
+from .parity import sample_as_diffusers
+from .pipe_core import PipeCore
+from .planning import (
+    DEFAULT_STEPS,
+    DEFAULT_STRENGTH,
+    check_start,
+    latent_size,
+    resolve_prompt_plan,
+    start_size,
+    timed_scheduler,
+)
+from .vae import draw_start, load_images
+
+
+@dataclass(frozen=True)
+class PromptRun:
+    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty without a VAE or when not asked for.
+
+    A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
+    """
+
+    latents: Tensor
+    plan: Plan
+    seeds: tuple[int, ...]
+    calls: int
+    model: str
+    prompts: tuple[str, ...] = ()
+    images: list = field(default_factory=list)
+
+
+class PromptEngine(PipeCore):
+    """Samples from an MMDiT by prompts or their embeddings; see :class:`.pipe_core.PipeCore` for how to make one."""
+
+    # --- planning ------------------------------------------------------------------------------------------------------
+
+    def native_schedule(self, steps: int, height: int, width: int) -> Schedule:
+        """The noise levels of the pipeline's own scheduler for a latent of ``height`` x ``width``."""
+        return from_scheduler(self._scheduler(steps, height, width))
+
+    def _scheduler(self, steps: int, height: int, width: int) -> Any:
+        """A copy of the pipeline's scheduler with its timesteps set."""
+        return timed_scheduler(self.pipe.scheduler, steps, self.spec.tokens(height, width))
+
+    def plan(
+        self,
+        guidance: Guidance | None = None,
+        steps: int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        text_tokens: int | None = None,
+    ) -> Plan:
+        """As :meth:`EngineCore.plan`; schedule and solver default to those of the pipeline's scheduler.
+
+        ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default
+        the model's.
+        """
+        scheduler = None if self.pipe is None else self.pipe.scheduler
+        return resolve_prompt_plan(
+            self.specs, scheduler, guidance, steps, schedule, solver, height, width, strength, text_tokens
+        )
+
+    # --- sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        embeddings: PromptEmbeddings,
+        guidance: Guidance | None = None,
+        *,
+        steps: int | None = None,
+        seeds: Sequence[int] | int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        noise: Tensor | None = None,
+        latents: Tensor | None = None,
+        strength: float = 1.0,
+        max_batch: int | None = None,
+        callback: Callback | None = None,
+        check_finite: bool = False,
+        progress: bool = False,
+        numerics: str = "segue",
+    ) -> PromptRun:
+        """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
+
+        ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
+        is noised to the first level of the last ``strength`` part of the schedule.  ``numerics="diffusers"`` is a mode to
+        compare with: everything but the network itself rounds as the pipeline does, and the latents have the model's dtype;
+        :mod:`.parity` says what is bit for bit the same.
+        """
+        if not isinstance(embeddings, PromptEmbeddings):
+            raise TypeError(f"sample takes embeddings, which encode() makes of prompts, got {embeddings!r}")
+        self.refresh()
+        self._check_numerics(numerics, schedule, solver, max_batch, check_finite)
+        seeds = check_seeds(seeds, len(embeddings))
+        check_start(None if strength == 1.0 else strength, latents)
+        if latents is not None:
+            height, width = start_size(latents, height, width)
+        length = embeddings.positive.context.shape[1]
+        plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
+        self.check_plan(plan)
+        if noise is None:
+            noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
+        self.check_noise(plan, noise, len(seeds))
+        conditions = self._conditions(plan, embeddings)
+        if numerics == "diffusers":
+            scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
+            options = {"latents": latents, "callback": callback, "progress": progress}
+            result, calls = sample_as_diffusers(self, plan, conditions, seeds, scheduler, noise, **options)
+        else:
+            state = self._first_state(plan, noise, latents, len(embeddings))
+            options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite, "progress": progress}
+            result, calls = self.run(plan, conditions, seeds, state, **options)
+        return PromptRun(result, plan, tuple(seeds[: len(result)]), calls, self.spec.name)
+
+    def _check_numerics(self, numerics: str, schedule, solver, max_batch, check_finite) -> None:
+        if numerics not in ("segue", "diffusers"):
+            raise ValueError(f"unknown numerics {numerics!r}; known: segue, diffusers")
+        given = {"schedule": schedule, "solver": solver, "max_batch": max_batch, "check_finite": check_finite or None}
+        given = [name for name, value in given.items() if value is not None]
+        if numerics == "diffusers" and given:
+            raise ValueError(f"numerics='diffusers' runs the pipeline's scheduler as it is and takes no {' or '.join(given)}")
+        if numerics == "diffusers":
+            self._need_pipe("reproduce its scheduler's roundings")
+            self._need_packed("numerics='diffusers'")
+
+    def _noise_dtype(self, numerics: str) -> torch.dtype:
+        return self.dtype if numerics == "diffusers" else torch.float32
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | PromptEmbeddings,
+        negative_prompt: str | Sequence[str] = "",
+        guidance: Guidance | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_images: int = 1,
+        seeds: Sequence[int] | int | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        max_sequence_length: int | None = None,
+        **options,
+    ) -> PromptRun:
+        """Prompts, or embeddings of prompts, to images.
+
+        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.  ``image`` (PIL, array or tensor; one, or
+        one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by default
+        0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline``
+        does with a generator per image.  Other keywords are those of :meth:`sample`.
+        """
+        pipe = self._need_pipe("generate images from prompts")
+        # an unknown keyword, and one that is given here already, raises before any work
+        inspect.signature(self.sample).bind_partial(prompt, guidance, **options)
+        texts = check_texts(prompt, negative_prompt, max_sequence_length)
+        count, latents = len(prompt if texts is None else texts), options.get("latents")
+        seeds = check_seeds(seeds, count * check_images(num_images))
+        started = check_start(strength, image, latents)
+        strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
+        self.refresh()
+        size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
+        plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size, strength)
+        self.check_plan(plan)
+        if options.get("noise") is not None:
+            self.check_noise(plan, options["noise"], len(seeds))
+        pixels = None if image is None else load_images(pipe, image, *size, count)
+        if texts is not None:
+            negative = negative_prompt if "uncond" in plan.conditions else None
+            length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
+            prompt = self.encode(texts, negative, max_sequence_length=length)
+        if pixels is not None:
+            options |= self._drawn_start(pixels, seeds, options)
+        sizes = {"height": size[0], "width": size[1]}
+        run = self.sample(prompt.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
+        images = self.decode(run.latents, options.get("max_batch"))
+        with self._turn():
+            pipe.maybe_free_model_hooks()
+        names = [text for text in texts or () for _ in range(num_images)]
+        return replace(run, prompts=tuple(names[: len(images)]), images=images)
+
+    def _drawn_start(self, pixels: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Clean latents and noise of an image-to-image run, drawn by the samples' seeds; a given noise stays."""
+        with self._turn():
+            latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
+        return {"latents": latents, "noise": noise if options.get("noise") is None else options["noise"]}
+
+    # --- other loops ---------------------------------------------------------------------------------------------------
+
+    def denoiser(
+        self,
+        guidance: Guidance | None,
+        embeddings: PromptEmbeddings,
+        *,
+        schedule: Sequence[float] | Schedule | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Denoiser:
+        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
+        self.refresh()
+        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
+        conditions = partial(self._conditions, embeddings=embeddings)
+        velocity = GuidedVelocity if self._live is None else LiveVelocity
+        return Denoiser(velocity(self, guidance, conditions, *size, sigmas, specs=specs), len(embeddings))
+
+    def load(
+        self, plan: Plan, embeddings: PromptEmbeddings, seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
+    ) -> Program:
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start."""
+        self.refresh()
+        self.check_plan(plan)
+        seeds = check_seeds(seeds, len(embeddings))
+        state = self._first_state(plan, noise, latents, len(embeddings))
+        return self.prepare(plan, self._conditions(plan, embeddings), seeds, state)
+
+    def _first_state(self, plan: Plan, noise: Tensor, latents: Tensor | None, count: int) -> Tensor:
+        """The sample [B, C, H, W] at the plan's first noise level: noise, mixed with a clean start if there is one."""
+        state = self.check_noise(plan, noise, count).float()
+        if latents is None:
+            return state
+        sigma = float(plan.sigmas[0])
+        return sigma * state + (1 - sigma) * self.check_noise(plan, latents, count).float().to(state.device)
+
+    def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
+        table: dict[str | int, TextCondition] = {}
+        embeddings = embeddings.to(self.device, self.dtype)
+        for condition in plan.conditions:
+            if condition not in ("cond", "uncond"):
+                raise ValueError(f"the condition {condition!r} needs class labels, and {self.spec.name} takes prompts")
+            table[condition] = embeddings.positive if condition == "cond" else embeddings.negative
+        if table.get("uncond", embeddings.positive) is None:
+            raise ValueError("the rule has an unconditional branch, and the embeddings hold no negative prompt")
+        return table

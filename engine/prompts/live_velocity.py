@@ -1,0 +1,34 @@
+"""The guided velocity of a live transformer, for sampling loops that belong to someone else."""
+
+from torch import Tensor
+
+from ..velocity import LEVEL_TOLERANCE, GuidedVelocity
+
+
+class LiveVelocity(GuidedVelocity):
+    """A guided velocity whose engine looks at the live transformer again whenever a run begins.
+
+    A foreign loop does not say when that is.  Noise levels fall within a run, so a level that is not below the one before
+    counts as the beginning of another, and so does a transformer that is no longer as it was.  Only a level of a known
+    schedule, but its first, may come twice in a run: as another stage of a step.
+    """
+
+    _level = 0.0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """As :meth:`GuidedVelocity.__call__`; also raises for a transformer, or a rule on it, that cannot run any more."""
+        level = float(sigma.max())
+        if self._begins(level) or not self.engine.is_current():
+            self.engine.refresh()
+            self.release()  # its network may be gone, and prompts and times pass through layers that may have changed
+        self._level = level
+        return super().__call__(x, sigma)
+
+    def _begins(self, level: float) -> bool:
+        if self.fixed and level == self._level:
+            return level > self.plan.sigmas[0] - LEVEL_TOLERANCE
+        return level >= self._level
+
+    def load(self, x: Tensor) -> None:
+        self.engine.check_plan(self.plan)
+        super().load(x)

@@ -1,0 +1,111 @@
+"""Plans of text-to-image runs: with the noise levels of a pipeline's own scheduler, for sizes in pixels."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from segue.models.spec import ModelSpec
+
+from ..core import ScheduleLike, resolve_plan
+from ..planning.plan import Plan
+from ..planning.schedule import check_steps, from_scheduler
+from ..planning.solvers import Solver
+from ..rules.guidance import Guidance
+
+DEFAULT_STEPS = 28
+DEFAULT_STRENGTH = 0.6
+
+
+def resolve_prompt_plan(
+    specs: Mapping[str, ModelSpec],
+    scheduler: Any = None,
+    guidance: Guidance | None = None,
+    steps: int | None = None,
+    schedule: ScheduleLike | None = None,
+    solver: str | Solver | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    strength: float = 1.0,
+    text_tokens: int | None = None,
+) -> Plan:
+    """A plan for networks known by their specs and, unless None, a diffusers scheduler, whose levels and kind are defaults.
+
+    ``height`` and ``width`` are the latent size; ``strength`` keeps the last part of the schedule (image-to-image);
+    ``text_tokens`` is the prompt length M, by default the model's.
+    """
+    spec = specs["main"]
+    height = spec.height if height is None else height
+    width = spec.width if width is None else width
+    spec.check_size(height, width)
+    if scheduler is not None and schedule in (None, "native"):
+        steps = DEFAULT_STEPS if steps is None else check_steps(steps)
+        schedule, steps = from_scheduler(timed_scheduler(scheduler, steps, spec.tokens(height, width))), None
+    if solver is None:
+        solver = "heun" if "Heun" in type(scheduler).__name__ else "euler"
+    if text_tokens is not None:
+        specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
+    if strength != 1.0:
+        schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
+        steps = None
+    return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
+
+
+def timed_scheduler(scheduler: Any, steps: int, tokens: int) -> Any:
+    """A copy of a diffusers scheduler with its timesteps set, for a latent of ``tokens`` image tokens."""
+    scheduler, options = copy.deepcopy(scheduler), {}
+    if scheduler.config.get("use_dynamic_shifting", False):
+        options["mu"] = dynamic_shift(scheduler.config, tokens)
+    scheduler.set_timesteps(steps, device="cpu", **options)
+    return scheduler
+
+
+def dynamic_shift(config, tokens: int) -> float:
+    """``mu`` of diffusers' dynamic shifting: linear in the number of image tokens."""
+    base_tokens, top_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    mu = base + (top - base) * (tokens - base_tokens) / (top_tokens - base_tokens)
+    if not math.isfinite(mu):
+        raise ValueError(f"the scheduler's dynamic shift gives mu = {mu} for {tokens} tokens")
+    return mu
+
+
+def latent_size(
+    spec: ModelSpec, factor: int, height: int | None, width: int | None, latents: Tensor | None = None
+) -> tuple[int, int]:
+    """Pixels to latent size, with ``factor`` pixels per latent; None is that of ``latents``, or else the model's own.
+
+    Raises ``ValueError``.
+    """
+    sizes = []
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels is not None and (pixels < 1 or pixels % (factor * spec.patch)):
+            raise ValueError(f"{name} must be a positive multiple of {factor * spec.patch}, got {pixels}")
+        sizes.append(None if pixels is None else pixels // factor)
+    if latents is not None:
+        return start_size(latents, *sizes)
+    return tuple(native if size is None else size for size, native in zip(sizes, (spec.height, spec.width), strict=True))
+
+
+def start_size(latents: Tensor, height: int | None, width: int | None) -> tuple[int, int]:
+    """The size of clean latents [B, C, H, W] to start from.  Raises ``ValueError`` where another one is asked for."""
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a tensor [B, C, H, W], got a {type(latents).__name__}")
+    found = tuple(latents.shape[-2:])
+    for name, wanted, side in (("height", height, found[0]), ("width", width, found[1])):
+        if wanted is not None and wanted != side:
+            raise ValueError(f"latents of {found[0]} x {found[1]} do not fit the latent {name} {wanted}")
+    return found
+
+
+def check_start(strength: float | None, *starts: Any) -> bool:
+    """Whether one of ``starts`` is given.  Raises ``ValueError`` for two, and for a ``strength`` without any."""
+    given = sum(start is not None for start in starts)
+    if given > 1:
+        raise ValueError("a run starts from an image or from latents: give one of them")
+    if strength is not None and not given:
+        raise ValueError(f"strength {strength} needs a start: pass latents or an image")
+    return given == 1

@@ -1,0 +1,1 @@
+"""Guidance rules: terms, windows, corrections, presets and how they are written."""

@@ -1,0 +1,318 @@
+"""Guidance rules as sums of terms: ``v = v_c + sum_k w_k(sigma) (v_c - v_k)``.
+
+A term names a branch ``k`` (which condition, which network), a weight over the noise level and a window.  Rules add:
+``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+from segue.kernels.attention import PERTURBATIONS
+
+from ..numeric_input import real_number, whole_number
+from .window import EVERYWHERE, Window
+
+PERTURB_KINDS = ("skip", *PERTURBATIONS)
+
+
+def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    layers = tuple(layers) if hasattr(layers, "__iter__") else (layers,)
+    layers = tuple(whole_number(layer, "layers must be integers") for layer in layers)
+    for layer in layers:
+        if layer < 0:
+            raise ValueError(f"layers are counted from 0, got {layer}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers must be distinct, got {layers}")
+    return tuple(sorted(layers))
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """The network with some layers (counted from 0) perturbed.
+
+    ``skip``: the block is bypassed; ``attention_identity`` (PAG), ``attention_skip`` (STG-A), ``attention_blur`` (SEG with
+    infinite blur).
+    """
+
+    kind: str
+    layers: tuple[int, ...]
+
+    def __post_init__(self):
+        if self.kind not in PERTURB_KINDS:
+            raise ValueError(f"unknown perturbation {self.kind!r}; known: {', '.join(PERTURB_KINDS)}")
+        object.__setattr__(self, "layers", _check_layers(self.layers))
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The network's early-exit head after ``layer`` blocks."""
+
+    layer: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "layer", whole_number(self.layer, "the layer of an early-exit head must be an integer"))
+        if self.layer < 1:
+            raise ValueError(f"an early-exit head follows at least one block, got layer {self.layer}")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Which condition goes through which network.
+
+    ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass) or an
+    integer label; ``network`` is None (the full network), a :class:`Perturb` or an :class:`Exit`; ``model`` names a network
+    of the engine.
+    """
+
+    condition: str | int = "cond"
+    network: Perturb | Exit | None = None
+    model: str = "main"
+
+    def __post_init__(self):
+        known = "cond, uncond, parent, or an integer label"
+        if not isinstance(self.condition, str):
+            object.__setattr__(self, "condition", whole_number(self.condition, f"a condition must be {known}"))
+        elif self.condition not in ("cond", "uncond", "parent"):
+            raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
+        if not isinstance(self.network, Perturb | Exit | None):
+            raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
+        if not isinstance(self.model, str):
+            raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether this is the branch that every rule starts from; perturbing no layer changes nothing."""
+        plain = self.network is None or (isinstance(self.network, Perturb) and not self.network.layers)
+        return self.condition == "cond" and plain and self.model == "main"
+
+    def __str__(self) -> str:
+        name = str(self.condition) if isinstance(self.condition, str) else f"label {self.condition}"
+        if isinstance(self.network, Perturb):
+            name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
+        elif isinstance(self.network, Exit):
+            name += f" exit {self.network.layer}"
+        return name if self.model == "main" else f"{name} of {self.model}"
+
+
+COND = Branch()
+UNCOND = Branch("uncond")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight over a window: ``base + delta (1 - 2 p)`` with ``p`` from 0 to 1 across it, or ``function(sigma)``.
+
+    Source of the linear form: the published SGG command line (arXiv 2603.20584).
+    """
+
+    base: float = 0.0
+    delta: float = 0.0
+    function: Callable[[float], float] | None = None
+
+    def __post_init__(self):
+        for name in ("base", "delta"):
+            value = real_number(getattr(self, name), "a weight must be a finite number")
+            if not math.isfinite(value):
+                raise ValueError(f"a weight must be finite, got {value}")
+            object.__setattr__(self, name, value)
+        if self.function is not None and not callable(self.function):
+            raise TypeError(f"the function of a weight must be callable, got {self.function!r}")
+
+    def __call__(self, sigma: float, position: float) -> float:
+        """The weight at noise level ``sigma`` and position ``p`` in the window."""
+        if self.function is None:
+            return self.base + self.delta * (1 - 2 * position)
+        value = float(self.function(sigma))
+        if not math.isfinite(value):
+            raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
+        return value
+
+
+@dataclass(frozen=True)
+class Term:
+    """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all).
+
+    ``refresh``: see :meth:`Guidance.reused`.
+    """
+
+    branch: Branch
+    weight: Weight
+    window: Window = EVERYWHERE
+    channels: int | None = None
+    refresh: int = 1
+
+    def __post_init__(self):
+        if not isinstance(self.branch, Branch):
+            raise TypeError(f"the branch of a term must be a Branch, got {self.branch!r}")
+        if not isinstance(self.weight, Weight):
+            raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
+        if not isinstance(self.window, Window):
+            raise TypeError(f"a window is made by Window.sigma, Window.fraction or Window.steps, got {self.window!r}")
+        object.__setattr__(self, "refresh", whole_number(self.refresh, "the refresh of a term must be an integer"))
+        if self.refresh < 1:
+            raise ValueError(f"a branch is evaluated at every call or at every n-th, n at least 1, got {self.refresh}")
+        if self.channels is not None:
+            object.__setattr__(self, "channels", whole_number(self.channels, "channels must be an integer"))
+            if self.channels < 1:
+                raise ValueError(f"channels must be a positive integer, got {self.channels}")
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
+
+    ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
+    ``has_memory``: it depends on the calls before.
+    """
+
+    needs_reference = True
+    has_memory = False
+    zero_steps = 0
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
+        return f"{type(self).__name__} ({numbers})"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
+
+    terms: tuple[Term, ...] = ()
+    correction: Correction | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "terms", tuple(self.terms))
+        if not isinstance(self.correction, Correction | None) or type(self.correction) is Correction:
+            raise TypeError(f"a correction is made by Rescale, CFGZeroStar or APG, got {self.correction!r}")
+        for term in self.terms:
+            if not isinstance(term, Term):
+                raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
+
+    def __add__(self, other: "Guidance") -> "Guidance":
+        if not isinstance(other, Guidance):
+            return NotImplemented
+        if self.correction and other.correction:
+            raise ValueError(f"a rule holds one correction, got {self.correction} and {other.correction}")
+        return Guidance(self.terms + other.terms, self.correction or other.correction)
+
+    def needs_schedule(self) -> str:
+        """What in the rule has no meaning at one noise level alone, only along a schedule; empty if nothing."""
+        for term in self.terms:
+            if term.window.kind in ("steps", "fraction"):
+                return f"the window {term.window}"
+            if term.weight.delta:
+                return f"the delta {term.weight.delta:g}"
+            if term.refresh > 1:
+                return f"the reuse of directions for {term.refresh} calls"
+        if self.correction and (self.correction.has_memory or self.correction.zero_steps):
+            return f"the correction {self.correction}"
+        return ""
+
+    def within(self, window: Window) -> "Guidance":
+        """The same rule with every term confined to ``window``; a term that already has a window is refused."""
+        for term in self.terms:
+            if term.window != EVERYWHERE:
+                raise ValueError(f"a term already has the window {term.window}; give windows in one place")
+        return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
+
+    def reused(self, refresh: int) -> "Guidance":
+        """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
+
+        The weights stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
+        ``refresh=1`` is the exact rule.
+        """
+        return replace(self, terms=tuple(replace(term, refresh=refresh) for term in self.terms))
+
+
+Unguided = Guidance
+
+
+def _weight(value: float | Callable[[float], float], delta: float, offset: float = 0.0) -> Weight:
+    """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
+    if callable(value):
+        if delta:
+            raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
+        return Weight(function=lambda sigma: value(sigma) - offset)
+    value = real_number(value, "a scale must be a finite number or a function of sigma")
+    return Weight(base=value - offset, delta=delta)
+
+
+def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
+    return Guidance((Term(branch, weight, EVERYWHERE if window is None else window, channels),))
+
+
+def CFG(
+    scale: float | Callable[[float], float],
+    *,
+    delta: float = 0.0,
+    window: Window | None = None,
+    condition: str | int = "uncond",
+    channels: int | None = None,
+) -> Guidance:
+    """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
+
+    ``scale`` is a number or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the
+    reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as
+    the official DiT and SiT samplers do.
+    """
+    return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
+
+
+def SkipLayer(
+    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | None = None
+) -> Guidance:
+    """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
+
+    The two-stream form bypasses both streams.  Source: Stability's SD3.5 sampler and STG (arXiv 2411.18664).
+    """
+    return PerturbedLayers(weight, layers, kind="skip", delta=delta, window=window)
+
+
+def PerturbedLayers(
+    weight: float | Callable[[float], float],
+    layers: tuple[int, ...],
+    *,
+    kind: str,
+    delta: float = 0.0,
+    window: Window | None = None,
+) -> Guidance:
+    """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
+    return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
+
+
+def EarlyExit(
+    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | None = None
+) -> Guidance:
+    """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
+    return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
+
+
+def AutoGuidance(
+    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | None = None
+) -> Guidance:
+    """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
+
+    ``model`` names a network that the engine holds beside its own.
+    """
+    if model == "main":
+        raise ValueError("autoguidance needs a second network, got model='main'")
+    return _one_term(Branch(model=model), _weight(weight, delta), window)
+
+
+def from_extrapolation(scale: float) -> float:
+    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``."""
+    return scale - 1
+
+
+def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:
+    """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
+
+    Source: arXiv 2603.20584.  The published SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
+    """
+    requirement = "the switch is a noise level between 0 and 1"
+    switch = real_number(switch, requirement)
+    if not 0 < switch < 1:
+        raise ValueError(f"{requirement}, got {switch}")
+    return strong.within(Window.sigma(switch, 1.0)) + weak.within(Window.sigma(0.0, switch))

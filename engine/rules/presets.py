@@ -1,0 +1,294 @@
+"""Guidance rules by name, with each model's default numbers, in a syntax short enough for a command line.
+
+A rule is ``NAME`` or ``NAME:OPTION=VALUE,...``; rules add with ``+``::
+
+    sgg      cfg:scale=3      slg:layers=7,8,weight=2      cfg:scale=4.5,window=steps:1-14 + slg:weight=3,layers=7-9
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segue.models.spec import ModelSpec
+
+from .correction import APG, CFGZeroStar, Rescale
+from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .integers import parse_integers
+from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
+from .window import Window
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def parse_number(text: str) -> float:
+    """A number; whether it is finite and in range is for the rule to say."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number, got {text!r}") from None
+
+
+def parse_integer(text: str) -> int:
+    numbers = parse_integers(text)
+    if len(numbers) != 1:
+        raise ValueError(f"expected one whole number, got {text!r}")
+    return numbers[0]
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    return tuple(parse_integers(text))
+
+
+def parse_window(text: str) -> Window:
+    """``sigma:LOW,HIGH``, ``fraction:START,STOP``, ``steps:FIRST,LAST`` or ``all``; a dash may stand for the comma."""
+    kind, _, bounds = text.partition(":")
+    if text == "all":
+        return Window()
+    parts = bounds.split(",") if "," in bounds else bounds.split("-")
+    if kind not in ("sigma", "fraction", "steps") or len(parts) != 2:
+        raise ValueError(f"expected a window such as sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14, got {text!r}")
+    low, high = (parse_number(part) for part in parts)
+    return Window(kind, low, high)
+
+
+def parse_switch(text: str) -> float | Window:
+    """A noise level, or ``fraction:F`` of the steps (then the first segment as a window)."""
+    if not text.startswith("fraction:"):
+        return parse_number(text)
+    return Window.fraction(0.0, parse_number(text.removeprefix("fraction:")))
+
+
+def parse_reference(text: str) -> str | int:
+    """``uncond``, ``parent`` or the number of a class."""
+    return int(text) if text.isdigit() else text
+
+
+def _number_text(value: float) -> str:
+    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
+
+
+def _value_text(option: str, value: Any) -> str:
+    """A value as its parser reads it, exactly."""
+    if isinstance(value, Window):
+        bounds = (value.high,) if option == "switch" else (value.low, value.high)
+        return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(_number_text, bounds))}"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return _number_text(value) if isinstance(value, float) else str(value)
+
+
+def _shown(option: str, value: Any) -> str:
+    """A value for a person to read."""
+    if isinstance(value, Window):
+        return str(value)
+    return _value_text(option, value).replace(",", ", ")
+
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "scale": parse_number,
+    "weight": parse_number,
+    "delta": parse_number,
+    "layers": parse_layers,
+    "layer": parse_integer,
+    "switch": parse_switch,
+    "window": parse_window,
+    "reference": parse_reference,
+    "channels": parse_integer,
+    "refresh": parse_integer,
+    "phi": parse_number,
+    "zero_steps": parse_integer,
+    "momentum": parse_number,
+    "radius": parse_number,
+    "eta": parse_number,
+    "model": str,
+}
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _cfg(scale, reference="uncond", **options) -> Guidance:
+    return CFG(scale, condition=reference, **options)
+
+
+def _perturbed(kind: str) -> Callable[..., Guidance]:
+    return lambda weight, layers, **options: PerturbedLayers(weight, layers, kind=kind, **options)
+
+
+def _segmented(strong: Guidance, weak: Guidance, switch: float | Window) -> Guidance:
+    if not isinstance(switch, Window):
+        return SGG(strong, weak, switch)
+    return strong.within(switch) + weak.within(Window.fraction(switch.high, 1.0))
+
+
+@dataclass(frozen=True)
+class RuleKind:
+    """What a name stands for: a title for people, the options that are needed and those that are optional, a builder."""
+
+    title: str
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    build: Callable[..., Guidance]
+
+
+_TERM = ("delta", "window", "refresh")
+KINDS = {
+    "none": RuleKind("Unguided", (), (), Unguided),
+    "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
+    "slg": RuleKind("Skip-layer guidance", ("weight", "layers"), _TERM, SkipLayer),
+    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_identity")),
+    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_skip")),
+    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_blur")),
+    "exit": RuleKind("Early-exit guidance", ("weight", "layer"), _TERM, EarlyExit),
+    "ag": RuleKind("Autoguidance", ("weight",), (*_TERM, "model"), AutoGuidance),
+    "sgg": RuleKind(
+        "Segmented guidance",
+        ("scale", "weight", "layers", "switch"),
+        ("refresh",),
+        lambda scale, weight, layers, switch: _segmented(CFG(scale), SkipLayer(weight, layers), switch),
+    ),
+    "sgg-exit": RuleKind(
+        "Segmented guidance, early exit",
+        ("scale", "weight", "layer", "switch"),
+        ("refresh",),
+        lambda scale, weight, layer, switch: _segmented(CFG(scale), EarlyExit(weight, layer), switch),
+    ),
+    "rescale": RuleKind("rescaled deviation", ("phi",), (), Rescale),
+    "zero-star": RuleKind("optimized scale", (), ("zero_steps",), CFGZeroStar),
+    "apg": RuleKind("adaptive projection", ("momentum", "radius", "eta"), (), APG),
+}
+
+# --- parsing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NamedRule:
+    """A rule by name with every option resolved; ``text`` parses to the same rule whatever the defaults are."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def guidance(self) -> Guidance:
+        options = dict(self.options)
+        refresh = options.pop("refresh", 1)
+        return KINDS[self.name].build(**options).reused(refresh)
+
+    @property
+    def text(self) -> str:
+        options = ",".join(f"{option}={_value_text(option, value)}" for option, value in self.options)
+        return f"{self.name}:{options}" if options else self.name
+
+    @property
+    def title(self) -> str:
+        return KINDS[self.name].title
+
+    @property
+    def summary(self) -> str:
+        """The options for a person to read."""
+        return ", ".join(f"{option} {_shown(option, value)}" for option, value in self.options)
+
+
+@dataclass(frozen=True)
+class ParsedRule:
+    """A sum of named rules."""
+
+    parts: tuple[NamedRule, ...]
+
+    @property
+    def guidance(self) -> Guidance:
+        return sum((part.guidance for part in self.parts), Unguided())
+
+    @property
+    def text(self) -> str:
+        return " + ".join(part.text for part in self.parts)
+
+    @property
+    def title(self) -> str:
+        return " + ".join(part.title for part in self.parts)
+
+    @property
+    def summary(self) -> str:
+        return " + ".join(part.summary for part in self.parts)
+
+
+def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:
+    """Read a rule or a sum of rules; ``model``, such as ``engine.spec``, is the one whose default numbers apply.
+
+    ``options`` are further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be
+    a sum of the model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the
+    known names or options.
+    """
+    texts, model = re.split(r"\+(?=\s*[A-Za-z])", text), preset_name(model)
+    if options and len(texts) > 1:
+        name, value = next(iter(options.items()))
+        raise ValueError(f"{name} {value} belongs to one rule, but {text!r} is a sum; write it inside, as in cfg:{name}=...")
+    recipe = RECIPES.get(model, {}).get(text.strip())
+    if recipe:
+        rule = _parse_recipe(text.strip(), recipe, model, dict(options or {}))
+    else:
+        rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {})) for part in texts))
+    _ = rule.guidance  # values out of range raise here
+    return rule
+
+
+def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str, extra: Mapping[str, str]) -> ParsedRule:
+    """A sum that a name stands for; an option goes to the rule of that name if it has it, else to the other that has."""
+    owned: dict[str, dict[str, str]] = {part: {} for part in recipe}
+    for option, value in extra.items():
+        owners = [part for part in (name, *recipe) if option in (*KINDS[part].needed, *KINDS[part].optional)]
+        owned[owners[0] if owners else name][option] = value
+    return ParsedRule(tuple(_parse_one(part, model, owned[part], recipe[part]) for part in recipe))
+
+
+def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping[str, Any] | None = None) -> NamedRule:
+    """One rule; ``extra`` are options given apart from the text, ``changes`` values that replace the model's defaults."""
+    name, _, rest = text.partition(":")
+    name = name.strip()
+    if name not in KINDS:
+        raise ValueError(f"unknown guidance rule {name!r}; known: {', '.join(KINDS)}")
+    kind = KINDS[name]
+    given = _split_options(name, rest)
+    for option in extra:
+        if option in given:
+            raise ValueError(f"{option} of {name} is given twice, as {given[option]} and as {extra[option]}")
+    given |= extra
+    known = (*kind.needed, *kind.optional)
+    for option in given:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+    values = {**DEFAULTS.get(model, {}).get(name, {}), **(changes or {})}
+    values |= {option: _parse_value(option, given[option]) for option in given}
+    missing = [option for option in kind.needed if option not in values]
+    if missing:
+        where = f"model {model!r} has no default for it" if model else "no model is named to take defaults from"
+        if (model, missing[0]) in WITHHELD:
+            where += f", because {WITHHELD[model, missing[0]]}"
+        raise ValueError(f"{name} needs {' and '.join(missing)}: {where}; write {name}:{missing[0]}=...")
+    return NamedRule(name, tuple((option, values[option]) for option in known if option in values))
+
+
+def _split_options(name: str, text: str) -> dict[str, str]:
+    """``a=1,b=2,3`` -> {a: "1", b: "2,3"}: a piece without ``=`` continues the value before it."""
+    options: dict[str, str] = {}
+    last = ""
+    for piece in text.split(",") if text else ():
+        option, equals, value = piece.partition("=")
+        if not equals and not last:
+            raise ValueError(f"options of {name} are written option=value, got {piece!r}")
+        if not equals:
+            options[last] += f",{piece.strip()}"
+            continue
+        last = option.strip()
+        if last in options:
+            raise ValueError(f"{last} of {name} is given twice, as {options[last]} and as {value.strip()}")
+        options[last] = value.strip()
+    return options
+
+
+def _parse_value(option: str, text: str) -> Any:
+    try:
+        return PARSERS[option](text)
+    except ValueError as error:
+        raise ValueError(f"{option}={text}: {error}") from None

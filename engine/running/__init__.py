@@ -1,0 +1,1 @@
+"""A run: the program of a plan, its graphs, the combination of branches and the loop."""

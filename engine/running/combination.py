@@ -1,0 +1,131 @@
+"""Combining branches that must stay apart: for directions that later calls reuse, and for corrections with a reduction."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.kernels.record import DIFFERENTIABLE, Kernels
+
+from ..planning.plan import Plan
+from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
+
+CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
+
+
+def correction_rows(plan: Plan) -> np.ndarray:
+    """``[N, 7]`` numbers of the rule's correction at every call, see :data:`CORRECTION_COLUMNS`."""
+    correction, rows = plan.guidance.correction, np.zeros((plan.calls, len(CORRECTION_COLUMNS)))
+    m, n = plan.parameterization.velocity(plan.sigmas)
+    rows[:, 0], rows[:, 1] = 1 - plan.sigmas * m, -plan.sigmas * n
+    if plan.reference is not None:
+        rows[:, 2] = 1 + plan.weights[:, plan.reference - 1]
+    for column, name in enumerate(CORRECTION_COLUMNS[3:], start=3):
+        rows[:, column] = getattr(correction, name, 0.0)
+    return rows
+
+
+class Combination:
+    """The device tables and the memory of one program's rule: ``directions`` [kept, B, C, H, W] and ``average``, fp32."""
+
+    def __init__(self, plan: Plan, shape: tuple[int, int, int, int], entries: int, device: torch.device, kernels: Kernels):
+        """``entries`` is the capacity of the tables in calls; ``shape`` [B, C, H, W] that of the state."""
+        self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
+        self.kind = type(plan.guidance.correction)
+        single = {"dtype": torch.float32, "device": device}
+        self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
+        self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
+        self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
+        channels = plan.reused_weights().shape[2]
+        self.reuse_table = torch.zeros(entries, len(self.kept) * channels, **single)
+        self.evaluated_table = torch.zeros(entries, len(self.kept), **single)  # 1 where a call evaluates a kept branch
+        self.correction_table = torch.zeros(entries, len(CORRECTION_COLUMNS), **single)
+
+    def load(self, plan: Plan) -> None:
+        """Put the numbers of a run into the tables and forget the run before."""
+        kept = [i - 1 for i in self.kept]
+        self._fill(self.reuse_table, plan.reused_weights()[:, kept].reshape(plan.calls, -1))
+        self._fill(self.evaluated_table, plan.evaluated[:, kept])
+        self._fill(self.correction_table, correction_rows(plan))
+        self.fresh.zero_()
+        for memory in self.memory():
+            memory.zero_()
+
+    @staticmethod
+    def _fill(table: Tensor, values: np.ndarray) -> None:
+        table[: len(values)].copy_(torch.from_numpy(values))
+
+    def forget(self, samples: Tensor) -> None:
+        """Let ``samples`` [B] bool, on the host, start anew: no average, and directions from the next call, whatever it is.
+
+        That call must evaluate the kept branches that weigh something there; for other samples the tables say what it keeps.
+        """
+        self.fresh.copy_(samples)
+        if samples.any():
+            for memory in self.memory():
+                if memory.numel():
+                    memory.masked_fill_(self.fresh[:, None, None, None], 0.0)
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """What a call leaves for those after it."""
+        return self.directions, self.average
+
+    def recording(self) -> "Combination":
+        """The same tables and memory, combined by functions that have derivatives."""
+        recording = copy.copy(self)
+        recording.kernels = DIFFERENTIABLE
+        return recording
+
+    def combine(self, y: Tensor, outputs: Mapping[int, Tensor], coefficients: Tensor, call: Tensor) -> Tensor:
+        """The guided output [B, C, H, W] fp32 at the state ``y`` from the outputs of the live branches, fp32.
+
+        coefficients [B, branches, C'] of this call; call [B] int64.
+        """
+        conditional = outputs[0]
+        self._keep(conditional, outputs, call)
+        numbers = self.kernels.gather_rows(self.correction_table, call)  # [B, 7]
+        corrected = self.reference if self.reference in outputs else None
+        total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
+        for i, output in outputs.items():
+            if i not in (0, corrected):
+                total = torch.addcmul(total, coefficients[:, i, :, None, None], output - conditional)
+        total = self.with_reused(total, call)
+        if self.kind is RescaledDeviation:
+            total = self.kernels.rescale(total, conditional, numbers[:, 3])
+        return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
+
+    def _keep(self, conditional: Tensor, outputs: Mapping[int, Tensor], call: Tensor) -> None:
+        """Keep the directions of the samples whose own call evaluates a branch; it may be live for others alone."""
+        if not any(branch in outputs for branch in self.kept):
+            return
+        evaluated = self.kernels.gather_rows(self.evaluated_table, call)  # [B, kept]
+        renewed = (evaluated > 0) | self.fresh[:, None]
+        for k, branch in enumerate(self.kept):
+            if branch in outputs:
+                direction = self.directions[k]
+                new = (conditional - outputs[branch]).detach()
+                direction.copy_(torch.where(renewed[:, k, None, None, None], new, direction))
+
+    def with_reused(self, total: Tensor, call: Tensor) -> Tensor:
+        """``total`` plus the directions of branches that do not run now."""
+        if not self.kept:
+            return total
+        weights = self.kernels.gather_rows(self.reuse_table, call).unflatten(1, (len(self.kept), -1))
+        for k, direction in enumerate(self.directions):
+            total = torch.addcmul(total, weights[:, k, :, None, None], direction)
+        return total
+
+    def _corrected(self, y: Tensor, conditional: Tensor, reference: Tensor, numbers: Tensor) -> Tensor:
+        """The conditional output and its corrected difference from the reference."""
+        state, output, scale, _, momentum, radius, eta = numbers.unbind(1)
+        if self.kind is OptimizedScale:
+            return self.kernels.cfg_zero_star(conditional, reference, scale)
+        state, output = state[:, None, None, None], output[:, None, None, None]
+        clean = [torch.addcmul(state * y, output, prediction) for prediction in (conditional, reference)]
+        average = self.average.clone()
+        guided = self.kernels.adaptive_projection(*clean, average, scale, momentum, radius, eta)
+        weighs = (scale != 1)[:, None, None, None]  # the reference may be live for other samples alone
+        self.average.copy_(torch.where(weighs, average, self.average).detach())
+        return (guided - state * y) / output

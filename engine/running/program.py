@@ -1,0 +1,268 @@
+"""Plan + networks -> static device tables and the step function.
+
+A :class:`Program` is made for shapes (batch, latent size, branches, capacity) and loaded with numbers (tables, conditions,
+seeds).  ``step(live)`` takes nothing else and returns nothing: it reads the per-sample call counter, gathers its table
+rows, runs the live rows, combines, updates the state and advances the counter.  Every buffer it touches across calls is
+allocated here, so a step can be captured once and replayed.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.kernels.record import REFERENCE, Kernels
+from segue.models.read_rows import StateUpdate, chosen
+from segue.models.registry import make_rows
+from segue.models.start_rows import Clock
+from segue.models.weight_watch import WeightWatch
+
+from ..planning.plan import Plan
+from ..planning.solvers import Solver
+from ..rules.guidance import Branch
+from .combination import Combination
+from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
+
+
+@dataclass(frozen=True)
+class ProgramKey:
+    """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
+
+    ``kept`` are the branches whose directions are reused, ``correction`` is the kind, not its numbers.  ``calls`` is a
+    capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
+    """
+
+    batch: int
+    height: int
+    width: int
+    branches: tuple[Branch, ...]
+    masks: tuple[int, ...]
+    kept: tuple[int, ...]
+    correction: type
+    stochastic: bool
+    calls: int
+    conditions: int
+    text_tokens: int
+
+    @classmethod
+    def of(cls, plan: Plan, batch: int) -> "ProgramKey":
+        solver: Solver = plan.solver
+        capacity = 32  # a table row of SD3.5-medium is a megabyte: room for common step counts, not more
+        while capacity < plan.calls:
+            capacity *= 2
+        conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
+        masks = tuple(int(mask) for mask in plan.masks)
+        sizes = batch, plan.height, plan.width
+        rule = plan.branches, masks, plan.kept, type(plan.guidance.correction)
+        return cls(*sizes, *rule, solver.stochastic, capacity, conditions, text)
+
+    def serves(self, other: "ProgramKey") -> bool:
+        """Whether a program of this key can hold a run of the other."""
+        return self.calls >= other.calls and replace(other, calls=self.calls) == self
+
+
+class Program:
+    """Static buffers and the step function for B samples; state ``x`` [B, C, H, W] is fp32, in flow coordinates."""
+
+    # outside inference mode: its tensors could not be written to later, outside it
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(
+        self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device, kernels: Kernels = REFERENCE
+    ):
+        self.key, self.models, self.device, self.kernels = key, models, device, kernels
+        shape = (key.batch, plan.spec.channels, key.height, key.width)
+        channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
+        single = {"dtype": torch.float32, "device": device}  # whatever the defaults of the caller are
+        self.x = torch.zeros(shape, **single)
+        self.history = torch.zeros(shape, **single)
+        self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
+        entries = key.calls + WARM_UP_STEPS - 1  # a capture at the last call warms up beyond it
+        columns = plan.table.shape[1]
+        self.call_table = torch.zeros(entries, columns + len(key.branches) * channels, **single)  # what every call looks up
+        self.solver_table = self.call_table[:, :columns]
+        self.coefficient_table = self.call_table[:, columns:].unflatten(1, (len(key.branches), channels))
+        self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
+        self.combination = Combination(plan, shape, entries, device, kernels)
+        self.rows = {}
+        for name in dict.fromkeys(branch.model for branch in key.branches):
+            members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
+            row_blocks = len(plan.layout(members, name).blocks)  # all branches at once: no live set needs more
+            self.rows[name] = make_rows(
+                models[name],
+                key.batch,
+                key.height,
+                key.width,
+                row_blocks=row_blocks,
+                slots=len(plan.conditions),
+                times=key.calls,
+                conditions=key.conditions,
+                kernels=kernels,
+                **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
+            )
+        self.plan = plan
+        self.graphs: StepGraphs | None = None
+        self._places: list[int] = []
+        self._watches: list[WeightWatch] = []
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
+        """Capture steps with ``capture`` and replay them from now on."""
+        self.graphs = StepGraphs(weakref.proxy(self), capture)  # a cycle would keep the buffers until a garbage collection
+
+    def advance(self, live: tuple[int, ...]) -> None:
+        """:meth:`step`, replayed from its graph where graphs are in use."""
+        if self.graphs is None:
+            self.step(live)
+        else:
+            self.graphs.advance(live)
+
+    @torch.inference_mode(False)  # as the constructor: rows make some of their tensors here
+    @torch.no_grad()
+    def load(self, plan: Plan, noise: Tensor, conditions: Mapping[str | int, Any], seeds: list[int]) -> None:
+        """Put a run into the buffers; ``plan`` must have this program's key.
+
+        noise [B, C, H, W], the state at the first noise level; conditions: what the model's rows take for each condition of
+        the plan (labels [B] int64 for class-conditional models); seeds: B integers.
+        """
+        if not self.key.serves(ProgramKey.of(plan, self.key.batch)):
+            raise ValueError("this program was built for other branches or shapes than the plan's")
+        self._follow_stream()
+        self.plan = plan
+        self.x.copy_(noise)
+        self.history.zero_()
+        self.call.zero_()
+        self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64, device="cpu"))
+        self._fill(self.solver_table, plan.table)
+        self._fill(self.coefficient_table, plan.coefficients())
+        self.combination.load(plan)
+        self._follow_places()
+        self.load_times(plan.parameterization.network_time(plan.sigmas), conditions)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_times(self, times: np.ndarray, conditions: Mapping[str | int, Any]) -> None:
+        """Call the network at ``times`` [N], one for every call, and compute what depends on them and the conditions alone."""
+        distinct, index = np.unique(times, return_inverse=True)
+        self._fill(self.time_table, index)
+        self._given = torch.from_numpy(distinct), [conditions[condition] for condition in self.plan.conditions]
+        self._load_rows()
+
+    def _load_rows(self) -> None:
+        for rows in self.rows.values():
+            rows.load(*self._given)
+        self._watches = [WeightWatch(rows.remembered) for rows in self.rows.values()]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow_weights(self, values: bool = True) -> None:
+        """Compute anew what the run under way has computed from weights that are no longer what they were.
+
+        ``values``: see :class:`WeightWatch`.
+        """
+        if not all(watch.unchanged(values) for watch in self._watches):
+            self._follow_places()
+            self._load_rows()
+
+    def _follow_places(self) -> None:
+        """Drop the graphs where weights lie elsewhere than they read them."""
+        places = [tensor.data_ptr() for model in self.models.values() for tensor in (*model.parameters(), *model.buffers())]
+        if self.graphs is not None and places != self._places:
+            self.graphs.steps.clear()
+        self._places = places
+
+    def _follow_stream(self) -> None:
+        """Let the current stream wait for the run before, if that was on another: threads may have streams of their own."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            if current != self._stream:
+                current.wait_stream(self._stream)
+            self._stream = current
+
+    @staticmethod
+    def _fill(table: Tensor, values: np.ndarray) -> None:
+        table[: len(values)].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    @torch.no_grad()
+    def step(self, live: tuple[int, ...]) -> None:
+        """One network call for every sample, with the branches ``live`` of the plan."""
+        row, coefficients = self.looked_up()
+        scale, noise = row[:, 0], None
+        if self.key.stochastic:
+            noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
+        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call)
+        output = self._output(live, scale, coefficients, update)
+        if output is not None:
+            self.kernels.solver_update(update.x, output, update.history, update.noise, update.row, update.call)
+
+    def looked_up(self) -> tuple[Tensor, Tensor]:
+        """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
+        found = self.kernels.gather_rows(self.call_table, self.call)
+        columns = self.solver_table.shape[1]
+        return found[:, :columns], found[:, columns:].unflatten(1, self.coefficient_table.shape[1:])
+
+    def times(self) -> Tensor:
+        """The network time of each sample's call, [B] fp32."""
+        return self._given[0].to(self.device, torch.float32)[self.time_table[self.call]]
+
+    def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate) -> Tensor | None:
+        """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
+        if not live:
+            return torch.zeros_like(self.x)
+        if self.plan.keeps_apart(live):
+            outputs = dict(zip(live, self._branch_outputs(live, scale), strict=True))
+            return self.combination.combine(self.x, outputs, coefficients, self.call)
+        if self.key.kept:
+            return self.combination.with_reused(self.guided_output(live, scale, coefficients), self.call)
+        return self.guided_output(live, scale, coefficients, update)
+
+    def guided_output(
+        self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None, update: StateUpdate | None = None
+    ) -> Tensor | None:
+        """``sum_k c_k o_k`` over the live branches at the current state, [B, C, H, W] fp32, in the network's own output.
+
+        ``scale`` [B] multiplies the state; ``coefficients`` [B, branches, C'] default to the table's row of each sample.
+        None where the rows of a single network made the ``update`` of the state themselves.
+        """
+        if coefficients is None:
+            _, coefficients = self.looked_up()
+        total, models = None, self.plan.models(live)
+        for model in models:
+            factors = chosen(coefficients, self.plan.members(live, model))
+            if self.plan.combines_early(live):
+                factors = factors[..., 0]
+            part = self._forward(live, model, scale, factors, update if len(models) == 1 else None)
+            total = part if total is None else total.add_(part)
+        return total
+
+    def _forward(
+        self, live: tuple[int, ...], model: str, scale: Tensor, coefficients: Tensor | None, update: StateUpdate | None = None
+    ) -> Tensor | None:
+        """One network's rows at the current state, which ``scale`` [B] turns into the network's convention."""
+        clock = Clock(self.call, self.time_table)
+        scale = scale if self.plan.parameterization.discrete else None  # one for models of flows
+        return self.rows[model].forward(self.x, clock, self.plan.layout(live, model), coefficients, update, scale)
+
+    def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
+        """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
+        return self._branch_outputs(live, self.looked_up()[0][:, 0])
+
+    def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
+        outputs = {}
+        for model in self.plan.models(live):
+            outputs |= dict(zip(self.plan.members(live, model), self._forward(live, model, scale, None), strict=True))
+        return [outputs[i] for i in live]
+
+    def branch_output(self, branch: int, scale: Tensor) -> Tensor:
+        """The output of one branch alone, [B, C, H, W] fp32."""
+        shape = (self.key.batch, *self.coefficient_table.shape[1:])
+        return self.guided_output((branch,), scale, torch.ones(shape, dtype=torch.float32, device=self.device))
+
+    def state(self) -> tuple[Tensor, ...]:
+        """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""
+        return self.x, self.history, self.call, *self.combination.memory()

@@ -1,0 +1,207 @@
+"""Orders of convergence on a velocity that is known exactly, in fp64: the rows of each solver, run by the update itself.
+
+The data are normal with mean MEAN and deviation DEVIATION, so ``y = (1 - sigma) x0 + sigma eps`` is normal at every noise
+level, its velocity is linear in ``y``, and the flow from one level to another is a known affine map.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_sit
+
+from segue import CFG
+from segue.engine.core import resolve_plan
+from segue.engine.planning.solvers import SOLVERS, euler_maruyama
+from segue.kernels.combine import solver_update
+from segue.kernels.philox import normal_noise
+from segue.models.parameterization import Parameterization
+
+MEAN, DEVIATION = 0.7, 0.4
+FIRST, LAST = 0.95, 0.15
+STATES = torch.tensor([-2.0, -0.3, 0.1, 1.1, 2.5], dtype=torch.float64)
+# the error of a p-th order method falls by 2^p when the steps are halved; at 320 and 640 steps the next term of the
+# expansion shifts the measured order by a few hundredths
+COARSE, ORDER_SLACK = 320, 0.08
+
+
+def moments(sigma: float) -> tuple[float, float]:
+    """Mean and variance of the state at a noise level."""
+    return (1 - sigma) * MEAN, ((1 - sigma) * DEVIATION) ** 2 + sigma**2
+
+
+def exact_flow(y: torch.Tensor, start: float, end: float) -> torch.Tensor:
+    """Where the probability flow takes states from one noise level to another."""
+    (m0, v0), (m1, v1) = moments(start), moments(end)
+    return m1 + math.sqrt(v1 / v0) * (y - m0)
+
+
+def velocity(y: torch.Tensor, sigma: float) -> torch.Tensor:
+    """``E[eps - x0 | y]``."""
+    mean, variance = moments(sigma)
+    return -MEAN + (sigma - (1 - sigma) * DEVIATION**2) / variance * (y - mean)
+
+
+def even(steps: int) -> np.ndarray:
+    return np.linspace(FIRST, LAST, steps + 1)
+
+
+def uneven(steps: int) -> np.ndarray:
+    """Long and short steps in turn, 3 : 1, where a multistep rule for even steps is of first order."""
+    lengths = np.resize([3.0, 1.0], steps)
+    return FIRST + (LAST - FIRST) * np.append(0.0, np.cumsum(lengths) / lengths.sum())
+
+
+def follow(rows, y: torch.Tensor, noise=None, field=velocity) -> torch.Tensor:
+    """The states [N] after all rows in the velocity ``field``; ``noise(row index)`` gives [N]."""
+    x = y.clone().view(1, 1, 1, -1)
+    history = torch.zeros_like(x)
+    for index, row in enumerate(rows):
+        z = None if noise is None else noise(index).view_as(x)
+        solver_update(x, field(x, row.sigma), history, z, numbers(row))
+    return x.flatten()
+
+
+def numbers(row) -> torch.Tensor:
+    """The coefficients [1, 6] of one row."""
+    return torch.tensor([[row.a, row.b, row.c, row.d, row.e, row.f]], dtype=torch.float64)
+
+
+def flow_error(solver: str, sigmas: np.ndarray) -> float:
+    ours = follow(SOLVERS[solver].rows(sigmas), STATES)
+    return float((ours - exact_flow(STATES, sigmas[0], sigmas[-1])).abs().max())
+
+
+@pytest.mark.parametrize("levels", [even, uneven], ids=lambda levels: levels.__name__)
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm++2m", 2), ("ab2", 2)])
+def test_order_of_convergence(solver, order, levels):
+    coarse, fine = (flow_error(solver, levels(steps)) for steps in (COARSE, 2 * COARSE))
+    assert abs(math.log2(coarse / fine) - order) < ORDER_SLACK
+
+
+def test_the_velocity_is_that_of_the_flow():
+    """The oracle itself: the exact map moves with the velocity."""
+    for sigma in (0.9, 0.5, 0.2):
+        ahead, behind = (exact_flow(STATES, sigma, sigma + step) for step in (1e-5, -1e-5))
+        assert torch.allclose((ahead - behind) / 2e-5, velocity(STATES, sigma), atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "ab2"])
+def test_two_orders_beat_one_at_equal_calls(solver):
+    calls = 40
+    steps = calls // 2 if solver == "heun" else calls
+    assert flow_error(solver, even(steps)) < 0.2 * flow_error("euler", even(calls))
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "euler-maruyama"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_data_at_one_point_are_reached_in_any_number_of_steps(solver, steps):
+    """With all data at one point the clean estimate is exact at every call, and the last step lands on it."""
+    rows = SOLVERS[solver].rows(np.linspace(1, 0, steps + 1))
+    end = follow(rows, STATES, field=lambda x, sigma: (x - MEAN) / sigma)
+    assert (end - MEAN).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 5, 50])
+def test_ddim_is_eulers_method_in_flow_coordinates(steps):
+    """The table of a noise-predicting model makes the update ``alpha' x0 + s' eps`` of DDIM (arXiv 2010.02502)."""
+    spec = tiny_sit(prediction="epsilon", time="discrete").spec
+    plan = resolve_plan({"main": spec}, CFG(1.0), steps, solver="ddim")
+    alphas, noises, _ = Parameterization(spec)._chain
+    indices = Parameterization(spec).index(plan.sigmas)
+    y, eps = 0.8, np.random.default_rng(0).standard_normal(plan.calls)
+    for call, index in enumerate(indices):
+        alpha, s = alphas[index], noises[index]
+        last = call + 1 == plan.calls
+        alpha_next, s_next = (1.0, 0.0) if last else (alphas[indices[call + 1]], noises[indices[call + 1]])
+        x = (alpha + s) * y  # the variance-preserving state
+        scale, a, b, *others = plan.table[call]
+        assert scale == pytest.approx(alpha + s, rel=1e-12) and not any(others[:2])
+        expected = alpha_next * (x - s * eps[call]) / alpha + s_next * eps[call]
+        y = a * y + b * eps[call]
+        assert (alpha_next + s_next) * y == pytest.approx(expected, rel=1e-9)
+
+
+# --- the stochastic solver --------------------------------------------------------------------------------------------
+
+DIFFUSIONS = {
+    "default": lambda sigma: 2 * sigma,
+    "constant": lambda sigma: 0.8,
+    "vanishing": lambda sigma: math.sin(math.pi * sigma) ** 2,
+}
+
+
+def stochastic_rows(diffusion, sigmas: np.ndarray):
+    """The rows down to the last level of ``sigmas``; the step from there to 0, the one without noise, is left out."""
+    return euler_maruyama(diffusion).rows(np.append(sigmas, 0.0))[:-1]
+
+
+def chain_moments(rows, sigmas: np.ndarray) -> tuple[float, float]:
+    """Mean and variance of the chain from the exact ones at its start: the update is affine, so they follow exactly."""
+    mean, variance = moments(sigmas[0])
+    for row in rows:
+        offset = float(velocity(torch.zeros(1, dtype=torch.float64), row.sigma))
+        slope = float(velocity(torch.ones(1, dtype=torch.float64), row.sigma)) - offset
+        gain = row.a + row.b * slope
+        mean, variance = gain * mean + row.b * offset, gain**2 * variance + row.d**2
+    return mean, variance
+
+
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_weak_order_of_euler_maruyama(diffusion):
+    """Whatever the diffusion, the variance approaches that of the data with order one; the mean is on a line and exact."""
+    errors = []
+    for steps in (COARSE, 2 * COARSE):
+        sigmas = even(steps)
+        mean, variance = chain_moments(stochastic_rows(DIFFUSIONS[diffusion], sigmas), sigmas)
+        expected_mean, expected_variance = moments(sigmas[-1])
+        assert mean == pytest.approx(expected_mean, rel=1e-12)
+        errors.append(abs(variance - expected_variance))
+    assert abs(math.log2(errors[0] / errors[1]) - 1) < ORDER_SLACK
+
+
+def test_strong_order_of_euler_maruyama(seed):
+    """One Brownian path at three step sizes: the noise does not depend on the state, so each path converges with order one."""
+    fine, paths = 1024, 400
+    path = torch.randn(fine, paths, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    mean, variance = moments(FIRST)
+    start = mean + math.sqrt(variance) * torch.randn(
+        paths, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
+    )
+
+    def end(steps: int) -> torch.Tensor:
+        merged = path.view(steps, fine // steps, paths).sum(1) / math.sqrt(fine // steps)
+        return follow(stochastic_rows(DIFFUSIONS["default"], even(steps)), start, lambda index: merged[index])
+
+    reference = end(fine)
+    coarse, finer = (float((end(steps) - reference).pow(2).mean().sqrt()) for steps in (32, 64))
+    # against 1024 steps instead of infinitely many, and estimated from 400 paths: the order is known to about 0.1
+    assert abs(math.log2(coarse / finer) - 1) < 0.2
+
+
+def test_samples_of_euler_maruyama_have_the_moments_of_the_chain(seed):
+    """The noise of the engine, through the update of the engine: sample moments within five standard errors."""
+    samples, steps = 20000, 30
+    sigmas = even(steps)
+    rows = stochastic_rows(DIFFUSIONS["default"], sigmas)
+    mean, variance = moments(FIRST)
+    draw = torch.randn(samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    key = torch.tensor([seed])
+    ours = follow(
+        rows, mean + math.sqrt(variance) * draw, lambda call: normal_noise(key, torch.tensor([call]), samples)[0].double()
+    )
+    mean, variance = chain_moments(rows, sigmas)
+    assert abs(float(ours.mean()) - mean) < 5 * math.sqrt(variance / samples)
+    assert abs(float(ours.var()) - variance) < 5 * variance * math.sqrt(2 / samples)
+
+
+def test_without_diffusion_the_stochastic_solver_is_eulers():
+    sigmas = even(9)
+    for ours, euler in zip(euler_maruyama(lambda sigma: 0.0).rows(sigmas), SOLVERS["euler"].rows(sigmas), strict=True):
+        assert ours == euler
+
+
+def test_the_last_step_of_the_stochastic_solver_is_without_noise():
+    rows = euler_maruyama(last_sigma=0.3).rows(np.array([0.9, 0.6, 0.3, 0.0]))
+    assert [row.d > 0 for row in rows] == [True, True, False]
