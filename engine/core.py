@@ -26,7 +26,6 @@ from .rules.guidance import Guidance, Unguided
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import counting, progress_bar
-from .running.recorded_call import check_unrecorded
 from .running.sampler import Callback, CallInfo, run_program
 
 ScheduleLike = str | Schedule | Sequence[float]
@@ -176,7 +175,6 @@ class EngineCore:
 
         ``progress`` shows a bar of the network calls on stderr, if that is a terminal.
         """
-        check_unrecorded("a run to the end", **{"the noise or start": state})
         chunk = len(seeds) if max_batch is None else max_batch
         if not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
