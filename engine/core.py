@@ -15,6 +15,7 @@ from segue.models.block_linears import check_block_linears
 from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
+from segue.models.wrapped_modules import unwrapped
 
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
@@ -57,7 +58,7 @@ class EngineCore:
         self.linears = check_linears(linears, self.device, self.dtype, kernels)
         if "main" in (models or {}):
             raise ValueError("further networks need names of their own: 'main' is the network that is sampled")
-        networks = {"main": model, **(models or {})}
+        networks = {name: _network(module) for name, module in {"main": model, **(models or {})}.items()}
         for network in networks.values():
             check_block_linears(network)
         check_graphs(graphs, self.device)
@@ -238,6 +239,14 @@ class EngineCore:
             )
             lines += [f"  {line}" for line in (program.graphs.explain() if program.graphs else [])]
         return "\n".join(lines)
+
+
+def _network(module: nn.Module) -> nn.Module:
+    """The network in ``module``, which training may have wrapped.  Raises ``TypeError`` for anything that is none of ours."""
+    network = unwrapped(module)
+    if not isinstance(getattr(network, "spec", None), ModelSpec):
+        raise TypeError(f"an engine runs a SiT, a DiT or an MMDiT, got a {type(network).__name__}")
+    return network
 
 
 def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:

@@ -98,7 +98,7 @@ class Engine(EngineCore):
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other), family)[0]}
         for network in (model, *others.values()):
-            network.to(device, dtype)  # in place: nobody else holds them
+            network.to(device, dtype).requires_grad_(False)  # in place: nobody else holds them
             if linears == "fp8":
                 quantize_linears(network)
         if isinstance(model.spec, MMDiTSpec):

@@ -6,6 +6,7 @@ the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
 from .live_transformer import LiveTransformer, execution_device, path_text
+from .mixed_precision import autocast_around, innermost
 from .packing import check_own_forward, check_transformer
 from .running_pipeline import running_pipeline
 from .scheduler_calls import SchedulerCalls
@@ -134,13 +136,18 @@ class Attachment:
         self._run: Run | None = None
         self._engine: EngineCore | None = None
         self._live = LiveTransformer(pipe, self._forget_engine)
-        ForwardSlot.of(self.transformer).put(GuidedForward(self.forward))
+        slot = ForwardSlot.of(self.transformer)
+        self._replaced = slot.forward  # the transformer's own, or accelerate's mixed precision around that
+        slot.put(GuidedForward(self.forward))
         setattr(pipe, MARK, self)
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""
+        slot = ForwardSlot.of(self.transformer)
         if attachment_of(self.transformer) is self:
-            ForwardSlot.of(self.transformer).put(own_forward(self.transformer))
+            slot.put(self._replaced)
+        elif isinstance(innermost(slot.forward), GuidedForward):
+            raise ValueError("the transformer's forward was wrapped after segue.attach: take that wrapper off first")
         delattr(self.pipe, MARK)
         self.stop()
 
@@ -198,9 +205,10 @@ class Attachment:
             block_controlnet_hidden_states,
             joint_attention_kwargs,
         )
-        with call.scaled_lora(self.pipe.transformer):
+        autocast = autocast_around(self._replaced)
+        with call.scaled_lora(self.pipe.transformer), autocast or nullcontext():
             velocity = self._velocity(call, timestep, watched)
-        sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype)
+        sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype if autocast is None else torch.float32)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _refuse_other_pipelines(self, running: Any) -> None:

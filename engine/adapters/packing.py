@@ -7,9 +7,11 @@ from torch import nn
 
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_diffusers import from_diffusers, packing_obstacle, unshared
+from segue.models.wrapped_modules import WRAPPERS, wrapper_of
 
 from .forward_slot import ForwardSlot, own_forward
 from .glance import Glance
+from .mixed_precision import autocast_around
 
 # diffusers' hooks that only move or cast weights around a module's own forward
 HARMLESS_HOOKS = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook", "LayerwiseCastingHook")
@@ -23,6 +25,11 @@ def check_transformer(transformer: nn.Module) -> None:
         raise ValueError(
             "the transformer is compiled as a whole, which fixes its rows; compile its blocks instead: "
             "for block in pipe.transformer.transformer_blocks: block.compile()"
+        )
+    if (wrapper := wrapper_of(transformer)) is not None:
+        raise TypeError(
+            f"the transformer is wrapped in a {wrapper}, through which the pipeline cannot look; give it the one inside, as "
+            f"accelerator.unwrap_model does: pipe.transformer = pipe.transformer.{WRAPPERS[wrapper]}"
         )
     if not isinstance(transformer, SD3Transformer2DModel):
         raise TypeError(f"a pipeline with an SD3Transformer2DModel is needed, got {type(transformer).__name__}")
@@ -49,9 +56,9 @@ def check_fused_attention(transformer: nn.Module) -> None:
 
 
 def check_own_forward(transformer: nn.Module) -> None:
-    """Raise ``ValueError`` if someone else has replaced the transformer's forward."""
+    """Raise ``ValueError`` if someone else has replaced the transformer's forward; accelerate's mixed precision may have."""
     forward = ForwardSlot.of(transformer).forward
-    if forward != own_forward(transformer):
+    if forward != own_forward(transformer) and autocast_around(forward) is None:
         name = getattr(forward, "__qualname__", type(forward).__name__)
         raise ValueError(f"the transformer's forward was replaced by {name}; undo that first")
 

@@ -87,6 +87,7 @@ class PipeCore(EngineCore):
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
+        pipe.transformer.requires_grad_(False)  # a denoiser outside torch.no_grad() would be recorded
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
         model = quantize_linears(from_diffusers(pipe.transformer))
