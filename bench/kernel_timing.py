@@ -33,30 +33,6 @@ def _storages(values: Any) -> dict[int, int]:
     return {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
 
 
-def launches(function: Callable, sets: list[tuple[Any, ...]], graph: bool) -> Callable[[], None]:
-    """A callable that runs ``function`` once on every set, replayed from a graph where asked.
-
-    The results of a pass are kept until it ends: a freed one would be the next one's memory, still in the cache.  Raises
-    ``RuntimeError`` for a function that cannot be captured.
-    """
-
-    def run() -> None:
-        kept = [function(*arguments) for arguments in sets]
-        kept.clear()
-
-    if not graph:
-        return run
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()  # everything is compiled before the capture
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured, capture_error_mode="thread_local"):
-        run()
-    return captured.replay
-
-
 def kernel_gate(
     kernel: Callable,
     reference: Callable,

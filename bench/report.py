@@ -6,6 +6,7 @@ from pathlib import Path
 from .plots import write_plots
 from .readme_block import readme_block, update_block
 from .rows import Row, latest, read_rows
+from .summary import summary_tables
 from .tables import (
     by_device,
     cold_tables,
@@ -18,6 +19,7 @@ from .tables import (
 )
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
+    "summary": ("In short", summary_tables),
     "cost": ("Guided over unguided time", cost_tables),
     "e2e": ("Whole batches", e2e_tables),
     "step": ("One call, and the waterfall", step_tables),
@@ -28,7 +30,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 
 
 def report_text(rows: list[Row]) -> str:
-    """The whole report: per device and precision, one section per suite.  Values are medians (20th-80th percentile)."""
+    """The whole report: per device and precision a summary and one section per suite; medians (20th-80th percentile)."""
     parts = ["# Measurements", "Medians with the 20th to 80th percentile. Ratios are formed inside interleaved rounds."]
     for (device, dtype), here in by_device(rows).items():
         parts += [f"## {device}, {dtype}", provenance(here)]

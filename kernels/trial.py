@@ -59,8 +59,8 @@ class Trial:
         return statistics.median(times) / len(self._sets)
 
 
-def captured(function: Callable, sets: list[tuple[Any, ...]]) -> Callable[[], None]:
-    """One call on every set, as a CUDA graph.
+def one_pass(function: Callable, sets: list[tuple[Any, ...]]) -> Callable[[], None]:
+    """One call on every set.
 
     Results are kept to the end of a pass: a freed one would be the memory of the next, still in the cache.
     """
@@ -69,6 +69,12 @@ def captured(function: Callable, sets: list[tuple[Any, ...]]) -> Callable[[], No
         kept = [function(*arguments) for arguments in sets]
         kept.clear()
 
+    return run
+
+
+def captured(function: Callable, sets: list[tuple[Any, ...]]) -> Callable[[], None]:
+    """:func:`one_pass` as a CUDA graph.  Raises ``RuntimeError`` for a function that cannot be captured."""
+    run = one_pass(function, sets)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -6,11 +6,12 @@ from functools import partial
 import torch
 
 from segue.kernels.catalogue import SIZES, Case, Factory, Size, cases
+from segue.kernels.trial import captured, one_pass
 from segue.kernels.triton_runtime import unavailable
 
 from ..attention_backends import attention_backends
 from ..ceilings import Ceilings, dtype_name
-from ..kernel_timing import argument_sets, kernel_gate, launches
+from ..kernel_timing import argument_sets, kernel_gate
 from ..rows import Row
 from ..session import Session
 from ..timing import Statistic, interleave, paired_ratio
@@ -92,7 +93,7 @@ def measure(session: Session, case: Case, ceilings: Ceilings, compiled: bool) ->
     draws = {}
     for name, function in functions.items():
         try:
-            draws[name] = launches(function, sets, graph=device.type == "cuda")
+            draws[name] = (captured if device.type == "cuda" else one_pass)(function, sets)
         except Exception as error:  # an operation that cannot be captured must not end the suite
             session.echo(f"{NAME} {case.name}: {name} not run, {_reason(error)}")
     if draws:

@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segue.bench import attention_backends, ceilings
 from segue.bench.ceilings import Ceilings, measure_ceilings
-from segue.bench.kernel_timing import CACHE_BYTES, argument_sets, kernel_gate, launches
+from segue.bench.kernel_timing import CACHE_BYTES, argument_sets, kernel_gate
 from segue.bench.suites import kernels, run_suite
 from segue.bench.timing import Statistic
 from segue.kernels import attention
 from segue.kernels.catalogue import SIZES, Case, Factory, Size, cases
+from segue.kernels.trial import one_pass
 
 CPU = torch.device("cpu")
 SIZE = SIZES[0]
@@ -111,7 +112,7 @@ def test_arguments_and_results_do_not_fit_a_cache_and_each_set_is_used_once_per_
     least = -(-CACHE_BYTES["cpu"] // (repeats * 2**20))
     assert len(sets) == least > 2
     used: list[float] = []
-    launches(lambda x, *_: used.append(float(x[0, 0])), sets, graph=False)()
+    one_pass(lambda x, *_: used.append(float(x[0, 0])), sets)()
     assert used == [float(seed) for seed in range(len(sets))]
 
 
@@ -126,7 +127,7 @@ def test_the_results_of_a_pass_do_not_share_memory():
         results.append(weakref.ref(y))
         return y
 
-    launches(doubled, [(torch.ones(33, 63),) for _ in range(5)], graph=False)()
+    one_pass(doubled, [(torch.ones(33, 63),) for _ in range(5)])()
     assert alive == [0, 1, 2, 3, 4]
     assert all(result() is None for result in results)
 

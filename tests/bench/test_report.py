@@ -8,6 +8,7 @@ import pytest
 from segue.bench.readme_block import BEGIN, END, readme_block, update_block
 from segue.bench.report import report_text, write_report
 from segue.bench.rows import append_rows, latest, make_row, read_rows
+from segue.bench.summary import summary_tables
 from segue.bench.timing import Statistic
 
 GAIN = "speed-up over the published algorithm"
@@ -80,9 +81,12 @@ def test_the_same_rows_write_the_same_bytes(tmp_path, rows):
     assert text.startswith("# Title\n\n")
     assert text.endswith("\n\nAfter.\n")
     assert "old figures" not in text
-    assert "| model b1 | 1.83 (1.82) | 1.37 (1.3-1.42)x | 7 |" in text
-    assert "| diffusers eager | model b1 | - | - | 1.9 (1.8-1.98)x | - | - | 7 |" in text
-    assert "| model b1, sgg | + live branches only | 1.2 (1.14-1.25)x | 1.20x | exact | 7 |" in text
+    beside = "| diffusers eager | model b1 | - | - | 1.9 (1.8-1.98)x | - | - | 7 |"
+    assert beside in text
+    report = (tmp_path / "a" / "report.md").read_text()
+    assert beside in report
+    assert "| model b1 | 1.83 (1.82) | 1.37 (1.3-1.42)x | 7 |" in report
+    assert "| model b1, sgg | + live branches only | 1.2 (1.14-1.25)x | 1.20x | exact | 7 |" in report
 
 
 def test_the_newest_row_counts(tmp_path, rows):
@@ -129,15 +133,16 @@ def test_seconds_and_rates_are_those_of_a_gpu_alone(rows, environment):
         of_card("step", "model b1, sgg", "fp8 linears alone", "speed-up over the exact engine", "x", 1.3),
         of_card("step", "model b1, sgg", "fp8 linears alone", "error of a run", "relative", 0.021),
     ]
-    block = readme_block([*rows, *made])
-    assert "| model b1, eager | segue sgg | 1.25 (1.19-1.3) | 440 | 55% | 7 |" in block
-    assert "| model b1, eager | diffusers eager cfg | 2.5 (2.38-2.6) | - | - | 7 |" in block
-    assert "| SD3.5-medium 1024 | cuDNN | 600 | 400 | 50% | 7 |" in block
-    assert "| model b1, sgg | fp8 linears alone | 1.3 (1.23-1.35)x | 0.021 | 7 |" in block
-    for heading in ("| seconds |", "| microseconds |"):
-        assert block.count(heading) == 1
-    assert "norm" not in block
-    assert "seconds" not in readme_block(rows)
+    block, summary = readme_block([*rows, *made]), summary_tables(made)
+    for text in (block, summary):
+        assert "| model b1, eager | segue sgg | 1.25 (1.19-1.3) | 440 | 55% | 7 |" in text
+        assert "| model b1, eager | diffusers eager cfg | 2.5 (2.38-2.6) | - | - | 7 |" in text
+        assert text.count("| seconds |") == 1
+        assert "norm" not in text
+    assert "| SD3.5-medium 1024 | cuDNN | 600 | 400 | 50% | 7 |" in summary
+    assert "| model b1, sgg | fp8 linears alone | 1.3 (1.23-1.35)x | 0.021 | 7 |" in summary
+    assert block.index("**card, bfloat16**") < block.index(f"**{rows[0].device}, {rows[0].dtype}**")
+    assert "seconds" not in readme_block(rows) + summary_tables(rows)
 
 
 def test_rows_of_code_that_was_never_committed_do_not_reach_the_readme(rows):
