@@ -186,7 +186,10 @@ class MMDiT(nn.Module):
     """SD3 or SD3.5 with layers that can run over row prefixes.
 
     ``joint_blocks`` hold the two streams; ``pos_embed`` [1, S S, D] is the position table, cropped at its centre.
+    ``gradient_checkpointing``: rows that are recorded keep the states between blocks only.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, spec: MMDiTSpec):
         super().__init__()

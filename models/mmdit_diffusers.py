@@ -92,14 +92,17 @@ def unshared(model: MMDiT, module: nn.Module) -> tuple[str, ...]:
 
 
 def with_parameters_of(model: MMDiT, module: nn.Module) -> MMDiT:
-    """A ``model`` that :func:`from_diffusers` made, computing with the parameters of ``module`` themselves: for gradients."""
+    """A ``model`` that :func:`from_diffusers` made, with the parameters of ``module`` themselves and its way to record."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin, held = copy.deepcopy(model, shared), _tensors(module)
     for name, _ in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         parts = [held[source] for source in diffusers_sources(name)]
+        if not any(part.requires_grad for part in parts):
+            continue
         # past the check for nn.Parameter: joined parts are no leaves of a graph
         twin.get_submodule(owner)._parameters[leaf] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    twin.gradient_checkpointing = module.gradient_checkpointing
     return twin
 
 

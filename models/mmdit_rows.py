@@ -157,6 +157,7 @@ class MMDiTRows:
             lambda layer, states, rows, segments: model.joint_blocks[layer](
                 *states, per_block[layer][rows], DIFFERENTIABLE, segments
             ),
+            checkpoints=model.gradient_checkpointing,
         )
         outputs = []
         for state, readout in zip(states, layout.readouts, strict=True):

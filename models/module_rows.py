@@ -192,7 +192,7 @@ class ModuleRows:
 
         roots = [(hidden, context[used.index(slot)]) for slot in slots[: len(layout.roots)]]
         outputs = []
-        states = branch_states(layout, batch, roots, run_block, add_residual)
+        states = branch_states(layout, batch, roots, run_block, add_residual, transformer.gradient_checkpointing)
         for state, readout in zip(states, layout.readouts, strict=True):
             rows = slice(readout.row * batch, (readout.row + 1) * batch)
             patches = transformer.proj_out(transformer.norm_out(state, embedding[rows]))

@@ -1,9 +1,11 @@
 """The live rows of one call as autograd records them: every state is a new tensor, and nothing is computed beforehand."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .rows import RowLayout, Segment, group_rows
 
@@ -13,13 +15,21 @@ AddBetween = Callable[[int, int, States], States]
 
 
 def branch_states(
-    layout: RowLayout, batch: int, roots: Sequence[States], run_block: RunBlock, add_between: AddBetween | None = None
+    layout: RowLayout,
+    batch: int,
+    roots: Sequence[States],
+    run_block: RunBlock,
+    add_between: AddBetween | None = None,
+    checkpoints: bool = False,
 ) -> list[Tensor]:
     """The first stream of every branch of ``layout`` where its head reads it, each [B, L, D].
 
     roots: the states of the row blocks that start from the embedded sample.  ``run_block(layer, states, rows, segments)``
     runs a layer on the range ``rows`` of all rows; ``add_between(layer, row block, states)`` is what is added after one.
+    With ``checkpoints`` the inside of a layer is computed again in the backward pass, instead of being kept until then.
     """
+    if checkpoints:
+        run_block = partial(checkpoint, run_block, use_reentrant=False)
     blocks: dict[int, States] = dict(zip(layout.roots, roots, strict=True))
     found: dict[int, Tensor] = {}
 

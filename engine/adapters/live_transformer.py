@@ -100,10 +100,7 @@ class LiveTransformer:
 
     def networks_to_record(self) -> dict[str, nn.Module]:
         """The network to run where gradients are wanted: they reach the transformer's own parameters."""
-        transformer = self.pipe.transformer
-        if self.packed and any(parameter.requires_grad for parameter in transformer.parameters()):
-            return {"main": with_parameters_of(self.network, transformer)}
-        return {"main": self.network}
+        return {"main": with_parameters_of(self.network, self.pipe.transformer) if self.packed else self.network}
 
     def recorded_inputs(self) -> Iterator[Tensor]:
         """What gradients may be wanted of: the transformer's parameters, and what comes with a call."""

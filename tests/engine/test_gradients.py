@@ -136,7 +136,7 @@ def test_guidance_by_gradients_in_a_loop():
         found_loss = (denoiser(found, sigma) - target).square().sum()
         x = x - 0.1 * torch.autograd.grad(wanted_loss, x)[0]
         found = found - 0.1 * torch.autograd.grad(found_loss, found)[0]
-    assert relative_error(found, x) < ORACLE
+    assert relative_error(found.detach(), x.detach()) < ORACLE
 
 
 # --- attached: the oracle is the guided output of diffusers' own forward -------------------------------------------------
@@ -172,6 +172,13 @@ class TrainingStep:
         call = {"timestep": timestep, "encoder_hidden_states": self.context, "pooled_projections": self.pooled}
         return self.transformer(hidden_states=self.x, return_dict=False, **call, **self.extra, **options)[0]
 
+    def kept(self) -> int:
+        """Numbers that autograd keeps of a call."""
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.update({x.data_ptr(): x.numel()}) or x, lambda x: x):
+            self.forward()
+        return sum(sizes.values())
+
     def guided(self):
         """What a rule of skipped layer 1 with weight 2 makes of diffusers' outputs."""
         full = self.forward()
@@ -198,6 +205,17 @@ def test_gradients_through_an_attached_transformer_are_those_of_diffusers(path):
     for name, gradient in wanted.items():
         assert (gradient is None) == (found[name] is None), name
         assert gradient is None or relative_error(found[name], gradient) < ORACLE or not gradient.any(), name
+
+
+@pytest.mark.parametrize("path", ["packed", "modules"])
+def test_gradient_checkpointing_is_the_transformers(path):
+    step = TrainingStep(path)
+    segue.attach(step.pipe, SkipLayer(2.0, (1,)))
+    wanted, before = step.gradients(step.forward()), step.kept()
+    step.transformer.enable_gradient_checkpointing()
+    found = step.gradients(step.forward())
+    assert step.kept() < 0.7 * before
+    assert all(value is None or torch.equal(found[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("path", ["packed", "modules"])
