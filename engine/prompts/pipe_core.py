@@ -22,6 +22,7 @@ from ..linears import weight_sums
 from ..planning.plan import Plan
 from ..running.program import Program
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
+from .tokenizers import OwnTokenizers
 from .vae import decode_latents
 
 
@@ -34,7 +35,7 @@ class PipeCore(EngineCore):
 
     Threads may run side by side, and the pipeline itself beside them: a run changes nothing of the transformer.  Packing
     does, when the engine is made and when a transformer whose weights could not be packed becomes one whose can: let nothing
-    else run then.  Under offload hooks the threads of engines take turns, and only theirs.
+    else run then.  Under offload hooks, and to encode and decode, the threads of engines take turns, and only theirs.
     """
 
     def __init__(
@@ -47,7 +48,8 @@ class PipeCore(EngineCore):
         kernels: str = "auto",
         linears: str = "native",
     ):
-        self.pipe, self._live, self._lock = pipe, None, threading.RLock()
+        self.pipe, self._live, self._lock, self._tokenizers = pipe, None, threading.RLock(), OwnTokenizers()
+        self._quantized: WeightWatch | None = None  # the weights that fp8 copies were made of
         if model is not None:
             super().__init__(model, None, device, dtype, graphs, kernels, linears)
             return
@@ -222,7 +224,7 @@ class PipeCore(EngineCore):
         negatives = None if negative_prompt is None else check_prompts(negative_prompt, len(prompts))
         self.refresh()
         with self._turn():
-            return encode_prompts(pipe, prompts, negatives, self.device, max_sequence_length)
+            return encode_prompts(self._tokenizers.view(pipe), prompts, negatives, self.device, max_sequence_length)
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders and their memory; embeddings made before stay usable."""

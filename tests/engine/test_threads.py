@@ -91,6 +91,27 @@ def test_runs_side_by_side_equal_those_drawn_alone(make, runs):
     assert vars(pipe.transformer).get("forward") is forward
 
 
+def test_prompts_are_encoded_side_by_side():
+    """Tokenizers hold the state of a call, so an engine has copies; what is added to the pipeline's takes effect."""
+    pipe = tiny_pipeline(seed=21, **SMALL)
+    engine = Engine.from_pipe(pipe)
+
+    def encoded():
+        embeddings = engine.encode(["leaf"], "dull oak", max_sequence_length=T5_TOKENS)
+        return torch.cat([embeddings.positive.context, embeddings.negative.context])
+
+    def plain():
+        options = {"prompt_2": None, "prompt_3": None, "max_sequence_length": T5_TOKENS}
+        return torch.cat(pipe.encode_prompt("leaf", negative_prompt="dull oak", **options)[:2])
+
+    check_side_by_side(encoded, plain, runs=10)
+    before = encoded()
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        tokenizer.add_tokens("leaf")
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    assert torch.equal(encoded(), plain()) and not torch.equal(encoded(), before)
+
+
 def test_looking_at_an_attachment_changes_nothing_meanwhile():
     """Before its first run, when it looks at the transformer anew each time."""
     pipe = tiny_pipeline(seed=21)
