@@ -140,7 +140,8 @@ class Engine(EngineCore):
 
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``max_batch`` splits the work; a sample does not depend
-        on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop.
+        on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop; weights that it
+        changes act from the next call on.
         """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))

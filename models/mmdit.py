@@ -40,6 +40,10 @@ class TextCondition:
     def __len__(self) -> int:
         return len(self.context)
 
+    def detach(self) -> "TextCondition":
+        """The same values, outside any graph of autograd."""
+        return TextCondition(self.context.detach(), self.pooled.detach())
+
     def __getitem__(self, part: slice) -> "TextCondition":
         """The prompts of a range of samples."""
         return TextCondition(self.context[part], self.pooled[part])

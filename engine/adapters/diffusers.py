@@ -40,8 +40,11 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
 
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
     an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
-    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA
-    graphs (default: on CUDA).  Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
+    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on
+    CUDA).  One thread at a time may run the pipeline, as without: its scheduler has a state.  Where autograd records, the
+    transformer gives the true gradients of the guided velocity.
+
+    Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
     if guidance is not None and not isinstance(guidance, Guidance):

@@ -150,7 +150,7 @@ class Program:
         """Call the network at ``times`` [N], one for every call, and compute what depends on them and the conditions alone."""
         distinct, index = np.unique(times, return_inverse=True)
         self._fill(self.time_table, index)
-        self._given = torch.from_numpy(distinct), [conditions[condition] for condition in self.plan.conditions]
+        self._given = torch.from_numpy(distinct), [conditions[condition].detach() for condition in self.plan.conditions]
         self._load_rows()
 
     def _load_rows(self) -> None:
