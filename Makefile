@@ -26,7 +26,7 @@ help:
 	@echo "make demo      install, and draw out/demo.png: four guidance rules side by side"
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
-	@echo "make lint      style and format"
+	@echo "make lint      style, format and types"
 	@echo "make bench     measure for 12 minutes, beside other implementations, into out/bench; again: go on where it stopped"
 	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
 
@@ -42,6 +42,8 @@ test-all: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python bench/links.py out/links > /dev/null
+	cd out/links && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
 bench: $(VENV)/.bench
 	$(BIN)/segue bench run --suites cost,e2e,step --limit-minutes 12 --out out/bench/rows.jsonl; \

@@ -13,10 +13,9 @@ from segue.engine.planning.plan import Plan
 from segue.engine.rules.guidance import Guidance
 from segue.engine.rules.presets import parse_rule
 from segue.engine.running.sampler import run_program
-from segue.models.mmdit import MMDiT, TextCondition
-from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.mmdit import TextCondition
+from segue.models.registry import make_network
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
-from segue.models.sit import SiT
 from segue.models.sizes import VAE_FACTOR, dit_spec, sit_spec
 from segue.models.spec import ModelSpec, SiTSpec
 from segue.models.weights import load_model
@@ -112,9 +111,8 @@ class BenchModel:
         """The network in fp32 and further networks by name; the bundled model brings its weights, others get random ones."""
         if self.fixed:
             return load_model(BUNDLED)
-        network = MMDiT if isinstance(self.spec, MMDiTSpec) else SiT
         with torch.device(device):
-            model = network(self.spec)
+            model = make_network(self.spec)
         return randomize(model, SEED), {}
 
 
@@ -136,7 +134,7 @@ def resized(spec: ModelSpec, pixels: int) -> ModelSpec:
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int) -> nn.Module:
     """Fill parameters with normal numbers: matrices keep unit variance, vectors are small; nothing is zero."""
-    generators = {}
+    generators: dict[str, torch.Generator] = {}
     for parameter in model.parameters():
         device = parameter.device
         generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
@@ -189,7 +187,7 @@ class Workload:
 
 def random_conditions(
     spec: ModelSpec, names: tuple[str | int, ...], batch: int, device: torch.device, dtype: torch.dtype
-) -> dict[str | int, Tensor | TextCondition]:
+) -> Mapping[str | int, Tensor | TextCondition]:
     """Labels [B], or random prompt embeddings, for every named condition."""
     if isinstance(spec, SiTSpec):
         labels = torch.arange(batch) % spec.num_classes

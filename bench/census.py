@@ -19,9 +19,7 @@ from segue.engine.running.program import Program, ProgramKey
 from segue.kernels.dispatch import Selection, parse_kernels, select_kernels
 from segue.kernels.launch_cost import MEMORY, launch_cost
 from segue.kernels.triton_runtime import Chip, Launch, trace_launches
-from segue.models.mmdit import MMDiT
-from segue.models.mmdit_spec import MMDiTSpec
-from segue.models.sit import SiT
+from segue.models.registry import make_network
 from segue.models.spec import ModelSpec
 
 from .aten_kernels import aten_kernels, attention_kernels, dtype_text
@@ -131,7 +129,7 @@ def take_census(
 def meta_network(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
     """A network without weights."""
     with META:
-        network = (MMDiT if isinstance(spec, MMDiTSpec) else SiT)(spec)
+        network = make_network(spec)
     return network.to(dtype).eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # nothing of a killed child's output is lost in a buffer, and SIGABRT makes it say where it was
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
@@ -33,9 +34,9 @@ def execute(command: list[str], limit_s: float, log: Path, environment: Mapping[
     """
     with log.open("a", encoding="utf-8") as file:
         start = [sys.executable, "-I", "-S", "-c", BECOME, str(os.getpid()), *command]
-        options = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        options: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         # a group, not a session: what ends this process's session ends its children
-        process = subprocess.Popen(start, env=os.environ | ENVIRONMENT | environment, process_group=0, **options)
+        process = subprocess.Popen(start, env={**os.environ, **ENVIRONMENT, **environment}, process_group=0, **options)
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:

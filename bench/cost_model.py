@@ -10,10 +10,9 @@ from segue.engine.planning.schedule import resolve_schedule
 from segue.engine.planning.solvers import EULER
 from segue.engine.rules.guidance import Unguided
 from segue.engine.rules.presets import parse_rule
-from segue.models.mmdit import MMDiT
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.parameterization import Parameterization
-from segue.models.sit import SiT
+from segue.models.registry import make_network
 from segue.models.spec import ModelSpec, SiTSpec
 
 from .cases import SCALE, SGG_LAYERS, WEIGHT, BenchModel
@@ -112,7 +111,7 @@ def cost_table(names: tuple[str, ...] = TABLE) -> str:
 def block_parameters(spec: ModelSpec) -> int:
     """Parameters that every forward reads: all of the network but embedding tables and modulation."""
     with torch.device("meta"):
-        model = MMDiT(spec) if isinstance(spec, MMDiTSpec) else SiT(spec)
+        model = make_network(spec)
     modulation = [m for name, m in model.named_modules() if name.endswith("adaLN_modulation")]
     left_out = [*modulation, *(m for m in model.modules() if isinstance(m, nn.Embedding))]
     skipped = {id(parameter) for module in left_out for parameter in module.parameters()}

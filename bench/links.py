@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FACE = (".py", ".pyi", ".typed")  # what of segue/ belongs to the package
 
 
 def folders(setup: Path) -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def make_links(target: Path, root: Path = ROOT) -> None:
     """
     package = target / "segue"
     package.mkdir(parents=True, exist_ok=True)
-    modules = [path for path in (root / "segue").iterdir() if path.suffix == ".py"]
+    modules = [path for path in (root / "segue").iterdir() if path.suffix in FACE]
     for source in (*modules, *(root / folder for folder in folders(root / "setup.py"))):
         link = package / source.name
         if link.is_symlink():

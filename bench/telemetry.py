@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,8 @@ class Telemetry:
     """Reads the accelerator through nvidia-ml-py.  ``reason`` says why there is nothing to read, else it is None."""
 
     def __init__(self, device: torch.device):
-        self._nvml, self._handle = None, None
+        self._nvml: Any = None
+        self._handle: Any = None
         self.reason = self._connect(device)
 
     def _connect(self, device: torch.device) -> str | None:

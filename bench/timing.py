@@ -8,11 +8,13 @@ so that none of them always comes first, or always after the same one.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 Timer = Callable[[Callable[[], object]], float]
+Key = TypeVar("Key")  # what names a variant
 
 SPREAD = (20, 80)  # percentiles printed beside a median
 MIN_ROUNDS = 3
@@ -74,12 +76,12 @@ def timer_for(device: torch.device) -> Timer:
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], object]],
+    variants: Mapping[Key, Callable[[], object]],
     timer: Timer,
     repetitions: int,
     limit_s: float = float("inf"),
     warm_up: int = 1,
-) -> dict[str, np.ndarray]:
+) -> dict[Key, np.ndarray]:
     """Seconds [n] of every variant over n interleaved rounds; n is the same for all.
 
     ``limit_s`` bounds the timed work of the case, warm-up included: rounds stop when the next one would pass it, but at

@@ -1,1 +1,1 @@
-"""Guidance, schedules, solvers, plan, program, sampler, the Engine, its adapters and the command line."""
+"""Rooms in the order in which a call walks down; beside them the engines, their core, and files that import nothing above."""

@@ -274,7 +274,7 @@ def resolve_plan(
     return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
 
 
-def whole_numbers(values: Sequence[int], what: str) -> list[int]:
+def whole_numbers(values: Any, what: str) -> list[int]:
     """``values`` as integers; anything that is not a list of whole numbers raises ``TypeError``."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{what} must be a list of whole numbers, got {values!r}")

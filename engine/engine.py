@@ -1,12 +1,14 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from segue.models.spec import SiTSpec
 
 from .adapters.kdiffusion import Denoiser
 from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
@@ -19,7 +21,7 @@ from .planning.solvers import Solver
 from .rules.guidance import Guidance
 from .running.program import Program
 from .running.sampler import Callback
-from .sources import is_sd3_pipeline, local_source
+from .sources import Reading, is_sd3_pipeline, local_source
 from .velocity import GuidedVelocity
 
 if TYPE_CHECKING:
@@ -66,7 +68,11 @@ class Engine(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
-    ) -> "Engine | PromptEngine":
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        t5: bool = True,
+    ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
         SD3 and SD3.5 give a :class:`~segue.engine.prompts.engine.PromptEngine`.
@@ -75,8 +81,13 @@ class Engine(EngineCore):
         ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.  ``models`` names further networks for
         autoguidance, as in ``{"weak": "smaller.safetensors"}``; each is read as ``source`` is.
         ``linears="fp8"`` keeps no second copy of the weights that it replaces.
+        Of a hub id only the files that are read are fetched: of ``revision`` (a branch, tag or commit), by ``token`` (default:
+        that of the environment or of ``hf auth login``), and of diffusers' files those of ``variant``, as in ``fp16``.
+        ``t5=False`` leaves the third text encoder of an SD3 pipeline out, neither fetched nor loaded: zeros stand in its
+        place, as in diffusers.
         """
         from segue.models.fp8_network import quantize_linears
+        from segue.models.layout import Hints
         from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
 
@@ -85,18 +96,22 @@ class Engine(EngineCore):
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         check_linears(linears, device, dtype, kernels)
-        source = local_source(source)
+        reading = Reading(revision, variant, token, t5)
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
+        source = local_source(source, reading)
         if is_sd3_pipeline(source):
+            Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_further(models, source)
-            options = {"graphs": graphs, "kernels": kernels, "linears": linears}
+            reading = replace(reading, revision=None)  # what is local has no other
+            options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
             return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
-        model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
+        reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
+        model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
         if isinstance(model.spec, MMDiTSpec):
             _refuse_further(models, source)
         for name, other in (models or {}).items():
-            others |= {name: load_model(local_source(other), family)[0]}
+            others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
         for network in (model, *others.values()):
             network.to(device, dtype).requires_grad_(False)  # in place: nobody else holds them
             if linears == "fp8":
@@ -196,6 +211,10 @@ class Engine(EngineCore):
     def _first_state(plan: Plan, noise: Tensor) -> Tensor:
         return noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
 
+    @property
+    def spec(self) -> SiTSpec:
+        return self.models["main"].spec
+
     def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:
         """Labels [B] for every condition of a plan."""
         spec, count = self.spec, len(labels)
@@ -208,7 +227,7 @@ class Engine(EngineCore):
             elif condition == "parent":
                 table[condition] = [spec.parent_label(label) for label in labels]
             else:
-                table[condition] = [condition] * count
+                table[condition] = [int(condition)] * count
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
 
     def _check_labels(self, labels: Sequence[int]) -> list[int]:

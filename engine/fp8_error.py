@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Fp8Error:
 
 
 @torch.no_grad()
-def fp8_error(exact: EngineCore, fp8: EngineCore, load: Callable[[EngineCore], Program]) -> Fp8Error:
+def fp8_error(exact: EngineCore, fp8: EngineCore, load: Callable[[Any], Program]) -> Fp8Error:
     """The error of the engine ``fp8`` against ``exact``, the same networks without it.
 
     ``load(engine)`` puts the same run, seeds and all, into a program of an engine.  Raises ``ValueError`` unless the second

@@ -19,6 +19,9 @@ class Fp8Linear(nn.Module):
     ``values`` [E, D] float8_e4m3fn, ``scale`` [E] fp32, ``bias`` [E].  Inference only.
     """
 
+    values: Tensor
+    scale: Tensor
+
     def __init__(self, linear: nn.Linear):
         super().__init__()
         values, scale = quantize_rows(linear.weight.detach())

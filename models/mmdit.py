@@ -117,7 +117,7 @@ class JointBlock(nn.Module):
             h, n = residual2_norm(h, attended, Residual(self._image_attention(second, n2, kernels, segments), image[8]), *after)
         h = self.x_block.mlp(h, n, gate_m, kernels, carries[0])
         if z is not None:
-            c, m = residual_norm(c, Residual(z, text[2], z_bias), *text[3:5], self.context_block.mlp.fc1, kernels)
+            c, m = residual_norm(c, Residual(z, text[2], z_bias), text[3], text[4], self.context_block.mlp.fc1, kernels)
             c = self.context_block.mlp(c, m, text[5], kernels, carries[1])
         return h, c
 
@@ -146,8 +146,10 @@ class JointBlock(nn.Module):
             z = None if text.proj is None else zero_skipped(apply_linear(z, text.proj, kernels), segments)
             return (y, None), (z, None)
         if text.proj is None:
-            return *project_slices(kernels, (y, image.proj)), (None, None)
-        return project_slices(kernels, (y, image.proj), (z, text.proj))
+            (projected,) = project_slices(kernels, (y, image.proj))
+            return projected, (None, None)
+        projected, projected_text = project_slices(kernels, (y, image.proj), (z, text.proj))
+        return projected, projected_text
 
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""

@@ -4,6 +4,7 @@ Source: DiT (arXiv 2212.09748, table 1), SiT (arXiv 2401.08740), REPA (arXiv 241
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from .spec import Prediction, SiTSpec, TimeInput
 
@@ -56,7 +57,7 @@ def family_spec(family: str, size: str, image_size: int = 256, **changes) -> SiT
     if not isinstance(image_size, int) or image_size < 1 or image_size % (VAE_FACTOR * int(patch)):
         raise ValueError(f"image_size must be a positive multiple of {VAE_FACTOR * int(patch)}, got {image_size!r}")
     shape = SIZES[letter]
-    settings = {
+    settings: dict[str, Any] = {
         "name": f"{kind.title}-{size}-{image_size}",
         "channels": 4,
         "height": image_size // VAE_FACTOR,

@@ -5,6 +5,7 @@ Imports inside functions count like those at the top of a file.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ FLOORS = (
     ("running",),
     ("planning",),
     ("rules",),
-    ("device", "files", "images", "linears", "numeric_input", "sources"),
+    ("device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
 )
 MOST_FLOORS, MOST_FILES = 9, 14
 # optional or slow to import: inside the functions that use them
@@ -102,6 +103,13 @@ def test_the_rooms_of_the_engine_lie_on_few_floors_and_their_imports_point_down(
     assert len([path for path in inside if path.parent == Path("engine")]) <= MOST_FILES
     rooms = {path.parts[1].removesuffix(".py") for path in inside}
     assert rooms - {"__init__"} == {room for floor in FLOORS for room in floor}
+
+
+def test_the_drawing_shows_the_floors_in_their_order():
+    drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    names = [room if (ROOT / "engine" / room).is_dir() else f"{room}.py" for floor in FLOORS for room in floor]
+    places = [re.search(rf"(?<=\s){re.escape(name)}", drawing[drawing.index("engine/") :]) for name in names]
+    assert [place and place.start() for place in places] == sorted(place.start() for place in places if place)
 
 
 @pytest.mark.parametrize("folder", sorted(MAY_IMPORT))

@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
@@ -14,7 +15,7 @@ class StopRequest:
 
     def __init__(self):
         self.signal: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:

@@ -24,7 +24,8 @@ class TrainingDisplay:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task(trainer.spec.name, total=1.0, completed=trainer.progress, status="first step")
+        self.task = self.bar.add_task(trainer.spec.name, total=1.0, status="first step")
+        self.bar.update(self.task, completed=trainer.progress)
         self.first_step, self.first_progress = trainer.step, trainer.progress
         self.began = time.perf_counter()
         self.loss: float | None = None

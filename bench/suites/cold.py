@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +36,9 @@ def start_process(arguments: list[str], limit_s: float) -> dict[str, float]:
     command = [sys.executable, "-m", "segue.bench.cold_start", *arguments]
     with tempfile.TemporaryDirectory(prefix="segue-cold-", ignore_cleanup_errors=True) as folder:
         caches = {name: str(Path(folder, name.lower())) for name in CACHES}
-        options = {"capture_output": True, "text": True, "check": False, "timeout": limit_s}
+        options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": limit_s}
         try:
-            done = subprocess.run(command, env=os.environ | caches, **options)
+            done = subprocess.run(command, env={**os.environ, **caches}, **options)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"it was ended after the {limit_s:.0f} s that were left") from None
     if done.returncode:

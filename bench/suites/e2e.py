@@ -110,7 +110,7 @@ def speed_rows(session: Session, case: str, batch: int, variants: dict[str, Vari
     for name, values in seconds.items():
         plan = variants[name].plan
         row = partial(session.row, NAME, case, name, note=variants[name].what)
-        rooftop = plan and roofline_seconds(plan, batch, session.ceilings(), settings.torch_dtype)
+        rooftop = None if plan is None else roofline_seconds(plan, batch, session.ceilings(), settings.torch_dtype)
         rows.append(row("latency of a batch", "s", Statistic.of(values), rooftop))
         rows.append(row("throughput", "images/s", Statistic.of(batch / values)))
         if plan:

@@ -30,6 +30,8 @@ class LiveTransformer:
         self.network: nn.Module | None = None
         self.module_reason: str | None = None
         self._packed: PackedTransformer | None = None
+        self.device: torch.device
+        self.dtype: torch.dtype
 
     @property
     def spec(self) -> MMDiTSpec:

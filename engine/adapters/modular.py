@@ -14,7 +14,7 @@ diffusers is imported with the class, not with this module.
 import inspect
 import threading
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
 from ..rules.presets import NamedRule, parse_rule
 from .packing import check_fused_attention
 from .scheduler_calls import SchedulerCalls
+
+if TYPE_CHECKING:
+    from diffusers.guiders.guider_utils import BaseGuidance as _Base
+else:
+    _Base = object  # diffusers' class is put beside it when it is asked for
 
 TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 
@@ -60,7 +65,7 @@ def _rule_text(rule: Guidance) -> str | None:
     return " + ".join(_term_text(term) for term in rule.terms if not term.branch.is_conditional) or "none"
 
 
-class RuleGuider:
+class RuleGuider(_Base):
     """A guider that evaluates the live branches of a rule, one by one, and combines them exactly.
 
     ``SegmentedGuidance`` is this class on top of diffusers' own ``BaseGuidance``.
@@ -200,6 +205,11 @@ class RuleGuider:
             if self._branches[k] == UNCOND:
                 unconditional = others[f"pred_{k}"]
         return GuiderOutput(pred=guided, pred_cond=pred_0, pred_uncond=unconditional)
+
+
+if TYPE_CHECKING:
+
+    class SegmentedGuidance(RuleGuider): ...
 
 
 def __getattr__(name: str):

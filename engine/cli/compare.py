@@ -38,7 +38,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     rows, entries = [], []
     for rule, planned in zip(parsed, plans, strict=True):
         job.warm_up(planned)
-        images, seconds, plan = job.draw(planned, bool(run.check_finite), rule.title)
+        images, seconds, plan, _ = job.draw(planned, bool(run.check_finite), rule.title)
         cost = plan.cost
         measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"
         rows.append(Row(rule.title, images, rule.summary, measure))

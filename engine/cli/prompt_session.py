@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import Any
 
 from ..planning.plan import Plan
 from ..prompts.encoding import PromptEmbeddings
@@ -17,12 +16,13 @@ def draw_prompts(
     plan: Plan,
     embeddings: PromptEmbeddings,
     seeds: Sequence[int],
-    start: Mapping[str, Tensor],
+    start: Mapping[str, Any],
     max_batch: int | None,
     check_finite: bool,
     title: str,
+    pictures: bool = True,
 ) -> Drawn:
-    """The pictures of a planned run; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
+    """What a planned run draws; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
     chunk = max_batch or len(seeds)
     with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
         began = time.perf_counter()
@@ -41,7 +41,8 @@ def draw_prompts(
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began
-    return Drawn(engine.decode(run.latents, chunk), seconds, run.plan)
+    images = engine.decode(run.latents, chunk) if pictures else []
+    return Drawn(images, seconds, run.plan, run.latents)
 
 
 def warm_up_prompts(
@@ -49,7 +50,7 @@ def warm_up_prompts(
 ) -> None:
     """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
     tokens = embeddings.positive.context.shape[1]
-    settings = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
+    settings: dict[str, Any] = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
     exact = engine.plan(plan.guidance, **settings, text_tokens=tokens)
     for size in batch_sizes(len(seeds), max_batch):
         program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))

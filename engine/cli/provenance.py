@@ -45,11 +45,18 @@ class Origin:
     device: str
     dtype: str
     linears: str = "native"
+    heads: int | None = None
+    exit_layer: int | None = None
+    revision: str | None = None
+    variant: str | None = None
+    t5: bool = True
 
     @classmethod
-    def of(cls, engine: EngineCore, source: str, family: str | None) -> "Origin":
+    def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
+        """That of an engine; ``how`` its model was read, as :meth:`Engine.from_pretrained` was told."""
         dtype = str(engine.dtype).removeprefix("torch.")
-        return cls(source, family, engine.spec.name, fingerprint(engine.models), engine.device.type, dtype, engine.linears)
+        weights, device = fingerprint(engine.models), engine.device.type
+        return cls(source, family, engine.spec.name, weights, device, dtype, engine.linears, **how)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from PIL import Image
 from ..files import check_writable
 from ..images import save_png
 from .jobs import captions, open_job
+from .latents import wants_pictures, write_latents
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
 from .provenance import Record, parameters_text
 from .session import choose_rule, print_warnings
@@ -22,24 +23,32 @@ OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Check everything, then draw, then write."""
+    pictures = wants_pictures(output)
     out, folder = check_output(output, DEFAULT_OUT)
-    job = open_job(source, run, text)
+    if not (pictures or folder):
+        raise ValueError(f"latents are written into a folder, got the file {out}")
+    job = open_job(source, run, text, pictures=pictures)
     parsed = choose_rule(rule, job.spec)
     plan = job.plan(parsed, run)
     check_fit(out, folder, len(job.labels), output)
     print_warnings(plan, parsed)
     if text.negative_prompt and "uncond" not in plan.conditions:
         print(f"warning: {parsed.text} has no unconditional branch: the negative prompt changes nothing", file=sys.stderr)
-    images, seconds, plan = job.draw(plan, bool(run.check_finite))
-    record = job.record(parsed, plan)
-    files = write_pictures(images, record, job.names, out, folder, output)
-    if output.json:
-        summary = {"files": [str(file) for file in files], "seconds": round(seconds, 3)} | record.to_dict()
-        print(json.dumps(summary))
+    drawn = job.draw(plan, bool(run.check_finite))
+    record = job.record(parsed, drawn.plan)
+    if pictures:
+        files = write_pictures(drawn.images, record, job.names, out, folder, output)
     else:
-        cost = plan.cost
-        print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {seconds:.1f} s")
-        print(f"{len(images)} picture{'s' * (len(images) != 1)} in {out}" + (f", all in {files[-1]}" if len(files) > 1 else ""))
+        names = [picture_name(job.names, *sample) for sample in zip(record.labels, record.seeds, strict=True)]
+        files = write_latents(drawn.latents, record, names, out)
+    if output.json:
+        summary = {"files": [str(file) for file in files], "seconds": round(drawn.seconds, 3)} | record.to_dict()
+        print(json.dumps(summary))
+        return
+    cost, count = drawn.plan.cost, len(drawn.latents)
+    print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s")
+    all_in = f", all in {files[-1]}" if pictures and len(files) > 1 else ""
+    print(f"{count} {'picture' if pictures else 'latent'}{'s' * (count != 1)} in {out}{all_in}")
 
 
 def check_output(output: Output, default: Path) -> tuple[Path, bool]:

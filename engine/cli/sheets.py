@@ -61,19 +61,19 @@ def labelled_sheet(
     title: str = "",
 ) -> Image.Image:
     """Rows of pictures of one size, each under its label; ``headers`` name the columns (words one above the other)."""
-    rows = [Row(*row) for row in rows]
-    zoom = zoom or default_zoom(rows[0].images[0])
-    cell = _cell(rows[0].images[0], zoom)
-    columns = max(len(row.images) for row in rows)
+    made = [Row(*row) for row in rows]
+    zoom = zoom or default_zoom(made[0].images[0])
+    cell = _cell(made[0].images[0], zoom)
+    columns = max(len(row.images) for row in made)
     label_font, header_font = _font(ROW_TEXT), _fitting_font([w for h in headers for w in h.split()], HEADER_TEXT, cell[0])
     small = _font(HEADER_TEXT + 1)
     band = _line(label_font) + 6
     header_height = max((len(header.split()) for header in headers), default=0) * _line(header_font) + GAP
     title_height = _line(small) + GAP if title else 0
     width = max(
-        columns * (cell[0] + GAP) - GAP, int(small.getlength(title)) + 1, *(_row_width(row, label_font, small) for row in rows)
+        columns * (cell[0] + GAP) - GAP, int(small.getlength(title)) + 1, *(_row_width(row, label_font, small) for row in made)
     )
-    sheet = _blank(width, title_height + header_height + len(rows) * (band + cell[1] + ROW_GAP) - ROW_GAP)
+    sheet = _blank(width, title_height + header_height + len(made) * (band + cell[1] + ROW_GAP) - ROW_GAP)
     draw, top = ImageDraw.Draw(sheet), MARGIN
     draw.text((MARGIN, top), title, FAINT, small)
     top += title_height
@@ -83,7 +83,7 @@ def labelled_sheet(
             (centre, top), "\n".join(header.split()), FAINT, header_font, anchor="ma", align="center", spacing=2
         )
     top += header_height
-    for row in rows:
+    for row in made:
         _draw_row_label(draw, row, top, width, label_font, small)
         for column, image in enumerate(row.images):
             sheet.paste(_enlarged(image, zoom), (MARGIN + column * (cell[0] + GAP), top + band))

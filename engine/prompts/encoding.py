@@ -12,6 +12,8 @@ from segue.models.mmdit import TextCondition
 from ..adapters.live_transformer import hook_device
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = dict(zip(ENCODERS, ("tokenizer", "tokenizer_2", "tokenizer_3"), strict=True))
+CLIPS = ENCODERS[:2]  # the third, T5, may be missing: zeros stand in its place, as in the pipelines
 PROMPT_LENGTH = 256  # tokens of the third encoder, T5; the two CLIPs bring 77
 
 
@@ -82,6 +84,18 @@ def text_encoders(pipe) -> dict[str, nn.Module]:
     return {name: encoder for name in ENCODERS if (encoder := getattr(pipe, name, None)) is not None}
 
 
+def check_encoders(pipe) -> None:
+    """Raise ``ValueError`` where a pipeline lacks what encoding prompts needs."""
+    present = text_encoders(pipe)
+    needed = dict.fromkeys((*CLIPS, *(TOKENIZERS[name] for name in (*CLIPS, *present))))
+    missing = [name for name in needed if getattr(pipe, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"the pipeline has no {', '.join(missing)} (freed, or never loaded), which prompts need; "
+            "pass embeddings from an earlier encode()"
+        )
+
+
 @torch.no_grad()
 def encode_prompts(
     pipe, prompts: list[str], negatives: list[str] | None, device: torch.device, max_sequence_length: int
@@ -90,8 +104,7 @@ def encode_prompts(
 
     Text encoders that lie elsewhere are brought there for as long as it takes; offload hooks are left to do so themselves.
     """
-    if not text_encoders(pipe):
-        raise ValueError("the text encoders were freed; pass embeddings from an earlier encode()")
+    check_encoders(pipe)
     with _encoders_on(pipe, device):
         positive, negative, pooled, negative_pooled = pipe.encode_prompt(
             prompt=prompts,

@@ -33,12 +33,12 @@ from .planning import (
     start_size,
     timed_scheduler,
 )
-from .vae import draw_start, load_images
+from .vae import check_output, draw_start, load_images
 
 
 @dataclass(frozen=True)
 class PromptRun:
-    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty without a VAE or when not asked for.
+    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
 
     A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
     """
@@ -167,6 +167,7 @@ class PromptEngine(PipeCore):
         image: Any = None,
         strength: float | None = None,
         max_sequence_length: int | None = None,
+        output: str = "pil",
         **options,
     ) -> PromptRun:
         """Prompts, or embeddings of prompts, to images.
@@ -174,7 +175,8 @@ class PromptEngine(PipeCore):
         ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.  ``image`` (PIL, array or tensor; one, or
         one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by default
         0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline``
-        does with a generator per image.  Other keywords are those of :meth:`sample`.
+        does with a generator per image.  ``output="latent"`` makes no pictures, and needs no VAE.  Other keywords are those of
+        :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
@@ -185,12 +187,13 @@ class PromptEngine(PipeCore):
         started = check_start(strength, image, latents)
         strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
         self.refresh()
+        pictures = check_output(output, pipe, self.spec.channels)
         size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
         plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size, strength)
         self.check_plan(plan)
         if options.get("noise") is not None:
             self.check_noise(plan, options["noise"], len(seeds))
-        pixels = None if image is None else load_images(pipe, image, *size, count)
+        pixels = None if image is None else load_images(pipe, image, *size, count, self.spec.channels)
         if texts is not None:
             negative = negative_prompt if "uncond" in plan.conditions else None
             length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
@@ -199,11 +202,11 @@ class PromptEngine(PipeCore):
             options |= self._drawn_start(pixels, seeds, options)
         sizes = {"height": size[0], "width": size[1]}
         run = self.sample(prompt.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
-        images = self.decode(run.latents, options.get("max_batch"))
+        images = self.decode(run.latents, options.get("max_batch")) if pictures else []
         with self._turn():
             pipe.maybe_free_model_hooks()
         names = [text for text in texts or () for _ in range(num_images)]
-        return replace(run, prompts=tuple(names[: len(images)]), images=images)
+        return replace(run, prompts=tuple(names[: len(run.latents)]), images=images)
 
     def _drawn_start(self, pixels: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Tensor]:
         """Clean latents and noise of an image-to-image run, drawn by the samples' seeds; a given noise stays."""

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..velocity import LEVEL_TOLERANCE, GuidedVelocity
+from .pipe_core import PipeCore
 
 
 class LiveVelocity(GuidedVelocity):
@@ -13,6 +14,7 @@ class LiveVelocity(GuidedVelocity):
     schedule, but its first, may come twice in a run: as another stage of a step.
     """
 
+    engine: PipeCore
     _level = 0.0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:

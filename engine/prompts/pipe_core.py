@@ -21,9 +21,11 @@ from ..device import resolve_device, resolve_dtype
 from ..linears import weight_sums
 from ..planning.plan import Plan
 from ..running.program import Program
+from ..sources import DEFAULT, Reading, local_source
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
+from .saved_pipeline import load_pipeline
 from .tokenizers import OwnTokenizers
-from .vae import decode_latents
+from .vae import decode_latents, need_vae
 
 
 class PipeCore(EngineCore):
@@ -37,6 +39,8 @@ class PipeCore(EngineCore):
     does, when the engine is made and when a transformer whose weights could not be packed becomes one whose can: let nothing
     else run then.  Under offload hooks, and to encode and decode, the threads of engines take turns, and only theirs.
     """
+
+    _sums: Tensor | None = None  # of the weights that were quantised
 
     def __init__(
         self,
@@ -79,16 +83,16 @@ class PipeCore(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
+        reading: Reading = DEFAULT,
     ) -> Self:
         """An engine from a saved diffusers SD3 pipeline (or a hub id), live as :meth:`from_pipe` makes it.
 
         With ``linears="fp8"`` the weights are not held twice: the transformer inside ``pipe`` keeps its configuration only.
+        ``reading`` says which form is read: a revision, a variant, without T5.
         """
-        from diffusers import StableDiffusion3Pipeline
-
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
+        pipe = load_pipeline(local_source(folder, reading), dtype, reading).to(device)
         pipe.transformer.requires_grad_(False)  # a denoiser outside torch.no_grad() would be recorded
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
@@ -245,6 +249,9 @@ class PipeCore(EngineCore):
             return decode_latents(pipe, latents, max_batch)
 
     def use_vae_tiling(self, on: bool = True) -> None:
-        """Decode large images in tiles, to save memory."""
-        vae = self._need_pipe("decode").vae
-        (vae.enable_tiling if on else vae.disable_tiling)()
+        """Decode large images in tiles, to save memory.  Raises ``ValueError`` for a VAE that cannot."""
+        vae = need_vae(self._need_pipe("decode"), "decode in tiles")
+        change = getattr(vae, "enable_tiling" if on else "disable_tiling", None)
+        if change is None:
+            raise ValueError(f"the VAE of this pipeline, a {type(vae).__name__}, does not decode in tiles")
+        change()

@@ -87,14 +87,15 @@ def latent_size(
         sizes.append(None if pixels is None else pixels // factor)
     if latents is not None:
         return start_size(latents, *sizes)
-    return tuple(native if size is None else size for size, native in zip(sizes, (spec.height, spec.width), strict=True))
+    height, width = sizes
+    return spec.height if height is None else height, spec.width if width is None else width
 
 
 def start_size(latents: Tensor, height: int | None, width: int | None) -> tuple[int, int]:
     """The size of clean latents [B, C, H, W] to start from.  Raises ``ValueError`` where another one is asked for."""
     if not isinstance(latents, Tensor):
         raise TypeError(f"latents must be a tensor [B, C, H, W], got a {type(latents).__name__}")
-    found = tuple(latents.shape[-2:])
+    found = (latents.shape[-2], latents.shape[-1])
     for name, wanted, side in (("height", height, found[0]), ("width", width, found[1])):
         if wanted is not None and wanted != side:
             raise ValueError(f"latents of {found[0]} x {found[1]} do not fit the latent {name} {wanted}")

@@ -235,8 +235,8 @@ def _weight(value: float | Callable[[float], float], delta: float, offset: float
         if delta:
             raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
         return Weight(function=lambda sigma: value(sigma) - offset)
-    value = real_number(value, "a scale must be a finite number or a function of sigma")
-    return Weight(base=value - offset, delta=delta)
+    number = real_number(value, "a scale must be a finite number or a function of sigma")
+    return Weight(base=number - offset, delta=delta)
 
 
 def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:

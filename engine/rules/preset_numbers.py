@@ -10,7 +10,7 @@ from .window import Window
 
 # Default numbers by model name and rule; a rule without a row needs its options written out.  The numbers of sgg on SD3 are
 # the published recipe (arXiv 2603.20584), 14 + 14 of 28 steps.
-_SD3 = {
+_SD3: dict[str, dict[str, Any]] = {
     "cfg": {"scale": 4.5},
     "slg": {"weight": 2.8, "layers": (7, 8, 9)},
     "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},

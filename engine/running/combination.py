@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Combination:
         """``entries`` is the capacity of the tables in calls; ``shape`` [B, C, H, W] that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
         self.kind = type(plan.guidance.correction)
-        single = {"dtype": torch.float32, "device": device}
+        single: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
         self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
         self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget

@@ -56,9 +56,9 @@ class ProgramKey:
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
-        sizes = batch, plan.height, plan.width
-        rule = plan.branches, masks, plan.kept, type(plan.guidance.correction)
-        return cls(*sizes, *rule, solver.stochastic, capacity, conditions, text)
+        kind = type(plan.guidance.correction)
+        rule = plan.branches, masks, plan.kept, kind
+        return cls(batch, plan.height, plan.width, *rule, solver.stochastic, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -77,7 +77,7 @@ class Program:
         self.key, self.models, self.device, self.kernels = key, models, device, kernels
         shape = (key.batch, plan.spec.channels, key.height, key.width)
         channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
-        single = {"dtype": torch.float32, "device": device}  # whatever the defaults of the caller are
+        single: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the defaults of the caller are
         self.x = torch.zeros(shape, **single)
         self.history = torch.zeros(shape, **single)
         self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
@@ -253,7 +253,7 @@ class Program:
         return self._branch_outputs(live, self.looked_up()[0][:, 0])
 
     def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
-        outputs = {}
+        outputs: dict[int, Tensor] = {}
         for model in self.plan.models(live):
             outputs |= dict(zip(self.plan.members(live, model), self._forward(live, model, scale, None), strict=True))
         return [outputs[i] for i in live]

@@ -212,7 +212,7 @@ def test_an_operation_that_cannot_be_captured_does_not_end_the_suite(make_sessio
     def refuse(*_arguments, **_options):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(kernels, "launches", refuse)
+    monkeypatch.setattr(kernels, "one_pass", refuse)
     session = make_session(scripted_timer([1e-3]))
     run_suite("kernels", session)
     assert any(

@@ -49,6 +49,12 @@ def test_every_package_of_the_wheel_is_found_in_the_links(tmp_path, inside):
         assert Path(origin).resolve().is_relative_to(ROOT), name
 
 
+def test_what_type_checkers_read_is_linked_too(tmp_path):
+    make_links(tmp_path)
+    for name in ("__init__.pyi", "py.typed"):
+        assert (tmp_path / "segue" / name).resolve() == ROOT / "segue" / name
+
+
 def test_the_command_of_a_visit_runs_from_the_links_in_the_checkout(tmp_path):
     """Started as the documentation says: a script, then the module."""
     script, links = str(ROOT / "bench" / "links.py"), tmp_path / "links"

@@ -321,7 +321,7 @@ def test_refused_specs():
     base = published(4, 2)
     for changes, message in [
         ({"exits": (2,)}, "no early-exit heads"),
-        ({"out_channels": 32}, "as many output as input channels"),
+        ({"out_channels": 32}, "takes 16 channels and gives 32; it must give as many as it takes"),
         ({"dual_layers": (4,)}, "blocks 0 to 3, got 4"),
         ({"text_tokens": 0}, "text_tokens must be a positive integer, got 0"),
         ({"position_size": 32}, "at most 64"),

@@ -143,15 +143,13 @@ def test_training_files_give_their_averaged_weights_and_their_family(tmp_path):
 
 
 def test_a_file_that_only_repa_could_have_written_needs_no_family(tmp_path):
-    for number, marks in enumerate(({"projectors": True}, {"mid_layer": True})):
-        state = random_state(3, depth=5, out_channels=4, **marks)
-        assert load_network(write(state, tmp_path / f"{number}.pt"), heads=2)[0].spec.prediction == "velocity"
+    for number, (mark, options) in enumerate({"projectors": {}, "mid_layer": {"exit_layer": 2}}.items()):
+        state = random_state(3, depth=5, out_channels=4, **{mark: True})
+        assert load_network(write(state, tmp_path / f"{number}.pt"), heads=2, **options)[0].spec.prediction == "velocity"
 
 
-@pytest.mark.parametrize(
-    ("args", "given", "layer"), [({}, None, 4), ({"mid_layer_idx": 2}, None, 2), ({"mid_depth": 2}, 3, 3), ({}, 1, 1)]
-)
-def test_the_branch_head_follows_the_callers_block_then_the_arguments_then_the_paper(tmp_path, args, given, layer):
+@pytest.mark.parametrize(("args", "given", "layer"), [({"weak_layer": 2}, None, 2), ({"weak_layer": 2}, 3, 3), ({}, 1, 1)])
+def test_the_branch_head_follows_the_callers_block_then_the_arguments(tmp_path, args, given, layer):
     state = random_state(4, depth=5, out_channels=4, mid_layer=True)
     model, _ = load_network(write(training_file(state, **args), tmp_path / "sgg.pt"), heads=2, exit_layer=given)
     assert model.spec.exits == (layer,)

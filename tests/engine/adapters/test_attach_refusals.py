@@ -55,7 +55,7 @@ def test_pipelines_of_other_kinds(pipe):
 
 def test_transformers_of_unknown_shape(pipe):
     pipe.transformer = tiny_transformer(in_channels=9)
-    refused(ValueError, r"out_channels must be at least channels \(9\), got 4", segue.attach, pipe, CFG(3.0))
+    refused(ValueError, "takes 9 channels and gives 4: it is an inpainting one", segue.attach, pipe, CFG(3.0))
 
 
 def test_detaching_what_is_not_attached(pipe):

@@ -1,0 +1,37 @@
+# The public names as type checkers read them: __init__.py loads each when it is first used.
+
+from segue.engine.adapters.diffusers import Attachment as Attachment, attach as attach, detach as detach
+from segue.engine.adapters.modular import SegmentedGuidance as SegmentedGuidance
+from segue.engine.engine import Engine as Engine, SampleRun as SampleRun
+from segue.engine.planning.plan import Plan as Plan, compile_plan as compile_plan
+from segue.engine.planning.schedule import (
+    Schedule as Schedule,
+    flow_shift as flow_shift,
+    from_scheduler as from_scheduler,
+    from_sigmas as from_sigmas,
+    linear as linear,
+    resolution_shift as resolution_shift,
+)
+from segue.engine.planning.solvers import Solver as Solver, euler_maruyama as euler_maruyama
+from segue.engine.rules.correction import APG as APG, CFGZeroStar as CFGZeroStar, Rescale as Rescale
+from segue.engine.rules.guidance import (
+    CFG as CFG,
+    SGG as SGG,
+    AutoGuidance as AutoGuidance,
+    Branch as Branch,
+    EarlyExit as EarlyExit,
+    Exit as Exit,
+    Guidance as Guidance,
+    Perturb as Perturb,
+    PerturbedLayers as PerturbedLayers,
+    SkipLayer as SkipLayer,
+    Term as Term,
+    Unguided as Unguided,
+    Weight as Weight,
+    from_extrapolation as from_extrapolation,
+)
+from segue.engine.rules.presets import parse_rule as parse_rule
+from segue.engine.rules.window import Window as Window
+from segue.engine.running.sampler import CallInfo as CallInfo, NonFiniteError as NonFiniteError
+
+__version__: str
