@@ -280,7 +280,8 @@ class MMDiT(nn.Module):
 
     def run_weights(self) -> Iterator[Tensor]:
         """What a run computes with once: the embedders of times and prompts, the modulation, the position table."""
-        for owner in (self.t_embedder, self.y_embedder, self.context_embedder, *self._modulation_linears()):
+        owners: list[nn.Module] = [self.t_embedder, self.y_embedder, self.context_embedder, *self._modulation_linears()]
+        for owner in owners:
             yield from owner.parameters()
         yield self.pos_embed
 

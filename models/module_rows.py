@@ -116,7 +116,7 @@ class ModuleRows:
             raise ValueError(f"these rows hold {self.slots} conditions of {self.batch} prompts, got {found}")
         self.prompts = tuple(conditions)
         self.dtype, self.times = conditions[0].context.dtype, times.to(conditions[0].context.device, torch.float32)
-        self.hidden = self.text = None
+        self._sized = False
 
     def forward(
         self,
@@ -212,11 +212,12 @@ class ModuleRows:
 
     def _make_buffers(self, context: Tensor) -> None:
         """The states of both streams, unless they are there, in the dtype of the embedded prompts [S, B, M, D]."""
-        if self.hidden is not None and self.hidden.dtype == context.dtype:
+        if self._sized and self.hidden.dtype == context.dtype:
             return
         spec, rows = self.network.spec, self.row_blocks * self.batch
         self.hidden = context.new_empty(rows, spec.tokens(self.height, self.width), spec.dim)  # [R, L, D]
         self.text = context.new_empty(rows, *context.shape[2:])  # [R, M, D]
+        self._sized = True
 
     def _block(self, block: nn.Module, rows: slice, embedding: Tensor, attention: Mapping[str, Any]) -> None:
         """One block over a range of rows; the last one returns no text."""
