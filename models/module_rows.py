@@ -82,6 +82,9 @@ class ModuleRows:
     switched or scaled between two calls, and weights may move.
     """
 
+    hidden: Tensor  # [R, L, D], and the text [R, M, D]: made by the first call of a run
+    text: Tensor
+
     def __init__(
         self,
         network: ModuleNetwork,
