@@ -189,7 +189,8 @@ class Engine(EngineCore):
         Give ``schedule`` (the levels the sampler will visit, ending in 0) for windows in steps or fractions, or to make all
         tables at once.  What a rule remembers (APG's average, reused directions) goes from a level to the next of ``schedule``,
         and to the same level asked for again, which is another stage of a step (Heun's); at any other level a sample's run
-        starts anew.  Each denoiser has a program, and so a memory, of its own.
+        starts anew.  Each denoiser has a program, and so a memory, of its own.  Gradients through it are true; where none are
+        wanted, call it under ``torch.no_grad()``, as samplers do.
         """
         labels = self._check_labels(labels)
         size = (self.spec.height if height is None else height, self.spec.width if width is None else width)

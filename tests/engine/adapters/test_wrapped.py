@@ -87,8 +87,7 @@ def test_a_transformer_prepared_after_attach(accelerator):
 
 def distributed(module):
     """In a group of one process that lives in memory."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     return nn.parallel.DistributedDataParallel(module.requires_grad_(True))
 
 
@@ -128,6 +127,19 @@ def test_an_engine_looks_through_the_wrappers_of_its_network(wrap):
     wrapped = wrap(wrap(copy.deepcopy(network)) if wrap is nn.DataParallel else copy.deepcopy(network))
     found = Engine(wrapped, device="cpu").sample([0, 4], SkipLayer(2.0, (1,)), steps=2, seeds=SEEDS).latents
     assert torch.equal(found, wanted)
+
+
+def test_attached_to_a_transformer_whose_blocks_are_sharded():
+    """FSDP2 gathers weights in hooks on the modules themselves, inside of which an attachment runs."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    pipe = tiny_pipeline(seed=21, **SMALL)
+    wanted = draw(pipe, **seeded())
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    for module in (*pipe.transformer.requires_grad_(True).transformer_blocks, pipe.transformer):
+        fsdp.fully_shard(module, mesh=mesh)
+    segue.attach(pipe, RULE)
+    assert relative_error(draw(pipe, **seeded()), wanted) < ATTACHED_RUN
 
 
 def test_networks_that_an_engine_cannot_run():
