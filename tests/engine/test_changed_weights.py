@@ -59,8 +59,7 @@ def euler(denoiser, x, s, t):
     return x + (t - s) * (x - denoiser(x, torch.full((len(x),), s))) / s
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("heads", [{}, {"out_channels": 8}], ids=["plain head", "learned sigma"])
+@pytest.mark.parametrize(("change", "heads"), [*((change, {}) for change in CHANGES), (through_data, {"out_channels": 8})])
 def test_an_engine_follows_its_network(change, heads):
     """In a callback, and under a denoiser: the oracle asks an engine of its own for every call."""
     rule, labels = CFG(3.0), [0, 4]
@@ -183,10 +182,12 @@ def changed_in_the_middle(change):
     return drawn_by("plain", pipe, change if lora else lambda pipe: change(pipe.transformer))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("change", LORA_CHANGES.values(), ids=LORA_CHANGES)
-def test_a_lora_switched_between_two_calls(change, way):
-    pipe = tiny_pipeline(seed=21, **SMALL)
+SWITCHES = [(name, way) for name in ("switched", "scaled") for way in WAYS] + [("fused", "attach"), ("unloaded", "engine")]
+
+
+@pytest.mark.parametrize(("name", "way"), SWITCHES)
+def test_a_lora_switched_between_two_calls(name, way):
+    change, pipe = LORA_CHANGES[name], tiny_pipeline(seed=21, **SMALL)
     with_lora(pipe)
     assert relative_error(drawn_by(way, pipe, change), changed_in_the_middle(change)) < ATTACHED_RUN
 

@@ -14,7 +14,7 @@ from segue import CFG, Engine, SegmentedGuidance, SkipLayer
 
 RULE = CFG(3.0) + SkipLayer(1.5, (1,))
 SMALL = {"num_layers": 2, "dual_attention_layers": (0,)}
-WORKERS, RUNS, BESIDE, SEED = 4, 50, 25, 5
+WORKERS, RUNS, BESIDE, SEED = 4, 50, 12, 5
 
 
 def together(*tasks: Callable[[], None]) -> None:
@@ -137,7 +137,7 @@ def test_an_engine_of_a_class_label_model_explains_itself_while_it_runs():
         lambda: engine.sample([0, 4], RULE, steps=1, seeds=SEED).latents,
         lambda: engine.explain().splitlines()[0],
         lambda: engine.sample([1], RULE, steps=2, seeds=SEED).latents,
-        runs=20,
+        runs=10,
     )
 
 
