@@ -19,8 +19,8 @@ from segue.models.wrapped_modules import unwrapped
 
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
-from .numeric_input import whole_number
-from .planning.plan import Plan, compile_plan
+from .numeric_input import check_seed, counting_number, scalar, whole_number
+from .planning.plan import Plan, checked_size, compile_plan
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solvers import Solver, get_solver
 from .rules.guidance import Guidance, Unguided
@@ -176,9 +176,7 @@ class EngineCore:
 
         ``progress`` shows a bar of the network calls on stderr, if that is a terminal.
         """
-        chunk = len(seeds) if max_batch is None else max_batch
-        if not isinstance(chunk, int) or chunk < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
+        chunk = len(seeds) if max_batch is None else counting_number(max_batch, "max_batch")
         latents, calls = [], plan.calls
         with progress_bar(self.spec.name, plan.calls * -(-len(seeds) // chunk), shown=progress) as advance:
             for first in range(0, len(seeds), chunk):
@@ -267,16 +265,14 @@ def resolve_plan(
 ) -> Plan:
     """:meth:`EngineCore.plan` for networks that are known by their specs only."""
     spec, solver = specs["main"], get_solver(solver)
-    height = spec.height if height is None else height
-    width = spec.width if width is None else width
-    spec.check_size(height, width)
+    height, width = checked_size(spec, height, width)
     resolved = resolve_schedule(schedule, steps, solver, Parameterization(spec), spec.tokens(height, width))
     return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
 
 
 def whole_numbers(values: Any, what: str) -> list[int]:
     """``values`` as integers; anything that is not a list of whole numbers raises ``TypeError``."""
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
+    if isinstance(values, str) or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) == 0:
         raise TypeError(f"{what} must be a list of whole numbers, got {values!r}")
     return [whole_number(value, f"{what} must be whole numbers") for value in values]
 
@@ -300,15 +296,16 @@ def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
 
 
 def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
-    """One seed in [0, 2^63) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random."""
+    """One seed in [0, 2^64) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random.
+
+    Noise inside the loop depends on all 64 bits; of the first noise, PyTorch's generator on the CPU reads the lower 32.
+    """
     if seeds is None:
         return [secrets.randbits(32) for _ in range(count)]
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
-        seeds = range(int(seeds), int(seeds) + count)
+    first = scalar(seeds)
+    if isinstance(first, Integral) and not isinstance(first, bool):
+        seeds = range(int(first), int(first) + count)
     seeds = whole_numbers(seeds, "seeds")
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds do not fit {count} samples")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"a seed must lie in [0, 2^63), got {seed}")
-    return seeds
+    return [check_seed(seed) for seed in seeds]

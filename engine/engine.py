@@ -15,7 +15,7 @@ from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
 from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
 from .linears import check_linears
-from .planning.plan import Plan
+from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule
 from .planning.solvers import Solver
 from .rules.guidance import Guidance
@@ -193,7 +193,7 @@ class Engine(EngineCore):
         wanted, call it under ``torch.no_grad()``, as samplers do.
         """
         labels = self._check_labels(labels)
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        size = checked_size(self.spec, height, width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))

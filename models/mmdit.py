@@ -22,6 +22,10 @@ from .residuals import Carry, Residual
 from .rows import Segment
 from .sit import FinalLayer, attend_segments, zero_skipped
 
+# Perturbations of image queries alone: text has no space to blur over, and keeps its attention where only the image's map
+# is the identity.
+IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image")
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -161,15 +165,15 @@ class JointBlock(nn.Module):
 def attend_joint(q: Tensor, k: Tensor, v: Tensor, tokens: int, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
     """Joint attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
 
-    A blur acts on the queries of the first ``tokens`` tokens, the image: text has no space to blur over.
+    The operations of ``IMAGE_OPERATIONS`` act on the queries of the first ``tokens`` tokens; the text's attend as ever.
     """
     parts = []
     for segment in segments:
         rows = slice(segment.start, segment.stop)
-        if segment.operation == "attention_blur":
+        if segment.operation in IMAGE_OPERATIONS:
             image, text = q[rows, :, :tokens], q[rows, :, tokens:]
-            blurred = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
-            parts.append(torch.cat([blurred, kernels.attention(text, k[rows], v[rows])], dim=1))
+            perturbed = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
+            parts.append(torch.cat([perturbed, kernels.attention(text, k[rows], v[rows])], dim=1))
         else:
             alone = Segment(0, segment.stop - segment.start, segment.operation)
             parts.append(attend_segments(q[rows], k[rows], v[rows], kernels, (alone,)))

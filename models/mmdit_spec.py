@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .spec import ModelSpec, Prediction, TimeInput
+from .spec import ModelSpec, Prediction, TimeInput, positive_integer
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class MMDiTSpec(ModelSpec):
 
     def __post_init__(self):
         for field in ("text_dim", "pooled_dim", "position_size", "text_tokens"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+            object.__setattr__(self, field, positive_integer(field, getattr(self, field)))
         if self.out_channels not in (0, self.channels):
             raise ValueError(_channels_text(self.channels, self.out_channels))
         super().__post_init__()
@@ -49,10 +47,7 @@ class MMDiTSpec(ModelSpec):
         """
 
         def integer(key: str, default: int | None = None) -> int:
-            value = config.get(key, default)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{key} must be a positive integer, got {value!r}")
-            return value
+            return positive_integer(key, config.get(key, default))
 
         heads, dual = integer("num_attention_heads"), config.get("dual_attention_layers", ())
         dim, sample, channels = heads * integer("attention_head_dim"), integer("sample_size", 128), integer("in_channels", 16)

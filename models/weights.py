@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,7 @@ def save_model(model: SiT, path: str | Path, metadata: Mapping[str, str] | None 
     path = Path(path)
     header = {**(metadata or {}), SPEC_KEY: json.dumps(model.spec.to_dict())}
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # no file of the user's has this name
     try:
         part.touch()
         mode = part.stat().st_mode  # what the process may give; safetensors alone would leave the file to its owner

@@ -30,7 +30,7 @@ from .forward_slot import ForwardSlot, own_forward
 from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around, innermost
 from .packing import check_own_forward, check_transformer
-from .running_pipeline import running_pipeline
+from .running_pipeline import put_back_processors, running_pipeline
 from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
@@ -235,9 +235,12 @@ class Attachment:
                 "give SkipLayer(weight, layers, window=...) to segue.attach instead"
             )
         if getattr(self.pipe, "do_perturbed_attention_guidance", False):
+            put_back_processors(self.pipe)
+            scale = self.pipe.pag_scale
             raise ValueError(
-                "the pipeline's own perturbed attention (pag_scale > 0) cannot join an attached rule; "
-                "give PerturbedLayers(weight, layers, kind='attention_identity') to segue.attach instead"
+                f"the pipeline's own perturbed attention (pag_scale={scale:g}) cannot join an attached rule; give "
+                f"PerturbedLayers({scale:g}, layers, kind='attention_identity_image') to segue.attach instead, "
+                "which keeps the attention to the text as the pipeline does ('attention_identity' does not)"
             )
 
     def _velocity(self, call: TransformerCall, timestep: Tensor, watched: bool) -> Tensor:
@@ -262,8 +265,14 @@ class Attachment:
         run = self._run
         return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.matches(call)
 
+    def _cuts_off(self, call: TransformerCall) -> bool:
+        """Whether this call is one of the run that is under way, without the negative prompt that it had."""
+        run = self._run
+        return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.lost_negative(call)
+
     def _start(self, call: TransformerCall, calls: SchedulerCalls, timestep: Tensor) -> Run:
         """Choose the path, compile the plan and load the prompts for the run that begins with this call."""
+        cut_off = self._cuts_off(call)
         self._run = None  # gives its program back, for this run to load
         index = calls.call(timestep)
         call.check_halves()
@@ -273,6 +282,8 @@ class Attachment:
 
         size = call.latents.shape[-2:]
         velocity = GuidedVelocity(self._engine, self.guidance, call.texts, *size, calls.schedule, calls.solver)
+        if cut_off:
+            _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
         velocity.load(call.latents)
@@ -284,6 +295,18 @@ class Attachment:
         if self._engine is None:
             graphs = self.graphs if self._live.packed else False
             self._engine = AttachedCore(network, self._live, graphs)
+
+
+def _check_cut_off(plan: Plan, index: int) -> None:
+    """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
+    needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
+    remembers = plan.kept or (plan.guidance.correction is not None and plan.guidance.correction.has_memory)
+    if needed or remembers:
+        why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
+        raise ValueError(
+            f"a callback took the negative prompt away after call {index} of {plan.calls}, as SD3CFGCutoffCallback does by "
+            f"setting guidance_scale to 0, and the rule {why}; leave the callback out and give the rule a window to there"
+        )
 
 
 def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..planning.term_weights import resolve_weights
 from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
 from ..rules.presets import NamedRule, parse_rule
-from .packing import check_fused_attention
+from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class RuleGuider(_Base):
 
         network = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
         if isinstance(network, SD3Transformer2DModel):
-            check_fused_attention(network)
+            check_processors(network)
         skipped = [layer for branch in self._branches if branch.network for layer in branch.network.layers]
         if skipped and "skip_layers" not in inspect.signature(type(network).forward).parameters:
             raise TypeError(f"skip-layer guidance needs SD3Transformer2DModel, got {type(network).__name__}")

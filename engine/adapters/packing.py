@@ -39,16 +39,25 @@ def check_transformer(transformer: nn.Module) -> None:
                 f"{name or 'the transformer'} has a {type(hook).__name__}, which keeps state between calls of fixed rows; "
                 "remove it"
             )
-    check_fused_attention(transformer)
+    check_processors(transformer)
 
 
-def check_fused_attention(transformer: nn.Module) -> None:
-    """diffusers' fused attention leaves out the QK norm, and fails on the second attention of a block."""
+def check_processors(transformer: nn.Module) -> None:
+    """Raise ``ValueError`` for attention processors under which the transformer is not the network of its weights.
+
+    Fused ones leave out the QK norm, and fail on the second attention of a block.  Those of PAG take a batch apart into parts
+    that are not there; they stay where an error or an interrupt ended a PAG pipeline.
+    """
     config = transformer.config
-    if config.qk_norm is None and not config.dual_attention_layers:
-        return
+    fusible = config.qk_norm is None and not config.dual_attention_layers
     for name, processor in transformer.attn_processors.items():
-        if type(processor).__name__ == "FusedJointAttnProcessor2_0":
+        kind = type(processor).__name__
+        if kind.startswith("PAG"):
+            raise ValueError(
+                f"{name} is a {kind}, which a run of a PAG pipeline that did not end has left there; "
+                "call pipe.transformer.set_attn_processor(diffusers.models.attention_processor.JointAttnProcessor2_0())"
+            )
+        if kind == "FusedJointAttnProcessor2_0" and not fusible:
             raise ValueError(
                 f"{name} is fused, and diffusers' fused attention drops the QK norm that this transformer needs; "
                 "call pipe.transformer.unfuse_qkv_projections()"

@@ -53,6 +53,7 @@ def sample(
     grid: o.GridOption = None,
     columns: o.ColumnsOption = None,
     zoom: o.ZoomOption = None,
+    force: o.ForceOption = False,
     json: o.JsonOption = False,
     picture: o.FromOption = None,
 ) -> None:
@@ -93,7 +94,7 @@ def sample(
     )
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    output = o.Output(out, grid, columns, zoom, json, kind)
+    output = o.Output(out, grid, columns, zoom, json, kind, force)
     if picture is not None:
         redraw(picture, source, rule, run, output, text)
     else:
@@ -128,6 +129,7 @@ def compare(
     strength: o.StrengthOption = None,
     out: o.SheetOption = None,
     zoom: o.ZoomOption = None,
+    force: o.ForceOption = False,
     json: o.JsonOption = False,
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
@@ -147,7 +149,7 @@ def compare(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5)
-    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json), text)
+    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
 
 
 def plan(

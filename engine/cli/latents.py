@@ -1,12 +1,13 @@
 """``segue sample --output latent``: latents into a folder, a safetensors file each, with the record of how they were drawn."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import NewFiles
 from ..images import RECORD_CHUNK
 from ..prompts.vae import OUTPUTS
 from .options import Output
@@ -27,11 +28,13 @@ def wants_pictures(output: Output) -> bool:
     return False
 
 
-def write_latents(latents: Tensor, record: Record, names: list[str], folder: Path) -> list[Path]:
-    """Write latents [B, C, H, W], each under the name of its picture, whole or not at all; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [(folder / name).with_suffix(".safetensors") for name in names]
-    for index, (file, latent) in enumerate(zip(files, latents, strict=True)):
-        with whole_file(file) as part:
-            save_file({LATENT: latent.cpu().contiguous()}, part, {RECORD_CHUNK: json.dumps(record.part(index).to_dict())})
-    return files
+def write_latents(latents: Tensor, record: Record, names: list[str], folder: Path, new: NewFiles) -> list[Path]:
+    """Write latents [B, C, H, W], each under the name of its picture; returns the files."""
+    return [
+        new.write((folder / name).with_suffix(".safetensors"), partial(_save_latent, latent, record.part(index)))
+        for index, (name, latent) in enumerate(zip(names, latents, strict=True))
+    ]
+
+
+def _save_latent(latent: Tensor, record: Record, path: Path) -> None:
+    save_file({LATENT: latent.cpu().contiguous()}, path, {RECORD_CHUNK: json.dumps(record.to_dict())})

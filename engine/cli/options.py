@@ -82,7 +82,7 @@ RuleOption = Annotated[
         "-g",
         panel=_RULE,
         shown=DEFAULT_RULE,
-        help="none, cfg, slg, pag, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
+        help="none, cfg, slg, pag, pag-image, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
     ),
 ]
 RulesOption = Annotated[
@@ -169,6 +169,9 @@ ColumnsOption = Annotated[int | None, _option("--columns", panel=_OUT, min=1, he
 ZoomOption = Annotated[
     int | None, _option("--zoom", panel=_OUT, min=1, shown="to about 96 pixels", help="Enlargement in grids and sheets.")
 ]
+ForceOption = Annotated[
+    bool, _option("--force", panel=_OUT, help="Write over files that are there; else they stay, and new names get a number.")
+]
 JsonOption = Annotated[bool, _option("--json", panel=_OUT, help="Print a JSON summary for machines.")]
 
 
@@ -230,6 +233,7 @@ class Output:
     zoom: int | None = None
     json: bool = False
     kind: str | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 from PIL import ImageChops
 
-from ..images import read_png, save_png
+from ..files import NewFiles
+from ..images import read_png
 from .jobs import recorded_job
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .provenance import Origin, parameters_text
+from .provenance import Origin
 from .records import read_record
-from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name
+from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name, print_numbered, write_picture
 
 
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
@@ -38,9 +39,9 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
         image = images[record.index]
         name = picture_name(job.names, record.labels[record.index], record.seeds[record.index])
     identical = image.size == original.size and ImageChops.difference(image, original).getbbox() is None
-    file = out / name if folder else out
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_png(image, file, parameters_text(record, job.names), record.to_dict())
+    new = NewFiles(output.force)
+    file = write_picture(new, out / name if folder else out, image, record, job.names)
+    print_numbered(new)
     if output.json:
         print(json.dumps({"files": [str(file)], "identical": identical, "seconds": round(seconds, 3)} | record.to_dict()))
     else:

@@ -10,6 +10,7 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
+from ..numeric_input import whole_number
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from .plan_text import plan_text
 from .schedule import Schedule
@@ -243,6 +244,14 @@ def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Paramete
     return np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), rows
 
 
+def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:
+    """A latent size that ``spec`` can cut into patches, its own where None.  Raises ``TypeError`` or ``ValueError``."""
+    height = spec.height if height is None else whole_number(height, "the latent height must be a whole number")
+    width = spec.width if width is None else whole_number(width, "the latent width must be a whole number")
+    spec.check_size(height, width)
+    return height, width
+
+
 def compile_plan(
     guidance: Guidance,
     schedule: Schedule,
@@ -262,9 +271,7 @@ def compile_plan(
     if not isinstance(guidance, Guidance):
         raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     spec, solver = specs["main"], get_solver(solver)
-    height = spec.height if height is None else height
-    width = spec.width if width is None else width
-    spec.check_size(height, width)
+    height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
     for i in np.flatnonzero(np.diff(sigmas) >= 0):

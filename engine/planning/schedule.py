@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..numeric_input import whole_number
+from ..numeric_input import counting_number, real_number
 
 
 def check_steps(steps: int) -> int:
-    """Return ``steps`` if it is a positive integer, else raise."""
-    steps = whole_number(steps, "steps must be an integer")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return steps
+    """``steps`` as a positive integer, else raise."""
+    return counting_number(steps, "steps")
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Schedule:
     name: str = "list"
 
     def __post_init__(self):
-        sigmas = tuple(float(sigma) for sigma in self.sigmas)
+        sigmas = tuple(real_number(sigma, "a noise level must be a number") for sigma in self.sigmas)
         object.__setattr__(self, "sigmas", sigmas)
         if len(sigmas) < 2:
             raise ValueError(f"a schedule needs at least two noise levels, got {len(sigmas)}")
@@ -45,6 +42,7 @@ class Schedule:
 
     def truncate(self, strength: float) -> "Schedule":
         """The last steps, as image-to-image runs them: ``steps - floor(steps (1 - strength))``, diffusers' count."""
+        strength = real_number(strength, "strength must be a number")
         if not 0 < strength <= 1:
             raise ValueError(f"strength must lie in (0, 1], got {strength}")
         skipped = int(max(self.steps - self.steps * strength, 0))
@@ -53,11 +51,13 @@ class Schedule:
 
 def linear(steps: int, start: float = 1.0) -> Schedule:
     """Evenly spaced levels from ``start`` to 0."""
+    start = real_number(start, "the first noise level must be a number")
     return Schedule(tuple(np.linspace(start, 0.0, check_steps(steps) + 1)), "linear")
 
 
 def flow_shift(steps: int, shift: float = 3.0) -> Schedule:
     """Levels ``s t / (1 + (s - 1) t)`` for evenly spaced ``t`` from 1 to 0.  Source: SD3 (arXiv 2403.03206), eq. 23."""
+    shift = real_number(shift, "shift must be a number")
     if not math.isfinite(shift) or shift <= 0:
         raise ValueError(f"shift must be positive, got {shift}")
     t = np.linspace(1.0, 0.0, check_steps(steps) + 1)
@@ -71,8 +71,7 @@ def resolution_shift(
 
     Source: the dynamic shift of diffusers' flow-matching scheduler (exponential form).
     """
-    if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    tokens = counting_number(tokens, "tokens")
     (t0, mu0), (t1, mu1) = base, top
     mu = mu0 + (mu1 - mu0) * (tokens - t0) / (t1 - t0)
     return Schedule(flow_shift(steps, math.exp(mu)).sigmas, f"shift for {tokens} tokens")
@@ -80,7 +79,7 @@ def resolution_shift(
 
 def from_sigmas(sigmas: Sequence[float]) -> Schedule:
     """Any list of levels; its last entry is the level of the result (0 for a finished sample)."""
-    return Schedule(tuple(float(sigma) for sigma in sigmas))
+    return Schedule(tuple(sigmas))
 
 
 def from_scheduler(scheduler) -> Schedule:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..numeric_input import real_number
+
 # of a plan's table: the factor that makes a state the network's input, then a row's coefficients
 SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
 
@@ -89,7 +91,7 @@ def _euler_maruyama_rows(sigmas: np.ndarray, diffusion: Callable[[float], float]
     """Reverse SDE ``dy = (v + w / (2 s) eps) ds + sqrt(w) dW`` with ``eps = y + (1 - s) v``; the last step has no noise."""
     rows, last = [], len(sigmas) - 2
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        w = float(diffusion(s))
+        w = real_number(diffusion(s), "the diffusion coefficient must be a number")
         if not math.isfinite(w) or w < 0:
             raise ValueError(f"the diffusion coefficient must be finite and not negative, got {w} at sigma {s:.4g}")
         delta, drift = t - s, w / (2 * s)
@@ -100,6 +102,7 @@ def _euler_maruyama_rows(sigmas: np.ndarray, diffusion: Callable[[float], float]
 
 def euler_maruyama(diffusion: Callable[[float], float] | None = None, last_sigma: float = 0.04) -> Solver:
     """The SiT sampler for the reverse SDE; ``diffusion(sigma)`` defaults to ``2 sigma``.  Source: SiT (2401.08740), REPA."""
+    last_sigma = real_number(last_sigma, "last_sigma must be a number")
     if not 0 < last_sigma < 1:
         raise ValueError(f"last_sigma must lie between 0 and 1, got {last_sigma}")
     function = diffusion or (lambda sigma: 2 * sigma)

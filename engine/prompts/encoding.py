@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segue.models.mmdit import TextCondition
 
 from ..adapters.live_transformer import hook_device
+from ..numeric_input import counting_number
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = dict(zip(ENCODERS, ("tokenizer", "tokenizer_2", "tokenizer_3"), strict=True))
@@ -44,11 +45,14 @@ class PromptEmbeddings:
 
     def repeat(self, images: int) -> "PromptEmbeddings":
         """Each prompt ``images`` times in a row (prompt-major)."""
+        images = counting_number(images, "images")
         return self.select([row for row in range(len(self)) for _ in range(images)])
 
 
 def check_prompts(prompt: str | Sequence[str], count: int | None = None) -> list[str]:
-    """A list of prompts; one string fits any ``count``."""
+    """A list of prompts; one string fits any ``count``.  Raises ``TypeError`` or ``ValueError``."""
+    if not hasattr(prompt, "__iter__"):
+        raise TypeError(f"a prompt must be a string or a list of strings, got {prompt!r}")
     prompts = [prompt] * (count or 1) if isinstance(prompt, str) else list(prompt)
     for text in prompts:
         if not isinstance(text, str):
@@ -65,18 +69,13 @@ def check_texts(
 ) -> list[str] | None:
     """The prompts to encode; None for embeddings, which leave nothing to say about how to encode them."""
     if not isinstance(prompt, PromptEmbeddings):
+        if length is not None:
+            counting_number(length, "max_sequence_length")
         return check_prompts(prompt)
     for name, value in (("negative_prompt", negative_prompt or None), ("max_sequence_length", length)):
         if value is not None:
             raise ValueError(f"the prompts are encoded already: give {name} {value!r} to encode()")
     return None
-
-
-def check_images(count: int) -> int:
-    """The number of images per prompt, if it is a positive integer."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"num_images must be at least 1, got {count!r}")
-    return count
 
 
 def text_encoders(pipe) -> dict[str, nn.Module]:

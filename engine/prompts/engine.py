@@ -13,14 +13,15 @@ from segue.models.mmdit import TextCondition
 
 from ..adapters.kdiffusion import Denoiser
 from ..core import ScheduleLike, check_seeds
-from ..planning.plan import Plan
+from ..numeric_input import counting_number
+from ..planning.plan import Plan, checked_size
 from ..planning.schedule import Schedule, from_scheduler
 from ..planning.solvers import Solver
 from ..rules.guidance import Guidance
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
-from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
+from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_texts
 from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
 from .pipe_core import PipeCore
@@ -157,7 +158,7 @@ class PromptEngine(PipeCore):
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         guidance: Guidance | None = None,
         *,
         height: int | None = None,
@@ -181,9 +182,13 @@ class PromptEngine(PipeCore):
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
         inspect.signature(self.sample).bind_partial(prompt, guidance, **options)
+        negative_prompt = "" if negative_prompt is None else negative_prompt  # as diffusers reads it
         texts = check_texts(prompt, negative_prompt, max_sequence_length)
+        if options.get("max_batch") is not None:
+            counting_number(options["max_batch"], "max_batch")
         count, latents = len(prompt if texts is None else texts), options.get("latents")
-        seeds = check_seeds(seeds, count * check_images(num_images))
+        num_images = counting_number(num_images, "num_images")
+        seeds = check_seeds(seeds, count * num_images)
         started = check_start(strength, image, latents)
         strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
         self.refresh()
@@ -227,7 +232,7 @@ class PromptEngine(PipeCore):
     ) -> Denoiser:
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
         self.refresh()
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
+        size = checked_size(self.spec, height, width)
         sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
         specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
         conditions = partial(self._conditions, embeddings=embeddings)

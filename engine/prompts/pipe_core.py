@@ -19,6 +19,7 @@ from ..adapters.around_forward import AroundForward, turns
 from ..core import EngineCore
 from ..device import resolve_device, resolve_dtype
 from ..linears import weight_sums
+from ..numeric_input import counting_number
 from ..planning.plan import Plan
 from ..running.program import Program
 from ..sources import DEFAULT, Reading, local_source
@@ -225,10 +226,11 @@ class PipeCore(EngineCore):
         """Encode prompts once for any number of runs; ``negative_prompt=None`` leaves the unconditional branch out."""
         pipe = self._need_pipe("encode prompts")
         prompts = check_prompts(prompt)
+        length = counting_number(max_sequence_length, "max_sequence_length")
         negatives = None if negative_prompt is None else check_prompts(negative_prompt, len(prompts))
         self.refresh()
         with self._turn():
-            return encode_prompts(self._tokenizers.view(pipe), prompts, negatives, self.device, max_sequence_length)
+            return encode_prompts(self._tokenizers.view(pipe), prompts, negatives, self.device, length)
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders and their memory; embeddings made before stay usable."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from segue.models.spec import ModelSpec
 
 from ..core import ScheduleLike, resolve_plan
-from ..planning.plan import Plan
+from ..numeric_input import counting_number, real_number, whole_number
+from ..planning.plan import Plan, checked_size
 from ..planning.schedule import check_steps, from_scheduler
 from ..planning.solvers import Solver
 from ..rules.guidance import Guidance
@@ -38,17 +39,16 @@ def resolve_prompt_plan(
     ``text_tokens`` is the prompt length M, by default the model's.
     """
     spec = specs["main"]
-    height = spec.height if height is None else height
-    width = spec.width if width is None else width
-    spec.check_size(height, width)
+    height, width = checked_size(spec, height, width)
     if scheduler is not None and schedule in (None, "native"):
         steps = DEFAULT_STEPS if steps is None else check_steps(steps)
         schedule, steps = from_scheduler(timed_scheduler(scheduler, steps, spec.tokens(height, width))), None
     if solver is None:
         solver = "heun" if "Heun" in type(scheduler).__name__ else "euler"
     if text_tokens is not None:
+        text_tokens = counting_number(text_tokens, "text_tokens")
         specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
-    if strength != 1.0:
+    if real_number(strength, "strength must be a number") != 1.0:
         schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
         steps = None
     return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
@@ -82,6 +82,7 @@ def latent_size(
     """
     sizes = []
     for name, pixels in (("height", height), ("width", width)):
+        pixels = None if pixels is None else whole_number(pixels, f"{name} must be a whole number of pixels")
         if pixels is not None and (pixels < 1 or pixels % (factor * spec.patch)):
             raise ValueError(f"{name} must be a positive multiple of {factor * spec.patch}, got {pixels}")
         sizes.append(None if pixels is None else pixels // factor)
@@ -107,6 +108,8 @@ def check_start(strength: float | None, *starts: Any) -> bool:
     given = sum(start is not None for start in starts)
     if given > 1:
         raise ValueError("a run starts from an image or from latents: give one of them")
+    if strength is not None:
+        strength = real_number(strength, "strength must be a number")
     if strength is not None and not given:
         raise ValueError(f"strength {strength} needs a start: pass latents or an image")
     return given == 1

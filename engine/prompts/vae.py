@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.live_transformer import execution_device
+from ..numeric_input import counting_number
 
 OUTPUTS = ("pil", "latent")  # as the pipelines' output_type: pictures, or latents alone
 
@@ -44,8 +45,8 @@ def decode_latents(pipe, latents: Tensor, max_batch: int | None = None) -> list:
     """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
     vae = need_vae(pipe, "decode latents")
     channels, (scale, shift) = vae.config.latent_channels, latent_affine(vae)
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+    if max_batch is not None:
+        max_batch = counting_number(max_batch, "max_batch")
     if latents.dim() != 4 or latents.shape[1] != channels:
         raise ValueError(f"latents must have shape [B, {channels}, H, W], got {list(latents.shape)}")
     images = []

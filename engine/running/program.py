@@ -128,7 +128,7 @@ class Program:
         """Put a run into the buffers; ``plan`` must have this program's key.
 
         noise [B, C, H, W], the state at the first noise level; conditions: what the model's rows take for each condition of
-        the plan (labels [B] int64 for class-conditional models); seeds: B integers.
+        the plan (labels [B] int64 for class-conditional models); seeds: B integers in [0, 2^64), kept by their 64 bits.
         """
         if not self.key.serves(ProgramKey.of(plan, self.key.batch)):
             raise ValueError("this program was built for other branches or shapes than the plan's")
@@ -137,7 +137,7 @@ class Program:
         self.x.copy_(noise)
         self.history.zero_()
         self.call.zero_()
-        self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64, device="cpu"))
+        self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
         self.combination.load(plan)

@@ -75,6 +75,7 @@ def test_saving_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     first, second = tiny_sit(5), tiny_sit(6)
     save_model(first, path)
+    (tmp_path / "model.safetensors.part").write_text("a download of the user's")
 
     def fail_after_some(tensors, file, metadata):
         file.write_bytes(b"half")
@@ -84,9 +85,10 @@ def test_saving_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
         patch.setattr("segue.models.weights.save_file", fail_after_some)
         with pytest.raises(OSError, match=r"cannot write the checkpoint .*disk full"):
             save_model(second, path)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert same(load_network(path)[0], first)
     save_model(second, path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "model.safetensors.part"]
+    assert (tmp_path / "model.safetensors.part").read_text() == "a download of the user's"
     assert same(load_network(path)[0], second)
     with pytest.raises(OSError, match="cannot write the checkpoint"):
         save_model(first, tmp_path / "absent" / "model.safetensors")

@@ -124,6 +124,10 @@ def test_latents_are_those_of_the_engine_with_their_record(segue, folder):
         assert torch.equal(latent, expected[index])
         assert (record["prompts"], record["seeds"], record["index"]) == (["leaf", "bee"], [4, 5], index)
     assert f"2 latents in {arguments[-1]}\n" in segue("sample", *arguments[:-1], "l").stdout
+    arguments[arguments.index("cfg:scale=3")] = "cfg:scale=4"
+    others = json.loads(segue("sample", *arguments, "--json").stdout)["files"]
+    assert others == [file.replace(".safetensors", "-2.safetensors") for file in files]  # and those of before are there
+    assert all(torch.equal(latent_of(file)[0], latent) for file, latent in zip(files, expected, strict=True))
 
 
 def test_pictures_without_a_vae_are_refused_before_weights_are_read(segue, folder, monkeypatch, tmp_path):
