@@ -3,7 +3,7 @@
 import copy
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +15,7 @@ from segue.models.block_linears import check_block_linears
 from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
+from segue.models.wrapped_modules import unwrapped
 
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
@@ -26,7 +27,7 @@ from .rules.guidance import Guidance, Unguided
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import counting, progress_bar
-from .running.sampler import Callback, run_program
+from .running.sampler import Callback, CallInfo, run_program
 
 ScheduleLike = str | Schedule | Sequence[float]
 
@@ -57,7 +58,7 @@ class EngineCore:
         self.linears = check_linears(linears, self.device, self.dtype, kernels)
         if "main" in (models or {}):
             raise ValueError("further networks need names of their own: 'main' is the network that is sampled")
-        networks = {"main": model, **(models or {})}
+        networks = {name: _network(module) for name, module in {"main": model, **(models or {})}.items()}
         for network in networks.values():
             check_block_linears(network)
         check_graphs(graphs, self.device)
@@ -69,7 +70,7 @@ class EngineCore:
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
         self._capture = CudaCapture(self.device) if use_graphs else None
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
-        self._taken: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
     @property
     def spec(self) -> ModelSpec:
@@ -122,9 +123,11 @@ class EngineCore:
         conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
         at the first noise level in flow coordinates.
         """
+        for network in self.models.values():
+            check_block_linears(network)  # an adapter may have come since
         key = ProgramKey.of(plan, len(seeds))
         program = self._free_program(key) or self._build(key, plan)
-        self._taken.add(program)
+        self._taken[id(program)] = program
         try:
             program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
         except BaseException:
@@ -137,15 +140,16 @@ class EngineCore:
 
         One that is not given back is dropped with its last reference, and so is one whose networks this engine has left.
         """
-        self._taken.discard(program)
+        self._taken.pop(id(program), None)
         if program.models is self.models:
             self._programs[id(program)] = program  # last: the most recently used
             self._drop_programs(beyond=self.MAX_PROGRAMS)
 
     def _free_program(self, key: ProgramKey) -> Program | None:
         """The free program that served last among those that can hold ``key``, not free any more; None if there is none."""
-        for name, program in reversed(list(self._programs.items())):
-            if program.key.serves(key) and self._programs.pop(name, None) is not None:  # None: another thread was faster
+        for name in reversed(list(self._programs)):
+            program = self._programs.get(name)  # None, here and below: another thread was faster
+            if program is not None and program.key.serves(key) and self._programs.pop(name, None) is not None:
                 return program
         return None
 
@@ -186,13 +190,40 @@ class EngineCore:
                 own = {name: value[part] for name, value in conditions.items()}
                 program = self.prepare(plan, own, seeds[part], state[part])
                 try:
-                    calls = run_program(program, counting(callback, advance), check_finite)
+                    calls = run_program(program, counting(self.followed(callback, program), advance), check_finite)
                     latents.append(program.x.clone())
                 finally:
                     self.release(program)
                 if calls < plan.calls:
                     break
         return torch.cat(latents), calls
+
+    def follow(self, program: Program, values: bool = True) -> None:
+        """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
+        program.follow_weights(values)
+
+    def networks_to_record(self) -> Mapping[str, nn.Module]:
+        """The networks to run where gradients are wanted: those with the parameters that these shall reach."""
+        return self.models
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """What gradients may be wanted of beside the state and the conditions: weights, but those that were quantised."""
+        if self.linears == "native":
+            for network in self.models.values():
+                yield from network.parameters()
+
+    def followed(self, callback: Callback | None, program: Program) -> Callback | None:
+        """``callback``, after which the run follows the weights that it may have changed."""
+        if callback is None:
+            return None
+
+        def call_then_follow(info: CallInfo) -> bool | None:
+            answer = callback(info)
+            if answer is not False and info.call + 1 < info.calls:
+                self.follow(program)
+            return answer
+
+        return call_then_follow
 
     def explain(self) -> str:
         """What is loaded, where it runs, which programs and graphs exist."""
@@ -203,7 +234,8 @@ class EngineCore:
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
         if self.linears == "fp8":
             lines += explain_linears(self.models, self.dtype, self.selection)
-        for program in [*self._programs.values(), *self._taken]:
+        taken = [program for reference in self._taken.valuerefs() if (program := reference()) is not None]
+        for program in [*self._programs.values(), *taken]:
             key = program.key
             branches = " | ".join(map(str, key.branches))
             lines.append(
@@ -211,6 +243,14 @@ class EngineCore:
             )
             lines += [f"  {line}" for line in (program.graphs.explain() if program.graphs else [])]
         return "\n".join(lines)
+
+
+def _network(module: nn.Module) -> nn.Module:
+    """The network in ``module``, which training may have wrapped.  Raises ``TypeError`` for anything that is none of ours."""
+    network = unwrapped(module)
+    if not isinstance(getattr(network, "spec", None), ModelSpec):
+        raise TypeError(f"an engine runs a SiT, a DiT or an MMDiT, got a {type(network).__name__}")
+    return network
 
 
 def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:

@@ -113,7 +113,7 @@ class Engine(EngineCore):
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
         for network in (model, *others.values()):
-            network.to(device, dtype)  # in place: nobody else holds them
+            network.to(device, dtype).requires_grad_(False)  # in place: nobody else holds them
             if linears == "fp8":
                 quantize_linears(network)
         if isinstance(model.spec, MMDiTSpec):
@@ -158,7 +158,8 @@ class Engine(EngineCore):
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
         levels, falling, take back to it, as nearly as the solver follows the flow.  ``max_batch`` splits the work; a sample
-        does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop.
+        does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
+        weights that it changes act from the next call on.
         """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
@@ -195,7 +196,8 @@ class Engine(EngineCore):
         make all tables at once; a sampler in half precision may round them.  What a rule remembers (APG's average, reused
         directions) goes from a level to the next of ``schedule``, and to the same level asked for again, which is another
         stage of a step (Heun's); at any other level a sample's run starts anew.  Each denoiser has a program, and
-        so a memory, of its own.
+        so a memory, of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as
+        samplers do.
         """
         labels = self._check_labels(labels)
         size = checked_size(self.spec, height, width)

@@ -3,6 +3,7 @@
 Parameter names are those of the published checkpoints.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,10 @@ class TextCondition:
 
     def __len__(self) -> int:
         return len(self.context)
+
+    def detach(self) -> "TextCondition":
+        """The same values, outside any graph of autograd."""
+        return TextCondition(self.context.detach(), self.pooled.detach())
 
     def __getitem__(self, part: slice) -> "TextCondition":
         """The prompts of a range of samples."""
@@ -191,7 +196,10 @@ class MMDiT(nn.Module):
     """SD3 or SD3.5 with layers that can run over row prefixes.
 
     ``joint_blocks`` hold the two streams; ``pos_embed`` [1, S S, D] is the position table, cropped at its centre.
+    ``gradient_checkpointing``: rows that are recorded keep the states between blocks only.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, spec: MMDiTSpec):
         super().__init__()
@@ -273,6 +281,13 @@ class MMDiT(nn.Module):
     def _modulation_linears(self) -> list[nn.Linear]:
         streams = [stream for block in self.joint_blocks for stream in (block.x_block, block.context_block)]
         return [owner.adaLN_modulation[1] for owner in (*streams, self.final_layer)]
+
+    def run_weights(self) -> Iterator[Tensor]:
+        """What a run computes with once: the embedders of times and prompts, the modulation, the position table."""
+        owners: list[nn.Module] = [self.t_embedder, self.y_embedder, self.context_embedder, *self._modulation_linears()]
+        for owner in owners:
+            yield from owner.parameters()
+        yield self.pos_embed
 
     @property
     def modulation_sizes(self) -> list[int]:

@@ -12,10 +12,12 @@ diffusers is imported with the class, not with this module.
 """
 
 import inspect
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..planning.term_weights import resolve_weights
@@ -161,9 +163,12 @@ class RuleGuider(_Base):
         if self._count_prepared == 1:
             self._check_denoiser(denoiser)
         if isinstance(self._branch.network, Perturb):
-            layers = list(self._branch.network.layers)
+            layers, caller = list(self._branch.network.layers), threading.get_ident()
 
-            def skip(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            @torch.compiler.disable  # a compiler would take one thread for all
+            def skip(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+                if threading.get_ident() != caller:
+                    return None  # another pipeline may call the same transformer meanwhile
                 self._disarm()  # for one call only, even if that call fails
                 return args, {**kwargs, "skip_layers": layers}
 

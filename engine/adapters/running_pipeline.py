@@ -6,14 +6,18 @@ from types import FrameType
 from typing import Any
 
 
-def running_pipeline() -> Any:
-    """The innermost diffusers pipeline with a method on the call stack; None under a loop written by hand.
+def running_pipeline() -> tuple[Any, bool]:
+    """The innermost diffusers pipeline with a method on the call stack, and whether code of its user runs between two steps.
+
+    Under a loop written by hand these are None and True.
 
     Pipelines that share a transformer and a scheduler call the one exactly alike, and ``pipe(...)`` is looked up on the type,
     where nothing can be put for one instance: only the stack tells them apart.
     """
     frame = next(_pipeline_frames(), None)
-    return None if frame is None else frame.f_locals["self"]
+    if frame is None:
+        return None, True
+    return frame.f_locals["self"], frame.f_locals.get("callback_on_step_end") is not None
 
 
 def put_back_processors(pipe: Any) -> None:

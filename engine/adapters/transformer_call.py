@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from segue.models.mmdit import TextCondition
 from segue.models.module_rows import CallInputs, SlotInputs
 
+from ..planning.plan import Plan
+
 SCALE, IMAGES = "scale", "ip_adapter_image_embeds"  # joint_attention_kwargs that are not for attention processors
 
 
@@ -64,6 +66,10 @@ class TransformerCall:
     def text(self, condition: str | int) -> TextCondition:
         """The prompts of one condition."""
         return TextCondition(self.part(self.context, condition), self.part(self.pooled, condition))
+
+    def texts(self, plan: Plan) -> dict[str | int, TextCondition]:
+        """The prompts of every condition of a plan."""
+        return {name: self.text(name) for name in plan.conditions}
 
     def check_halves(self) -> None:
         """Raise ``ValueError`` if a guided batch is not the same latents twice.  Reads them from the device."""

@@ -217,13 +217,15 @@ class PromptEngine(PipeCore):
         sizes = {"height": size[0], "width": size[1]}
         run = self.sample(prompt.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
         images = self.decode(run.latents, options.get("max_batch")) if pictures else []
-        pipe.maybe_free_model_hooks()
+        with self._turn():
+            pipe.maybe_free_model_hooks()
         names = [text for text in texts or () for _ in range(num_images)]
         return replace(run, prompts=tuple(names[: len(run.latents)]), images=images)
 
     def _drawn_start(self, pixels: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Tensor]:
         """Clean latents and noise of an image-to-image run, drawn by the samples' seeds; a given noise stays."""
-        latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
+        with self._turn():
+            latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
         return {"latents": latents, "noise": noise if options.get("noise") is None else options["noise"]}
 
     # --- other loops ---------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def sample_as_diffusers(
     program.load(plan, x, conditions, list(seeds))
     _load_times(program, times, conditions)
     with progress_bar(engine.spec.name, plan.calls, shown=progress) as advance:
-        return _run(program, scheduler, times, x, counting(callback, advance))
+        return _run(program, scheduler, times, x, counting(engine.followed(callback, program), advance))
 
 
 def combine_as_diffusers(plan: Plan, call: int, outputs: Mapping[int, Tensor]) -> Tensor:
@@ -92,12 +92,8 @@ def _first_state(engine: EngineCore, plan: Plan, count: int, scheduler: Any, noi
 def _load_times(program: Program, times: Tensor, conditions: Mapping[str | int, Any]) -> None:
     """Call the network at ``times`` [N]; some schedulers round them, and the plan's are 1000 sigma in fp32."""
     plan, told = program.plan, times.cpu().double().numpy()
-    if np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
-        return
-    distinct, index = np.unique(told, return_inverse=True)
-    program.time_table[: len(index)].copy_(torch.from_numpy(index))
-    for rows in program.rows.values():
-        rows.load(torch.from_numpy(distinct), [conditions[condition] for condition in plan.conditions])
+    if not np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
+        program.load_times(told, conditions)
 
 
 def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: Callback) -> tuple[Tensor, int]:
