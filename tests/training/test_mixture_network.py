@@ -9,10 +9,10 @@ from segue.engine.rules.guidance import Exit
 from segue.training.leaf_trees import leaf_mixture
 from segue.training.mixture_network import MixtureNetwork, leaf_network
 
-# fp32 state against fp64: 30 calls that round twice each, and guided trajectories that part by a factor of 10 near a boundary
+# fp32 state against fp64: 18 calls that round twice each, and guided trajectories that part by a factor of 10 near a boundary
 # between branches of a tree; relative to the largest value
-STATE = 30 * 2 * 6e-8 * 10
-STEPS, LABELS = 30, [0, 1, 2, 3, 2]
+STATE = 18 * 2 * 6e-8 * 10
+STEPS, LABELS = 18, [0, 1, 2, 3, 2]
 RULES = {
     "none": None,
     "cfg": CFG(2.5),
