@@ -18,7 +18,7 @@ from segue.engine.rules.presets import ParsedRule, parse_rule
 
 from .rows import Environment, Row, append_rows, check_writable, make_row, read_rows
 from .scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
-from .scores.judge import ACCURACIES, UNITS, Judge
+from .scores.judge import SHARE, UNITS, Judge
 from .tables import GUIDED
 from .timing import Statistic, once
 
@@ -87,7 +87,8 @@ def score_rules(
         kept |= {row.key: row for row in rows}
         for row in rows:
             echo(str(row))
-    return [kept[key] for rule in parsed for judge in judges for key in form.keys(rule, judge)]
+    wanted = dict.fromkeys(key for rule in parsed for judge in judges for key in form.keys(rule, judge))
+    return [kept[key] for key in wanted]
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,10 @@ def _scored(engine: Engine, rule: ParsedRule, judges: Mapping[Judge, Tensor], tr
 
 
 def interval_of(row: Row, level: float = LEVEL) -> Interval:
-    """The interval of confidence of a row of this suite: Wilson's for an accuracy, Student's over disjoint sets for others."""
+    """The interval of confidence of a row of this suite: Wilson's for a share, Student's over disjoint sets for others."""
     if row.suite != SUITE:
         raise ValueError(f"a row of the suite {SUITE} is needed, got one of {row.suite}")
-    if row.metric.partition(BY)[0] in ACCURACIES:
+    if row.unit == SHARE:
         return wilson(round(row.value * row.n), row.n, level)
     wider = student_quantile((1 + level) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
     half = wider * max(row.p80 - row.value, row.value - row.p20)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -13,14 +12,14 @@ from .frechet import Moments, frechet_distance
 from .inception import inception_score
 from .intervals import LEVEL, Interval, interval_by_sets
 from .kernel_distance import kernel_distance
-from .neighbours import neighbour_scores
+from .neighbours import neighbours
 
 ACCURACY, SUPERCLASS = "accuracy", "superclass accuracy"
 FRECHET, KERNEL, INCEPTION = "Frechet distance per feature", "kernel distance", "inception score"
-NEIGHBOURS = ("precision", "recall", "density", "coverage")
-ACCURACIES = (ACCURACY, SUPERCLASS)  # shares of independent samples: Wilson's interval
+NEIGHBOURS = ("precision", "recall", "coverage", "density")
+SHARE = "share"  # of samples: its interval is Wilson's
 UNITS = {
-    **dict.fromkeys((*ACCURACIES, "precision", "recall", "coverage"), "share"),
+    **dict.fromkeys((ACCURACY, SUPERCLASS, "precision", "recall", "coverage"), SHARE),
     **dict.fromkeys((INCEPTION, "density"), "score"),
     **dict.fromkeys((FRECHET, KERNEL), "distance"),
 }
@@ -62,14 +61,10 @@ def distance_scores(features: Tensor, real: Tensor, level: float = LEVEL) -> dic
     """
     if len(real) < len(features):
         raise ValueError(f"{len(features)} samples need as many real ones beside them, got {len(real)}")
-    moments, width = Moments.of(real), features.shape[1]
-
-    def neighbours(name: str, part: Tensor) -> float:
-        return getattr(neighbour_scores(part, real[: len(part)]), name)
-
+    moments, width, beside = Moments.of(real), features.shape[1], real[: len(features)]
     scores: dict[str, Callable[[Tensor], float]] = {
         FRECHET: lambda part: frechet_distance(Moments.of(part), moments) / width,
-        KERNEL: lambda part: kernel_distance(part, real[: len(part)]),
-        **{name: partial(neighbours, name) for name in NEIGHBOURS},
+        KERNEL: lambda part: kernel_distance(part, beside),
     }
-    return {name: interval_by_sets(score, features, level=level) for name, score in scores.items()}
+    found = {name: interval_by_sets(score, features, level=level) for name, score in scores.items()}
+    return found | neighbours(features, beside).intervals(level)

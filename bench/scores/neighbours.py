@@ -9,30 +9,62 @@ import torch
 from torch import Tensor
 
 from .features import check_pair
+from .intervals import LEVEL, Interval, interval_by_sets, wilson
 
 ROWS_AT_ONCE = 1024  # of a matrix of distances
 
 
-@dataclass(frozen=True)
-class NeighbourScores:
-    """``precision``: the share of samples inside a ball of a real one, whose radius is the distance of its k-th neighbour among
-    the real; ``recall``: the share of real ones inside a ball of a sample; ``density``: how many balls of real ones hold a
-    sample, over k (it may pass 1); ``coverage``: the share of balls of real ones that hold a sample.
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Balls around the samples of either side that reach to their k-th nearest neighbour on their own side.
+
+    holding [N] int64: how many balls of real samples hold each generated one; covered [M] bool: whether a real one's ball
+    holds a generated one; reached [M] bool: whether a real one lies in a ball of a generated one.
     """
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    k: int
+    holding: Tensor
+    covered: Tensor
+    reached: Tensor
+
+    @property
+    def precision(self) -> float:
+        """The share of generated samples in a ball of a real one."""
+        return float((self.holding > 0).double().mean())
+
+    @property
+    def recall(self) -> float:
+        """The share of real samples in a ball of a generated one."""
+        return float(self.reached.double().mean())
+
+    @property
+    def density(self) -> float:
+        """How many balls of real samples hold a generated one, over k: 1 on average where both sides are alike, or more."""
+        return float(self.holding.double().mean()) / self.k
+
+    @property
+    def coverage(self) -> float:
+        """The share of balls of real samples that hold a generated one."""
+        return float(self.covered.double().mean())
+
+    def intervals(self, level: float = LEVEL) -> dict[str, Interval]:
+        """All four by name, each for the samples that it is a mean over, with the balls of the other side as they are."""
+
+        def density(part: Tensor) -> float:
+            return float(part.double().mean()) / self.k
+
+        shares = {"precision": self.holding > 0, "recall": self.reached, "coverage": self.covered}
+        found = {name: wilson(int(hits.sum()), len(hits), level) for name, hits in shares.items()}
+        return found | {"density": interval_by_sets(density, self.holding, level=level)}
 
 
-def neighbour_scores(features: Tensor, reference: Tensor, k: int = 3) -> NeighbourScores:
-    """Of features [N, F] against [M, F]; N, M > k.  The shares depend on both counts: compare at equal ones."""
+def neighbours(features: Tensor, reference: Tensor, k: int = 3) -> Neighbours:
+    """Of generated features [N, F] and real ones [M, F]; N, M > k.  All scores depend on both counts: compare at equal ones."""
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"the number of neighbours must be a positive integer, got {k!r}")
     generated, real = check_pair(features, reference, least=k + 1)
     generated_radii, real_radii = _radii(generated, k), _radii(real, k)
-    holding = torch.zeros(len(generated), dtype=torch.int64)  # balls of real ones that hold each sample
+    holding = torch.zeros(len(generated), dtype=torch.int64)
     covered, reached = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
     for first in range(0, len(real), ROWS_AT_ONCE):
         part = slice(first, first + ROWS_AT_ONCE)
@@ -40,12 +72,7 @@ def neighbour_scores(features: Tensor, reference: Tensor, k: int = 3) -> Neighbo
         inside = distances <= real_radii[part, None]
         holding += inside.sum(dim=0)
         covered[part], reached[part] = inside.any(dim=1), (distances <= generated_radii).any(dim=1)
-    return NeighbourScores(
-        precision=float((holding > 0).double().mean()),
-        recall=float(reached.double().mean()),
-        density=float(holding.double().mean() / k),
-        coverage=float(covered.double().mean()),
-    )
+    return Neighbours(k, holding, covered, reached)
 
 
 def _radii(features: Tensor, k: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Rows of quality: written rule by rule, not drawn again when a file holds them, and their intervals at any level."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import tiny_sit
@@ -12,6 +14,7 @@ from segue.bench.scores.extractors import RandomConvolutions, colour_statistics,
 from segue.bench.scores.intervals import wilson
 from segue.bench.scores.judge import Judge
 
+ROOT = Path(__file__).parents[2]
 RULES = ("none", "cfg:scale=3", "slg:weight=2,layers=1,3")
 TRIAL = Trial(samples=24, steps=3, batch=10, first_seed=5)
 
@@ -125,7 +128,7 @@ def test_an_interruption_keeps_the_rules_before_it(engine, judges, environment, 
     assert [(row.key, row.value) for row in read_rows(path)] == [
         (row.key, row.value) for row in read_rows(tmp_path / "at-once.jsonl")
     ]
-    assert len(whole) == len(read_rows(path)) + len(RULES)  # the cost stands before the scores of either judge
+    assert whole == read_rows(tmp_path / "at-once.jsonl")
 
 
 def test_rows_of_another_network_or_trial_are_others(judges, engine, environment, tmp_path, drawn):
@@ -157,7 +160,7 @@ def parsed(text, engine):
 
 
 def test_rows_can_be_compared(engine, judges, environment, tmp_path):
-    rows = list({row.key: row for row in score(engine, judges, environment, tmp_path / "quality.jsonl")}.values())
+    rows = score(engine, judges, environment, tmp_path / "quality.jsonl")
     differences, lone = compare(rows, rows)
     assert {difference.verdict for difference in differences} == {"same"} and not lone
 
@@ -184,3 +187,16 @@ def test_judges_of_one_name_and_impossible_trials_are_refused(engine, environmen
         Trial(samples=9)
     with pytest.raises(ValueError, match="first_seed must be a whole number of at least 0, got -1"):
         Trial(samples=20, first_seed=-1)
+
+
+def test_the_code_of_the_document_runs(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    for size, smaller in (("samples=192", "samples=12, steps=2"), ("batch_size=2000", "batch_size=16")):
+        assert size in code
+        code = code.replace(size, smaller)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    rows = read_rows(tmp_path / "bench" / "results" / "quality.jsonl")
+    assert {row.variant for row in rows} == {"none", "cfg:scale=1.5"} and len(rows) == 2 * 13
+    assert capsys.readouterr().out.count("precision by colours") == 4  # said when it is written, and printed by the code

@@ -9,7 +9,7 @@ from segue.bench.scores.frechet import Moments, frechet_distance
 from segue.bench.scores.inception import inception_score
 from segue.bench.scores.judge import UNITS, Judge, distance_scores
 from segue.bench.scores.kernel_distance import kernel_distance
-from segue.bench.scores.neighbours import neighbour_scores
+from segue.bench.scores.neighbours import neighbours
 
 PARENTS = (0, 0, 1)
 
@@ -35,16 +35,16 @@ def test_scores_are_those_of_the_whole(seed, parents):
     assert tuple(scores) == judge.metrics(parents) and set(scores) <= set(UNITS)
     features = features_of(drawn, judge.features)
     confusion = Confusion.of(logits(drawn), labels)
-    neighbours = neighbour_scores(features, reference[:60])
+    near = neighbours(features, reference[:60])
     expected = {
         "accuracy": confusion.right / 60,
         "inception score": inception_score(logits(drawn)),
         "Frechet distance per feature": frechet_distance(Moments.of(features), Moments.of(reference)) / 16,
         "kernel distance": kernel_distance(features, reference[:60]),
-        "precision": neighbours.precision,
-        "recall": neighbours.recall,
-        "density": neighbours.density,
-        "coverage": neighbours.coverage,
+        "precision": near.precision,
+        "recall": near.recall,
+        "density": near.density,
+        "coverage": near.coverage,
     }
     if parents:
         expected["superclass accuracy"] = confusion.by_superclass(parents).right / 60

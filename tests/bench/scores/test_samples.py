@@ -10,7 +10,8 @@ from segue import CFG, SGG, AutoGuidance, Engine, SkipLayer, Window
 from segue.bench.scores.accuracy import Confusion
 from segue.bench.scores.effective_scale import effective_scale, effective_scales
 from segue.bench.scores.inception import inception_score, inception_score_by_splits
-from segue.bench.scores.neighbours import ROWS_AT_ONCE, neighbour_scores
+from segue.bench.scores.intervals import wilson
+from segue.bench.scores.neighbours import ROWS_AT_ONCE, neighbours
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -77,25 +78,34 @@ def naive_neighbours(drawn, real, k):
 @pytest.mark.parametrize(("k", "shift"), [(1, 0.0), (3, 1.0), (5, 0.3)])
 def test_neighbour_scores_are_their_definitions(k, shift, seed):
     drawn, real = 0.7 * normal(seed, 37, 3) + shift, normal(seed + 1, 29, 3)
-    found = neighbour_scores(drawn, real, k)
+    found = neighbours(drawn, real, k)
     expected = naive_neighbours(drawn, real, k)
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected, rel=1e-12)
 
 
-def test_known_cases_of_neighbour_scores(seed):
+def test_known_cases_of_neighbours(seed):
     real = normal(seed, 50, 2)
-    same = neighbour_scores(real, real)
+    same = neighbours(real, real)
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
-    far = neighbour_scores(real + 100, real)
+    far = neighbours(real + 100, real)
     assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
-    collapsed = neighbour_scores(real[:1].repeat(20, 1), real)
+    collapsed = neighbours(real[:1].repeat(20, 1), real)
     assert collapsed.precision == 1 and collapsed.recall == pytest.approx(1 / 50)  # balls of radius 0 hold their own point
+
+
+def test_intervals_of_neighbours_are_of_the_samples_they_count(seed):
+    drawn, real = 0.7 * normal(seed, 40, 3), normal(seed + 1, 60, 3)
+    found, intervals = neighbours(drawn, real), neighbours(drawn, real).intervals()
+    assert intervals["precision"] == wilson(round(40 * found.precision), 40)
+    assert intervals["recall"] == wilson(round(60 * found.recall), 60)
+    assert intervals["coverage"] == wilson(round(60 * found.coverage), 60)
+    assert intervals["density"].value == found.density and intervals["density"].low < found.density
 
 
 def test_pieces_of_the_distances_join(seed):
     """More real samples than rows at once, in one dimension: those beyond the first piece count as the others do."""
     real = torch.arange(float(ROWS_AT_ONCE + 63), dtype=torch.float64)[:, None]
-    found = neighbour_scores(real[-40:] + 0.25, real, k=1)
+    found = neighbours(real[-40:] + 0.25, real, k=1)
     assert found.precision == 1 and found.coverage == pytest.approx(40 / len(real))
 
 
@@ -147,8 +157,8 @@ def test_the_effective_scales_of_a_run():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: neighbour_scores(torch.eye(4), torch.eye(4), k=4), "at least 5 samples, got 4"),
-        (lambda: neighbour_scores(torch.eye(4), torch.eye(4), k=0), "positive integer, got 0"),
+        (lambda: neighbours(torch.eye(4), torch.eye(4), k=4), "at least 5 samples, got 4"),
+        (lambda: neighbours(torch.eye(4), torch.eye(4), k=0), "positive integer, got 0"),
         (lambda: Confusion.of(torch.eye(3), torch.tensor([0, 1, 3])), r"lie in \[0, 2\], got 0 to 3"),
         (lambda: Confusion.of(torch.eye(3), torch.tensor([0, 1])), r"3 integers, got torch.int64 of shape \[2\]"),
         (lambda: Confusion.of(torch.eye(3), torch.tensor([0, 1, 2])).by_superclass((0, 1)), "each of 3 classes, got 2"),

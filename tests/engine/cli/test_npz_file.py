@@ -84,7 +84,7 @@ def test_raw_files_that_outlived_the_archive_are_removed(tmp_path, seed, monkeyp
 
 def test_the_archive_is_made_without_holding_the_samples(tmp_path, monkeypatch):
     monkeypatch.setattr("segue.engine.cli.npz_file.COPY_BYTES", 1 << 14)
-    count, batch = 20_000, 1000
+    count, batch = 8000, 1000
     file = opened(tmp_path, count)
     for _ in range(count // batch):
         file.append(torch.zeros(batch, 3, 5, 7), torch.zeros(batch, dtype=torch.int64))
