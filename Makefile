@@ -31,7 +31,7 @@ help:
 	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
 
 demo: $(VENV)/.core
-	$(BIN)/segue compare --out out/demo.png
+	$(BIN)/segue compare --out out/demo.png --force
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

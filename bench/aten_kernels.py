@@ -18,7 +18,7 @@ NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strid
 NOTHING |= {"scalar_tensor"}  # a number that is assigned: on CUDA the argument of a fill
 COPIES = {"copy", "clone", "_to_copy"}
 ONE = {"arange", "cat", "fill", "full", "index", "index_select", "new_zeros", "ones", "zero", "zeros"}
-ONE |= {"stack", "zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
+ONE |= {"_softmax", "stack", "zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
 # operation: which arguments are the matrices, and whether a bias goes before them
 MATRICES = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_addmm_activation": 1, "_scaled_mm": 0}
 

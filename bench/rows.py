@@ -123,6 +123,9 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"the result file must end in .jsonl (a .csv file goes beside it), got {path}")
     if path.is_dir():
         raise ValueError(f"the result file {path} is a folder")
+    table = path.with_suffix(".csv")
+    if table.exists() and not path.exists():
+        raise ValueError(f"{table} is there, and is no table of {path}, which is not: choose another name")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     try:  # the only question that file systems answer truly
         if path.exists():

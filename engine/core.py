@@ -3,7 +3,7 @@
 import copy
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -15,18 +15,19 @@ from segue.models.block_linears import check_block_linears
 from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
+from segue.models.wrapped_modules import unwrapped
 
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
-from .numeric_input import whole_number
-from .planning.plan import Plan, compile_plan
+from .numeric_input import check_seed, counting_number, scalar, whole_number
+from .planning.plan import Plan, checked_size, compile_plan
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solvers import Solver, get_solver
 from .rules.guidance import Guidance, Unguided
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import counting, progress_bar
-from .running.sampler import Callback, run_program
+from .running.sampler import Callback, CallInfo, run_program
 
 ScheduleLike = str | Schedule | Sequence[float]
 
@@ -57,7 +58,7 @@ class EngineCore:
         self.linears = check_linears(linears, self.device, self.dtype, kernels)
         if "main" in (models or {}):
             raise ValueError("further networks need names of their own: 'main' is the network that is sampled")
-        networks = {"main": model, **(models or {})}
+        networks = {name: _network(module) for name, module in {"main": model, **(models or {})}.items()}
         for network in networks.values():
             check_block_linears(network)
         check_graphs(graphs, self.device)
@@ -69,7 +70,7 @@ class EngineCore:
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
         self._capture = CudaCapture(self.device) if use_graphs else None
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
-        self._taken: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
     @property
     def spec(self) -> ModelSpec:
@@ -100,14 +101,20 @@ class EngineCore:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         return torch.stack([torch.randn(shape, generator=own, dtype=dtype, device="cpu") for own in generators])
 
-    def check_noise(self, plan: Plan, noise: Tensor, count: int) -> Tensor:
+    def check_noise(self, plan: Plan, noise: Tensor, count: int, name: str = "noise") -> Tensor:
         """``noise`` if it is a tensor with the shape of ``count`` samples, else ``TypeError`` or ``ValueError``."""
         shape = (count, self.spec.channels, plan.height, plan.width)
         if not isinstance(noise, Tensor):
-            raise TypeError(f"noise must be a tensor of shape {shape}, got a {type(noise).__name__}")
+            raise TypeError(f"{name} must be a tensor of shape {shape}, got a {type(noise).__name__}")
         if tuple(noise.shape) != shape:
-            raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(noise.shape)}")
         return noise
+
+    def noised_start(self, plan: Plan, noise: Tensor, latents: Tensor) -> Tensor:
+        """A clean start [B, C, H, W] at the plan's first noise level, fp32, in flow coordinates."""
+        sigma = plan.solver.first_level(float(plan.sigmas[0]))
+        latents = self.check_noise(plan, latents, len(noise), "latents")
+        return sigma * noise.float() + (1 - sigma) * latents.float().to(noise.device)
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
         """A program holding this run, new or reused: the caller's alone until :meth:`release`.
@@ -116,9 +123,11 @@ class EngineCore:
         conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
         at the first noise level in flow coordinates.
         """
+        for network in self.models.values():
+            check_block_linears(network)  # an adapter may have come since
         key = ProgramKey.of(plan, len(seeds))
         program = self._free_program(key) or self._build(key, plan)
-        self._taken.add(program)
+        self._taken[id(program)] = program
         try:
             program.load(plan, state.to(self.device, torch.float32), conditions, list(seeds))
         except BaseException:
@@ -131,15 +140,16 @@ class EngineCore:
 
         One that is not given back is dropped with its last reference, and so is one whose networks this engine has left.
         """
-        self._taken.discard(program)
+        self._taken.pop(id(program), None)
         if program.models is self.models:
             self._programs[id(program)] = program  # last: the most recently used
             self._drop_programs(beyond=self.MAX_PROGRAMS)
 
     def _free_program(self, key: ProgramKey) -> Program | None:
         """The free program that served last among those that can hold ``key``, not free any more; None if there is none."""
-        for name, program in reversed(list(self._programs.items())):
-            if program.key.serves(key) and self._programs.pop(name, None) is not None:  # None: another thread was faster
+        for name in reversed(list(self._programs)):
+            program = self._programs.get(name)  # None, here and below: another thread was faster
+            if program is not None and program.key.serves(key) and self._programs.pop(name, None) is not None:
                 return program
         return None
 
@@ -172,9 +182,7 @@ class EngineCore:
 
         ``progress`` shows a bar of the network calls on stderr, if that is a terminal.
         """
-        chunk = len(seeds) if max_batch is None else max_batch
-        if not isinstance(chunk, int) or chunk < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
+        chunk = len(seeds) if max_batch is None else counting_number(max_batch, "max_batch")
         latents, calls = [], plan.calls
         with progress_bar(self.spec.name, plan.calls * -(-len(seeds) // chunk), shown=progress) as advance:
             for first in range(0, len(seeds), chunk):
@@ -182,13 +190,40 @@ class EngineCore:
                 own = {name: value[part] for name, value in conditions.items()}
                 program = self.prepare(plan, own, seeds[part], state[part])
                 try:
-                    calls = run_program(program, counting(callback, advance), check_finite)
+                    calls = run_program(program, counting(self.followed(callback, program), advance), check_finite)
                     latents.append(program.x.clone())
                 finally:
                     self.release(program)
                 if calls < plan.calls:
                     break
         return torch.cat(latents), calls
+
+    def follow(self, program: Program, values: bool = True) -> None:
+        """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
+        program.follow_weights(values)
+
+    def networks_to_record(self) -> Mapping[str, nn.Module]:
+        """The networks to run where gradients are wanted: those with the parameters that these shall reach."""
+        return self.models
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """What gradients may be wanted of beside the state and the conditions: weights, but those that were quantised."""
+        if self.linears == "native":
+            for network in self.models.values():
+                yield from network.parameters()
+
+    def followed(self, callback: Callback | None, program: Program) -> Callback | None:
+        """``callback``, after which the run follows the weights that it may have changed."""
+        if callback is None:
+            return None
+
+        def call_then_follow(info: CallInfo) -> bool | None:
+            answer = callback(info)
+            if answer is not False and info.call + 1 < info.calls:
+                self.follow(program)
+            return answer
+
+        return call_then_follow
 
     def explain(self) -> str:
         """What is loaded, where it runs, which programs and graphs exist."""
@@ -199,7 +234,8 @@ class EngineCore:
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
         if self.linears == "fp8":
             lines += explain_linears(self.models, self.dtype, self.selection)
-        for program in [*self._programs.values(), *self._taken]:
+        taken = [program for reference in self._taken.valuerefs() if (program := reference()) is not None]
+        for program in [*self._programs.values(), *taken]:
             key = program.key
             branches = " | ".join(map(str, key.branches))
             lines.append(
@@ -207,6 +243,14 @@ class EngineCore:
             )
             lines += [f"  {line}" for line in (program.graphs.explain() if program.graphs else [])]
         return "\n".join(lines)
+
+
+def _network(module: nn.Module) -> nn.Module:
+    """The network in ``module``, which training may have wrapped.  Raises ``TypeError`` for anything that is none of ours."""
+    network = unwrapped(module)
+    if not isinstance(getattr(network, "spec", None), ModelSpec):
+        raise TypeError(f"an engine runs a SiT, a DiT or an MMDiT, got a {type(network).__name__}")
+    return network
 
 
 def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
@@ -227,16 +271,21 @@ def resolve_plan(
 ) -> Plan:
     """:meth:`EngineCore.plan` for networks that are known by their specs only."""
     spec, solver = specs["main"], get_solver(solver)
-    height = spec.height if height is None else height
-    width = spec.width if width is None else width
-    spec.check_size(height, width)
+    height, width = checked_size(spec, height, width)
     resolved = resolve_schedule(schedule, steps, solver, Parameterization(spec), spec.tokens(height, width))
     return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
 
 
+def check_rising(plan: Plan, *starts: Any) -> None:
+    """Raise ``ValueError`` for a run that adds noise to nothing: without any of ``starts``."""
+    if plan.schedule.rises and all(start is None for start in starts):
+        first, last = plan.schedule.sigmas[0], plan.schedule.sigmas[-1]
+        raise ValueError(f"levels that rise from {first:.6g} to {last:.6g} invert a picture: give it as latents")
+
+
 def whole_numbers(values: Any, what: str) -> list[int]:
     """``values`` as integers; anything that is not a list of whole numbers raises ``TypeError``."""
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
+    if isinstance(values, str) or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) == 0:
         raise TypeError(f"{what} must be a list of whole numbers, got {values!r}")
     return [whole_number(value, f"{what} must be whole numbers") for value in values]
 
@@ -260,15 +309,16 @@ def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
 
 
 def check_seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
-    """One seed in [0, 2^63) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random."""
+    """One seed in [0, 2^64) per sample: as given, ``seed, seed + 1, ...`` from one integer, or random.
+
+    Noise inside the loop depends on all 64 bits; of the first noise, PyTorch's generator on the CPU reads the lower 32.
+    """
     if seeds is None:
         return [secrets.randbits(32) for _ in range(count)]
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
-        seeds = range(int(seeds), int(seeds) + count)
+    first = scalar(seeds)
+    if isinstance(first, Integral) and not isinstance(first, bool):
+        seeds = range(int(first), int(first) + count)
     seeds = whole_numbers(seeds, "seeds")
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds do not fit {count} samples")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"a seed must lie in [0, 2^63), got {seed}")
-    return seeds
+    return [check_seed(seed) for seed in seeds]

@@ -37,6 +37,8 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if resolved is None or resolved not in DTYPES.values():
         raise ValueError(f"unknown dtype {str(dtype)!r}; accepted: {', '.join(DTYPES)}")
+    if resolved == torch.float64 and device.type == "mps":
+        raise ValueError("mps has no float64; float32, bfloat16 and float16 are accepted there")
     return resolved
 
 

@@ -1,7 +1,7 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from segue.models.spec import SiTSpec
 
 from .adapters.kdiffusion import Denoiser
-from .core import EngineCore, ScheduleLike, check_seeds, whole_numbers
+from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_numbers
 from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
 from .linears import check_linears
-from .planning.plan import Plan
-from .planning.schedule import Schedule
+from .planning.plan import Plan, checked_size
+from .planning.schedule import as_schedule
 from .planning.solvers import Solver
 from .rules.guidance import Guidance
 from .running.program import Program
 from .running.sampler import Callback
-from .sources import is_sd3_pipeline, local_source
+from .sources import Reading, is_sd3_pipeline, local_source
 from .velocity import GuidedVelocity
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class Engine(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        t5: bool = True,
     ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -77,8 +81,13 @@ class Engine(EngineCore):
         ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.  ``models`` names further networks for
         autoguidance, as in ``{"weak": "smaller.safetensors"}``; each is read as ``source`` is.
         ``linears="fp8"`` keeps no second copy of the weights that it replaces.
+        Of a hub id only the files that are read are fetched: of ``revision`` (a branch, tag or commit), by ``token`` (default:
+        that of the environment or of ``hf auth login``), and of diffusers' files those of ``variant``, as in ``fp16``.
+        ``t5=False`` leaves the third text encoder of an SD3 pipeline out, neither fetched nor loaded: zeros stand in its
+        place, as in diffusers.
         """
         from segue.models.fp8_network import quantize_linears
+        from segue.models.layout import Hints
         from segue.models.mmdit_spec import MMDiTSpec
         from segue.models.weights import load_model
 
@@ -87,20 +96,24 @@ class Engine(EngineCore):
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         check_linears(linears, device, dtype, kernels)
-        source = local_source(source)
+        reading = Reading(revision, variant, token, t5)
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
+        source = local_source(source, reading)
         if is_sd3_pipeline(source):
+            Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_further(models, source)
-            options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears}
+            reading = replace(reading, revision=None)  # what is local has no other
+            options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
             return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
-        model, others = load_model(source, family, heads=heads, exit_layer=exit_layer)
+        reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
+        model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
         if isinstance(model.spec, MMDiTSpec):
             _refuse_further(models, source)
         for name, other in (models or {}).items():
-            others |= {name: load_model(local_source(other), family)[0]}
+            others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
         for network in (model, *others.values()):
-            network.to(device, dtype)  # in place: nobody else holds them
+            network.to(device, dtype).requires_grad_(False)  # in place: nobody else holds them
             if linears == "fp8":
                 quantize_linears(network)
         if isinstance(model.spec, MMDiTSpec):
@@ -133,6 +146,7 @@ class Engine(EngineCore):
         height: int | None = None,
         width: int | None = None,
         noise: Tensor | None = None,
+        latents: Tensor | None = None,
         max_batch: int | None = None,
         callback: Callback | None = None,
         check_finite: bool = False,
@@ -141,23 +155,29 @@ class Engine(EngineCore):
         """Draw one sample per label.
 
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
-        ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``max_batch`` splits the work; a sample does not depend
-        on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop.
+        ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
+        first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
+        levels, falling, take back to it, as nearly as the solver follows the flow.  ``max_batch`` splits the work; a sample
+        does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
+        weights that it changes act from the next call on.
         """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
-        noise = self.draw_noise(plan, seeds) if noise is None else self.check_noise(plan, noise, len(labels))
+        check_rising(plan, latents, noise)
+        noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(
             plan,
             self._conditions(plan, labels),
             seeds,
-            self._first_state(plan, noise),
+            self._first_state(plan, noise, latents, len(labels)),
             max_batch=max_batch,
             callback=callback,
             check_finite=check_finite,
             progress=progress,
         )
+        if plan.schedule.rises and calls == plan.calls:
+            latents = latents / plan.parameterization.prior_scale(plan.last_sigma)
         drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
         return SampleRun(latents, plan, tuple(labels[drawn]), tuple(seeds[drawn]), calls, self.spec.name)
 
@@ -166,35 +186,44 @@ class Engine(EngineCore):
         guidance: Guidance | None,
         labels: Sequence[int],
         *,
-        schedule: Sequence[float] | Schedule | None = None,
+        schedule: ScheduleLike | None = None,
         height: int | None = None,
         width: int | None = None,
     ) -> Denoiser:
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one sample per label.
 
-        Give ``schedule`` (the levels the sampler will visit, ending in 0) for windows in steps or fractions, or to make all
-        tables at once.  What a rule remembers (APG's average, reused directions) goes from a level to the next of ``schedule``,
-        and to the same level asked for again, which is another stage of a step (Heun's); at any other level a sample's run
-        starts anew.  Each denoiser has a program, and so a memory, of its own.
+        Give ``schedule`` (the levels the sampler will visit, falling to 0 or rising) for windows in steps or fractions, or to
+        make all tables at once; a sampler in half precision may round them.  What a rule remembers (APG's average, reused
+        directions) goes from a level to the next of ``schedule``, and to the same level asked for again, which is another
+        stage of a step (Heun's); at any other level a sample's run starts anew.  Each denoiser has a program, and
+        so a memory, of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as
+        samplers do.
         """
         labels = self._check_labels(labels)
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
-        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        size = checked_size(self.spec, height, width)
+        sigmas = None if schedule is None else as_schedule(schedule)
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))
 
-    def load(self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Program:
-        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal.  Raises as :meth:`sample`.
+    def load(
+        self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
+    ) -> Program:
+        """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start.
+
+        Raises as :meth:`sample`.
 
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
-        noise = self.check_noise(plan, noise, len(labels))
-        return self.prepare(plan, self._conditions(plan, labels), seeds, self._first_state(plan, noise))
+        state = self._first_state(plan, noise, latents, len(labels))
+        return self.prepare(plan, self._conditions(plan, labels), seeds, state)
 
-    @staticmethod
-    def _first_state(plan: Plan, noise: Tensor) -> Tensor:
+    def _first_state(self, plan: Plan, noise: Tensor, latents: Tensor | None, count: int) -> Tensor:
+        """The sample [B, C, H, W] at the plan's first noise level: the model's prior, or a clean start mixed with noise."""
+        noise = self.check_noise(plan, noise, count)
+        if latents is not None:
+            return self.noised_start(plan, noise, latents)
         return noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
 
     @property

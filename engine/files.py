@@ -1,19 +1,101 @@
-"""Files that appear whole or not at all, in places that were tried before the work began."""
+"""Files that appear whole or not at all, beside what others wrote, in places that were tried before the work began."""
 
-from collections.abc import Iterator
+import filecmp
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+Save = Callable[[Path], object]
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields the path to write to; it takes the place of ``path`` at the end, and goes away if writing fails."""
-    part = path.with_name(path.name + ".part")
+    part = _unused_name(path.parent)
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _unused_name(folder: Path) -> Path:
+    """A name in ``folder`` for a file that is not finished: no other process, and no file of the user's, has it."""
+    return folder / f".{secrets.token_hex(8)}.part"
+
+
+class NewFiles:
+    """Writes the files of one run: none takes the place of another of the run, nor of a file of other content.
+
+    A name that is taken gets a number, ``leaf-2.png``, and the file there stays; one that holds the same bytes already is
+    the file.  Refusing instead would throw the run away, for what a file will hold is not known before.  ``replace`` writes
+    over the files of others.  ``numbered`` are the files that got a number.
+    """
+
+    def __init__(self, replace: bool = False):
+        self.replace = replace
+        self.numbered: list[Path] = []
+        self._written: set[str] = set()
+
+    def write(self, path: Path, save: Save) -> Path:
+        """Write one file by ``save(path)``; returns where it is.  Raises what ``save`` does."""
+        return self.write_together({path: save})[0]
+
+    def write_together(self, saves: dict[Path, Save]) -> list[Path]:
+        """Write files that belong together, which get the same number; returns where they are, in order."""
+        parts = [_unused_name(path.parent) for path in saves]
+        try:
+            for part, (path, save) in zip(parts, saves.items(), strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save(part)
+            placed = next(places for number in itertools.count(1) if (places := self._place(parts, list(saves), number)))
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+        self._written |= set(map(_key, placed))
+        self.numbered += [place for place, path in zip(placed, saves, strict=True) if place != path]
+        return placed
+
+    def _place(self, parts: list[Path], paths: list[Path], number: int) -> list[Path] | None:
+        """Move the finished parts to ``paths`` with a number, from 2 on; None if one of these is taken."""
+        places = [path if number == 1 else path.with_stem(f"{path.stem}-{number}") for path in paths]
+        if any(_key(place) in self._written for place in places):
+            return None
+        if all(place.is_file() and filecmp.cmp(part, place, shallow=False) for part, place in zip(parts, places, strict=True)):
+            return places
+        if not self.replace and not _reserve(places):
+            return None
+        for part, place in zip(parts, places, strict=True):
+            part.replace(place)
+        return places
+
+
+def _key(path: Path) -> str:
+    """Equal for names that some file systems take for one."""
+    return str(path.absolute()).casefold()
+
+
+def _reserve(paths: list[Path]) -> bool:
+    """Make all of these files, empty, or none: whether none of them was there is asked and answered in one step."""
+    made: list[Path] = []
+    try:
+        for path in paths:
+            path.touch(exist_ok=False)
+            made.append(path)
+    except FileExistsError:
+        for path in made:
+            path.unlink()
+        return False
+    return True
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise ``FileExistsError`` if one of the files that a user named is there already."""
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; choose another name, or write over it with --force")
 
 
 def check_writable(path: Path, folder: bool) -> None:
@@ -30,8 +112,8 @@ def check_writable(path: Path, folder: bool) -> None:
                 made.append(parent)
         if not folder and path.is_dir():
             raise IsADirectoryError("it is a folder")
-        probe = directory / f".{path.name}.probe"
-        probe.touch()
+        probe = _unused_name(directory)
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise OSError(f"cannot write to {path}: {error.strerror or error}") from None

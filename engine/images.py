@@ -6,8 +6,6 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from .files import whole_file
-
 PIXEL_CHANNELS = 3
 RECORD_CHUNK, PARAMETERS_CHUNK = "segue", "parameters"  # the second is the one that other tools read
 
@@ -26,12 +24,14 @@ def latents_to_images(latents: Tensor) -> list[Image.Image]:
 
 
 def save_png(image: Image.Image, path: Path, parameters: str, record: dict) -> None:
-    """Write a PNG whole or not at all, with the ``parameters`` text chunk other tools read and a ``segue`` JSON chunk."""
+    """Write a PNG with the ``parameters`` text chunk other tools read and a ``segue`` JSON chunk, over what is there.
+
+    The same picture and record are the same bytes.  Commands write by :class:`.files.NewFiles`.
+    """
     info = PngImagePlugin.PngInfo()
     info.add_text(PARAMETERS_CHUNK, parameters)
     info.add_text(RECORD_CHUNK, json.dumps(record))
-    with whole_file(path) as part:
-        image.save(part, format="PNG", pnginfo=info)
+    image.save(path, format="PNG", pnginfo=info)
 
 
 def read_png(path: Path) -> tuple[Image.Image, dict]:

@@ -1,27 +1,52 @@
-"""Numbers as callers give them: Python's and NumPy's alike, truth values never."""
+"""Numbers as callers give them: Python's, NumPy's and what 0-d tensors and arrays hold; truth values never."""
 
 import operator
 from numbers import Real
 from typing import Any
 
-import torch
+import numpy as np
+from torch import Tensor
+
+SEEDS = 2**64  # as many as ComfyUI and torch.Generator take
+
+
+def scalar(value: Any) -> Any:
+    """The number that a 0-d tensor or array holds, read from its device; anything else as it is."""
+    return value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
 
 
 def whole_number(value: Any, requirement: str) -> int:
     """``value`` as an int.  Raises ``TypeError`` with the sentence ``requirement`` and the value."""
+    number = scalar(value)
     try:
-        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        if isinstance(number, bool | Tensor | np.ndarray):
             raise TypeError
-        return operator.index(value)
+        return operator.index(number)
     except TypeError:
         raise TypeError(f"{requirement}, got {value!r}") from None
 
 
+def counting_number(value: Any, name: str) -> int:
+    """``value`` as an int of at least 1.  Raises ``TypeError`` or ``ValueError`` with ``name`` and the value."""
+    number = whole_number(value, f"{name} must be a whole number")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
 def real_number(value: Any, requirement: str) -> float:
     """``value`` as a float.  Raises as :func:`whole_number`, and ``ValueError`` for an int that no float holds."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    number = scalar(value)
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{requirement}, got {value!r}")
     try:
-        return float(value)
+        return float(number)
     except OverflowError:
         raise ValueError(f"{requirement}, got {value}") from None
+
+
+def check_seed(seed: int) -> int:
+    """``seed`` if it lies in [0, 2^64), else ``ValueError``."""
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"a seed must lie in [0, 2^64), got {seed}")
+    return seed

@@ -1,38 +1,104 @@
 """Where a model comes from: a bundled name, a local file or folder, or a repository on the Hugging Face hub."""
 
-import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segue.models.bundled import BUNDLED
 
+from .saved_files import CONFIGS, is_sd3_index, needed_files, pipeline_parts
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def local_source(source: str | Path) -> str | Path:
-    """``source`` itself if it is bundled or local; a hub id is downloaded and its local folder returned.
+@dataclass(frozen=True)
+class Reading:
+    """Which form of a model is read: ``revision`` and ``token`` of the hub, ``variant`` of its files, with or without T5.
 
-    Raises ``FileNotFoundError`` in one sentence where a hub id cannot be fetched.
+    ``revision`` is a branch, a tag or a commit; ``token`` None is that of the environment or of ``hf auth login``.
+    ``variant`` as diffusers names files (``fp16``).  ``t5=False`` leaves the third text encoder of an SD3 pipeline out.
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    t5: bool = True
+
+    def __post_init__(self):
+        for name in ("revision", "variant"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} must be a string, got {value!r}")
+            if value is not None and not value:
+                raise ValueError(f"{name} must not be empty, got {value!r}")
+        if self.variant is not None and not re.fullmatch(r"\w+", self.variant):
+            raise ValueError(f"variant must be a word of a file's name such as fp16, got {self.variant!r}")
+        if not isinstance(self.t5, bool):
+            raise TypeError(f"t5 must be True or False, got {self.t5!r}")
+
+    def refuse(self, names: tuple[str, ...], reason: str) -> None:
+        """Raise ``ValueError`` if one of ``names`` is not at its default."""
+        for name in names:
+            if getattr(self, name) != getattr(Reading, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} does not apply: {reason}")
+
+
+DEFAULT = Reading()
+
+
+def local_source(source: str | Path, reading: Reading = DEFAULT, weights: bool = True) -> str | Path:
+    """``source`` itself if it is bundled or local; of a hub id what is read is fetched, and its local folder returned.
+
+    Without ``weights`` only the configurations are fetched.  Raises ``FileNotFoundError`` in one sentence, with the hub's own
+    reason, where a hub id cannot be fetched, and ``ValueError`` for a revision of something that is not on the hub.
     """
     if str(source) in BUNDLED or Path(source).exists() or not _HUB_ID.fullmatch(str(source)):
+        reading.refuse(("revision",), f"{str(source)!r} is not on the hub")
         return source
-    from huggingface_hub import snapshot_download
-
+    name = str(source)
+    folder = _download(name, reading, CONFIGS)
+    if not weights:
+        return folder
+    files, silence = _listing(name, reading, folder)
     try:
-        return Path(snapshot_download(str(source), ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.onnx*"]))
+        wanted = needed_files(folder, files, reading.variant, reading.t5)
+    except (FileNotFoundError, ValueError) as error:
+        offline = f" (in the cache; the hub did not answer: {silence})" if silence else ""
+        raise type(error)(f"the repository {name} cannot be read: {error}{offline}") from None
+    return _download(name, reading, wanted)
+
+
+def _download(name: str, reading: Reading, wanted: tuple[str, ...] | list[str]) -> Path:
+    """The local folder of a repository, with the wanted files; offline what is in the cache."""
+    import huggingface_hub
+
+    patterns = list(wanted)
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=reading.revision, token=reading.token, allow_patterns=patterns)
+        )
     except Exception as error:  # the hub raises many types: offline, gated, unknown; each means that there is no model
         raise FileNotFoundError(
-            f"{str(source)!r} is no local file or folder, and the hub did not give it ({type(error).__name__})"
+            f"{name!r} is no local file or folder, and the hub did not give it: {_reason(error)}"
         ) from error
 
 
-def is_sd3_pipeline(source: str | Path) -> bool:
-    """Whether ``source`` is a saved diffusers Stable Diffusion 3 pipeline."""
-    index = Path(source) / "model_index.json"
-    if not index.is_file():
-        return False
+def _listing(name: str, reading: Reading, folder: Path) -> tuple[list[str], str]:
+    """The files of a repository; offline those in the cache, and why the hub did not answer."""
+    import huggingface_hub
+
     try:
-        record = json.loads(index.read_text())
-    except ValueError:
-        raise ValueError(f"{index} is not JSON") from None
-    return str(record.get("_class_name", "")).startswith("StableDiffusion3")
+        return list(huggingface_hub.list_repo_files(name, revision=reading.revision, token=reading.token)), ""
+    except Exception as error:  # many types, as in _download; the configurations came, so this means offline
+        return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """What the hub says, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_sd3_pipeline(source: str | Path) -> bool:
+    """Whether ``source`` is a saved diffusers Stable Diffusion 3 pipeline.  Raises ``ValueError`` for a broken index."""
+    return is_sd3_index(pipeline_parts(Path(source)))

@@ -22,7 +22,7 @@ from .triton_runtime import (
     tl,
 )
 
-PERTURBATIONS = ("attention_identity", "attention_skip", "attention_blur")
+PERTURBATIONS = ("attention_identity", "attention_identity_image", "attention_skip", "attention_blur")
 MAX_HEAD_DIM = 128
 
 
@@ -37,19 +37,39 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def perturbed_attention(q: Tensor, k: Tensor, v: Tensor, kind: str, attend: Callable = attention) -> Tensor:
-    """Attention as a weak branch computes it.  q, k, v [R, H, T, K] -> [R, T, H * K]; ``attend`` does the softmax part.
+    """Attention as a weak branch computes it.  q [R, H, L, K]; k, v [R, H, T, K] -> [R, L, H * K]; ``attend`` does softmaxes.
 
-    ``attention_identity``: the map is the identity, so the output is V (PAG, arXiv 2403.17377).
+    ``attention_identity``: the map is the identity, so the output is V (PAG, arXiv 2403.17377); T = L.
+    ``attention_identity_image``: a query meets its own key and the keys beyond the L-th, see :func:`attend_own_and_text`.
     ``attention_blur``: every query is the mean query, the limit of infinite blur (SEG, arXiv 2408.00760).
-    ``attention_skip``: the output is zero (STG-A, arXiv 2411.18664); the caller must skip the projection bias too.
+    ``attention_skip``: the output is zero (STG-A, arXiv 2411.18664); the caller must skip the projection bias too; T = L.
     """
     if kind == "attention_identity":
         return merge_heads(v)
+    if kind == "attention_identity_image":
+        return merge_heads(attend_own_and_text(q, k, v))
     if kind == "attention_blur":
         return attend(q.mean(dim=2, keepdim=True), k, v).expand(-1, q.shape[2], -1)
     if kind == "attention_skip":
         return torch.zeros_like(merge_heads(v))
     raise ValueError(f"unknown attention perturbation {kind!r}; known: {', '.join(PERTURBATIONS)}")
+
+
+def attend_own_and_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of image queries whose map among image tokens is the identity, while text attention is kept.
+
+    q [R, H, L, K]; k, v [R, H, L + M, K], the image's first -> [R, H, L, K].  Without text (M = 0) the output is V.  Scores
+    are [R, H, L, 1 + M], not [R, H, L, L + M].  Source: PAG (arXiv 2403.17377) as diffusers carries it over to SD3's joint
+    attention (``PAGJointAttnProcessor2_0``), where a mask forbids the pairs of different image tokens.
+    """
+    tokens = q.shape[2]
+    if k.shape[2] == tokens:
+        return v
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    exact, keys = q.to(dtype) * q.shape[3] ** -0.5, k.to(dtype)
+    own = (exact * keys[:, :, :tokens]).sum(dim=-1, keepdim=True)
+    weights = torch.cat([own, exact @ keys[:, :, tokens:].mT], dim=-1).softmax(dim=-1).to(v.dtype)  # [R, H, L, 1 + M]
+    return torch.addcmul(weights[..., 1:] @ v[:, :, tokens:], weights[..., :1], v[:, :, :tokens])
 
 
 @jit()

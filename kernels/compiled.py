@@ -7,6 +7,7 @@ functions of training: half of these write in place.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -84,6 +85,7 @@ class Compiled:
     def __init__(self, function: FunctionType):
         self.function, self.__name__ = function, function.__name__
         self._made: OrderedDict[tuple, Callable] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __call__(self, *arguments, **options):
         leaves = tree_leaves((arguments, options))
@@ -91,14 +93,15 @@ class Compiled:
         return self._of(tuple(map(_layout, leaves)), tuple(options))(*arguments, **options)
 
     def _of(self, *key: tuple) -> Callable:
-        made = self._made.get(key)
-        if made is None:
-            made = self._made[key] = torch.compile(_separate(self.function), fullgraph=True, dynamic=False)
-            if len(self._made) > LAYOUTS:
-                _release(self._made.popitem(last=False)[1])
-        else:
-            self._made.move_to_end(key)
-        return made
+        with self._lock:  # threads of one engine, and of several, share it
+            made = self._made.get(key)
+            if made is None:
+                made = self._made[key] = torch.compile(_separate(self.function), fullgraph=True, dynamic=False)
+                if len(self._made) > LAYOUTS:
+                    _release(self._made.popitem(last=False)[1])
+            else:
+                self._made.move_to_end(key)
+            return made
 
 
 def _release(made: Callable) -> None:

@@ -76,7 +76,10 @@ CONTRACTS: dict[str, Contract] = {
     "split_heads_norm": rounding("sum of squares in fp32, one rounding of q and k; v, and all without a norm, to the bit"),
     "joint_heads_norm": rounding("as split_heads_norm; v, and all without norms, are copies to the bit"),
     "attention": rounding("scores, maximum and sums in fp32; probabilities are rounded to meet v, as in flash attention"),
-    "perturbed_attention": rounding("identity and skip to the bit; the blur is attention of the mean query, itself rounded"),
+    "perturbed_attention": rounding(
+        "identity and skip to the bit; the blur is attention of the mean query, itself rounded; image identity: scores and "
+        "softmax in fp32, probabilities rounded to meet v"
+    ),
     "linear": rounding("PyTorch's own product"),
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),

@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from .contained_networks import choose_network, is_average, training_settings
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 RUN_FILE = "model.safetensors"
+TRANSFORMER = "transformer"  # the folder of a pipeline that holds its network
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
-DIFFUSERS_FILES = tuple(
-    f"{_DIFFUSERS_STEM}{end}" for suffix in (".safetensors", ".bin") for end in (suffix, f"{suffix}.index.json")
-)
 # the other networks in a single file of a whole pipeline, often of other dtypes: not read
 OTHER_NETWORKS = {"first_stage_model.": "the VAE", "text_encoders.": "a text encoder", "conditioner.": "a text encoder"}
-PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every key
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one checkpoint by key, memory-mapped where the format allows it, and what else the file says."""
+    """The tensors of one network by their names in it, memory-mapped where the format allows it, and what else a file says.
+
+    ``further``: networks that were trained beside it, by the name of their use (``weak``).
+    """
 
     path: Path
     name: str
@@ -35,29 +36,40 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)  # header of a safetensors file
     settings: Mapping[str, Any] = field(default_factory=dict)  # training arguments kept in a torch file
     ignored: Mapping[str, str] = field(default_factory=dict)  # entries of the file that are not used, with the reason
-
-    def __post_init__(self):
-        for key, value in self.tensors.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"{key!r} in {self.path} is a {type(value).__name__}, not a tensor")
-            if value.dtype not in DTYPES:
-                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-                found = str(value.dtype).removeprefix("torch.")
-                raise ValueError(f"{key!r} in {self.path} has dtype {found}; accepted: {known}")
+    further: Mapping[str, "Checkpoint"] = field(default_factory=dict)
 
 
-def read_checkpoint(source: str | Path) -> Checkpoint:
+@dataclass(frozen=True)
+class Content:
+    """What one file holds: nested dictionaries of tensors and plain values, its header, and the keys that were not read."""
+
+    entries: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
     """Read a checkpoint file or folder.
 
     A folder is a diffusers pipeline (with ``transformer/``), a bare diffusers transformer (with ``config.json``, possibly
-    sharded), or a training run (with ``model.safetensors``).  Raises ``FileNotFoundError`` or ``ValueError`` with one sentence.
+    sharded), or a training run (with ``model.safetensors``).  ``variant`` is that of diffusers' files, as in ``fp16``.  Raises
+    ``FileNotFoundError`` or ``ValueError`` with one sentence.
     """
     path = Path(source)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, variant)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint file or folder {path}")
+    if variant is not None:
+        raise ValueError(f"variant={variant!r} does not apply: {path} is one file")
     return _read_file(path, path.stem)
+
+
+def diffusers_files(variant: str | None = None) -> tuple[str, ...]:
+    """The names that diffusers gives the weights of a network, or the index of their shards; the first that is there counts."""
+    mark = "" if variant is None else f".{variant}"
+    kinds = (".safetensors", ".bin")
+    return tuple(f"{_DIFFUSERS_STEM}{name}" for kind in kinds for name in (f"{mark}{kind}", f"{kind}.index{mark}.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,17 +83,55 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_folder(folder: Path) -> Checkpoint:
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+def _read_folder(folder: Path, variant: str | None) -> Checkpoint:
+    inner = folder / TRANSFORMER if (folder / TRANSFORMER).is_dir() else folder
     name = model_name(folder)
     if (inner / "config.json").is_file():
-        for file in DIFFUSERS_FILES:
-            if (inner / file).is_file():
-                return (_read_shards if file.endswith(".json") else _read_file)(inner / file, name)
-        raise FileNotFoundError(f"{inner} has a config.json but no weights; expected one of: {', '.join(DIFFUSERS_FILES)}")
+        if inner is not folder and not (folder / "model_index.json").is_file():
+            _refuse_average_beside(inner)
+        return _read_diffusers(inner, name, variant)
     if inner is folder and (folder / RUN_FILE).is_file():
+        if variant is not None:
+            raise ValueError(f"variant={variant!r} does not apply: {folder} holds a {RUN_FILE}")
+        _refuse_average_beside(folder / RUN_FILE)
         return _read_file(folder / RUN_FILE, name)
-    raise FileNotFoundError(f"{folder} holds no model: expected {RUN_FILE}, config.json with weights, or a transformer folder")
+    raise FileNotFoundError(
+        f"{folder} holds no model: expected {RUN_FILE}, config.json with weights, or a {TRANSFORMER} folder"
+    )
+
+
+def _read_diffusers(folder: Path, name: str, variant: str | None) -> Checkpoint:
+    """The weights beside a ``config.json``, of the variant that is asked for."""
+    names = diffusers_files(variant)
+    for file in names:
+        if (folder / file).is_file():
+            if variant is None:
+                _refuse_average_beside(folder / file)
+            return (_read_shards if file.endswith(".json") else _read_file)(folder / file, name)
+    found = weight_variants(path.name for path in folder.iterdir())
+    what, hint = ("weights", f"expected one of: {', '.join(names)}")
+    if found or variant is not None:
+        what = "weights without a variant" if variant is None else f"weights of the variant {variant!r}"
+        hint = f"it has the variants {', '.join(found)}" if found else "leave the variant out"
+    raise FileNotFoundError(f"{folder} has a config.json but no {what}; {hint}")
+
+
+def weight_variants(names: Iterable[str]) -> list[str]:
+    """The variants that the file names of a folder tell of; whole files, shards and their indices alike."""
+    known = re.compile(
+        rf"{_DIFFUSERS_STEM}\.(?:safetensors\.index\.|bin\.index\.)?(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin|json)"
+    )
+    return sorted({match[1] for name in names if (match := known.fullmatch(name))})
+
+
+def _refuse_average_beside(chosen: Path) -> None:
+    """Raise ``ValueError`` where a file or folder of averaged weights stands beside the one that the names would choose."""
+    for other in sorted(chosen.parent.iterdir()):
+        weights = other.is_dir() and TRANSFORMER in other.name if chosen.is_dir() else other.suffix in SUFFIXES
+        if weights and is_average((other.name,)):
+            raise ValueError(
+                f"{chosen.parent} holds {chosen.name} and averaged weights in {other.name}: name the one that is meant"
+            )
 
 
 def model_name(folder: str | Path) -> str:
@@ -90,7 +140,7 @@ def model_name(folder: str | Path) -> str:
     A snapshot in the hub's cache, ``models--OWNER--NAME/snapshots/HASH``, is called NAME.
     """
     parts = Path(folder).resolve().parts
-    if parts[-1] == "transformer" and len(parts) > 2:
+    if parts[-1] == TRANSFORMER and len(parts) > 2:
         parts = parts[:-1]
     if len(parts) > 2 and parts[-2] == "snapshots":
         return parts[-3].rpartition("--")[2]
@@ -98,28 +148,17 @@ def model_name(folder: str | Path) -> str:
 
 
 def _read_file(path: Path, name: str) -> Checkpoint:
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} has an unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
-    if path.suffix == ".safetensors":
-        tensors, metadata, ignored = _read_safetensors(path)
-        return Checkpoint(path, name, _without_prefix(tensors), metadata=metadata, ignored=ignored)
-    content = _read_torch(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    for part in ("ema", "model"):
-        if isinstance(content.get(part), Mapping):
-            return _read_container(path, name, content, part)
-    return Checkpoint(path, name, _without_prefix(content))
+    return _checkpoint(path, name, _read_content(path))
 
 
-def _read_container(path: Path, name: str, content: Mapping[str, Any], part: str) -> Checkpoint:
-    """A training checkpoint ``{model, ema, opt, args, steps}``: its ``part`` is the network."""
-    args = content.get("args")
-    settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, Mapping) else {}
-    if "steps" in content:
-        settings["steps"] = content["steps"]
-    ignored = {key: f"not needed beside {part!r}" for key in content if key not in (part, "args", "steps")}
-    return Checkpoint(path, name, _without_prefix(content[part]), settings=settings, ignored=ignored)
+def _checkpoint(path: Path, name: str, content: Content) -> Checkpoint:
+    """The network that is meant of a file's content, and the weak one trained beside it."""
+    choice = choose_network(content.entries, path)
+    settings, further = training_settings(content.entries), {}
+    if choice.weak is not None:
+        further["weak"] = Checkpoint(path, f"{name}-weak", choice.weak.tensors, settings=settings)
+    ignored = {**content.ignored, **choice.ignored}
+    return Checkpoint(path, name, choice.main.tensors, content.metadata, settings, ignored, further)
 
 
 def _read_shards(index: Path, name: str) -> Checkpoint:
@@ -127,19 +166,30 @@ def _read_shards(index: Path, name: str) -> Checkpoint:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to file names")
-    tensors: dict[str, Tensor] = {}
+    entries: dict[str, Any] = {}
     for file in dict.fromkeys(weight_map.values()):
         if Path(file).name != file or not (index.parent / file).is_file():
             raise FileNotFoundError(f"{index.name} names the shard {file!r}, which is not in {index.parent}")
-        shard = _read_file(index.parent / file, name)
-        repeated = tensors.keys() & shard.tensors.keys()
+        shard = _read_content(index.parent / file).entries
+        repeated = entries.keys() & shard.keys()
         if repeated:
             raise ValueError(f"{sorted(repeated)[0]!r} is in two shards of {index}")
-        tensors |= shard.tensors
-    return Checkpoint(index, name, tensors)
+        entries |= shard
+    return _checkpoint(index, name, Content(entries))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+def _read_content(path: Path) -> Content:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} has an unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    entries = _read_torch(path)
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{path} holds a {type(entries).__name__}, not a dictionary of tensors")
+    return Content(entries)
+
+
+def _read_safetensors(path: Path) -> Content:
     """Tensors, header, and the keys of other networks with the reason why they were not read."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -147,7 +197,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], di
             owners = {key: owner for key in keys for prefix, owner in OTHER_NETWORKS.items() if key.startswith(prefix)}
             tensors = {key: file.get_tensor(key) for key in keys if key not in owners}
             ignored = {key: f"a tensor of {owner}" for key, owner in owners.items()}
-            return tensors, dict(file.metadata() or {}), ignored
+            return Content(tensors, dict(file.metadata() or {}), ignored)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
@@ -166,10 +216,3 @@ def _read_torch(path: Path) -> Any:
                 f"{path} holds {refused[1]}, which is code and is never loaded; save the tensors alone, best as safetensors"
             ) from error
         raise ValueError(f"{path} is truncated or not a torch checkpoint ({type(error).__name__})") from error
-
-
-def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for prefix in PREFIXES:
-        if tensors and all(isinstance(key, str) and key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors

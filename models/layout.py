@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .sizes import family_of
-from .spec import ModelSpec
+from .spec import ModelSpec, positive_integer
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class Hints:
         if self.family is not None:
             family_of(self.family)
         for name in ("heads", "exit_layer"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
 
     def refuse(self, names: tuple[str, ...], reason: str) -> None:
         """Raise ``ValueError`` if one of ``names`` was given."""

@@ -3,6 +3,7 @@
 Parameter names are those of the published checkpoints.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,10 @@ from .residuals import Carry, Residual
 from .rows import Segment
 from .sit import FinalLayer, attend_segments, zero_skipped
 
+# Perturbations of image queries alone: text has no space to blur over, and keeps its attention where only the image's map
+# is the identity.
+IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image")
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -38,6 +43,10 @@ class TextCondition:
 
     def __len__(self) -> int:
         return len(self.context)
+
+    def detach(self) -> "TextCondition":
+        """The same values, outside any graph of autograd."""
+        return TextCondition(self.context.detach(), self.pooled.detach())
 
     def __getitem__(self, part: slice) -> "TextCondition":
         """The prompts of a range of samples."""
@@ -156,15 +165,15 @@ class JointBlock(nn.Module):
 def attend_joint(q: Tensor, k: Tensor, v: Tensor, tokens: int, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
     """Joint attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
 
-    A blur acts on the queries of the first ``tokens`` tokens, the image: text has no space to blur over.
+    The operations of ``IMAGE_OPERATIONS`` act on the queries of the first ``tokens`` tokens; the text's attend as ever.
     """
     parts = []
     for segment in segments:
         rows = slice(segment.start, segment.stop)
-        if segment.operation == "attention_blur":
+        if segment.operation in IMAGE_OPERATIONS:
             image, text = q[rows, :, :tokens], q[rows, :, tokens:]
-            blurred = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
-            parts.append(torch.cat([blurred, kernels.attention(text, k[rows], v[rows])], dim=1))
+            perturbed = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
+            parts.append(torch.cat([perturbed, kernels.attention(text, k[rows], v[rows])], dim=1))
         else:
             alone = Segment(0, segment.stop - segment.start, segment.operation)
             parts.append(attend_segments(q[rows], k[rows], v[rows], kernels, (alone,)))
@@ -187,7 +196,10 @@ class MMDiT(nn.Module):
     """SD3 or SD3.5 with layers that can run over row prefixes.
 
     ``joint_blocks`` hold the two streams; ``pos_embed`` [1, S S, D] is the position table, cropped at its centre.
+    ``gradient_checkpointing``: rows that are recorded keep the states between blocks only.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, spec: MMDiTSpec):
         super().__init__()
@@ -269,6 +281,13 @@ class MMDiT(nn.Module):
     def _modulation_linears(self) -> list[nn.Linear]:
         streams = [stream for block in self.joint_blocks for stream in (block.x_block, block.context_block)]
         return [owner.adaLN_modulation[1] for owner in (*streams, self.final_layer)]
+
+    def run_weights(self) -> Iterator[Tensor]:
+        """What a run computes with once: the embedders of times and prompts, the modulation, the position table."""
+        owners: list[nn.Module] = [self.t_embedder, self.y_embedder, self.context_embedder, *self._modulation_linears()]
+        for owner in owners:
+            yield from owner.parameters()
+        yield self.pos_embed
 
     @property
     def modulation_sizes(self) -> list[int]:

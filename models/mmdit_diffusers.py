@@ -1,5 +1,6 @@
 """The MMDiT of a live diffusers ``SD3Transformer2DModel``: where its tensors lie, and sharing them instead of doubling them."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -54,15 +55,14 @@ def diffusers_sources(name: str) -> tuple[str, ...]:
     return tuple(f"transformer_blocks.{index}.{key}.{leaf}" for key in _BLOCK_NAMES[inner])
 
 
-def from_diffusers(module: nn.Module, share: bool = True) -> MMDiT:
+def from_diffusers(module: nn.Module, share: bool = True, attached: bool = False) -> MMDiT:
     """The network of a live ``SD3Transformer2DModel``, on its device and in its dtype.
 
     With ``share`` no weight is held twice: QKV projections are packed, one after another, and the module's own parameters
     become views of the packed storage; everything else is shared as it is.  The module computes what it did before.
-    Sharing again finds the packed storage and shares that.  Raises ``TypeError`` for another class, ``ValueError`` where
-    :func:`packing_obstacle` finds one.
+    Sharing again finds the packed storage and shares that.  ``attached`` and what is refused: see :func:`packing_obstacle`.
     """
-    obstacle = packing_obstacle(module)
+    obstacle = packing_obstacle(module, attached=attached)
     if obstacle is not None:
         raise ValueError(f"this transformer cannot be packed: {obstacle}")
     model = _empty(module)
@@ -73,7 +73,7 @@ def from_diffusers(module: nn.Module, share: bool = True) -> MMDiT:
         if not share:
             tensors[name] = torch.cat([part.data for part in parts])
         elif len(parts) == 1:
-            tensors[name] = parts[0].data
+            tensors[name] = parts[0].detach()  # which counts writes to the parameter too
         else:
             tensors[name] = _pack(parts)
     model.load_state_dict(tensors, assign=True)
@@ -91,11 +91,27 @@ def unshared(model: MMDiT, module: nn.Module) -> tuple[str, ...]:
     return tuple(stale)
 
 
-def packing_obstacle(module: nn.Module, model: MMDiT | None = None) -> str | None:
+def with_parameters_of(model: MMDiT, module: nn.Module) -> MMDiT:
+    """A ``model`` that :func:`from_diffusers` made, with the parameters of ``module`` themselves and its way to record."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin, held = copy.deepcopy(model, shared), _tensors(module)
+    for name, _ in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        parts = [held[source] for source in diffusers_sources(name)]
+        if not any(part.requires_grad for part in parts):
+            continue
+        # past the check for nn.Parameter: joined parts are no leaves of a graph
+        twin.get_submodule(owner)._parameters[leaf] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    twin.gradient_checkpointing = module.gradient_checkpointing
+    return twin
+
+
+def packing_obstacle(module: nn.Module, model: MMDiT | None = None, attached: bool = False) -> str | None:
     """Why the weights of a transformer cannot be packed and shared, in one sentence; None if they can.
 
     Then its own modules must run: LoRA layers, quantised or offloaded linears, hooks, other attention processors.
-    ``model``: an earlier network of the same configuration, to save the time of making an empty one.
+    ``model``: an earlier network of the same configuration, to save the time of making an empty one.  ``attached``: whoever
+    asks stands in the place of the module's forward, or goes around it, so a replacement of that one is no obstacle.
     """
     from diffusers import SD3Transformer2DModel
     from diffusers.models.attention_processor import JointAttnProcessor2_0
@@ -103,7 +119,8 @@ def packing_obstacle(module: nn.Module, model: MMDiT | None = None) -> str | Non
     if not isinstance(module, SD3Transformer2DModel):
         raise TypeError(f"an SD3Transformer2DModel is needed, got {type(module).__name__}")
     for name, part in module.named_modules():
-        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+        replaced = "forward" in vars(part) and not (attached and part is module)
+        if replaced or part._forward_hooks or part._forward_pre_hooks:
             return f"{name or 'the transformer'} has hooks or a replaced forward (offloading, casting, quantisation)"
     for name, processor in module.attn_processors.items():
         if type(processor) is not JointAttnProcessor2_0:

@@ -1,14 +1,16 @@
 """The row-batched forward of an MMDiT: both streams in static buffers, the modulation table, one call over the live rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from segue.kernels.record import REFERENCE, Kernels
+from segue.kernels.combine import unpatchify
+from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
 from .mmdit import MMDiT, TextCondition
 from .read_rows import BranchReader, Head, StateUpdate
+from .recorded_rows import branch_states, recordable
 from .residuals import RowCarries
 from .rows import RowLayout, group_rows
 from .start_rows import Clock, start_modulation, start_text
@@ -49,7 +51,11 @@ class MMDiTRows:
         self.modulation = weight.new_empty(rows, model.modulation_width)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
-        self.positions = model.position_table(height, width)
+        self.positions = model.position_table(height, width).clone()
+
+    def remembered(self) -> Iterator[Tensor]:
+        """The weights that :meth:`load` computes with, and :meth:`forward` does not."""
+        return self.model.run_weights()
 
     @torch.no_grad()
     def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
@@ -74,6 +80,7 @@ class MMDiTRows:
             raise ValueError(
                 f"{len(times)} times and {len(distinct)} prompts exceed the capacity {self.times} and {self.conditions}"
             )
+        self.positions.copy_(self.model.position_table(self.height, self.width))
         self.condition_index.copy_(index.view(slots, self.batch))
         for slot, condition in zip(self.context, conditions, strict=True):
             slot.copy_(self.model.embed_context(condition.context.to(device)))
@@ -123,3 +130,38 @@ class MMDiTRows:
         reader = BranchReader(kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
         reader.read(model.spec.depth, Head(shift, out_scale, linear.weight, linear.bias))
         return reader.output()
+
+    def recorded(
+        self,
+        model: MMDiT,
+        x: Tensor,
+        time: Tensor,
+        conditions: Sequence[TextCondition],
+        layout: RowLayout,
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
+
+        x, scale as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
+        """
+        batch, spec = self.batch, model.spec
+        pooled = torch.cat([recordable(conditions[slot].pooled).to(x.device) for slot in layout.conditions])
+        modulation = model.modulation(model.embed_condition(time.repeat(len(layout.blocks)), pooled))
+        per_block, final = model.split_modulation(modulation)
+        hidden = model.embed(x if scale is None else x * scale[:, None, None, None], self.positions)
+        texts = [model.embed_context(recordable(text.context).to(x.device)) for text in conditions]
+        states = branch_states(
+            layout,
+            batch,
+            [(hidden, texts[slot]) for slot in layout.conditions[: len(layout.roots)]],
+            lambda layer, states, rows, segments: model.joint_blocks[layer](
+                *states, per_block[layer][rows], DIFFERENTIABLE, segments
+            ),
+            checkpoints=model.gradient_checkpointing,
+        )
+        outputs = []
+        for state, readout in zip(states, layout.readouts, strict=True):
+            shift, out_scale = model.final_shift_scale(final[readout.row * batch : (readout.row + 1) * batch, None])
+            patches = model.final_layer.linear(DIFFERENTIABLE.modulated_norm(state, shift, out_scale))
+            outputs.append(unpatchify(patches, spec.patch, self.height, self.width).float())
+        return outputs

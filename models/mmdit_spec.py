@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .spec import ModelSpec, Prediction, TimeInput
+from .spec import ModelSpec, Prediction, TimeInput, positive_integer
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,12 @@ class MMDiTSpec(ModelSpec):
 
     def __post_init__(self):
         for field in ("text_dim", "pooled_dim", "position_size", "text_tokens"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+            object.__setattr__(self, field, positive_integer(field, getattr(self, field)))
+        if self.out_channels not in (0, self.channels):
+            raise ValueError(_channels_text(self.channels, self.out_channels))
         super().__post_init__()
         if self.exits:
             raise ValueError(f"an MMDiT has no early-exit heads, got exits {self.exits}")
-        if self.out_channels != self.channels:
-            raise ValueError(f"an MMDiT has as many output as input channels ({self.channels}), got {self.out_channels}")
         object.__setattr__(self, "dual_layers", tuple(sorted(self.dual_layers)))
         for layer in self.dual_layers:
             if not 0 <= layer < self.depth:
@@ -49,10 +47,7 @@ class MMDiTSpec(ModelSpec):
         """
 
         def integer(key: str, default: int | None = None) -> int:
-            value = config.get(key, default)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{key} must be a positive integer, got {value!r}")
-            return value
+            return positive_integer(key, config.get(key, default))
 
         heads, dual = integer("num_attention_heads"), config.get("dual_attention_layers", ())
         dim, sample, channels = heads * integer("attention_head_dim"), integer("sample_size", 128), integer("in_channels", 16)
@@ -71,7 +66,7 @@ class MMDiTSpec(ModelSpec):
             dim=dim,
             depth=integer("num_layers"),
             heads=heads,
-            out_channels=channels if config.get("out_channels") is None else integer("out_channels"),
+            out_channels=channels if config.get("out_channels", ...) is None else integer("out_channels", 16),
             text_dim=integer("joint_attention_dim", 4096),
             pooled_dim=integer("pooled_projection_dim", 2048),
             position_size=integer("pos_embed_max_size", 96),
@@ -118,3 +113,11 @@ class MMDiTSpec(ModelSpec):
         vectors = sum(sum(self.modulation_chunks(layer)) for layer in range(self.depth)) + 2
         once = 2 * self.text_tokens * self.text_dim * self.dim + 2 * vectors * self.dim**2
         return self.forward_flops(height, width) + once
+
+
+def _channels_text(taken: int, given: int) -> str:
+    """Why a transformer that takes other channels than it gives is not run."""
+    text = f"the transformer takes {taken} channels and gives {given}"
+    if taken == 2 * given + 1:
+        return f"{text}: it is an inpainting one, which needs a mask and a masked picture at every call and is not run here"
+    return f"{text}; it must give as many as it takes"

@@ -12,7 +12,6 @@ from .mmdit_spec import MMDiTSpec
 from .official_layout import mlp_ratio, shape_of
 
 CLASS = "SD3Transformer2DModel"
-PREFIX = "model.diffusion_model."  # where a single file of a whole pipeline keeps the transformer
 NATIVE_SIZE = 128  # latent side of every published SD3; a file does not tell it
 HEAD_DIM = 64  # of every published SD3; a file tells it only where queries are normalised
 _FIRST_TEXT_QKV = "joint_blocks.0.context_block.attn.qkv.weight"
@@ -20,7 +19,7 @@ _FIRST_TEXT_QKV = "joint_blocks.0.context_block.attn.qkv.weight"
 
 def is_mmdit(checkpoint: Checkpoint) -> bool:
     """Whether the tensor names are those of an SD3, in either layout."""
-    known = (*diffusers_sources(_FIRST_TEXT_QKV), _FIRST_TEXT_QKV, PREFIX + _FIRST_TEXT_QKV)
+    known = (*diffusers_sources(_FIRST_TEXT_QKV), _FIRST_TEXT_QKV)
     return any(key in checkpoint.tensors for key in known)
 
 
@@ -30,8 +29,7 @@ def mmdit_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     if diffusers_sources(_FIRST_TEXT_QKV)[0] in checkpoint.tensors:
         hints.refuse(("heads",), f"the config.json beside {checkpoint.path} states the network")
         return Layout(_configured_spec(checkpoint), diffusers_sources)
-    prefix = PREFIX if PREFIX + _FIRST_TEXT_QKV in checkpoint.tensors else ""
-    return Layout(_measured_spec(checkpoint, prefix, hints), lambda name: (prefix + name,))
+    return Layout(_measured_spec(checkpoint, hints), lambda name: (name,))
 
 
 def _configured_spec(checkpoint: Checkpoint) -> MMDiTSpec:
@@ -59,17 +57,17 @@ def _spec_of(config: Mapping[str, Any], path: Path, name: str) -> MMDiTSpec:
         raise ValueError(f"{path} does not describe an SD3: {error}") from error
 
 
-def _measured_spec(checkpoint: Checkpoint, prefix: str, hints: Hints) -> MMDiTSpec:
+def _measured_spec(checkpoint: Checkpoint, hints: Hints) -> MMDiTSpec:
     """The spec that the shapes of a published file tell."""
     tensors = checkpoint.tensors
-    dim, channels, patch, _ = shape_of(checkpoint, f"{prefix}x_embedder.proj.weight", 4)
-    blocks = [key.removeprefix(prefix).split(".") for key in tensors if key.startswith(f"{prefix}joint_blocks.")]
+    dim, channels, patch, _ = shape_of(checkpoint, "x_embedder.proj.weight", 4)
+    blocks = [key.split(".") for key in tensors if key.startswith("joint_blocks.")]
     depth = 1 + max(int(parts[1]) for parts in blocks if parts[1].isdigit())
-    outputs, _ = shape_of(checkpoint, f"{prefix}final_layer.linear.weight", 2)
-    _, text_dim = shape_of(checkpoint, f"{prefix}context_embedder.weight", 2)
-    _, pooled_dim = shape_of(checkpoint, f"{prefix}y_embedder.mlp.0.weight", 2)
-    hidden, _ = shape_of(checkpoint, f"{prefix}joint_blocks.0.x_block.mlp.fc1.weight", 2)
-    _, positions, _ = shape_of(checkpoint, f"{prefix}pos_embed", 3)
+    outputs, _ = shape_of(checkpoint, "final_layer.linear.weight", 2)
+    _, text_dim = shape_of(checkpoint, "context_embedder.weight", 2)
+    _, pooled_dim = shape_of(checkpoint, "y_embedder.mlp.0.weight", 2)
+    hidden, _ = shape_of(checkpoint, "joint_blocks.0.x_block.mlp.fc1.weight", 2)
+    _, positions, _ = shape_of(checkpoint, "pos_embed", 3)
     side = math.isqrt(positions)
     if side**2 != positions or outputs % patch**2:
         raise ValueError(
@@ -77,7 +75,7 @@ def _measured_spec(checkpoint: Checkpoint, prefix: str, hints: Hints) -> MMDiTSp
             f"{patch}^2"
         )
     native = min(NATIVE_SIZE, patch * side)
-    norm = f"{prefix}joint_blocks.0.x_block.attn.ln_q.weight"
+    norm = "joint_blocks.0.x_block.attn.ln_q.weight"
     return MMDiTSpec(
         name=checkpoint.name,
         channels=channels,

@@ -4,7 +4,7 @@ LoRA layers, quantised linears, offload hooks, other attention processors and co
 is called as the transformer calls it; only the rows differ.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from segue.kernels.record import REFERENCE, Kernels
 from .mmdit import TextCondition
 from .mmdit_spec import MMDiTSpec
 from .read_rows import StateUpdate
-from .rows import FULL, RowLayout, group_rows
-from .start_rows import Clock, start_text, taken_slots
+from .recorded_rows import States, branch_states, recordable
+from .rows import FULL, RowLayout, Segment, group_rows
+from .start_rows import Clock, start_text
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class CallInputs:
 
     slots: tuple[SlotInputs, ...] = ()
     attention: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Those of all conditions."""
+        for slot in self.slots:
+            yield from slot.residuals
+            if slot.image_embeds is not None:
+                yield slot.image_embeds
 
 
 class ModuleNetwork(nn.Module):
@@ -70,8 +78,12 @@ def check_layout(layout: RowLayout) -> None:
 class ModuleRows:
     """The forward of a :class:`ModuleNetwork` over live rows, with the interface of ``MMDiTRows``.
 
-    Prompts and times are embedded once per run; the blocks compute their own modulation from the time embedding.
+    Every call embeds its prompts and times anew, as diffusers does, and the blocks compute their own modulation: a LoRA may be
+    switched or scaled between two calls, and weights may move.
     """
+
+    hidden: Tensor  # [R, L, D], and the text [R, M, D]: made by the first call of a run
+    text: Tensor
 
     def __init__(
         self,
@@ -92,30 +104,22 @@ class ModuleRows:
         self.batch, self.height, self.width = batch, height, width
         self.row_blocks, self.slots = row_blocks, slots
 
-    @torch.no_grad()
+    def remembered(self) -> tuple[Tensor, ...]:
+        """The weights that a run computes with once: none."""
+        return ()
+
     def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
-        """Embed the prompts, and every pair of time and pooled text.
+        """Keep the prompts and times of a run.
 
         times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot, on the
         device and in the dtype in which the transformer runs.
         """
-        transformer, spec = self.network.transformer, self.network.spec
         if len(conditions) != self.slots or any(len(condition) != self.batch for condition in conditions):
             found = [len(condition) for condition in conditions]
             raise ValueError(f"these rows hold {self.slots} conditions of {self.batch} prompts, got {found}")
-        context = torch.cat([condition.context for condition in conditions])
-        pooled = torch.cat([condition.pooled for condition in conditions])
-        self.dtype, self.times = context.dtype, times.to(context.device, torch.float32)
-        pairs = self.times.repeat_interleave(len(pooled)), pooled.repeat(len(times), 1)
-        embedded = transformer.time_text_embed(*pairs)  # [T S B, D]
-        self.embedded = embedded.view(len(times), self.slots, self.batch, -1)
-        self.context = transformer.context_embedder(context).unflatten(0, (self.slots, self.batch))  # [S, B, M, D]
-        tokens, rows = spec.tokens(self.height, self.width), self.row_blocks * self.batch
-        self.hidden = self.context.new_empty(rows, tokens, spec.dim)  # [R, L, D]
-        self.text = self.context.new_empty(rows, *self.context.shape[2:])  # [R, M, D]
-        device = self.context.device
-        self.index = torch.zeros(self.row_blocks, self.batch, dtype=torch.int64, device=device)
-        self.slot_index = torch.arange(self.slots * self.batch, device=device).view(self.slots, self.batch)
+        self.prompts = tuple(conditions)
+        self.dtype, self.times = conditions[0].context.dtype, times.to(conditions[0].context.device, torch.float32)
+        self._sized = False
 
     def forward(
         self,
@@ -134,18 +138,18 @@ class ModuleRows:
         """
         check_layout(layout)
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
+        time = self.times[self.kernels.gather_rows(clock.times, clock.call)]  # [B]
+        used = tuple(dict.fromkeys(slots))
+        context, embedding = self._embedded(self.prompts, used, slots, time)
+        self._make_buffers(context)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
-        time_index = self.kernels.gather_rows(clock.times, clock.call)
-        for rows, condition in taken_slots(self.slot_index, slots):
-            torch.add(condition, time_index, alpha=self.slots * batch, out=self.index[rows])
-        embedding = self.kernels.gather_rows(self.embedded.flatten(0, 2), self.index[: len(slots)].flatten())  # [J B, D]
-        attention = self._attention_inputs(time_index, slots)
+        attention = self._attention_inputs(time, slots)
         if scale is not None:
             x = x * scale[:, None, None, None]
         started = list(layout.roots)
         hidden[: len(started)].copy_(transformer.pos_embed(x.to(self.dtype)))
-        start_text(self.context, slots[: len(started)], text)
+        start_text(context, tuple(used.index(slot) for slot in slots[: len(started)]), text)
         for layer, (block, schedule) in enumerate(zip(transformer.transformer_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
                 hidden[fork.target].copy_(hidden[fork.source])
@@ -155,39 +159,106 @@ class ModuleRows:
                 rows, _ = group_rows(group, batch)
                 part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in attention.items()}
                 self._block(block, rows, embedding[rows], part)
-            if layer < self.network.spec.depth - 1:
-                self._add_residuals(layer, hidden, started, slots)
+            self._add_residuals(layer, hidden, started, slots)
         return self._read(hidden, embedding, layout, coefficients)
+
+    def recorded(
+        self,
+        network: ModuleNetwork,
+        x: Tensor,
+        time: Tensor,
+        conditions: Sequence[TextCondition],
+        layout: RowLayout,
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
+
+        x, scale as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
+        """
+        check_layout(layout)
+        transformer, batch, slots = network.transformer, self.batch, layout.conditions
+        used = tuple(dict.fromkeys(slots))
+        prompts = [TextCondition(recordable(text.context), recordable(text.pooled)) for text in conditions]
+        context, embedding = self._embedded(prompts, used, slots, time)
+        attention = self._attention_inputs(time, slots)
+        hidden = transformer.pos_embed((x if scale is None else x * scale[:, None, None, None]).to(self.dtype))
+
+        def run_block(layer: int, states: States, rows: slice, segments: tuple[Segment, ...]) -> States:
+            image, text = states
+            part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in attention.items()}
+            after, image = self._call(transformer.transformer_blocks[layer], image, text, embedding[rows], part)
+            return image, text if after is None else after
+
+        def add_residual(layer: int, row: int, states: States) -> States:
+            residual = self._residual(layer, slots[row])
+            return states if residual is None else (states[0] + residual, states[1])
+
+        roots = [(hidden, context[used.index(slot)]) for slot in slots[: len(layout.roots)]]
+        outputs = []
+        states = branch_states(layout, batch, roots, run_block, add_residual, transformer.gradient_checkpointing)
+        for state, readout in zip(states, layout.readouts, strict=True):
+            rows = slice(readout.row * batch, (readout.row + 1) * batch)
+            patches = transformer.proj_out(transformer.norm_out(state, embedding[rows]))
+            outputs.append(unpatchify(patches, network.spec.patch, self.height, self.width).float())
+        return outputs
+
+    def _embedded(
+        self, prompts: Sequence[TextCondition], used: tuple[int, ...], slots: tuple[int, ...], time: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The prompts of the slots in use [S, B, M, D], and times with pooled text of every row [J B, D].  time [B]."""
+        transformer = self.network.transformer
+        context = transformer.context_embedder(torch.cat([prompts[slot].context for slot in used]))
+        embedding = transformer.time_text_embed(time.repeat(len(used)), torch.cat([prompts[slot].pooled for slot in used]))
+        embedding = embedding.unflatten(0, (len(used), self.batch))
+        rows = torch.cat([embedding[used.index(slot)] for slot in slots])
+        return context.unflatten(0, (len(used), self.batch)), rows
+
+    def _make_buffers(self, context: Tensor) -> None:
+        """The states of both streams, unless they are there, in the dtype of the embedded prompts [S, B, M, D]."""
+        if self._sized and self.hidden.dtype == context.dtype:
+            return
+        spec, rows = self.network.spec, self.row_blocks * self.batch
+        self.hidden = context.new_empty(rows, spec.tokens(self.height, self.width), spec.dim)  # [R, L, D]
+        self.text = context.new_empty(rows, *context.shape[2:])  # [R, M, D]
+        self._sized = True
 
     def _block(self, block: nn.Module, rows: slice, embedding: Tensor, attention: Mapping[str, Any]) -> None:
         """One block over a range of rows; the last one returns no text."""
-        text, hidden = block(
-            hidden_states=self.hidden[rows],
-            encoder_hidden_states=self.text[rows],
-            temb=embedding,
-            joint_attention_kwargs=dict(attention) or None,
-        )
+        text, hidden = self._call(block, self.hidden[rows], self.text[rows], embedding, attention)
         self.hidden[rows].copy_(hidden)
         if text is not None:
             self.text[rows].copy_(text)
 
+    @staticmethod
+    def _call(
+        block: nn.Module, hidden: Tensor, text: Tensor, embedding: Tensor, attention: Mapping[str, Any]
+    ) -> tuple[Tensor | None, Tensor]:
+        """A block as the transformer calls it; (text, hidden)."""
+        kwargs = dict(attention) or None
+        return block(hidden_states=hidden, encoder_hidden_states=text, temb=embedding, joint_attention_kwargs=kwargs)
+
     def _add_residuals(self, layer: int, hidden: Tensor, started: list[int], slots: tuple[int, ...]) -> None:
         """The ControlNet residual of a layer on every row that exists there, also where the block is skipped, as diffusers."""
-        inputs = self.network.inputs.slots
-        if not inputs or not inputs[0].residuals:
-            return
         for row in started:
-            residuals = inputs[slots[row]].residuals
-            hidden[row].add_(residuals[int(layer / (self.network.spec.depth / len(residuals)))])
+            if (residual := self._residual(layer, slots[row])) is not None:
+                hidden[row].add_(residual)
 
-    def _attention_inputs(self, time_index: Tensor, slots: tuple[int, ...]) -> dict[str, Any]:
+    def _residual(self, layer: int, slot: int) -> Tensor | None:
+        """What a ControlNet adds after a layer, but the last, to the rows of a condition."""
+        inputs, depth = self.network.inputs.slots, self.network.spec.depth
+        if layer == depth - 1 or not inputs or not inputs[0].residuals:
+            return None
+        residuals = inputs[slot].residuals
+        return residuals[int(layer / (depth / len(residuals)))]
+
+    def _attention_inputs(self, time: Tensor, slots: tuple[int, ...]) -> dict[str, Any]:
         """What attention processors take: as given, and the IP-Adapter's image tokens [J B, N, D] of each row's condition."""
         inputs = self.network.inputs
         attention = dict(inputs.attention)
         if inputs.slots and inputs.slots[0].image_embeds is not None:
             images = torch.cat([inputs.slots[slot].image_embeds for slot in slots])
-            tokens, time = self.network.transformer.image_proj(images, self.times[time_index].repeat(len(slots)))
-            attention |= {"ip_hidden_states": tokens, "temb": time}
+            tokens, embedded = self.network.transformer.image_proj(images, time.repeat(len(slots)))
+            attention |= {"ip_hidden_states": tokens, "temb": embedded}
         return attention
 
     def _read(self, hidden: Tensor, embedding: Tensor, layout: RowLayout, coefficients: Tensor | None) -> Tensor:

@@ -17,8 +17,8 @@ from .spec import SiTSpec
 # how far a stored table may lie from the exact one: the EMA of a constant drifts by rounding, 1.6e-4 at decay 0.9999 in fp32,
 # so stored tables are used as they are; bfloat16 rounds by 2e-3
 POSITION_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-3, torch.bfloat16: 4e-3}
-EXIT_LAYER = 4  # block before the branch head in the SGG paper (arXiv 2603.20584)
-EXIT_SETTINGS = ("mid_layer_idx", "mid_layer", "mid_depth", "mid_idx")  # reconstruction: no public text gives the name
+PUBLISHED_EXIT = 4  # blocks before the branch head in the published SGG scripts (arXiv 2603.20584)
+EXIT_SETTING = "weak_layer"  # the training argument of SGG's code that says so; -1: no head
 # what the training arguments must say where they are kept: other paths and predictions are other models
 TRAINED_AS = {
     "repa": {"path_type": "linear", "prediction": "v"},
@@ -103,16 +103,24 @@ def _heads(checkpoint: Checkpoint, hints: Hints, dim: int) -> int:
 
 
 def _exits(checkpoint: Checkpoint, hints: Hints) -> tuple[int, ...]:
-    """Where the branch head ``mid_layer`` reads: after the caller's block, else as the training arguments say, else 4.
+    """Where SGG's branch head ``mid_layer`` reads: after the caller's block, else as the training arguments say.
 
-    *Reconstruction*: no public text gives the keys of SGG's branch head.  It is taken to be a second ``final_layer``.
+    The head is a second ``final_layer`` under the same condition.
     """
     if not any(key.startswith("mid_layer.") for key in checkpoint.tensors):
         hints.refuse(("exit_layer",), f"{checkpoint.path} has no early-exit head (mid_layer)")
         return ()
-    stated = (checkpoint.settings.get(name) for name in EXIT_SETTINGS)
-    stated = [value for value in stated if isinstance(value, int) and not isinstance(value, bool)]
-    return (hints.exit_layer or next(iter(stated), EXIT_LAYER),)
+    stated = checkpoint.settings.get(EXIT_SETTING)
+    layer = stated if hints.exit_layer is None else hints.exit_layer
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
+        said = (
+            f"its training arguments give {EXIT_SETTING} {stated!r}" if stated is not None else f"it states no {EXIT_SETTING}"
+        )
+        raise ValueError(
+            f"{checkpoint.path} has an early-exit head (mid_layer), and {said}: give exit_layer, the number of blocks before "
+            f"it ({PUBLISHED_EXIT} in the published SGG scripts)"
+        )
+    return (layer,)
 
 
 def _position_grid(checkpoint: Checkpoint, dim: int) -> int:

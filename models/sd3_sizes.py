@@ -5,6 +5,7 @@ Source: the configurations of Stability's diffusers releases of SD3-medium, SD3.
 
 from .mmdit_spec import MMDiTSpec
 from .sizes import VAE_FACTOR
+from .spec import positive_integer
 
 HEAD_DIM = 64
 SD3_SIZES = {  # depth, width, blocks with dual attention (the first ones), QK norm, side of the position table
@@ -19,7 +20,8 @@ def sd3_spec(size: str, image_size: int = 1024) -> MMDiTSpec:
     if size not in SD3_SIZES:
         raise ValueError(f"unknown size {size!r}; known: {', '.join(SD3_SIZES)}")
     depth, dim, dual, qk_norm, position_size = SD3_SIZES[size]
-    if not isinstance(image_size, int) or image_size < 1 or image_size % (2 * VAE_FACTOR):
+    image_size = positive_integer("image_size", image_size)
+    if image_size % (2 * VAE_FACTOR):
         raise ValueError(f"image_size must be a positive multiple of {2 * VAE_FACTOR}, got {image_size!r}")
     return MMDiTSpec(
         name=f"{size}-{image_size}",

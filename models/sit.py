@@ -3,6 +3,8 @@
 Parameter names are those of the official checkpoints.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -202,6 +204,13 @@ class SiT(nn.Module):
         parts = [block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
         heads = (self.final_layer, *self.exit_layers.values())
         return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)
+
+    def run_weights(self) -> Iterator[Tensor]:
+        """What a run computes with once: the embedders of times and labels, the modulation, the position table."""
+        for owner in (*self.blocks, self.final_layer, *self.exit_layers.values()):
+            yield from owner.adaLN_modulation.parameters()
+        yield from self.embedders.parameters()
+        yield self.pos_embed
 
     def split_modulation(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], Tensor, dict[int, Tensor]]:
         """[N, W] -> ([N, 6 D] per block, [N, 2 D] of the final layer, [N, 2 D] per exit layer); views."""

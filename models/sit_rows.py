@@ -1,13 +1,15 @@
 """The row-batched forward of a DiT or SiT: static buffers, the modulation table, and one call over the live rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from segue.kernels.record import REFERENCE, Kernels
+from segue.kernels.combine import unpatchify
+from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
 from .read_rows import BranchReader, Head, StateUpdate
+from .recorded_rows import branch_states
 from .residuals import RowCarries
 from .rows import RowLayout, group_rows
 from .sit import SiT
@@ -46,8 +48,14 @@ class SiTRows:
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
-        self.positions = model.positions(height, width).to(weight)
+        self.positions = model.positions(height, width).to(weight, copy=True)
         self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
+
+    def remembered(self) -> Iterator[Tensor]:
+        """The weights that :meth:`load` computes with or copies, and :meth:`forward` does not read."""
+        yield from self.model.run_weights()
+        for layer in self.projections:
+            yield from self._head_linear(layer).parameters()
 
     @torch.no_grad()
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
@@ -69,10 +77,14 @@ class SiTRows:
             part = times[first : first + at_once]
             values = self.model.modulation(part.repeat_interleave(len(labels)), labels.repeat(len(part)))
             table[first : first + len(part), : len(labels)].copy_(values.view(len(part), len(labels), -1))
-        if self.model.spec.out_channels != self.model.spec.channels:  # copies, which follow the weights
-            for layer, kept in self.projections.items():
-                for part, value in zip(kept, self._projection(layer), strict=True):
-                    part.copy_(value)
+        self.positions.copy_(self.model.positions(self.height, self.width))
+        for layer, kept in self.projections.items():
+            found = self._projection(layer)
+            if self.model.spec.out_channels == self.model.spec.channels:
+                self.projections[layer] = found  # the weights themselves, which may have been replaced
+                continue
+            for part, value in zip(kept, found, strict=True):
+                part.copy_(value)
 
     @torch.no_grad()
     def forward(
@@ -113,15 +125,54 @@ class SiTRows:
         reader.read(model.spec.depth, self._head(model.spec.depth, final))
         return reader.output()
 
+    def recorded(
+        self,
+        model: SiT,
+        x: Tensor,
+        time: Tensor,
+        conditions: Sequence[Tensor],
+        layout: RowLayout,
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
+
+        x, scale as :meth:`forward`; time [B] fp32; conditions: labels [B] int64 for each slot.
+        """
+        batch, spec = self.batch, model.spec
+        labels = torch.cat([conditions[slot].to(x.device) for slot in layout.conditions])
+        modulation = model.modulation(time.repeat(len(layout.blocks)), labels)
+        per_block, final, exits = model.split_modulation(modulation)
+        hidden = model.embed(x if scale is None else x * scale[:, None, None, None])
+        states = branch_states(
+            layout,
+            batch,
+            [(hidden,)] * len(layout.roots),
+            lambda layer, states, rows, segments: (
+                model.blocks[layer](*states, per_block[layer][rows], DIFFERENTIABLE, segments),
+            ),
+        )
+        outputs = []
+        for state, readout in zip(states, layout.readouts, strict=True):
+            rows = slice(readout.row * batch, (readout.row + 1) * batch)
+            if readout.layer == spec.depth:
+                patches = model.final_layer(state, final[rows])
+            else:
+                patches = model.exit_layers[str(readout.layer)](state, exits[readout.layer][rows])
+            outputs.append(unpatchify(patches, spec.patch, self.height, self.width)[:, : spec.channels].float())
+        return outputs
+
     def _head(self, layer: int, modulation: Tensor) -> Head:
         """The head after ``layer`` blocks.  modulation [J B, 2 D]."""
         shift, scale = modulation.view(-1, self.batch, modulation.shape[-1]).chunk(2, dim=-1)  # [J, B, D]
         return Head(shift, scale, *self.projections[layer])
 
+    def _head_linear(self, layer: int) -> nn.Linear:
+        model = self.model
+        return (model.final_layer if layer == model.spec.depth else model.exit_layers[str(layer)]).linear
+
     def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
         """Weight and bias for the channels the sampler uses (a learned-sigma head has twice as many)."""
-        spec, model = self.model.spec, self.model
-        linear = (model.final_layer if layer == spec.depth else model.exit_layers[str(layer)]).linear
+        spec, linear = self.model.spec, self._head_linear(layer)
         if spec.out_channels == spec.channels:
             return linear.weight, linear.bias
         weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, : spec.channels].reshape(-1, spec.dim)

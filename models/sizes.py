@@ -6,7 +6,7 @@ Source: DiT (arXiv 2212.09748, table 1), SiT (arXiv 2401.08740), REPA (arXiv 241
 from dataclasses import dataclass
 from typing import Any
 
-from .spec import Prediction, SiTSpec, TimeInput
+from .spec import Prediction, SiTSpec, TimeInput, positive_integer
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def family_spec(family: str, size: str, image_size: int = 256, **changes) -> SiT
     letter, _, patch = str(size).partition("/")
     if letter not in SIZES or patch not in map(str, PATCHES):
         raise ValueError(f"unknown size {size!r}; write one of {', '.join(SIZES)} and a patch of 2, 4 or 8, as in XL/2")
-    if not isinstance(image_size, int) or image_size < 1 or image_size % (VAE_FACTOR * int(patch)):
+    image_size = positive_integer("image_size", image_size)
+    if image_size % (VAE_FACTOR * int(patch)):
         raise ValueError(f"image_size must be a positive multiple of {VAE_FACTOR * int(patch)}, got {image_size!r}")
     shape = SIZES[letter]
     settings: dict[str, Any] = {

@@ -2,10 +2,18 @@
 
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import ClassVar, Literal
+from numbers import Integral
+from typing import Any, ClassVar, Literal
 
 Prediction = Literal["velocity", "data_velocity", "epsilon"]
 TimeInput = Literal["sigma", "data_time", "sigma_x1000", "discrete"]
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """``value``, Python's or NumPy's, as an int; ``ValueError`` unless it is one of at least 1.  Truth values are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,7 @@ class ModelSpec:
 
     def __post_init__(self):
         for field in ("channels", "height", "width", "patch", "dim", "depth", "heads"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+            object.__setattr__(self, field, positive_integer(field, getattr(self, field)))
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads, got dim {self.dim} and heads {self.heads}")
         if not isfinite(self.mlp_ratio) or self.mlp_ratio <= 0:
@@ -61,8 +67,9 @@ class ModelSpec:
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``ValueError`` unless a latent of this size can be cut into patches."""
-        if not (isinstance(height, int) and isinstance(width, int)):
-            raise TypeError(f"latent size must be whole numbers, got {height!r} x {width!r}")
+        for side in (height, width):
+            if isinstance(side, bool) or not isinstance(side, Integral):
+                raise TypeError(f"latent size must be whole numbers, got {height!r} x {width!r}")
         if height < 1 or width < 1 or height % self.patch or width % self.patch:
             raise ValueError(f"latent size must be a positive multiple of the patch size {self.patch}, got {height} x {width}")
 
@@ -115,11 +122,10 @@ class SiTSpec(ModelSpec):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "num_classes", positive_integer("num_classes", self.num_classes))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must name each of {self.num_classes} classes, got {len(self.class_names)}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be positive, got {self.num_classes}")
         object.__setattr__(self, "parents", tuple(self.parents))
         if self.parents and len(self.parents) != self.num_classes:
             raise ValueError(

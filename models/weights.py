@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .bundled import BUNDLED, bundled_files
-from .checkpoint_files import Checkpoint, read_checkpoint
+from .checkpoint_files import RUN_FILE, Checkpoint, read_checkpoint
 from .layout import Hints, Layout
 from .mmdit import MMDiT
 from .registry import make_network, read_layout
@@ -25,11 +26,15 @@ from .spec import SiTSpec
 log = logging.getLogger(__name__)
 SPEC_KEY = "spec"  # entry of the safetensors header that holds the spec as JSON
 SHOWN = 3  # keys named in an error
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a checkpoint; keys are the file's own.  ``ignored`` maps keys to reasons."""
+    """What became of every tensor of a checkpoint; keys are those of the file, without what stands before all of a network.
+
+    ``ignored`` maps keys, and names of whole entries, to reasons.
+    """
 
     path: Path
     loaded: int
@@ -61,37 +66,56 @@ def _first(keys: list[str] | tuple[str, ...]) -> str:
 
 
 def load_model(
-    source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
+    source: str | Path,
+    family: str | None = None,
+    *,
+    heads: int | None = None,
+    exit_layer: int | None = None,
+    variant: str | None = None,
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The network of ``source``, and further networks by name (the bundled herbarium has ``weak``).
+    """The network of ``source``, and further networks by name.
 
-    ``source``: a bundled name, a checkpoint file or a folder; see :func:`load_network` for the rest.
+    The bundled herbarium has ``weak``, and so have checkpoints of SGG's training beside a separate network.  ``source``: a
+    bundled name, a checkpoint file or a folder; see :func:`load_network` for the rest.
     """
     if isinstance(source, str) and source in BUNDLED:
-        if family or heads or exit_layer:
-            raise ValueError(f"the bundled model {source} states its own spec; family, heads and exit_layer do not apply")
+        if family or heads or exit_layer or variant:
+            raise ValueError(
+                f"the bundled model {source} states its own spec; family, heads, exit_layer and variant do not apply"
+            )
         networks = {name: load_network(path)[0] for name, path in bundled_files(source).items()}
         return networks.pop("main"), networks
     if not Path(source).exists():
         raise FileNotFoundError(f"{str(source)!r} is neither a bundled model ({', '.join(BUNDLED)}) nor a file or folder here")
-    return load_network(source, family, heads=heads, exit_layer=exit_layer)[0], {}
+    checkpoint, hints = read_checkpoint(source, variant), Hints(family, heads, exit_layer)
+    beside = Hints(family)  # the others are the caller's knowledge of the main network
+    further = {name: _network(part, beside)[0] for name, part in checkpoint.further.items()}
+    return _network(checkpoint, hints)[0], further
 
 
 def load_network(
-    source: str | Path, family: str | None = None, *, heads: int | None = None, exit_layer: int | None = None
+    source: str | Path,
+    family: str | None = None,
+    *,
+    heads: int | None = None,
+    exit_layer: int | None = None,
+    variant: str | None = None,
 ) -> tuple[SiT | MMDiT, LoadReport]:
     """One network from a file or folder, on the CPU, with a report of every tensor.
 
     Parameters keep the dtype they are stored in (fp32 if a file mixes dtypes) and may be views of the memory-mapped file.
 
     Reads our own files, diffusers' ``DiTTransformer2DModel`` and ``SD3Transformer2DModel``, the published SD3 single files,
-    and the official DiT, SiT, REPA and SGG layouts, of whose torch files the EMA weights are taken.  ``family`` (``dit``,
-    ``sit``, ``repa``) is needed for official files, ``heads`` for widths that were never published; ``exit_layer`` is the
-    block before the branch head (default: the file's training arguments, else 4).  Raises ``ValueError`` or
+    and the official DiT, SiT, REPA and SGG layouts.  Averaged (EMA) weights are taken where there are any, whatever they are
+    called; the report says beside what.  ``family`` (``dit``, ``sit``, ``repa``) is needed for official files, ``heads`` for
+    widths that were never published; ``exit_layer`` is the number of blocks before SGG's branch head (default: the file's
+    training arguments).  ``variant`` is that of diffusers' files, as in ``fp16``.  Raises ``ValueError`` or
     ``FileNotFoundError`` with one sentence.
     """
-    hints = Hints(family, heads, exit_layer)
-    checkpoint = read_checkpoint(source)
+    return _network(read_checkpoint(source, variant), Hints(family, heads, exit_layer))
+
+
+def _network(checkpoint: Checkpoint, hints: Hints) -> tuple[SiT | MMDiT, LoadReport]:
     layout = find_layout(checkpoint, hints)
     model, report = _build(checkpoint, layout)
     log.info("%s", report)
@@ -119,6 +143,11 @@ def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     if SPEC_KEY in checkpoint.metadata:
         hints.refuse(("family", "heads", "exit_layer"), f"{checkpoint.path} states its own spec")
         return Layout(stored_spec(checkpoint), lambda name: (name,))
+    if any(key.startswith("embedders.") for key in checkpoint.tensors):
+        raise ValueError(
+            f"{checkpoint.path} has the tensor names of our own networks, but no {SPEC_KEY} in a header to state their sizes; "
+            f"load the {RUN_FILE} of the training run, or write the network by save_model"
+        )
     layout = read_layout(checkpoint, hints)
     if layout is not None:
         return layout
@@ -137,7 +166,7 @@ def _gather(checkpoint: Checkpoint, layout: Layout, model: SiT | MMDiT) -> tuple
         if absent:
             missing += absent
             continue
-        parts = [checkpoint.tensors[key] for key in keys]
+        parts = [_weights(checkpoint, key) for key in keys]
         wanted = (expected.shape[0] // len(keys), *expected.shape[1:])
         wrong = [
             f"{key} {list(part.shape)} for {list(wanted)}"
@@ -152,6 +181,15 @@ def _gather(checkpoint: Checkpoint, layout: Layout, model: SiT | MMDiT) -> tuple
     return tensors, LoadReport(checkpoint.path, len(tensors), tuple(missing), tuple(unexpected), tuple(misshaped), ignored)
 
 
+def _weights(checkpoint: Checkpoint, key: str) -> Tensor:
+    tensor = checkpoint.tensors[key]
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{key!r} in {checkpoint.path} has dtype {found}; accepted: {known}")
+    return tensor
+
+
 # --- our own files ---------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +202,7 @@ def save_model(model: SiT, path: str | Path, metadata: Mapping[str, str] | None 
     path = Path(path)
     header = {**(metadata or {}), SPEC_KEY: json.dumps(model.spec.to_dict())}
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # no file of the user's has this name
     try:
         part.touch()
         mode = part.stat().st_mode  # what the process may give; safetensors alone would leave the file to its owner

@@ -105,6 +105,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Option(help="Safetensors file to write.")],
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write the averaged weights of a training run as one small file.
 
@@ -112,8 +113,12 @@ def export(
 
     segue export runs/herbarium --out herbarium.safetensors
     """
+    from segue.engine.files import refuse_existing
+
     from .export import export_run
 
+    if not force:
+        refuse_existing(out)
     model = export_run(run, out, dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{out}: {model.spec.name}, {count / 1e6:.2f} M parameters, {out.stat().st_size / 1e6:.1f} MB")
@@ -125,6 +130,7 @@ def herbarium(
     per_species: Annotated[int, typer.Option(help="Leaves of each species.")] = 8,
     seed: Annotated[int, typer.Option(help="Another seed, other leaves.")] = 0,
     zoom: Annotated[int | None, typer.Option(min=1, help="Enlargement; default to about 96 pixels.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Draw real leaves, one labelled row per species.
 
@@ -133,7 +139,7 @@ def herbarium(
     segue herbarium --out leaves.png --species Acerites,7 --per-species 12
     """
     from segue.engine.cli.selection import parse_labels
-    from segue.engine.files import check_writable
+    from segue.engine.files import NewFiles, check_writable, refuse_existing
     from segue.engine.images import save_png
 
     from .sheet import species_sheet
@@ -141,8 +147,10 @@ def herbarium(
 
     labels = parse_labels(species, NUM_SPECIES, SPECIES, "the herbarium")
     check_writable(out, folder=False)
+    if not force:
+        refuse_existing(out)
     sheet = species_sheet(labels, per_species, seed, zoom)
     record = {"species": labels, "per_species": per_species, "seed": seed, "zoom": zoom}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(sheet, out, f"herbarium, species {species}, seed {seed}", {"herbarium": record})
+    text = f"herbarium, species {species}, seed {seed}"
+    out = NewFiles(force).write(out, lambda path: save_png(sheet, path, text, {"herbarium": record}))
     typer.echo(f"{out}: {len(labels)} species, {per_species} leaves each")

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from segue.engine.numeric_input import counting_number, whole_number
+
 from .leaves import draw_leaves
 from .species import NUM_SPECIES
+from .streams import MAX_SEED, stream_generator
 
-MAX_SEED = 2**31
-"""Seeds and batch indices share 64 bits; the training noise uses the indices from 2^31 on."""
+MAX_BATCHES = 2**31
+"""Batches have the indices of a stream below this; the training noise has those from here on."""
 
 
 class Herbarium(IterableDataset):
@@ -21,17 +24,17 @@ class Herbarium(IterableDataset):
     """
 
     def __init__(self, batch_size: int, seed: int = 0, start: int = 0):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0 <= seed < MAX_SEED:
+        self.batch_size = counting_number(batch_size, "batch_size")
+        self.seed = whole_number(seed, "seed must be a whole number")
+        self.start = whole_number(start, "start must be a whole number")
+        if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed must lie in [0, 2^31), got {seed}")
-        if not 0 <= start < 2**31:
+        if not 0 <= self.start < MAX_BATCHES:
             raise ValueError(f"start must lie in [0, 2^31), got {start}")
-        self.batch_size, self.seed, self.start = batch_size, seed, start
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Batch ``index`` of the stream: images [B, 3, 32, 32] in [-1, 1] and species [B]."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + index)
+        generator = stream_generator(self.seed, index)
         labels = torch.randint(0, NUM_SPECIES, (self.batch_size,), generator=generator)
         return draw_leaves(labels, generator), labels
 
@@ -46,6 +49,7 @@ class Herbarium(IterableDataset):
 
 def herbarium_loader(batch_size: int, seed: int = 0, start: int = 0, workers: int = 0) -> DataLoader:
     """A DataLoader over :class:`Herbarium`; batches come in the same order for any number of workers."""
+    workers = whole_number(workers, "workers must be a whole number")
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     return DataLoader(

@@ -12,13 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 
-from .herbarium import herbarium_loader
+from .herbarium import MAX_BATCHES, herbarium_loader
 from .objective import logit_normal_time, plain_loss
 from .run_folder import RunFolder, Start
 from .settings import TrainSettings
+from .streams import stream_generator
 
 LOG_EVERY = 50
-_NOISE_STREAM = 1 << 31  # first generator index of the training noise; the indices below belong to the leaves
 
 Callback = Callable[["Trainer", dict[str, float]], bool | None]
 
@@ -104,7 +104,7 @@ class Trainer:
     def _losses(self, x0: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses at noise levels, noise and dropped labels that depend on the seed and the step only."""
         s = self.settings
-        generator = torch.Generator().manual_seed((s.seed << 32) + _NOISE_STREAM + self.step)
+        generator = stream_generator(s.seed, MAX_BATCHES + self.step)
         labels = s.dropout(labels, self.spec, generator)
         sigma = logit_normal_time(x0.shape[0], generator)
         eps = torch.randn(x0.shape, generator=generator)

@@ -1,6 +1,6 @@
 """A network of an engine whose output is known: the exact velocity of a Gaussian mixture, for any rule, solver and branch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,10 @@ class MixtureRows:
     def __init__(self, network: MixtureNetwork):
         self.network = network
 
+    def remembered(self) -> Iterator[Tensor]:
+        """No weights, of which :meth:`load` could keep any."""
+        return iter(())
+
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
         """times [T] fp64, the distinct noise levels of a run; conditions: labels [B] int64 for each slot."""
         self.times, self.conditions = times, conditions
@@ -77,20 +81,42 @@ class MixtureRows:
         x [B, 2, 1, 1] fp32, on the CPU; coefficients [B, branches] or [B, branches, 2] fp32; None keeps the branches apart,
         [branches, B, 2, 1, 1] fp32.
         """
-        if x.device.type != "cpu":
-            raise ValueError(f"the mixtures are computed on the CPU; make the engine with device='cpu', not on {x.device}")
-        sigma, points = self.times[clock.times[clock.call]], x[:, :, 0, 0].double()
-        velocities = []
-        for path in layout.paths:
-            if any(operation != FULL for operation in path.operations):
-                raise ValueError(f"a mixture has no layers to perturb, got {path.operations}; it has early exits")
-            mixture = self.network.levels[len(path.operations) - 1]
-            velocities.append(mixture.velocity(points, sigma, self.conditions[path.condition]))
-        outputs = torch.stack(velocities)  # [branches, B, 2]
+        sigma = self.times[clock.times[clock.call]]
+        outputs = torch.stack(_velocities(self.network, x, sigma, self.conditions, layout))  # [branches, B, 2, 1, 1]
         if coefficients is None:
-            return outputs.float()[..., None, None]
+            return outputs.float()
         factors = coefficients if coefficients.dim() == 3 else coefficients[:, :, None]
-        return torch.einsum("jbd,bjd->bd", outputs, factors.expand(-1, -1, 2).double()).float()[..., None, None]
+        return (outputs * factors.double().transpose(0, 1)[..., None, None]).sum(dim=0).float()
+
+    def recorded(
+        self,
+        network: MixtureNetwork,
+        x: Tensor,
+        time: Tensor,
+        conditions: Sequence[Tensor],
+        layout: RowLayout,
+        scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The outputs of the branches of ``layout``, each [B, 2, 1, 1] fp32, with gradients of ``x``.
+
+        time [B] fp32; conditions: labels [B] int64 for each slot.
+        """
+        return [output.float() for output in _velocities(network, x, time.double(), conditions, layout)]
+
+
+def _velocities(
+    network: MixtureNetwork, x: Tensor, sigma: Tensor, conditions: Sequence[Tensor], layout: RowLayout
+) -> list[Tensor]:
+    """The velocity of every branch of ``layout``, [B, 2, 1, 1] fp64."""
+    if x.device.type != "cpu":
+        raise ValueError(f"the mixtures are computed on the CPU; make the engine with device='cpu', not on {x.device}")
+    velocities = []
+    for path in layout.paths:
+        if any(operation != FULL for operation in path.operations):
+            raise ValueError(f"a mixture has no layers to perturb, got {path.operations}; it has early exits")
+        mixture = network.levels[len(path.operations) - 1]
+        velocities.append(mixture.velocity(x[:, :, 0, 0], sigma, conditions[path.condition])[..., None, None])
+    return velocities
 
 
 def leaf_network(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segue.engine.numeric_input import real_number
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 
@@ -22,7 +23,8 @@ class LabelDropout:
 
     def __post_init__(self):
         for name in ("everything", "species"):
-            value = getattr(self, name)
+            value = real_number(getattr(self, name), f"label dropout {name} must be a number")
+            object.__setattr__(self, name, value)
             if not 0 <= value <= 1:
                 raise ValueError(f"label dropout {name} must lie in [0, 1], got {value}")
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
-from .herbarium import MAX_SEED
+from segue.engine.numeric_input import real_number, whole_number
+
 from .objective import LabelDropout
+from .streams import MAX_SEED
 
 DTYPES = ("bfloat16", "float32")
+WHOLE = ("steps", "batch_size", "checkpoint_every", "warmup", "seed", "workers")
+REAL = ("learning_rate", "final_learning_rate", "weight_decay", "ema", "clip", "exit_weight", "minutes")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class TrainSettings:
     workers: int = 0  # processes that draw leaves; 0 draws them between the steps
 
     def __post_init__(self):
+        for name in WHOLE:
+            self._set(name, whole_number(getattr(self, name), f"{name} must be a whole number"))
+        for name in REAL:
+            self._set(name, real_number(getattr(self, name), f"{name} must be a number"))
         for name in ("steps", "batch_size", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup", "workers", "weight_decay", "exit_weight", "minutes"):
@@ -66,6 +74,9 @@ class TrainSettings:
         if unknown:
             raise ValueError(f"there is no training setting {sorted(unknown)[0]!r}")
         return cls(**{**values, "dropout": LabelDropout(**values.get("dropout", {}))})
+
+    def _set(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)
 
     def _require(self, name: str, holds: bool, accepted: str) -> None:
         if not holds:

@@ -5,17 +5,18 @@ from PIL import Image
 
 from segue.engine.cli.sheets import labelled_sheet
 from segue.engine.images import latents_to_images
+from segue.engine.numeric_input import whole_number
 
-from .herbarium import MAX_SEED
 from .leaves import draw_leaves
 from .species import SPECIES
+from .streams import MAX_SEED, stream_generator
 
 MAX_PER_SPECIES = 1 << 16
 
 
 def leaf(species: int, index: int, seed: int) -> Image.Image:
     """Leaf ``index`` of a species: it depends on these three numbers only, not on the sheet it is drawn for."""
-    generator = torch.Generator().manual_seed((seed << 32) + (species << 16) + index)
+    generator = stream_generator(seed, (species << 16) + index)
     return latents_to_images(draw_leaves(torch.tensor([species]), generator))[0]
 
 
@@ -23,6 +24,8 @@ def species_sheet(species: list[int], per_species: int = 8, seed: int = 0, zoom:
     """``per_species`` new leaves of each of the given species, enlarged ``zoom`` times, under the species' name."""
     if not species:
         raise ValueError("species is empty; give at least one")
+    per_species = whole_number(per_species, "per_species must be a whole number")
+    seed = whole_number(seed, "seed must be a whole number")
     if not 1 <= per_species <= MAX_PER_SPECIES:
         raise ValueError(f"per_species must lie in [1, {MAX_PER_SPECIES}], got {per_species}")
     if not 0 <= seed < MAX_SEED:

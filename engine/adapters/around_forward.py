@@ -4,18 +4,20 @@ Offload hooks wrap the forward of the transformer as a whole: model offload brin
 offload those outside its blocks.  An attachment runs inside that forward; an engine has to enter it.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segue.models.mmdit import TextCondition
 from segue.models.module_rows import ModuleNetwork, ModuleRows
 
 from .diffusers import attachment_of
-from .forward_slot import ForwardSlot
+from .forward_slot import call_under_hooks, wrapping_hooks
 from .live_transformer import LiveTransformer
 from .packing import check_own_forward
 
@@ -29,35 +31,31 @@ class HookedNetwork(ModuleNetwork):
 
 
 class HookedRows(ModuleRows):
-    """The forward of a :class:`HookedNetwork`; prompts and times are embedded in its first call, where the weights are."""
-
-    _given: tuple[Tensor, Sequence[TextCondition]] | None = None
-
-    def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
-        """As :meth:`ModuleRows.load`, put off to the next :meth:`forward`."""
-        self._given = times, conditions
+    """The forward of a :class:`HookedNetwork`."""
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """As :meth:`ModuleRows.forward`."""
-        return call_inside(self.network.transformer, partial(self._forward, *inputs, **options))
+        """As :meth:`ModuleRows.forward`; under hooks that move weights, threads take turns."""
+        return self._inside(partial(super().forward, *inputs, **options))
 
-    def _forward(self, *inputs: Any, **options: Any) -> Tensor:
-        if self._given is not None:
-            super().load(*self._given)
-            self._given = None
-        return super().forward(*inputs, **options)
+    def recorded(self, *inputs: Any, **options: Any) -> list[Tensor]:
+        """As :meth:`ModuleRows.recorded`, in the same place."""
+        outputs = self._inside(lambda: torch.stack(super(HookedRows, self).recorded(*inputs, **options)))
+        return list(outputs)
+
+    def _inside(self, function: Callable[[], Tensor]) -> Tensor:
+        transformer = self.network.transformer
+        with turns(transformer) if wrapping_hooks(transformer) else nullcontext():
+            return call_under_hooks(transformer, function)
 
 
-@torch.no_grad()
-def call_inside(module: nn.Module, function: Callable[[], Tensor]) -> Tensor:
-    """What ``function`` returns, called in the place of a module's innermost forward, under the hooks that wrap it."""
-    slot = ForwardSlot.of(module)
-    forward = slot.forward
-    slot.put(function)
-    try:
-        return module.forward()
-    finally:
-        slot.put(forward)
+def turns(transformer: nn.Module) -> threading.RLock:
+    """The lock of whoever moves the weights of a transformer, or of the components that are offloaded for it."""
+    with _turns_lock:
+        return _turns.setdefault(transformer, threading.RLock())
+
+
+_turns: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_turns_lock = threading.Lock()
 
 
 class AroundForward(LiveTransformer):

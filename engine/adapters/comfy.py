@@ -46,6 +46,8 @@ def skip_options(model_options: dict, layers: tuple[int, ...]) -> dict:
 
 def choose_layers(text: str, blocks: int) -> tuple[int, ...]:
     """Blocks to skip from ``7, 8, 9``, ``7-9`` or ``auto``, checked against the number of blocks of the model."""
+    if not isinstance(text, str):
+        raise TypeError(f"layers are written as text, such as '7, 8, 9' or 'auto', got {text!r}")
     if text.strip() == AUTO:
         if blocks != MEDIUM_BLOCKS:
             raise ValueError(
@@ -69,7 +71,7 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
     from comfy.samplers import calc_cond_batch
 
     conds, x, sigma, options = args["conds"], args["input"], args["sigma"], args["model_options"]
-    levels = np.minimum(sigma.detach().double().cpu().numpy(), 1.0)  # a sampler that adds noise may pass 1
+    levels = np.minimum(sigma.detach().cpu().double().numpy(), 1.0)  # a sampler that adds noise may pass 1
     branches, weights, _ = resolve_weights(rule, levels)
     if (weights != weights[0]).any():
         raise ValueError(
@@ -138,7 +140,7 @@ class SegueSegmentedGuidance:
 
         def level(sampled: Any) -> float:
             # asked at each call: a node behind this one may change the shift
-            return float(sampled.model_sampling.percent_to_sigma(switch)) if switch_by == "percent" else switch
+            return float(sampled.model_sampling.percent_to_sigma(float(switch))) if switch_by == "percent" else switch
 
         patched = model.clone()
         patched.set_model_sampler_calc_cond_batch_function(make_hook(cfg, weight, chosen, level))

@@ -5,7 +5,8 @@ transformer is replaced, on the instance: it returns the guided velocity for bot
 the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.models.mmdit import TextCondition
 from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
@@ -24,11 +24,13 @@ from ..planning.plan import Plan, compile_plan
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
+from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .forward_slot import ForwardSlot, own_forward
 from .live_transformer import LiveTransformer, execution_device, path_text
+from .mixed_precision import autocast_around, innermost
 from .packing import check_own_forward, check_transformer
-from .running_pipeline import running_pipeline
+from .running_pipeline import put_back_processors, running_pipeline
 from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
@@ -38,8 +40,11 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
 
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
     an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
-    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA
-    graphs (default: on CUDA).  Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
+    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on
+    CUDA).  One thread at a time may run the pipeline, as without: its scheduler has a state.  Where autograd records, the
+    transformer gives the true gradients of the guided velocity.
+
+    Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
     if guidance is not None and not isinstance(guidance, Guidance):
@@ -106,6 +111,22 @@ class Run:
     velocity: GuidedVelocity
 
 
+class AttachedCore(EngineCore):
+    """The engine of an attachment; where gradients are wanted, they reach the transformer that is attached to."""
+
+    def __init__(self, network: torch.nn.Module, live: LiveTransformer, graphs: bool | None):
+        super().__init__(network, None, live.device, live.dtype, graphs)
+        self._live = live
+
+    def networks_to_record(self) -> dict[str, torch.nn.Module]:
+        """As :meth:`EngineCore.networks_to_record`."""
+        return self._live.networks_to_record()
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """As :meth:`EngineCore.recorded_inputs`."""
+        return self._live.recorded_inputs()
+
+
 class Attachment:
     """What stands in for a transformer's forward while a rule is attached to its pipeline.
 
@@ -118,13 +139,18 @@ class Attachment:
         self._run: Run | None = None
         self._engine: EngineCore | None = None
         self._live = LiveTransformer(pipe, self._forget_engine)
-        ForwardSlot.of(self.transformer).put(GuidedForward(self.forward))
+        slot = ForwardSlot.of(self.transformer)
+        self._replaced = slot.forward  # the transformer's own, or accelerate's mixed precision around that
+        slot.put(GuidedForward(self.forward))
         setattr(pipe, MARK, self)
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""
+        slot = ForwardSlot.of(self.transformer)
         if attachment_of(self.transformer) is self:
-            ForwardSlot.of(self.transformer).put(own_forward(self.transformer))
+            slot.put(self._replaced)
+        elif isinstance(innermost(slot.forward), GuidedForward):
+            raise ValueError("the transformer's forward was wrapped after segue.attach: take that wrapper off first")
         delattr(self.pipe, MARK)
         self.stop()
 
@@ -142,10 +168,11 @@ class Attachment:
         Before the first run: the path that it would take, as far as the pipeline alone tells (a ControlNet or an IP-Adapter
         comes with the call).
         """
-        if self._run is None:
+        run, engine = self._run, self._engine  # another thread may be running the pipeline
+        if run is None or engine is None:
             return f"attached; no run yet\n{self._live.forecast()}"
-        held = [self._engine.explain()] if self._live.packed else []
-        return "\n".join([path_text(self._live.module_reason), *held, str(self.plan)])
+        held = [engine.explain()] if self._live.packed else []
+        return "\n".join([path_text(self._live.module_reason), *held, str(run.velocity.plan)])
 
     def stop(self) -> None:
         """Forget the run, and let go of network and buffers."""
@@ -155,7 +182,6 @@ class Attachment:
     def _forget_engine(self) -> None:
         self._engine = None
 
-    @torch.no_grad()
     def forward(
         self,
         hidden_states: Tensor,
@@ -170,8 +196,10 @@ class Attachment:
         """In the place of ``SD3Transformer2DModel.forward``: the guided velocity, once for each half of the batch."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-        self._refuse_other_pipelines()
+        running, watched = running_pipeline()
+        self._refuse_other_pipelines(running)
         self._refuse_own_rules(skip_layers)
+        check_unrecorded("the time, which is the scheduler's,", timestep=timestep)
         call = TransformerCall.of(
             getattr(self.pipe, "do_classifier_free_guidance", False),
             hidden_states,
@@ -180,19 +208,19 @@ class Attachment:
             block_controlnet_hidden_states,
             joint_attention_kwargs,
         )
-        with call.scaled_lora(self.pipe.transformer):
-            velocity = self._velocity(call, timestep)
-        sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype)
+        autocast = autocast_around(self._replaced)
+        with call.scaled_lora(self.pipe.transformer), autocast or nullcontext():
+            velocity = self._velocity(call, timestep, watched)
+        sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype if autocast is None else torch.float32)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _refuse_other_pipelines(self) -> None:
+    def _refuse_other_pipelines(self, running: Any) -> None:
         """Raise ``ValueError`` unless the transformer is called by the attached pipeline, or by a loop written by hand."""
         if self.pipe.transformer is not self.transformer:
             raise ValueError(
                 "guidance is attached to a transformer that its pipeline no longer holds; "
                 "call segue.attach on that pipeline again, or segue.detach"
             )
-        running = running_pipeline()
         if running is not None and running is not self.pipe:
             raise ValueError(
                 f"guidance is attached to another pipeline than the one that runs, a {type(running).__name__}; "
@@ -207,29 +235,44 @@ class Attachment:
                 "give SkipLayer(weight, layers, window=...) to segue.attach instead"
             )
         if getattr(self.pipe, "do_perturbed_attention_guidance", False):
+            put_back_processors(self.pipe)
+            scale = self.pipe.pag_scale
             raise ValueError(
-                "the pipeline's own perturbed attention (pag_scale > 0) cannot join an attached rule; "
-                "give PerturbedLayers(weight, layers, kind='attention_identity') to segue.attach instead"
+                f"the pipeline's own perturbed attention (pag_scale={scale:g}) cannot join an attached rule; give "
+                f"PerturbedLayers({scale:g}, layers, kind='attention_identity_image') to segue.attach instead, "
+                "which keeps the attention to the text as the pipeline does ('attention_identity' does not)"
             )
 
-    def _velocity(self, call: TransformerCall, timestep: Tensor) -> Tensor:
-        """[B, C, H, W] fp32."""
+    def _velocity(self, call: TransformerCall, timestep: Tensor, watched: bool) -> Tensor:
+        """[B, C, H, W] fp32.  ``watched``: whether weights may have changed since the call before."""
         if not self._continues(call):
             self._run = self._start(call, SchedulerCalls.of(self.pipe.scheduler), timestep)
+        elif self._live.packed and not self._live.is_current():  # a LoRA came, weights moved: the run goes on another way
+            before = self._run.velocity
+            self._run = self._start(call, self._run.calls, timestep)
+            self._run.velocity.remember(before)
         run = self._run
         index = run.calls.call(timestep)
+        texts = call.texts(run.velocity.plan)
+        run.velocity.conditions = lambda plan: texts
         network = self._engine.models["main"]
         if isinstance(network, ModuleNetwork):
             network.inputs = call.inputs(run.velocity.plan.conditions)
-        return run.velocity.at_calls(call.latents, np.full(len(call.latents), index))
+        return run.velocity.at_calls(call.latents, np.full(len(call.latents), index), watched)
 
     def _continues(self, call: TransformerCall) -> bool:
         """Whether this call is one more of the run that is under way."""
         run = self._run
         return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.matches(call)
 
+    def _cuts_off(self, call: TransformerCall) -> bool:
+        """Whether this call is one of the run that is under way, without the negative prompt that it had."""
+        run = self._run
+        return run is not None and run.calls.is_current(self.pipe.scheduler) and run.start.lost_negative(call)
+
     def _start(self, call: TransformerCall, calls: SchedulerCalls, timestep: Tensor) -> Run:
         """Choose the path, compile the plan and load the prompts for the run that begins with this call."""
+        cut_off = self._cuts_off(call)
         self._run = None  # gives its program back, for this run to load
         index = calls.call(timestep)
         call.check_halves()
@@ -237,11 +280,10 @@ class Attachment:
         network = self._engine.models["main"]
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
-        def texts(plan: Plan) -> dict[str | int, TextCondition]:
-            return {name: call.text(name) for name in plan.conditions}
-
         size = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, texts, *size, calls.schedule, calls.solver)
+        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, *size, calls.schedule, calls.solver)
+        if cut_off:
+            _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
         velocity.load(call.latents)
@@ -252,7 +294,19 @@ class Attachment:
         network = self._live.current(call.module_path_reason(), (call.hidden.device, call.hidden.dtype))
         if self._engine is None:
             graphs = self.graphs if self._live.packed else False
-            self._engine = EngineCore(network, None, self._live.device, self._live.dtype, graphs)
+            self._engine = AttachedCore(network, self._live, graphs)
+
+
+def _check_cut_off(plan: Plan, index: int) -> None:
+    """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
+    needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
+    remembers = plan.kept or (plan.guidance.correction is not None and plan.guidance.correction.has_memory)
+    if needed or remembers:
+        why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
+        raise ValueError(
+            f"a callback took the negative prompt away after call {index} of {plan.calls}, as SD3CFGCutoffCallback does by "
+            f"setting guidance_scale to 0, and the rule {why}; leave the callback out and give the rule a window to there"
+        )
 
 
 def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:

@@ -1,12 +1,12 @@
 """The network that a live pipeline's transformer gives to a run: packed weights, its own modules, or a refusal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from segue.models.mmdit_diffusers import diffusers_spec
+from segue.models.mmdit_diffusers import diffusers_spec, with_parameters_of
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.module_rows import ModuleNetwork, check_layout
 
@@ -85,6 +85,9 @@ class LiveTransformer:
 
     def is_current(self) -> bool:
         """Whether a run that began now would keep the network at hand.  Changes nothing."""
+        packed = self._packed
+        if packed is not None and packed.transformer is self.pipe.transformer and packed.is_untouched():
+            return True
         try:
             return self._fits(self.reason(), (execution_device(self.pipe.transformer), self.pipe.transformer.dtype))
         except (TypeError, ValueError):
@@ -96,6 +99,16 @@ class LiveTransformer:
         if self._packed is not None:
             self._packed.unpack()
         self.network = self._packed = None
+
+    def networks_to_record(self) -> dict[str, nn.Module]:
+        """The network to run where gradients are wanted: they reach the transformer's own parameters."""
+        return {"main": with_parameters_of(self.network, self.pipe.transformer) if self.packed else self.network}
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """What gradients may be wanted of: the transformer's parameters, and what comes with a call."""
+        yield from self.pipe.transformer.parameters()
+        if isinstance(self.network, ModuleNetwork):
+            yield from self.network.inputs.tensors()
 
     def check_plan(self, plan: Plan) -> None:
         """Raise ``ValueError`` for a rule that the path of the run cannot follow."""

@@ -12,16 +12,18 @@ diffusers is imported with the class, not with this module.
 """
 
 import inspect
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..planning.term_weights import resolve_weights
 from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
 from ..rules.presets import NamedRule, parse_rule
-from .packing import check_fused_attention
+from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
 
 if TYPE_CHECKING:
@@ -161,9 +163,12 @@ class RuleGuider(_Base):
         if self._count_prepared == 1:
             self._check_denoiser(denoiser)
         if isinstance(self._branch.network, Perturb):
-            layers = list(self._branch.network.layers)
+            layers, caller = list(self._branch.network.layers), threading.get_ident()
 
-            def skip(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            @torch.compiler.disable  # a compiler would take one thread for all
+            def skip(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+                if threading.get_ident() != caller:
+                    return None  # another pipeline may call the same transformer meanwhile
                 self._disarm()  # for one call only, even if that call fails
                 return args, {**kwargs, "skip_layers": layers}
 
@@ -182,7 +187,7 @@ class RuleGuider(_Base):
 
         network = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
         if isinstance(network, SD3Transformer2DModel):
-            check_fused_attention(network)
+            check_processors(network)
         skipped = [layer for branch in self._branches if branch.network for layer in branch.network.layers]
         if skipped and "skip_layers" not in inspect.signature(type(network).forward).parameters:
             raise TypeError(f"skip-layer guidance needs SD3Transformer2DModel, got {type(network).__name__}")

@@ -7,8 +7,11 @@ from torch import nn
 
 from segue.models.mmdit import MMDiT
 from segue.models.mmdit_diffusers import from_diffusers, packing_obstacle, unshared
+from segue.models.wrapped_modules import WRAPPERS, wrapper_of
 
-from .forward_slot import ForwardSlot, own_forward, own_forward_in_place
+from .forward_slot import ForwardSlot, own_forward
+from .glance import Glance
+from .mixed_precision import autocast_around
 
 # diffusers' hooks that only move or cast weights around a module's own forward
 HARMLESS_HOOKS = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook", "LayerwiseCastingHook")
@@ -23,6 +26,11 @@ def check_transformer(transformer: nn.Module) -> None:
             "the transformer is compiled as a whole, which fixes its rows; compile its blocks instead: "
             "for block in pipe.transformer.transformer_blocks: block.compile()"
         )
+    if (wrapper := wrapper_of(transformer)) is not None:
+        raise TypeError(
+            f"the transformer is wrapped in a {wrapper}, through which the pipeline cannot look; give it the one inside, as "
+            f"accelerator.unwrap_model does: pipe.transformer = pipe.transformer.{WRAPPERS[wrapper]}"
+        )
     if not isinstance(transformer, SD3Transformer2DModel):
         raise TypeError(f"a pipeline with an SD3Transformer2DModel is needed, got {type(transformer).__name__}")
     for name, hook in diffusers_hooks(transformer):
@@ -31,16 +39,25 @@ def check_transformer(transformer: nn.Module) -> None:
                 f"{name or 'the transformer'} has a {type(hook).__name__}, which keeps state between calls of fixed rows; "
                 "remove it"
             )
-    check_fused_attention(transformer)
+    check_processors(transformer)
 
 
-def check_fused_attention(transformer: nn.Module) -> None:
-    """diffusers' fused attention leaves out the QK norm, and fails on the second attention of a block."""
+def check_processors(transformer: nn.Module) -> None:
+    """Raise ``ValueError`` for attention processors under which the transformer is not the network of its weights.
+
+    Fused ones leave out the QK norm, and fail on the second attention of a block.  Those of PAG take a batch apart into parts
+    that are not there; they stay where an error or an interrupt ended a PAG pipeline.
+    """
     config = transformer.config
-    if config.qk_norm is None and not config.dual_attention_layers:
-        return
+    fusible = config.qk_norm is None and not config.dual_attention_layers
     for name, processor in transformer.attn_processors.items():
-        if type(processor).__name__ == "FusedJointAttnProcessor2_0":
+        kind = type(processor).__name__
+        if kind.startswith("PAG"):
+            raise ValueError(
+                f"{name} is a {kind}, which a run of a PAG pipeline that did not end has left there; "
+                "call pipe.transformer.set_attn_processor(diffusers.models.attention_processor.JointAttnProcessor2_0())"
+            )
+        if kind == "FusedJointAttnProcessor2_0" and not fusible:
             raise ValueError(
                 f"{name} is fused, and diffusers' fused attention drops the QK norm that this transformer needs; "
                 "call pipe.transformer.unfuse_qkv_projections()"
@@ -48,9 +65,9 @@ def check_fused_attention(transformer: nn.Module) -> None:
 
 
 def check_own_forward(transformer: nn.Module) -> None:
-    """Raise ``ValueError`` if someone else has replaced the transformer's forward."""
+    """Raise ``ValueError`` if someone else has replaced the transformer's forward; accelerate's mixed precision may have."""
     forward = ForwardSlot.of(transformer).forward
-    if forward != own_forward(transformer):
+    if forward != own_forward(transformer) and autocast_around(forward) is None:
         name = getattr(forward, "__qualname__", type(forward).__name__)
         raise ValueError(f"the transformer's forward was replaced by {name}; undo that first")
 
@@ -70,8 +87,7 @@ def module_path_reason(transformer: nn.Module, model: MMDiT | None = None) -> st
             return f"{where} runs its feed-forward in chunks"
     for name, hook in diffusers_hooks(transformer):
         return f"{name or 'the transformer'} has a {type(hook).__name__}: its weights move"
-    with own_forward_in_place(transformer):
-        return packing_obstacle(transformer, model)
+    return packing_obstacle(transformer, model, attached=True)
 
 
 def diffusers_hooks(module: nn.Module) -> Iterator[tuple[str, object]]:
@@ -93,13 +109,17 @@ class PackedTransformer:
     def __init__(self, transformer: nn.Module):
         self.transformer = transformer
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
-        with own_forward_in_place(transformer):
-            self.model = from_diffusers(transformer, share=True)
+        self.model = from_diffusers(transformer, share=True, attached=True)
         self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
+        self._glance = Glance(transformer)
 
     def is_current(self) -> bool:
         """Whether the transformer still holds the weights that were packed, where they were."""
         return not unshared(self.model, self.transformer)
+
+    def is_untouched(self) -> bool:
+        """Whether nothing at all has happened to the transformer's modules: cheap enough for every call."""
+        return self._glance.unchanged()
 
     @torch.inference_mode(False)
     @torch.no_grad()

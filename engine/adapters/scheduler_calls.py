@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..planning.schedule import Schedule
+from ..planning.schedule import Schedule, scheduler_sigmas
 from ..planning.solvers import EULER, HEUN, Solver, velocity_solver
+
+TIMES_PER_LEVEL = 1000  # what the networks were trained on
 
 
 @dataclass(frozen=True)
@@ -25,39 +27,35 @@ class SchedulerCalls:
     def of(cls, scheduler: Any) -> "SchedulerCalls":
         """Read a scheduler after ``set_timesteps``: its noise levels as they are, from where the run begins.
 
-        A scheduler that tells the network times rounded to integers (DPM-Solver and UniPC with flow sigmas do) is taken at the
-        level it tells.  Raises ``TypeError`` or ``ValueError`` for a scheduler that is not flow-matching.
+        A scheduler that tells the network other times than those of its levels (DPM-Solver and UniPC round them to integers,
+        custom timesteps are not shifted) is taken at the levels it tells.  Raises ``TypeError`` or ``ValueError`` for a
+        scheduler that is not flow-matching, or whose timesteps are not set.
         """
         from diffusers import FlowMatchHeunDiscreteScheduler
 
-        name, levels = type(scheduler).__name__, getattr(scheduler, "sigmas", None)
-        if levels is None:
-            raise TypeError(f"{name} has no sigmas; a flow-matching scheduler is needed")
-        heun = isinstance(scheduler, FlowMatchHeunDiscreteScheduler)
-        first = scheduler.begin_index or 0
-        levels = np.asarray(torch.as_tensor(levels)[first:].cpu(), dtype=np.float64)
-        times = np.asarray(scheduler.timesteps[first:].cpu(), dtype=np.float64)
+        name, heun = type(scheduler).__name__, isinstance(scheduler, FlowMatchHeunDiscreteScheduler)
+        whole = np.asarray(torch.as_tensor(scheduler_sigmas(scheduler)).cpu(), dtype=np.float64)
+        first = _first_call(scheduler)
+        levels, times = whole[first:], np.asarray(scheduler.timesteps[first:].cpu(), dtype=np.float64)
         if heun:  # both calls of a step stand in the list
             levels = np.concatenate([levels[:1], levels[1::2]])
         told = np.concatenate([times[:1], times[1::2]]) if heun else times
         if len(told) != len(levels) - 1:
             raise ValueError(f"{name} makes {len(times)} calls for {len(levels)} noise levels, which is no solver known here")
-        difference = np.abs(1000 * levels[:-1] - told).max()
-        if levels.max() > 1 or difference > 1:
+        if not _is_flow(scheduler, whole, levels, told):
             raise ValueError(
                 f"{name} calls the network at time {told[0]:g} for noise level {levels[0]:g}; a flow-matching scheduler, with "
-                "levels in [0, 1] and times 1000 times as large, is needed"
+                f"levels in [0, 1] and times {TIMES_PER_LEVEL} times as large, is needed"
             )
-        if difference > 1e-3:  # more than the roundings of fp32
-            levels = np.append(told / 1000, levels[-1])
-        solver = velocity_solver(HEUN if heun else EULER)
-        return cls(scheduler, scheduler.timesteps, first, Schedule(tuple(levels), name), solver)
+        called = levels[:-1]
+        if np.abs(TIMES_PER_LEVEL * called - told).max() > 1e-3:  # more than the roundings of fp32
+            called = told / TIMES_PER_LEVEL
+        schedule = Schedule((*called, _end(called, levels[-1])), name)
+        return cls(scheduler, scheduler.timesteps, first, schedule, velocity_solver(HEUN if heun else EULER))
 
     def is_current(self, scheduler: Any) -> bool:
         """Whether ``scheduler`` is still in this run: every ``set_timesteps`` makes a new tensor."""
-        return (
-            scheduler is self.scheduler and scheduler.timesteps is self.timesteps and (scheduler.begin_index or 0) == self.first
-        )
+        return scheduler is self.scheduler and scheduler.timesteps is self.timesteps and _first_call(scheduler) == self.first
 
     def call(self, timestep: Tensor) -> int:
         """The index of the coming call.  Raises ``ValueError`` if the network is called at another time than the scheduler's.
@@ -67,13 +65,38 @@ class SchedulerCalls:
         index = self.scheduler.step_index
         index = self.first if index is None else index
         if not self.first <= index < len(self.timesteps):
-            raise ValueError(f"the scheduler has already made all its {len(self.timesteps) - self.first} calls")
+            raise ValueError(
+                f"the scheduler has already made all its {len(self.timesteps) - self.first} calls: "
+                "call its set_timesteps before another run"
+            )
         expected = self.timesteps[index]
         if timestep.data_ptr() != expected.data_ptr():
             found = float(timestep.flatten()[0])
-            if not np.isclose(found, float(expected), rtol=1e-6, atol=0):
+            rounding = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
+            if not np.isclose(found, float(expected), rtol=max(1e-6, rounding), atol=0):
                 raise ValueError(
-                    f"the transformer is called at timestep {found:g}, and the scheduler is at {float(expected):g}: "
-                    "guidance is attached to another pipeline than the one that runs"
+                    f"the transformer is called at timestep {found:g}, and the scheduler is at {float(expected):g}: another "
+                    "pipeline runs, or a loop that does not follow this scheduler; the denoiser of an Engine takes any level"
                 )
         return index - self.first
+
+
+def _first_call(scheduler: Any) -> int:
+    """The index of the first call of the run; a scheduler without ``begin_index`` begins at 0."""
+    return getattr(scheduler, "begin_index", None) or 0
+
+
+def _is_flow(scheduler: Any, whole: np.ndarray, levels: np.ndarray, told: np.ndarray) -> bool:
+    """Whether a scheduler with sigmas ``whole``, of which ``levels`` are run and ``told`` as times, is flow-matching."""
+    scale = getattr(scheduler, "config", {}).get("num_train_timesteps", TIMES_PER_LEVEL)
+    within = whole.max() <= 1 and told.min() >= 0 and told.max() <= TIMES_PER_LEVEL
+    opposite = (told[-1] - told[0]) * (levels[-2] - levels[0]) < 0
+    return bool(scale == TIMES_PER_LEVEL and within and not opposite)
+
+
+def _end(called: np.ndarray, last: float) -> float:
+    """The level after those ``called``, where the network is not called: ``last``, unless they go the other way.
+
+    A scheduler may append 0 to levels that rise, or the least level of a table of variances to levels already below it.
+    """
+    return max(called[-1], last) if called[-1] > called[0] else min(called[-1], last)

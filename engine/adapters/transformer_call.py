@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from segue.models.mmdit import TextCondition
 from segue.models.module_rows import CallInputs, SlotInputs
 
+from ..planning.plan import Plan
+
 SCALE, IMAGES = "scale", "ip_adapter_image_embeds"  # joint_attention_kwargs that are not for attention processors
 
 
@@ -40,8 +42,9 @@ class TransformerCall:
         rows = len(hidden)
         if len(context) != rows or len(pooled) != rows:
             raise ValueError(
-                f"{len(context)} prompt embeddings do not fit {rows} latents (a callback that cuts them, like "
-                "SD3CFGCutoffCallback, keeps the last prompt only; give the rule a window instead)"
+                f"{len(context)} prompt embeddings do not fit {rows} latents (SD3CFGCutoffCallback leaves those of the last "
+                "picture, by which diffusers goes on to draw every picture of the batch; leave it out and give the rule a "
+                "window instead)"
             )
         if rows % len(conditions):
             raise ValueError(f"with guidance_scale > 1 the transformer takes pairs of rows, got {rows}")
@@ -63,6 +66,10 @@ class TransformerCall:
     def text(self, condition: str | int) -> TextCondition:
         """The prompts of one condition."""
         return TextCondition(self.part(self.context, condition), self.part(self.pooled, condition))
+
+    def texts(self, plan: Plan) -> dict[str | int, TextCondition]:
+        """The prompts of every condition of a plan."""
+        return {name: self.text(name) for name in plan.conditions}
 
     def check_halves(self) -> None:
         """Raise ``ValueError`` if a guided batch is not the same latents twice.  Reads them from the device."""
@@ -115,6 +122,10 @@ class Remembered:
     def __init__(self, call: TransformerCall):
         self.kind = self._kind(call)
         self.prompts = [(tensor, self._version(tensor)) for tensor in (call.context, call.pooled)]
+
+    def lost_negative(self, call: TransformerCall) -> bool:
+        """Whether ``call`` lacks the negative prompt that the run was started with."""
+        return "uncond" in self.kind[0] and "uncond" not in call.conditions
 
     def matches(self, call: TransformerCall) -> bool:
         """Same shapes and inputs, and prompts with the same values (compared only where the tensors are new)."""

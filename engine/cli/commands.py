@@ -17,6 +17,11 @@ def register(app: typer.Typer) -> None:
 def sample(
     model: o.ModelOption = None,
     family: o.FamilyOption = None,
+    heads: o.HeadsOption = None,
+    branch_head: o.BranchOption = None,
+    revision: o.RevisionOption = None,
+    variant: o.VariantOption = None,
+    t5: o.T5Option = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -44,9 +49,11 @@ def sample(
     image: o.ImageOption = None,
     strength: o.StrengthOption = None,
     out: o.OutOption = None,
+    kind: o.OutputOption = None,
     grid: o.GridOption = None,
     columns: o.ColumnsOption = None,
     zoom: o.ZoomOption = None,
+    force: o.ForceOption = False,
     json: o.JsonOption = False,
     picture: o.FromOption = None,
 ) -> None:
@@ -66,12 +73,14 @@ def sample(
 
     segue sample --model sd3.5-medium/ -g slg --prompt "a cat, oil on canvas" --image cat.png --strength 0.6
 
+    segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
+
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
     """
     from .redraw import redraw
     from .sample import draw_pictures
 
-    source = o.Source(model, family, device, dtype, linears)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -85,7 +94,7 @@ def sample(
     )
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    output = o.Output(out, grid, columns, zoom, json)
+    output = o.Output(out, grid, columns, zoom, json, kind, force)
     if picture is not None:
         redraw(picture, source, rule, run, output, text)
     else:
@@ -96,6 +105,11 @@ def compare(
     rules: o.RulesOption = None,
     model: o.ModelOption = None,
     family: o.FamilyOption = None,
+    heads: o.HeadsOption = None,
+    branch_head: o.BranchOption = None,
+    revision: o.RevisionOption = None,
+    variant: o.VariantOption = None,
+    t5: o.T5Option = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -115,6 +129,7 @@ def compare(
     strength: o.StrengthOption = None,
     out: o.SheetOption = None,
     zoom: o.ZoomOption = None,
+    force: o.ForceOption = False,
     json: o.JsonOption = False,
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
@@ -133,13 +148,17 @@ def compare(
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    source = o.Source(model, family, device, dtype, linears)
-    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json), text)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5)
+    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
 
 
 def plan(
     model: o.PlanModelOption = None,
     family: o.FamilyOption = None,
+    heads: o.HeadsOption = None,
+    branch_head: o.BranchOption = None,
+    revision: o.RevisionOption = None,
+    variant: o.VariantOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -182,7 +201,8 @@ def plan(
         refresh=refresh,
     )
     text = o.PromptOptions(height=height, width=width)
-    show_plan(o.Source(model, family), rule, o.RunOptions(steps, solver, schedule), text, json)
+    source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant)
+    show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 
 def doctor(json: o.JsonOption = False) -> None:

@@ -5,17 +5,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ..files import whole_file
+from ..files import NewFiles, refuse_existing
 from ..images import save_png
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_dict
 from ..rules.presets import parse_rule
 from .jobs import Job, captions, name_of, open_job
 from .options import Output, PromptOptions, RunOptions, Source
-from .sample import check_output
+from .sample import check_output, print_numbered
 from .session import print_warnings
 from .sheets import Row, labelled_sheet
 
@@ -30,6 +31,8 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     out, folder = check_output(output, DEFAULT_SHEET)
     if folder:
         raise ValueError(f"a comparison is one PNG file, got {out}")
+    if output.out is not None and not output.force:
+        refuse_existing(out.with_suffix(".json"))
     job = open_job(source, run, text, MOST_PICTURES)
     parsed = [parse_rule(rule, job.spec) for rule in rules or DEFAULT_RULES]
     plans = [job.plan(rule, run) for rule in parsed]
@@ -38,7 +41,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     rows, entries = [], []
     for rule, planned in zip(parsed, plans, strict=True):
         job.warm_up(planned)
-        images, seconds, plan = job.draw(planned, bool(run.check_finite), rule.title)
+        images, seconds, plan, _ = job.draw(planned, bool(run.check_finite), rule.title)
         cost = plan.cost
         measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"
         rows.append(Row(rule.title, images, rule.summary, measure))
@@ -48,17 +51,25 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     total = time.perf_counter() - began
     record = {"origin": vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
     record |= {"total_seconds": round(total, 3), "rules": entries}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    brief = {"sheet": record | {"rules": [entry["rule"] for entry in entries]}}
-    save_png(sheet, out, " | ".join(rule.text for rule in parsed), brief)
-    beside = out.with_suffix(".json")
-    with whole_file(beside) as part:
-        part.write_text(json.dumps(record) + "\n")
+    new = NewFiles(output.force)
+    out, beside = _write_sheet(new, out, sheet, " | ".join(rule.text for rule in parsed), record)
+    print_numbered(new)
     if output.json:
         print(json.dumps({"files": [str(out), str(beside)]} | record))
         return
     _print_table(entries)
     print(f"{len(job.labels)} pictures by {len(parsed)} rules in {total:.1f} s, in {out} and {beside}")
+
+
+def _write_sheet(new: NewFiles, out: Path, sheet: Image.Image, rules: str, record: dict) -> list[Path]:
+    """The sheet as PNG, and its whole record as JSON beside it."""
+    brief = {"sheet": record | {"rules": [entry["rule"] for entry in record["rules"]]}}
+    return new.write_together(
+        {
+            out: lambda path: save_png(sheet, path, rules, brief),
+            out.with_suffix(".json"): lambda path: path.write_text(json.dumps(record) + "\n"),
+        }
+    )
 
 
 def _title(job: Job, plan: Plan) -> str:

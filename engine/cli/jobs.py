@@ -24,7 +24,7 @@ from ..prompts.saved_pipeline import SavedSD3
 from ..prompts.vae import draw_start, load_images
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
-from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
+from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
 from .prompt_session import draw_prompts, warm_up_prompts
 from .provenance import Origin, Record
 from .records import PromptRecord, file_digest
@@ -37,6 +37,8 @@ from .session import (
     draw_labels,
     make_plan,
     open_engine,
+    reading_of,
+    refuse_options,
     refuse_size,
     warm_up_labels,
 )
@@ -60,7 +62,7 @@ class _Job:
 
     def origin(self) -> Origin:
         """Where the networks came from."""
-        return Origin.of(self.engine, self.source.model or DEFAULT_MODEL, self.source.family)
+        return Origin.of(self.engine, self.source.model or DEFAULT_MODEL, **self.source.how)
 
     def record(self, rule: ParsedRule, plan: Plan) -> Record:
         """What the pictures of a run record."""
@@ -80,6 +82,7 @@ class ClassJob(_Job):
     labels: list[int]
     seeds: list[int]
     max_batch: int | None
+    pictures: bool = True
 
     @property
     def spec(self) -> ModelSpec:
@@ -98,7 +101,8 @@ class ClassJob(_Job):
         warm_up_labels(self.engine, plan, self.labels, self.seeds, self.max_batch)
 
     def draw(self, plan: Plan, check_finite: bool = False, title: str = "") -> Drawn:
-        return draw_labels(self.engine, plan, self.labels, self.seeds, self.max_batch, check_finite, title)
+        samples = (self.labels, self.seeds, self.max_batch)
+        return draw_labels(self.engine, plan, *samples, check_finite, title, self.pictures)
 
     def texts(self) -> dict[str, Any]:
         """What to record beside labels and seeds."""
@@ -124,6 +128,7 @@ class PromptJob(_Job):
     latent: tuple[int, int]
     image: Path | None = None
     strength: float = 1.0
+    pictures: bool = True
 
     @property
     def spec(self) -> ModelSpec:
@@ -142,10 +147,11 @@ class PromptJob(_Job):
     def engine(self) -> PromptEngine:
         device = resolve_device(self.source.device)
         return Engine.from_pretrained(
-            local_source(self.source.model),
+            self.source.model,
             device=device,
             dtype=resolve_dtype(self.source.dtype, device),
             linears=self.source.linears or DEFAULT_LINEARS,
+            **self.source.how,
         )
 
     @cached_property
@@ -161,7 +167,7 @@ class PromptJob(_Job):
         if self.image is None:
             return {}
         with Image.open(self.image) as file:
-            pixels = load_images(self.engine.pipe, file.convert("RGB"), *self.latent)
+            pixels = load_images(self.engine.pipe, file.convert("RGB"), *self.latent, channels=self.spec.channels)
         latents, noise = draw_start(self.engine.pipe, pixels, self.seeds)
         return {"latents": latents, "noise": noise}
 
@@ -170,7 +176,7 @@ class PromptJob(_Job):
         warm_up_prompts(self.engine, plan, self.embeddings, self.seeds, self.max_batch)
 
     def draw(self, plan: Plan, check_finite: bool = False, title: str = "") -> Drawn:
-        options = (self.max_batch, check_finite, title or self.spec.name)
+        options = (self.max_batch, check_finite, title or self.spec.name, self.pictures)
         return draw_prompts(self.engine, plan, self.embeddings, self.seeds, self.start, *options)
 
     def texts(self) -> dict[str, Any]:
@@ -186,28 +192,29 @@ class PromptJob(_Job):
 Job = ClassJob | PromptJob
 
 
-def open_job(source: Source, run: RunOptions, text: PromptOptions, most: int = MOST_CLASSES) -> Job:
+def open_job(source: Source, run: RunOptions, text: PromptOptions, most: int = MOST_CLASSES, pictures: bool = True) -> Job:
     """The pictures that the options ask for; ``most``: how many classes where none are chosen."""
     refuse_size(source.model or DEFAULT_MODEL)
-    model = local_source(source.model or DEFAULT_MODEL)
+    model = local_source(source.model or DEFAULT_MODEL, reading_of(source), weights=False)
     saved = SavedSD3.read(model)
     if saved is not None:
-        return _prompt_job(source, saved, is_sd3_pipeline(model), run, text)
-    engine = open_engine(source)
+        return _prompt_job(source, saved, is_sd3_pipeline(model), run, text, pictures)
+    engine = open_engine(source, pictures)
     refuse_prompts(engine.spec, text)
     check_batch(run.max_batch)
     labels, seeds = choose_samples(engine.spec, run, most)
-    return ClassJob(source, engine, labels, seeds, run.max_batch)
+    return ClassJob(source, engine, labels, seeds, run.max_batch, pictures)
 
 
-def _prompt_job(source: Source, saved: SavedSD3, whole: bool, run: RunOptions, text: PromptOptions) -> PromptJob:
+def _prompt_job(
+    source: Source, saved: SavedSD3, whole: bool, run: RunOptions, text: PromptOptions, pictures: bool
+) -> PromptJob:
     name = saved.spec.name
     if run.classes is not None:
         raise ValueError(f"{name} draws from prompts and has no classes, got {run.classes!r}; choose with --prompt")
     if not whole:
         raise ValueError(f"{source.model} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
-    if source.family is not None:
-        raise ValueError(f"{name} states what it is; --family {source.family} does not apply")
+    refuse_options(source, CHECKPOINT_HINTS, f"{name} states what it is")
     if not text.prompt:
         raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     device = resolve_device(source.device)
@@ -219,7 +226,10 @@ def _prompt_job(source: Source, saved: SavedSD3, whole: bool, run: RunOptions, t
     labels, seeds = pair_samples(list(range(len(prompts))), choose_seeds(run), 1 if run.count is None else run.count)
     latent = latent_size(saved.spec, saved.factor, text.height, text.width)
     strength = _check_start(text)
-    return PromptJob(source, saved, prompts, negatives, labels, seeds, run.max_batch, latent, text.image, strength)
+    if pictures or text.image is not None:
+        saved.check_vae()
+    samples = (prompts, negatives, labels, seeds, run.max_batch)
+    return PromptJob(source, saved, *samples, latent, text.image, strength, pictures)
 
 
 def _check_start(text: PromptOptions) -> float:
@@ -250,7 +260,7 @@ def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
         if image is not None:
             raise ValueError(f"the record tells of no picture to start from; leave --image {image} out")
         return ClassJob(source, open_engine(source), *samples)
-    model = local_source(source.model)
+    model = local_source(source.model, reading_of(source), weights=False)
     saved = SavedSD3.read(model)
     if saved is None or not is_sd3_pipeline(model):
         raise ValueError(f"the picture was drawn from a prompt, and {source.model} is no SD3 pipeline")

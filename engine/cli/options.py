@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
+CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
 
 
@@ -23,7 +24,7 @@ ModelOption = Annotated[
         "--model",
         panel=_MODEL,
         shown=DEFAULT_MODEL,
-        help="A bundled model, a checkpoint file or a folder; for prompts an SD3 pipeline.",
+        help="A bundled model, a checkpoint file, a folder or a hub id; for prompts an SD3 pipeline.",
     ),
 ]
 PlanModelOption = Annotated[
@@ -38,6 +39,24 @@ PlanModelOption = Annotated[
 FamilyOption = Annotated[
     str | None,
     _option("--family", panel=_MODEL, help="dit, sit or repa, for checkpoints whose tensor names do not tell."),
+]
+HeadsOption = Annotated[
+    int | None, _option("--heads", panel=_MODEL, help="Attention heads, for checkpoints of widths that were never published.")
+]
+BranchOption = Annotated[
+    int | None,
+    _option(
+        "--branch-head", panel=_MODEL, help="Blocks before the branch head (mid_layer), where the checkpoint does not tell."
+    ),
+]
+RevisionOption = Annotated[
+    str | None, _option("--revision", panel=_MODEL, help="Branch, tag or commit of a model on the hub.", shown="main")
+]
+VariantOption = Annotated[
+    str | None, _option("--variant", panel=_MODEL, help="Variant of a diffusers folder's weights, as in fp16.")
+]
+T5Option = Annotated[
+    bool | None, _option("--t5/--no-t5", panel=_MODEL, shown="t5", help="Leave the third text encoder of an SD3 pipeline out.")
 ]
 DeviceOption = Annotated[
     str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
@@ -63,7 +82,7 @@ RuleOption = Annotated[
         "-g",
         panel=_RULE,
         shown=DEFAULT_RULE,
-        help="none, cfg, slg, pag, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
+        help="none, cfg, slg, pag, pag-image, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
     ),
 ]
 RulesOption = Annotated[
@@ -142,9 +161,16 @@ SheetOption = Annotated[Path | None, _option("--out", "-o", panel=_OUT, shown="o
 GridOption = Annotated[
     bool | None, _option("--grid/--no-grid", panel=_OUT, shown="grid", help="Also all pictures in one grid.png.")
 ]
+OutputOption = Annotated[
+    str | None,
+    _option("--output", panel=_OUT, shown="pil", help="pil: pictures; latent: a safetensors file each, which needs no VAE."),
+]
 ColumnsOption = Annotated[int | None, _option("--columns", panel=_OUT, min=1, help="Columns of the grid.")]
 ZoomOption = Annotated[
     int | None, _option("--zoom", panel=_OUT, min=1, shown="to about 96 pixels", help="Enlargement in grids and sheets.")
+]
+ForceOption = Annotated[
+    bool, _option("--force", panel=_OUT, help="Write over files that are there; else they stay, and new names get a number.")
 ]
 JsonOption = Annotated[bool, _option("--json", panel=_OUT, help="Print a JSON summary for machines.")]
 
@@ -158,6 +184,17 @@ class Source:
     device: str | None = None
     dtype: str | None = None
     linears: str | None = None
+    heads: int | None = None
+    branch_head: int | None = None
+    revision: str | None = None
+    variant: str | None = None
+    t5: bool | None = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Keywords of :meth:`Engine.from_pretrained` that say how the model is read."""
+        file = {"family": self.family, "heads": self.heads, "exit_layer": self.branch_head}
+        return file | {"revision": self.revision, "variant": self.variant, "t5": self.t5 is not False}
 
 
 @dataclass(frozen=True)
@@ -195,6 +232,8 @@ class Output:
     columns: int | None = None
     zoom: int | None = None
     json: bool = False
+    kind: str | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ def draw_prompts(
     max_batch: int | None,
     check_finite: bool,
     title: str,
+    pictures: bool = True,
 ) -> Drawn:
-    """The pictures of a planned run; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
+    """What a planned run draws; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
+    start = {"noise": engine.draw_noise(plan, seeds)} | dict(start)
     chunk = max_batch or len(seeds)
     with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
         began = time.perf_counter()
@@ -40,7 +42,8 @@ def draw_prompts(
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began
-    return Drawn(engine.decode(run.latents, chunk), seconds, run.plan)
+    images = engine.decode(run.latents, chunk) if pictures else []
+    return Drawn(images, seconds, run.plan, run.latents)
 
 
 def warm_up_prompts(

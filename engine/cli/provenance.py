@@ -15,6 +15,7 @@ from torch import nn
 from ..core import EngineCore
 from ..planning.plan import Plan
 from ..planning.schedule import Schedule
+from ..planning.solvers import Solver
 from ..rules.presets import ParsedRule, parse_rule
 
 FORMAT = 1
@@ -30,7 +31,7 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
             digest.update(f"{network} {name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             values = tensor.detach().flatten()
             few = values[:: max(1, values.numel() // VALUES_PER_TENSOR)][:VALUES_PER_TENSOR]
-            digest.update(few.to("cpu", torch.float64).numpy().tobytes())
+            digest.update(few.cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -45,11 +46,18 @@ class Origin:
     device: str
     dtype: str
     linears: str = "native"
+    heads: int | None = None
+    exit_layer: int | None = None
+    revision: str | None = None
+    variant: str | None = None
+    t5: bool = True
 
     @classmethod
-    def of(cls, engine: EngineCore, source: str, family: str | None) -> "Origin":
+    def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
+        """That of an engine; ``how`` its model was read, as :meth:`Engine.from_pretrained` was told."""
         dtype = str(engine.dtype).removeprefix("torch.")
-        return cls(source, family, engine.spec.name, fingerprint(engine.models), engine.device.type, dtype, engine.linears)
+        weights, device = fingerprint(engine.models), engine.device.type
+        return cls(source, family, engine.spec.name, weights, device, dtype, engine.linears, **how)
 
 
 @dataclass(frozen=True)
@@ -131,17 +139,19 @@ class Record:
         """Pairs of the ``parameters`` chunk beyond those of every picture."""
         return {}
 
+    def solver(self) -> str | Solver:
+        """The solver of the run."""
+        return self.plan["solver"]
+
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
         weights = fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
-        rule = parse_rule(self.rule)
-        recorded = self.plan
+        rule, recorded = parse_rule(self.rule), self.plan
         schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
-        plan = engine.plan(
-            rule.guidance, schedule=schedule, solver=recorded["solver"], height=recorded["height"], width=recorded["width"]
-        )
+        size = {"height": recorded["height"], "width": recorded["width"]}
+        plan = engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
         for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
             if not _same_numbers(found, recorded[table]):
                 raise ValueError(

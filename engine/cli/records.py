@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.scheduler_solver import SchedulerSolver
+from ..planning.solvers import Solver
 from .provenance import Record
 
 
@@ -36,6 +38,11 @@ class PromptRecord(Record):
     def further_parameters(self) -> dict[str, Any]:
         return {} if self.start is None else {"Denoising strength": self.start["strength"]}
 
+    def solver(self) -> str | Solver:
+        """That of the run: one of ours, or the pipeline's scheduler as it was then."""
+        recorded = self.plan.get("scheduler")
+        return super().solver() if recorded is None else SchedulerSolver.from_record(recorded)
+
     def _check(self) -> None:
         super()._check()
         for name in ("prompts", "negative_prompts"):
@@ -48,6 +55,8 @@ class PromptRecord(Record):
             )
         if not isinstance(self.pixels, list) or [type(value) for value in self.pixels] != [int, int] or min(self.pixels) < 1:
             raise ValueError(f"its pixels are {self.pixels!r}")
+        for key in ("config", "set_timesteps", "first") if self.plan.get("scheduler") else ():
+            _ = self.plan["scheduler"][key]
         if self.start is not None:
             for key in ("file", "sha256", "strength"):
                 _ = self.start[key]

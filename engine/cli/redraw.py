@@ -2,17 +2,19 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageChops
 
-from ..images import read_png, save_png
+from ..files import NewFiles
+from ..images import read_png
 from .jobs import recorded_job
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .provenance import parameters_text
+from .provenance import Origin
 from .records import read_record
-from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name
+from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name, print_numbered, write_picture
 
 
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
@@ -25,32 +27,41 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
     original, chunk = read_png(path)
     record = read_record(chunk, str(path))
     origin = record.origin
-    model, family = (source.model, source.family) if source.model else (origin.source, origin.family)
-    job = recorded_job(record, Source(model, family, source.device, origin.dtype, origin.linears), text.image)
+    job = recorded_job(record, _recorded_source(source, origin), text.image)
     _, plan = record.resolve(job.engine)
     device = job.engine.device.type
     if device != origin.device:
         print(f"warning: drawn on {origin.device} before and on {device} now; roundings may differ", file=sys.stderr)
-    images, seconds, _ = job.draw(plan)
+    images, seconds, *_ = job.draw(plan)
     if record.index is None:
         image, name = draw_grid(images, record, job.names), "grid.png"
     else:
         image = images[record.index]
         name = picture_name(job.names, record.labels[record.index], record.seeds[record.index])
     identical = image.size == original.size and ImageChops.difference(image, original).getbbox() is None
-    file = out / name if folder else out
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_png(image, file, parameters_text(record, job.names), record.to_dict())
+    new = NewFiles(output.force)
+    file = write_picture(new, out / name if folder else out, image, record, job.names)
+    print_numbered(new)
     if output.json:
         print(json.dumps({"files": [str(file)], "identical": identical, "seconds": round(seconds, 3)} | record.to_dict()))
     else:
         print(f"{file}: {'identical to' if identical else 'differs from'} {path}, {seconds:.1f} s")
 
 
+def _recorded_source(source: Source, origin: Origin) -> Source:
+    """Where the recorded weights are and how they are read: as recorded, or as the options say beside ``--model``."""
+    precision: dict[str, Any] = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
+    if source.model:
+        return replace(source, **precision)
+    how: dict[str, Any] = {"family": origin.family, "heads": origin.heads, "branch_head": origin.exit_layer}
+    return replace(source, model=origin.source, revision=origin.revision, variant=origin.variant, **how, **precision)
+
+
 def _refuse_options(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Raise ``ValueError`` for an option whose value the record holds."""
     given = asdict(run) | {"guidance": rule.text, "dtype": source.dtype, "grid": output.grid} | rule.flags
-    given |= {"linears": source.linears}
+    given |= {"linears": source.linears, "t5": source.t5, "output": output.kind}
+    given |= {} if source.model else {name: getattr(source, name) for name in ("heads", "branch_head", "revision", "variant")}
     given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}
     for name, value in given.items():
         if value is not None:

@@ -3,43 +3,55 @@
 import json
 import re
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from ..files import check_writable
+from ..files import NewFiles, check_writable, refuse_existing
 from ..images import save_png
 from .jobs import captions, open_job
+from .latents import wants_pictures, write_latents
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
 from .provenance import Record, parameters_text
 from .session import choose_rule, print_warnings
 from .sheets import default_columns, default_zoom, picture_grid
 
 DEFAULT_OUT = Path("out")
+SLUG_LENGTH = 40  # letters, of up to 4 bytes: file systems take 255 bytes
 OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Check everything, then draw, then write."""
+    pictures = wants_pictures(output)
     out, folder = check_output(output, DEFAULT_OUT)
-    job = open_job(source, run, text)
+    if not (pictures or folder):
+        raise ValueError(f"latents are written into a folder, got the file {out}")
+    job = open_job(source, run, text, pictures=pictures)
     parsed = choose_rule(rule, job.spec)
     plan = job.plan(parsed, run)
     check_fit(out, folder, len(job.labels), output)
     print_warnings(plan, parsed)
     if text.negative_prompt and "uncond" not in plan.conditions:
         print(f"warning: {parsed.text} has no unconditional branch: the negative prompt changes nothing", file=sys.stderr)
-    images, seconds, plan = job.draw(plan, bool(run.check_finite))
-    record = job.record(parsed, plan)
-    files = write_pictures(images, record, job.names, out, folder, output)
-    if output.json:
-        summary = {"files": [str(file) for file in files], "seconds": round(seconds, 3)} | record.to_dict()
-        print(json.dumps(summary))
+    drawn = job.draw(plan, bool(run.check_finite))
+    record, new = job.record(parsed, drawn.plan), NewFiles(output.force)
+    if pictures:
+        files = write_pictures(drawn.images, record, job.names, out, folder, output, new)
     else:
-        cost = plan.cost
-        print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {seconds:.1f} s")
-        print(f"{len(images)} picture{'s' * (len(images) != 1)} in {out}" + (f", all in {files[-1]}" if len(files) > 1 else ""))
+        names = [picture_name(job.names, *sample) for sample in zip(record.labels, record.seeds, strict=True)]
+        files = write_latents(drawn.latents, record, names, out, new)
+    print_numbered(new)
+    if output.json:
+        summary = {"files": [str(file) for file in files], "seconds": round(drawn.seconds, 3)} | record.to_dict()
+        print(json.dumps(summary))
+        return
+    cost, count = drawn.plan.cost, len(drawn.latents)
+    print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s")
+    all_in = f", all in {files[-1]}" if pictures and len(files) > 1 else ""
+    print(f"{count} {'picture' if pictures else 'latent'}{'s' * (count != 1)} in {out}{all_in}")
 
 
 def check_output(output: Output, default: Path) -> tuple[Path, bool]:
@@ -49,7 +61,17 @@ def check_output(output: Output, default: Path) -> tuple[Path, bool]:
         raise ValueError(f"pictures are written as PNG, which carries their record, got {out}")
     folder = out.suffix.lower() != ".png"
     check_writable(out, folder)
+    if output.out is not None and not folder and not output.force:
+        refuse_existing(out)
     return out, folder
+
+
+def print_numbered(new: NewFiles) -> None:
+    """Say which files have a number, and why."""
+    if new.numbered:
+        others = "" if len(new.numbered) == 1 else f" and {len(new.numbered) - 1} more"
+        way = "another picture of this run" if new.replace else "a file of other content (--force writes over those of before)"
+        print(f"warning: {new.numbered[0]}{others} got a number: {way} has the name", file=sys.stderr)
 
 
 def check_fit(out: Path, folder: bool, count: int, output: Output) -> None:
@@ -59,23 +81,33 @@ def check_fit(out: Path, folder: bool, count: int, output: Output) -> None:
 
 
 def write_pictures(
-    images: list[Image.Image], record: Record, names: tuple[str, ...], out: Path, folder: bool, output: Output
+    images: list[Image.Image],
+    record: Record,
+    names: tuple[str, ...],
+    out: Path,
+    folder: bool,
+    output: Output,
+    new: NewFiles,
 ) -> list[Path]:
     """Write the pictures of a run, and their grid; returns the files."""
-    out_folder = out if folder else out.parent
-    out_folder.mkdir(parents=True, exist_ok=True)
     files = []
     if folder or len(images) == 1:
         for index, image in enumerate(images):
             part = record.part(index)
-            files.append(out / picture_name(names, record.labels[index], record.seeds[index]) if folder else out)
-            save_png(image, files[-1], parameters_text(part, names), part.to_dict())
+            file = out / picture_name(names, record.labels[index], record.seeds[index]) if folder else out
+            files.append(write_picture(new, file, image, part, names))
     if len(images) > 1 and output.grid is not False:
         layout = (output.columns or default_columns(len(images)), output.zoom or default_zoom(images[0]))
         whole = replace(record, layout=layout)
-        files.append(out / "grid.png" if folder else out)
-        save_png(draw_grid(images, whole, names), files[-1], parameters_text(whole, names), whole.to_dict())
+        file = out / "grid.png" if folder else out
+        files.append(write_picture(new, file, draw_grid(images, whole, names), whole, names))
     return files
+
+
+def write_picture(new: NewFiles, file: Path, image: Image.Image, record: Record, names: tuple[str, ...]) -> Path:
+    """Write one picture with its record; returns where it is."""
+    text, chunk = parameters_text(record, names), record.to_dict()
+    return new.write(file, lambda path: save_png(image, path, text, chunk))
 
 
 def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...]) -> Image.Image:
@@ -85,6 +117,7 @@ def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...])
 
 
 def picture_name(names: tuple[str, ...], label: int, seed: int) -> str:
-    """``003-acerites-dentata-seed7.png``."""
-    slug = "-".join(re.findall(r"[a-z0-9]+", names[label].lower() if names else ""))[:40]
+    """``003-acerites-dentata-seed7.png``, in letters of any alphabet; names that differ in case only are one."""
+    name = unicodedata.normalize("NFKC", names[label]).casefold() if names else ""
+    slug = "-".join(re.findall(r"[^\W_]+", name))[:SLUG_LENGTH]
     return "-".join(filter(None, (f"{label:03d}", slug, f"seed{seed}"))) + ".png"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..numeric_input import check_seed
 from ..rules.integers import parse_integers
 
 
@@ -40,7 +41,7 @@ def pair_samples(labels: list[int], seeds: list[int], count: int) -> tuple[list[
     """One label and one seed per picture, from the classes, the seeds and the number of pictures per class.
 
     A single class is drawn once per seed; a single seed ``s`` counts up, ``s, s + 1, ...``; otherwise there must be as many
-    seeds as pictures.
+    seeds as pictures.  Raises ``ValueError`` for a seed that is none.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -51,4 +52,4 @@ def pair_samples(labels: list[int], seeds: list[int], count: int) -> tuple[list[
         seeds = list(range(seeds[0], seeds[0] + len(labels)))
     if len(seeds) != len(labels):
         raise ValueError(f"{len(seeds)} seeds do not fit {len(labels)} pictures; give one seed, or one for each picture")
-    return labels, seeds
+    return labels, [check_seed(seed) for seed in seeds]

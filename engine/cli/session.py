@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+from torch import Tensor
 
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import FAMILIES, family_spec
@@ -20,24 +21,38 @@ from ..planning.plan import Plan
 from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
 from ..running.progress import progress_bar
+from ..sources import Reading
 from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .selection import pair_samples, parse_labels
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
 
 
-def open_engine(source: Source) -> Engine:
-    """The engine of a class-label model whose latents are pixels; ``ValueError`` or ``OSError`` otherwise."""
+def open_engine(source: Source, pictures: bool = True) -> Engine:
+    """The engine of a class-label model, whose latents are pixels if ``pictures``; ``ValueError`` or ``OSError`` otherwise."""
     device = resolve_device(source.device)
     dtype = resolve_dtype(source.dtype, device)
     name = source.model or DEFAULT_MODEL
     refuse_size(name)
     linears = source.linears or DEFAULT_LINEARS
-    engine = Engine.from_pretrained(name, family=source.family, device=device, dtype=dtype, linears=linears)
+    engine = Engine.from_pretrained(name, device=device, dtype=dtype, linears=linears, **source.how)
     if not isinstance(engine.spec, SiTSpec):
         raise ValueError(f"{name!r} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
-    check_pixels(engine.spec.channels)
+    if pictures:
+        check_pixels(engine.spec.channels)
     return engine
+
+
+def refuse_options(source: Source, names: Sequence[str], reason: str) -> None:
+    """Raise ``ValueError`` if one of the options ``names``, which say how a model is read, was given."""
+    for name in names:
+        if (value := getattr(source, name)) is not None:
+            raise ValueError(f"{reason}; --{name.replace('_', '-')} {value} does not apply")
+
+
+def reading_of(source: Source) -> Reading:
+    """Which form of the model is read, of the hub or of a folder."""
+    return Reading(source.revision, source.variant, t5=source.t5 is not False)
 
 
 def refuse_size(name: str) -> None:
@@ -92,11 +107,12 @@ def print_warnings(plan: Plan, rule: ParsedRule) -> None:
 
 
 class Drawn(NamedTuple):
-    """The pictures of a run, the seconds that sampling took, and the plan that was run."""
+    """The pictures of a run, unless latents alone were asked for, the seconds that sampling took, the plan that was run."""
 
     images: list[Image.Image]
     seconds: float
     plan: Plan
+    latents: Tensor
 
 
 def draw_labels(
@@ -107,8 +123,9 @@ def draw_labels(
     max_batch: int | None,
     check_finite: bool = False,
     title: str = "",
+    pictures: bool = True,
 ) -> Drawn:
-    """The pictures of a planned run; a bar on stderr if that is a terminal."""
+    """What a planned run draws; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
     with progress_bar(title or engine.spec.name, plan.calls * batches) as advance:
         began = time.perf_counter()
@@ -126,7 +143,7 @@ def draw_labels(
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began
-    return Drawn(run.images, seconds, run.plan)
+    return Drawn(run.images if pictures else [], seconds, run.plan, run.latents)
 
 
 def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,17 +16,28 @@ from ..planning.plan import Plan
 from ..planning.plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
+from ..sources import local_source
 from .jobs import refuse_prompts
-from .options import DEFAULT_MODEL, DEFAULT_SOLVER, PromptOptions, RuleOptions, RunOptions, Source
-from .session import choose_rule, published_spec
+from .options import (
+    CHECKPOINT_HINTS,
+    DEFAULT_MODEL,
+    DEFAULT_SOLVER,
+    DIFFUSERS_HINTS,
+    PromptOptions,
+    RuleOptions,
+    RunOptions,
+    Source,
+)
+from .session import choose_rule, published_spec, reading_of, refuse_options
 
 SD3_SCHEDULE = "shift"  # that of every published SD3's scheduler, for one that has none beside it
 
 
 def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOptions, as_json: bool) -> None:
-    saved = SavedSD3.read(source.model or DEFAULT_MODEL)
-    if saved is not None and source.family:
-        raise ValueError(f"{source.model} states what it is; --family {source.family} does not apply")
+    name = source.model or DEFAULT_MODEL
+    saved = None if published_spec(name) else SavedSD3.read(local_source(name, reading_of(source), weights=False))
+    if saved is not None:
+        refuse_options(source, CHECKPOINT_HINTS, f"{source.model} states what it is")
     specs = find_specs(source) if saved is None else {"main": saved.spec}
     if saved is None and isinstance(specs["main"], MMDiTSpec):
         saved = SavedSD3(specs["main"])
@@ -48,10 +60,10 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     name = source.model or DEFAULT_MODEL
     published = published_spec(name)
     if published:
-        if source.family:
-            raise ValueError(f"{name} names its family; --family {source.family} does not apply")
+        refuse_options(source, (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS), f"{name} is a published size")
         return {"main": published}
-    model, others = load_model(name, source.family)
+    how: dict[str, Any] = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
+    model, others = load_model(local_source(name, reading_of(source)), source.family, **how)
     return {"main": model.spec} | {network: other.spec for network, other in others.items()}
 
 

@@ -10,6 +10,8 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
+from ..numeric_input import whole_number
+from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from .plan_text import plan_text
 from .schedule import Schedule
@@ -75,6 +77,11 @@ class Plan:
     @property
     def calls(self) -> int:
         return len(self.sigmas)
+
+    @property
+    def last_sigma(self) -> float:
+        """The noise level of the result, where the network is not called any more."""
+        return float(self.parameterization.snap(self.schedule.array()[-1:])[0])
 
     @property
     def parameterization(self) -> Parameterization:
@@ -223,6 +230,15 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")
 
 
+def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
+    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
+    if (weights[sigmas == 0] != 0).any():
+        raise ValueError(
+            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
+            "give its term Window.sigma(0, 1), which begins above"
+        )
+
+
 def _check_condition(branch: Branch, spec: ModelSpec) -> None:
     if branch.condition == "parent" and not getattr(spec, "parents", ()):
         raise ValueError(f"the condition 'parent' needs superclasses, and {spec.name} has none")
@@ -241,6 +257,14 @@ def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Paramete
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
     a, b, c, d, e, f = values.T
     return np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), rows
+
+
+def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:
+    """A latent size that ``spec`` can cut into patches, its own where None.  Raises ``TypeError`` or ``ValueError``."""
+    height = spec.height if height is None else whole_number(height, "the latent height must be a whole number")
+    width = spec.width if width is None else whole_number(width, "the latent width must be a whole number")
+    spec.check_size(height, width)
+    return height, width
 
 
 def compile_plan(
@@ -262,12 +286,10 @@ def compile_plan(
     if not isinstance(guidance, Guidance):
         raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     spec, solver = specs["main"], get_solver(solver)
-    height = spec.height if height is None else height
-    width = spec.width if width is None else width
-    spec.check_size(height, width)
+    height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
-    for i in np.flatnonzero(np.diff(sigmas) >= 0):
+    for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
         first, second = schedule.sigmas[i : i + 2]
         raise ValueError(
             f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
@@ -280,7 +302,9 @@ def compile_plan(
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
-    reference_branch(guidance, branches, spec)
+    reference = reference_branch(guidance, branches, spec)
+    if reference is not None and isinstance(guidance.correction, AdaptiveProjection):
+        _check_above_zero(guidance, sigmas[:-1], weights[:, reference - 1])
     zero_steps = guidance.correction.zero_steps if guidance.correction else 0
     weights[:zero_steps] = 0.0
     warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)

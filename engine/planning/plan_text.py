@@ -68,6 +68,7 @@ def plan_dict(plan: "Plan") -> dict:
         "height": plan.height,
         "width": plan.width,
         "solver": plan.solver.name,
+        "scheduler": plan.solver.record(),
         "schedule": plan.schedule.name,
         "steps": plan.schedule.steps,
         "schedule_sigmas": list(plan.schedule.sigmas),

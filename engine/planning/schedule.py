@@ -1,4 +1,4 @@
-"""Noise levels of a run: a decreasing list of sigmas, from the first level to the last (0 for a finished sample)."""
+"""Noise levels of a run, from the first to the last: falling to 0 for a finished sample, rising from 0 to invert a picture."""
 
 import math
 from collections.abc import Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..numeric_input import whole_number
+from ..numeric_input import counting_number, real_number
 
 
 def check_steps(steps: int) -> int:
-    """Return ``steps`` if it is a positive integer, else raise."""
-    steps = whole_number(steps, "steps must be an integer")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return steps
+    """``steps`` as a positive integer, else raise."""
+    return counting_number(steps, "steps")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``steps + 1`` noise levels, strictly decreasing, inside [0, 1]; taken as they are."""
+    """``steps + 1`` noise levels inside [0, 1] that fall throughout, or rise throughout; taken as they are.
+
+    A level may stand twice in a row: a step of no length, which leaves the sample as it is.
+    """
 
     sigmas: tuple[float, ...]
     name: str = "list"
 
     def __post_init__(self):
-        sigmas = tuple(float(sigma) for sigma in self.sigmas)
+        sigmas = tuple(real_number(sigma, "a noise level must be a number") for sigma in self.sigmas)
         object.__setattr__(self, "sigmas", sigmas)
         if len(sigmas) < 2:
             raise ValueError(f"a schedule needs at least two noise levels, got {len(sigmas)}")
@@ -33,31 +33,61 @@ class Schedule:
             if not math.isfinite(sigma) or not 0 <= sigma <= 1:
                 raise ValueError(f"a noise level must lie in [0, 1], got {sigma}")
         for first, second in zip(sigmas, sigmas[1:], strict=False):
-            if second >= first:
-                raise ValueError(f"noise levels must decrease, got {first:.6g} followed by {second:.6g}")
+            if (second - first) * (sigmas[-1] - sigmas[0]) < 0 or (first != second and sigmas[0] == sigmas[-1]):
+                raise ValueError(
+                    f"noise levels must fall throughout or rise throughout, got {first:.6g} followed by {second:.6g} "
+                    f"in a list from {sigmas[0]:.6g} to {sigmas[-1]:.6g}"
+                )
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
+    @property
+    def rises(self) -> bool:
+        """Whether the run adds noise, as an inversion does."""
+        return self.sigmas[-1] > self.sigmas[0]
+
+    def reversed(self) -> "Schedule":
+        """The same levels the other way round: what inverts a run, and back."""
+        return Schedule(self.sigmas[::-1], self.name)
+
     def array(self) -> np.ndarray:
         return np.array(self.sigmas, dtype=np.float64)
 
     def truncate(self, strength: float) -> "Schedule":
-        """The last steps, as image-to-image runs them: ``steps - floor(steps (1 - strength))``, diffusers' count."""
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength must lie in (0, 1], got {strength}")
-        skipped = int(max(self.steps - self.steps * strength, 0))
+        """The last steps, as image-to-image runs them: all but :func:`skipped_steps`.  Raises for levels that rise."""
+        skipped = skipped_steps(self.steps, strength)
+        check_falls(self, strength)
         return Schedule(self.sigmas[skipped:], self.name)
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many of ``steps`` an image-to-image run leaves out: ``floor(steps (1 - strength))``, diffusers' count."""
+    strength = real_number(strength, "strength must be a number")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    return int(max(steps - steps * strength, 0))
+
+
+def check_falls(schedule: Schedule, strength: float) -> None:
+    """Raise ``ValueError`` for a part of levels that rise: an inversion begins with the picture as it is."""
+    if strength != 1 and schedule.rises:
+        first, last = schedule.sigmas[0], schedule.sigmas[-1]
+        raise ValueError(
+            f"strength {strength:g} keeps the last part of levels that fall, and these rise from {first:.6g} to {last:.6g}"
+        )
 
 
 def linear(steps: int, start: float = 1.0) -> Schedule:
     """Evenly spaced levels from ``start`` to 0."""
+    start = real_number(start, "the first noise level must be a number")
     return Schedule(tuple(np.linspace(start, 0.0, check_steps(steps) + 1)), "linear")
 
 
 def flow_shift(steps: int, shift: float = 3.0) -> Schedule:
     """Levels ``s t / (1 + (s - 1) t)`` for evenly spaced ``t`` from 1 to 0.  Source: SD3 (arXiv 2403.03206), eq. 23."""
+    shift = real_number(shift, "shift must be a number")
     if not math.isfinite(shift) or shift <= 0:
         raise ValueError(f"shift must be positive, got {shift}")
     t = np.linspace(1.0, 0.0, check_steps(steps) + 1)
@@ -71,8 +101,7 @@ def resolution_shift(
 
     Source: the dynamic shift of diffusers' flow-matching scheduler (exponential form).
     """
-    if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    tokens = counting_number(tokens, "tokens")
     (t0, mu0), (t1, mu1) = base, top
     mu = mu0 + (mu1 - mu0) * (tokens - t0) / (t1 - t0)
     return Schedule(flow_shift(steps, math.exp(mu)).sigmas, f"shift for {tokens} tokens")
@@ -80,17 +109,27 @@ def resolution_shift(
 
 def from_sigmas(sigmas: Sequence[float]) -> Schedule:
     """Any list of levels; its last entry is the level of the result (0 for a finished sample)."""
-    return Schedule(tuple(float(sigma) for sigma in sigmas))
+    return Schedule(tuple(sigmas))
 
 
 def from_scheduler(scheduler) -> Schedule:
     """The levels of a diffusers flow-matching scheduler after ``set_timesteps``, as they are (never recomputed)."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None:
-        raise TypeError(f"{type(scheduler).__name__} has no sigmas; a flow-matching scheduler is needed")
+    sigmas = scheduler_sigmas(scheduler)
     distinct = [float(sigmas[0])]
     distinct += [float(b) for a, b in zip(sigmas[:-1], sigmas[1:], strict=True) if float(a) != float(b)]  # Heun repeats
     return Schedule(tuple(distinct), type(scheduler).__name__)
+
+
+def scheduler_sigmas(scheduler) -> Sequence[float]:
+    """The ``sigmas`` of a diffusers scheduler whose timesteps are set.  Raises ``TypeError`` or ``ValueError`` otherwise."""
+    name, sigmas = type(scheduler).__name__, getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        raise TypeError(f"{name} has no sigmas; a flow-matching scheduler is needed")
+    # before, some hold None for the number of steps, others nothing at all, and as many levels as times: none to end at
+    unset = len(getattr(scheduler, "timesteps", ())) == len(sigmas)
+    if getattr(scheduler, "num_inference_steps", None if unset else 0) is None:
+        raise ValueError(f"the timesteps of {name} are not set: call its set_timesteps before the run")
+    return sigmas
 
 
 NAMED = ("linear", "shift", "resolution", "native")
@@ -103,7 +142,7 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
     another; ``resolution`` depends on the number of image tokens.  ``steps`` (default 28) must agree with a given list.
     """
     if schedule is not None and not isinstance(schedule, str):
-        resolved = _as_schedule(schedule)
+        resolved = as_schedule(schedule)
         if steps is not None and check_steps(steps) != resolved.steps:
             raise ValueError(f"steps is {steps}, but the given schedule has {resolved.steps} steps")
         return resolved
@@ -125,8 +164,13 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
     return base
 
 
-def _as_schedule(schedule) -> Schedule:
-    """A Schedule from one, from a scheduler with sigmas, or from a list of levels."""
+def as_schedule(schedule) -> Schedule:
+    """A Schedule from one, from a scheduler with sigmas, or from a list of levels.  Raises ``TypeError`` for a name."""
+    if isinstance(schedule, str):
+        raise TypeError(
+            f"other loops need noise levels, not the name of a schedule, got {schedule!r}; "
+            f"those of the name are plan(steps=..., schedule={schedule!r}).schedule"
+        )
     if isinstance(schedule, Schedule):
         return schedule
     if hasattr(schedule, "sigmas"):

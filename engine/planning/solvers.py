@@ -8,8 +8,12 @@ extra columns E and F are what lets multistep solvers on ``x0`` be rows too.  Al
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
+
+from ..numeric_input import real_number
 
 # of a plan's table: the factor that makes a state the network's input, then a row's coefficients
 SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
@@ -29,6 +33,16 @@ class SolverRow:
     f: float = 0.0
 
 
+class HostStep(Protocol):
+    """Makes the steps of one run on the host, after calls that leave the velocity in the state."""
+
+    def __call__(self, state: Tensor, velocity: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+        """The state after the coming step; all [B, C, H, W] fp32.  ``noise(i)`` is unit normal, the run's i-th such draw.
+
+        Both tensors are the step's to keep.
+        """
+
+
 @dataclass(frozen=True)
 class Solver:
     """A named recipe ``sigmas -> rows``; ``stochastic`` solvers use in-loop noise."""
@@ -37,6 +51,18 @@ class Solver:
     rows: Callable[[np.ndarray], list[SolverRow]]
     stochastic: bool = False
     last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
+
+    def begin(self) -> HostStep | None:
+        """What makes the steps of a run that begins now; None: the rows do."""
+        return None
+
+    def first_level(self, sigma: float) -> float:
+        """The noise level of the state that a run begins with, where the network is told ``sigma``."""
+        return sigma
+
+    def record(self) -> dict[str, Any] | None:
+        """Plain numbers and strings that make this solver again; None where its name does."""
+        return None
 
 
 def _euler_rows(sigmas: np.ndarray) -> list[SolverRow]:
@@ -71,35 +97,45 @@ def _log_snr(sigma: float) -> float:
 
 
 def _dpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
-    """DPM-Solver++ 2M on clean estimates; first order where a log-SNR step is infinite (at sigma 1 and at 0)."""
+    """DPM-Solver++ 2M on clean estimates: Euler's step plus what the estimate before adds to it.
+
+    First order, where it is Euler's, next to an infinite log-SNR step (from or to sigma 1 or 0) or one of no length.
+    """
     rows, previous = [], math.inf
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        h = _log_snr(t) - _log_snr(s)
-        decay = (1 - s) / (1 - t) * t / s  # e^-h
-        gain = (1 - t) * (1 - decay)
-        first_order = i == 0 or math.isinf(previous) or math.isinf(h)
-        w = 0.0 if first_order else h / (2 * previous)
-        # y' = (t / s) y + gain ((1 + w) x0 - w x0_prev) with x0 = y - s v
-        rows.append(SolverRow(s, i, t / s + gain * (1 + w), -gain * (1 + w) * s, c=-gain * w, e=1.0, f=-s))
+        h, extra = 0.0 if s == t else _log_snr(t) - _log_snr(s), 0.0
+        if math.isfinite(previous) and math.isfinite(h) and previous:
+            decay = (1 - s) / (1 - t) * t / s  # e^-h
+            extra = (1 - t) * (1 - decay) * h / (2 * previous)
+        # y' = y + (t - s) v + extra (x0 - x0_prev) with x0 = y - s v
+        rows.append(SolverRow(s, i, 1 + extra, t - s - extra * s, c=-extra, e=1.0, f=-s))
         previous = h
     return rows
 
 
 def _euler_maruyama_rows(sigmas: np.ndarray, diffusion: Callable[[float], float]) -> list[SolverRow]:
     """Reverse SDE ``dy = (v + w / (2 s) eps) ds + sqrt(w) dW`` with ``eps = y + (1 - s) v``; the last step has no noise."""
-    rows, last = [], len(sigmas) - 2
+    rows, last = [], sigmas[-1]
+    if last > sigmas[0]:
+        raise ValueError(
+            f"euler-maruyama follows the reverse SDE, down to data, and the levels rise from {sigmas[0]:.6g} to {last:.6g}"
+        )
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        w = float(diffusion(s))
+        if s == t:
+            rows.append(SolverRow(s, i, 1.0, 0.0))
+            continue
+        w = real_number(diffusion(s), "the diffusion coefficient must be a number")
         if not math.isfinite(w) or w < 0:
             raise ValueError(f"the diffusion coefficient must be finite and not negative, got {w} at sigma {s:.4g}")
         delta, drift = t - s, w / (2 * s)
-        noise = 0.0 if i == last else math.sqrt(w * -delta)
+        noise = 0.0 if t == last else math.sqrt(w * -delta)
         rows.append(SolverRow(s, i, 1 + delta * drift, delta * (1 + drift * (1 - s)), d=noise))
     return rows
 
 
 def euler_maruyama(diffusion: Callable[[float], float] | None = None, last_sigma: float = 0.04) -> Solver:
     """The SiT sampler for the reverse SDE; ``diffusion(sigma)`` defaults to ``2 sigma``.  Source: SiT (2401.08740), REPA."""
+    last_sigma = real_number(last_sigma, "last_sigma must be a number")
     if not 0 < last_sigma < 1:
         raise ValueError(f"last_sigma must lie between 0 and 1, got {last_sigma}")
     function = diffusion or (lambda sigma: 2 * sigma)

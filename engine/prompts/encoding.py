@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from segue.models.mmdit import TextCondition
 
 from ..adapters.live_transformer import hook_device
+from ..numeric_input import counting_number
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = dict(zip(ENCODERS, ("tokenizer", "tokenizer_2", "tokenizer_3"), strict=True))
+CLIPS = ENCODERS[:2]  # the third, T5, may be missing: zeros stand in its place, as in the pipelines
 PROMPT_LENGTH = 256  # tokens of the third encoder, T5; the two CLIPs bring 77
 
 
@@ -42,11 +45,14 @@ class PromptEmbeddings:
 
     def repeat(self, images: int) -> "PromptEmbeddings":
         """Each prompt ``images`` times in a row (prompt-major)."""
+        images = counting_number(images, "images")
         return self.select([row for row in range(len(self)) for _ in range(images)])
 
 
 def check_prompts(prompt: str | Sequence[str], count: int | None = None) -> list[str]:
-    """A list of prompts; one string fits any ``count``."""
+    """A list of prompts; one string fits any ``count``.  Raises ``TypeError`` or ``ValueError``."""
+    if not hasattr(prompt, "__iter__"):
+        raise TypeError(f"a prompt must be a string or a list of strings, got {prompt!r}")
     prompts = [prompt] * (count or 1) if isinstance(prompt, str) else list(prompt)
     for text in prompts:
         if not isinstance(text, str):
@@ -63,6 +69,8 @@ def check_texts(
 ) -> list[str] | None:
     """The prompts to encode; None for embeddings, which leave nothing to say about how to encode them."""
     if not isinstance(prompt, PromptEmbeddings):
+        if length is not None:
+            counting_number(length, "max_sequence_length")
         return check_prompts(prompt)
     for name, value in (("negative_prompt", negative_prompt or None), ("max_sequence_length", length)):
         if value is not None:
@@ -70,16 +78,21 @@ def check_texts(
     return None
 
 
-def check_images(count: int) -> int:
-    """The number of images per prompt, if it is a positive integer."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"num_images must be at least 1, got {count!r}")
-    return count
-
-
 def text_encoders(pipe) -> dict[str, nn.Module]:
     """The text encoders that a pipeline has, by name."""
     return {name: encoder for name in ENCODERS if (encoder := getattr(pipe, name, None)) is not None}
+
+
+def check_encoders(pipe) -> None:
+    """Raise ``ValueError`` where a pipeline lacks what encoding prompts needs."""
+    present = text_encoders(pipe)
+    needed = dict.fromkeys((*CLIPS, *(TOKENIZERS[name] for name in (*CLIPS, *present))))
+    missing = [name for name in needed if getattr(pipe, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"the pipeline has no {', '.join(missing)} (freed, or never loaded), which prompts need; "
+            "pass embeddings from an earlier encode()"
+        )
 
 
 @torch.no_grad()
@@ -90,8 +103,7 @@ def encode_prompts(
 
     Text encoders that lie elsewhere are brought there for as long as it takes; offload hooks are left to do so themselves.
     """
-    if not text_encoders(pipe):
-        raise ValueError("the text encoders were freed; pass embeddings from an earlier encode()")
+    check_encoders(pipe)
     with _encoders_on(pipe, device):
         positive, negative, pooled, negative_pooled = pipe.encode_prompt(
             prompt=prompts,

@@ -12,15 +12,17 @@ from torch import Tensor
 from segue.models.mmdit import TextCondition
 
 from ..adapters.kdiffusion import Denoiser
-from ..core import ScheduleLike, check_seeds
-from ..planning.plan import Plan
-from ..planning.schedule import Schedule, from_scheduler
+from ..adapters.scheduler_solver import timed_scheduler
+from ..core import ScheduleLike, check_rising, check_seeds
+from ..numeric_input import counting_number
+from ..planning.plan import Plan, checked_size
+from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solvers import Solver
 from ..rules.guidance import Guidance
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
-from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_images, check_texts
+from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_texts
 from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
 from .pipe_core import PipeCore
@@ -31,14 +33,13 @@ from .planning import (
     latent_size,
     resolve_prompt_plan,
     start_size,
-    timed_scheduler,
 )
-from .vae import draw_start, load_images
+from .vae import check_output, draw_start, load_images
 
 
 @dataclass(frozen=True)
 class PromptRun:
-    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty without a VAE or when not asked for.
+    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
 
     A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
     """
@@ -76,10 +77,11 @@ class PromptEngine(PipeCore):
         strength: float = 1.0,
         text_tokens: int | None = None,
     ) -> Plan:
-        """As :meth:`EngineCore.plan`; schedule and solver default to those of the pipeline's scheduler.
+        """As :meth:`EngineCore.plan`; without ``schedule`` and ``solver`` the run is the pipeline's scheduler's own.
 
-        ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default
-        the model's.
+        Where that steps otherwise than a solver of ours, it makes the steps itself.  A ``solver`` alone runs on its levels; a
+        ``schedule`` alone runs with Euler's method, or Heun's where the scheduler is Heun's.  ``strength`` keeps the last part
+        of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default the model's.
         """
         scheduler = None if self.pipe is None else self.pipe.scheduler
         return resolve_prompt_plan(
@@ -111,9 +113,10 @@ class PromptEngine(PipeCore):
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
 
         ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
-        is noised to the first level of the last ``strength`` part of the schedule.  ``numerics="diffusers"`` is a mode to
-        compare with: everything but the network itself rounds as the pipeline does, and the latents have the model's dtype;
-        :mod:`.parity` says what is bit for bit the same.
+        is noised to the first level of the last ``strength`` part of the schedule; with a ``schedule`` that rises from 0 it is
+        inverted, to the ``noise`` of the way back.  ``numerics="diffusers"`` is a mode to compare with: everything but the
+        network itself rounds as the pipeline does, and the latents have the model's dtype; :mod:`.parity` says what is bit for
+        bit the same.
         """
         if not isinstance(embeddings, PromptEmbeddings):
             raise TypeError(f"sample takes embeddings, which encode() makes of prompts, got {embeddings!r}")
@@ -126,6 +129,8 @@ class PromptEngine(PipeCore):
         length = embeddings.positive.context.shape[1]
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
         self.check_plan(plan)
+        if schedule is not None:
+            check_rising(plan, latents, noise)
         if noise is None:
             noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
         self.check_noise(plan, noise, len(seeds))
@@ -157,7 +162,7 @@ class PromptEngine(PipeCore):
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         guidance: Guidance | None = None,
         *,
         height: int | None = None,
@@ -167,6 +172,7 @@ class PromptEngine(PipeCore):
         image: Any = None,
         strength: float | None = None,
         max_sequence_length: int | None = None,
+        output: str = "pil",
         **options,
     ) -> PromptRun:
         """Prompts, or embeddings of prompts, to images.
@@ -174,23 +180,34 @@ class PromptEngine(PipeCore):
         ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.  ``image`` (PIL, array or tensor; one, or
         one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by default
         0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline``
-        does with a generator per image.  Other keywords are those of :meth:`sample`.
+        does with a generator per image.  ``output="latent"`` makes no pictures, and needs no VAE.  Other keywords are those of
+        :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
         inspect.signature(self.sample).bind_partial(prompt, guidance, **options)
+        negative_prompt = "" if negative_prompt is None else negative_prompt  # as diffusers reads it
         texts = check_texts(prompt, negative_prompt, max_sequence_length)
+        if options.get("max_batch") is not None:
+            counting_number(options["max_batch"], "max_batch")
         count, latents = len(prompt if texts is None else texts), options.get("latents")
-        seeds = check_seeds(seeds, count * check_images(num_images))
+        num_images = counting_number(num_images, "num_images")
+        seeds = check_seeds(seeds, count * num_images)
         started = check_start(strength, image, latents)
-        strength = 1.0 if not started else DEFAULT_STRENGTH if strength is None else strength
         self.refresh()
+        pictures = check_output(output, pipe, self.spec.channels)
         size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
-        plan = self.plan(guidance, options.get("steps"), options.get("schedule"), options.get("solver"), *size, strength)
+        levels = (options.get("steps"), options.get("schedule"), options.get("solver"), *size)
+        if strength is None:
+            inverts = options.get("schedule") is not None and self.plan(None, *levels).schedule.rises
+            strength = DEFAULT_STRENGTH if started and not inverts else 1.0
+        plan = self.plan(guidance, *levels, strength)
         self.check_plan(plan)
+        if options.get("schedule") is not None:
+            check_rising(plan, latents, image, options.get("noise"))
         if options.get("noise") is not None:
             self.check_noise(plan, options["noise"], len(seeds))
-        pixels = None if image is None else load_images(pipe, image, *size, count)
+        pixels = None if image is None else load_images(pipe, image, *size, count, self.spec.channels)
         if texts is not None:
             negative = negative_prompt if "uncond" in plan.conditions else None
             length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
@@ -199,14 +216,16 @@ class PromptEngine(PipeCore):
             options |= self._drawn_start(pixels, seeds, options)
         sizes = {"height": size[0], "width": size[1]}
         run = self.sample(prompt.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
-        images = self.decode(run.latents, options.get("max_batch"))
-        pipe.maybe_free_model_hooks()
+        images = self.decode(run.latents, options.get("max_batch")) if pictures else []
+        with self._turn():
+            pipe.maybe_free_model_hooks()
         names = [text for text in texts or () for _ in range(num_images)]
-        return replace(run, prompts=tuple(names[: len(images)]), images=images)
+        return replace(run, prompts=tuple(names[: len(run.latents)]), images=images)
 
     def _drawn_start(self, pixels: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Tensor]:
         """Clean latents and noise of an image-to-image run, drawn by the samples' seeds; a given noise stays."""
-        latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
+        with self._turn():
+            latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
         return {"latents": latents, "noise": noise if options.get("noise") is None else options["noise"]}
 
     # --- other loops ---------------------------------------------------------------------------------------------------
@@ -216,14 +235,14 @@ class PromptEngine(PipeCore):
         guidance: Guidance | None,
         embeddings: PromptEmbeddings,
         *,
-        schedule: Sequence[float] | Schedule | None = None,
+        schedule: ScheduleLike | None = None,
         height: int | None = None,
         width: int | None = None,
     ) -> Denoiser:
-        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt."""
+        """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one latent per embedded prompt; as ``Engine.denoiser``."""
         self.refresh()
-        size = (self.spec.height if height is None else height, self.spec.width if width is None else width)
-        sigmas = Schedule(tuple(schedule)) if schedule is not None and not isinstance(schedule, Schedule) else schedule
+        size = checked_size(self.spec, height, width)
+        sigmas = None if schedule is None else as_schedule(schedule)
         specs = {name: replace(spec, text_tokens=embeddings.positive.context.shape[1]) for name, spec in self.specs.items()}
         conditions = partial(self._conditions, embeddings=embeddings)
         velocity = GuidedVelocity if self._live is None else LiveVelocity
@@ -244,8 +263,7 @@ class PromptEngine(PipeCore):
         state = self.check_noise(plan, noise, count).float()
         if latents is None:
             return state
-        sigma = float(plan.sigmas[0])
-        return sigma * state + (1 - sigma) * self.check_noise(plan, latents, count).float().to(state.device)
+        return self.noised_start(plan, state, latents)
 
     def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
         table: dict[str | int, TextCondition] = {}

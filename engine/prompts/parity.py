@@ -6,6 +6,7 @@ network is not.  It stays ours, always on the reference functions (PyTorch's own
 kernels the engine was given): QKV is one product, modulation comes from a table, a norm and its modulation are rounded
 once.  One evaluation in fp32 agrees with diffusers to about 1e-6; in half precision the roundings of every block differ.
 Windows follow the rule, so both stages of a Heun step are guided alike, where diffusers' skip-layer window counts calls.
+Noise that a scheduler draws in its steps comes from PyTorch's own generator, as in the pipeline: seed that to repeat a run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.scheduler_calls import SchedulerCalls
+from ..adapters.scheduler_solver import begin_at
 from ..core import EngineCore
 from ..planning.plan import Plan
 from ..running.program import Program, ProgramKey
@@ -49,14 +51,14 @@ def sample_as_diffusers(
         raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls
-    scheduler.set_begin_index(first)
+    begin_at(scheduler, first)
     times = scheduler.timesteps[first:]
     x = _first_state(engine, plan, len(seeds), scheduler, noise, latents)
     program = Program(ProgramKey.of(plan, len(x)), plan, engine.models, engine.device)
     program.load(plan, x, conditions, list(seeds))
     _load_times(program, times, conditions)
     with progress_bar(engine.spec.name, plan.calls, shown=progress) as advance:
-        return _run(program, scheduler, times, x, counting(callback, advance))
+        return _run(program, scheduler, times, x, counting(engine.followed(callback, program), advance))
 
 
 def combine_as_diffusers(plan: Plan, call: int, outputs: Mapping[int, Tensor]) -> Tensor:
@@ -82,20 +84,16 @@ def _first_state(engine: EngineCore, plan: Plan, count: int, scheduler: Any, noi
         return x
     if not hasattr(scheduler, "scale_noise"):
         raise ValueError(f"{type(scheduler).__name__} has no scale_noise, which diffusers' image-to-image calls")
-    clean = engine.check_noise(plan, latents, count).to(engine.device, engine.dtype)
+    clean = engine.check_noise(plan, latents, count, "latents").to(engine.device, engine.dtype)
     start = scheduler.timesteps[scheduler.begin_index].repeat(count)
     return scheduler.scale_noise(clean, start, x).to(engine.dtype)
 
 
 def _load_times(program: Program, times: Tensor, conditions: Mapping[str | int, Any]) -> None:
     """Call the network at ``times`` [N]; some schedulers round them, and the plan's are 1000 sigma in fp32."""
-    plan, told = program.plan, times.double().cpu().numpy()
-    if np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
-        return
-    distinct, index = np.unique(told, return_inverse=True)
-    program.time_table[: len(index)].copy_(torch.from_numpy(index))
-    for rows in program.rows.values():
-        rows.load(torch.from_numpy(distinct), [conditions[condition] for condition in plan.conditions])
+    plan, told = program.plan, times.cpu().double().numpy()
+    if not np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
+        program.load_times(told, conditions)
 
 
 def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: Callback) -> tuple[Tensor, int]:

@@ -1,6 +1,8 @@
 """An engine core beside a diffusers SD3 pipeline: its transformer, followed live, its text encoders and its VAE."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,16 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from segue.models.fp8_network import quantize_linears
+from segue.models.mmdit import MMDiT
 from segue.models.mmdit_diffusers import from_diffusers
 from segue.models.mmdit_spec import MMDiTSpec
+from segue.models.weight_watch import WeightWatch
 
-from ..adapters.around_forward import AroundForward
+from ..adapters.around_forward import AroundForward, turns
 from ..core import EngineCore
 from ..device import resolve_device, resolve_dtype
 from ..linears import weight_sums
+from ..numeric_input import counting_number
 from ..planning.plan import Plan
+from ..running.program import Program
+from ..sources import DEFAULT, Reading, local_source
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
-from .vae import decode_latents
+from .saved_pipeline import load_pipeline
+from .tokenizers import OwnTokenizers
+from .vae import decode_latents, need_vae
 
 
 class PipeCore(EngineCore):
@@ -26,6 +35,10 @@ class PipeCore(EngineCore):
     ``model`` is the network; None is the transformer of ``pipe``, looked at again whenever a run begins.  ``device`` and
     ``dtype`` are for a ``model``: a live transformer keeps its own.  Other options are those of :class:`EngineCore`; through
     the transformer's own modules graphs are off, and ``linears="fp8"`` is refused.
+
+    Threads may run side by side, and the pipeline itself beside them: a run changes nothing of the transformer.  Packing
+    does, when the engine is made and when a transformer whose weights could not be packed becomes one whose can: let nothing
+    else run then.  Under offload hooks, and to encode and decode, the threads of engines take turns, and only theirs.
     """
 
     _sums: Tensor | None = None  # of the weights that were quantised
@@ -40,7 +53,8 @@ class PipeCore(EngineCore):
         kernels: str = "auto",
         linears: str = "native",
     ):
-        self.pipe, self._live = pipe, None
+        self.pipe, self._live, self._lock, self._tokenizers = pipe, None, threading.RLock(), OwnTokenizers()
+        self._quantized: WeightWatch | None = None  # the weights that fp8 copies were made of
         if model is not None:
             super().__init__(model, None, device, dtype, graphs, kernels, linears)
             return
@@ -70,16 +84,17 @@ class PipeCore(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
+        reading: Reading = DEFAULT,
     ) -> Self:
         """An engine from a saved diffusers SD3 pipeline (or a hub id), live as :meth:`from_pipe` makes it.
 
         With ``linears="fp8"`` the weights are not held twice: the transformer inside ``pipe`` keeps its configuration only.
+        ``reading`` says which form is read: a revision, a variant, without T5.
         """
-        from diffusers import StableDiffusion3Pipeline
-
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype).to(device)
+        pipe = load_pipeline(local_source(folder, reading), dtype, reading).to(device)
+        pipe.transformer.requires_grad_(False)  # a denoiser outside torch.no_grad() would be recorded
         if linears == "native":
             return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
         model = quantize_linears(from_diffusers(pipe.transformer))
@@ -99,8 +114,11 @@ class PipeCore(EngineCore):
         their memory.  Raises ``TypeError`` or ``ValueError`` for a transformer that can run neither by packed weights nor
         through its own modules.
         """
-        if self._live is None:
-            return
+        if self._live is not None:
+            with self._lock:
+                self._refresh()
+
+    def _refresh(self) -> None:
         network, (graphs, kernels, linears) = self._live.current(), self._settings
         sums = None
         if linears != "native":
@@ -111,11 +129,47 @@ class PipeCore(EngineCore):
         if self.models:
             return
         self._sums, graphs = sums, graphs if self._live.packed else False
+        self._quantized = None if sums is None else WeightWatch(self.pipe.transformer.parameters)
         super().__init__(network, None, self._live.device, self._live.dtype, graphs, kernels, linears)
+
+    def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
+        """As :meth:`EngineCore.prepare`, on the networks of one look at the transformer."""
+        with self._lock:
+            return super().prepare(plan, conditions, seeds, state)
 
     def is_current(self) -> bool:
         """Whether a run that began now would keep the network at hand.  Changes nothing."""
-        return self._live is None or (bool(self.models) and self._live.is_current())
+        if self._live is None:
+            return True
+        return bool(self.models) and self._live.is_current() and (self._quantized is None or self._quantized.unchanged())
+
+    def follow(self, program: Program, values: bool = True) -> None:
+        """As :meth:`EngineCore.follow`; ``RuntimeError`` where packed weights can no longer do what the transformer does.
+
+        Through its own modules nothing is remembered, and every change acts at the next call.
+        """
+        if self._live is not None and isinstance(program.models["main"], MMDiT):
+            with self._lock:
+                if program.models is not self.models or not self._live.is_current():
+                    raise RuntimeError(
+                        "the transformer was changed in the middle of a run on its packed weights, which cannot follow; "
+                        f"change it between runs (the next: {self._live.forecast()})"
+                    )
+                if self._quantized is not None and not self._quantized.unchanged(values):
+                    raise RuntimeError("weights were changed in the middle of a run on fp8 copies of them; do so between runs")
+        super().follow(program, values)
+
+    def networks_to_record(self) -> Mapping[str, nn.Module]:
+        """As :meth:`EngineCore.networks_to_record`."""
+        if self._live is None or self.linears != "native":
+            return super().networks_to_record()
+        return self._live.networks_to_record()
+
+    def recorded_inputs(self) -> Iterator[Tensor]:
+        """As :meth:`EngineCore.recorded_inputs`."""
+        if self._live is None or self.linears != "native":
+            return super().recorded_inputs()
+        return self._live.recorded_inputs()
 
     def _need_packed(self, option: str) -> None:
         if self._live is not None and not self._live.packed:
@@ -139,8 +193,10 @@ class PipeCore(EngineCore):
 
         Looks at the transformer as the next run will, and changes nothing.
         """
-        if self._live is None:
-            return super().explain()
+        with self._lock:
+            return super().explain() if self._live is None else self._explain()
+
+    def _explain(self) -> str:
         path = self._live.forecast()
         if not self.is_current():
             return f"{path}\nthe transformer has changed since the last run: the next one starts anew"
@@ -148,6 +204,10 @@ class PipeCore(EngineCore):
         return f"{path}\n{held}"
 
     # --- the components of the pipeline --------------------------------------------------------------------------------
+
+    def _turn(self) -> AbstractContextManager:
+        """Components of the pipeline may be moved: this thread's turn."""
+        return turns(self.pipe.transformer)
 
     def _need_pipe(self, purpose: str) -> Any:
         if self.pipe is None:
@@ -166,9 +226,11 @@ class PipeCore(EngineCore):
         """Encode prompts once for any number of runs; ``negative_prompt=None`` leaves the unconditional branch out."""
         pipe = self._need_pipe("encode prompts")
         prompts = check_prompts(prompt)
+        length = counting_number(max_sequence_length, "max_sequence_length")
         negatives = None if negative_prompt is None else check_prompts(negative_prompt, len(prompts))
         self.refresh()
-        return encode_prompts(pipe, prompts, negatives, self.device, max_sequence_length)
+        with self._turn():
+            return encode_prompts(self._tokenizers.view(pipe), prompts, negatives, self.device, length)
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders and their memory; embeddings made before stay usable."""
@@ -178,13 +240,20 @@ class PipeCore(EngineCore):
 
     def offload_text_encoders(self, device: str | torch.device = "cpu") -> None:
         """Move the text encoders to another device; ``encode`` brings them to the engine's and back again."""
-        move_text_encoders(self._need_pipe("offload the text encoders"), torch.device(device))
+        pipe = self._need_pipe("offload the text encoders")
+        with self._turn():
+            move_text_encoders(pipe, torch.device(device))
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
-        return decode_latents(self._need_pipe("decode latents"), latents, max_batch)
+        pipe = self._need_pipe("decode latents")
+        with self._turn():
+            return decode_latents(pipe, latents, max_batch)
 
     def use_vae_tiling(self, on: bool = True) -> None:
-        """Decode large images in tiles, to save memory."""
-        vae = self._need_pipe("decode").vae
-        (vae.enable_tiling if on else vae.disable_tiling)()
+        """Decode large images in tiles, to save memory.  Raises ``ValueError`` for a VAE that cannot."""
+        vae = need_vae(self._need_pipe("decode"), "decode in tiles")
+        change = getattr(vae, "enable_tiling" if on else "disable_tiling", None)
+        if change is None:
+            raise ValueError(f"the VAE of this pipeline, a {type(vae).__name__}, does not decode in tiles")
+        change()

@@ -1,7 +1,5 @@
 """Plans of text-to-image runs: with the noise levels of a pipeline's own scheduler, for sizes in pixels."""
 
-import copy
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,8 +8,10 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
+from ..adapters.scheduler_solver import SchedulerSolver, rows_of, scheduler_run, timed_scheduler
 from ..core import ScheduleLike, resolve_plan
-from ..planning.plan import Plan
+from ..numeric_input import counting_number, real_number, whole_number
+from ..planning.plan import Plan, checked_size
 from ..planning.schedule import check_steps, from_scheduler
 from ..planning.solvers import Solver
 from ..rules.guidance import Guidance
@@ -32,45 +32,49 @@ def resolve_prompt_plan(
     strength: float = 1.0,
     text_tokens: int | None = None,
 ) -> Plan:
-    """A plan for networks known by their specs and, unless None, a diffusers scheduler, whose levels and kind are defaults.
+    """A plan for networks known by their specs and, unless None, a diffusers scheduler.
 
-    ``height`` and ``width`` are the latent size; ``strength`` keeps the last part of the schedule (image-to-image);
-    ``text_tokens`` is the prompt length M, by default the model's.
+    Without ``schedule`` and ``solver`` the run is the scheduler's own, steps and all.  A ``solver`` of ours runs on its levels;
+    a ``schedule`` of ours runs with Heun's method where the scheduler is Heun's, else with Euler's.  ``height`` and ``width``
+    are the latent size; ``strength`` keeps the last part of the schedule (image-to-image); ``text_tokens`` is the prompt length
+    M, by default the model's.
     """
     spec = specs["main"]
-    height = spec.height if height is None else height
-    width = spec.width if width is None else width
-    spec.check_size(height, width)
-    if scheduler is not None and schedule in (None, "native"):
-        steps = DEFAULT_STEPS if steps is None else check_steps(steps)
-        schedule, steps = from_scheduler(timed_scheduler(scheduler, steps, spec.tokens(height, width))), None
-    if solver is None:
-        solver = "heun" if "Heun" in type(scheduler).__name__ else "euler"
+    height, width = checked_size(spec, height, width)
     if text_tokens is not None:
+        text_tokens = counting_number(text_tokens, "text_tokens")
         specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
-    if strength != 1.0:
+    if isinstance(solver, SchedulerSolver):
+        schedule = solver.schedule if schedule is None else schedule
+    elif scheduler is not None and (schedule is None or schedule == "native"):
+        count, tokens = DEFAULT_STEPS if steps is None else check_steps(steps), spec.tokens(height, width)
+        if solver is None:
+            schedule, solver = scheduler_run(scheduler, count, tokens, strength)
+            return resolve_plan(specs, guidance, None, schedule, solver, height, width)
+        schedule, steps = from_scheduler(timed_scheduler(scheduler, count, tokens)), None
+    if solver is None:
+        solver = _solver_of(schedule if hasattr(schedule, "set_timesteps") else None, scheduler)
+    if real_number(strength, "strength must be a number") != 1.0:
         schedule = resolve_plan(specs, None, steps, schedule, solver, height, width).schedule.truncate(strength)
         steps = None
     return resolve_plan(specs, guidance, steps, schedule, solver, height, width)
 
 
-def timed_scheduler(scheduler: Any, steps: int, tokens: int) -> Any:
-    """A copy of a diffusers scheduler with its timesteps set, for a latent of ``tokens`` image tokens."""
-    scheduler, options = copy.deepcopy(scheduler), {}
-    if scheduler.config.get("use_dynamic_shifting", False):
-        options["mu"] = dynamic_shift(scheduler.config, tokens)
-    scheduler.set_timesteps(steps, device="cpu", **options)
-    return scheduler
+def _solver_of(given: Any, scheduler: Any) -> str | Solver:
+    """What runs on the levels of a caller: the steps of the scheduler ``given`` as the schedule, else as ``scheduler`` tells.
 
-
-def dynamic_shift(config, tokens: int) -> float:
-    """``mu`` of diffusers' dynamic shifting: linear in the number of image tokens."""
-    base_tokens, top_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
-    mu = base + (top - base) * (tokens - base_tokens) / (top_tokens - base_tokens)
-    if not math.isfinite(mu):
-        raise ValueError(f"the scheduler's dynamic shift gives mu = {mu} for {tokens} tokens")
-    return mu
+    Raises ``ValueError`` for a given one whose steps are neither Euler's nor Heun's.
+    """
+    if given is None:
+        return "heun" if "Heun" in type(scheduler).__name__ else "euler"
+    rows = rows_of(given)
+    if rows is None:
+        name = type(given).__name__
+        raise ValueError(
+            f"schedule={name} gives its levels, and its steps are neither Euler's nor Heun's: say which solver runs on them, "
+            "or make it the pipeline's scheduler"
+        )
+    return rows
 
 
 def latent_size(
@@ -82,6 +86,7 @@ def latent_size(
     """
     sizes = []
     for name, pixels in (("height", height), ("width", width)):
+        pixels = None if pixels is None else whole_number(pixels, f"{name} must be a whole number of pixels")
         if pixels is not None and (pixels < 1 or pixels % (factor * spec.patch)):
             raise ValueError(f"{name} must be a positive multiple of {factor * spec.patch}, got {pixels}")
         sizes.append(None if pixels is None else pixels // factor)
@@ -107,6 +112,8 @@ def check_start(strength: float | None, *starts: Any) -> bool:
     given = sum(start is not None for start in starts)
     if given > 1:
         raise ValueError("a run starts from an image or from latents: give one of them")
+    if strength is not None:
+        strength = real_number(strength, "strength must be a number")
     if strength is not None and not given:
         raise ValueError(f"strength {strength} needs a start: pass latents or an image")
     return given == 1

@@ -7,34 +7,67 @@ import torch
 from torch import Tensor
 
 from ..adapters.live_transformer import execution_device
+from ..numeric_input import counting_number
+
+OUTPUTS = ("pil", "latent")  # as the pipelines' output_type: pictures, or latents alone
+
+
+def check_output(output: str, pipe: Any, channels: int) -> bool:
+    """Whether pictures are asked for.  Raises ``ValueError`` where the pipeline cannot make them of latents of ``channels``."""
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    if output == "pil":
+        need_vae(pipe, "make pictures: ask for output='latent'", channels)
+    return output == "pil"
+
+
+def need_vae(pipe: Any, purpose: str, channels: int | None = None) -> Any:
+    """The VAE of a pipeline.  Raises ``ValueError`` if there is none, or none for latents of ``channels``."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise ValueError(f"the pipeline has no VAE to {purpose}")
+    taken = vae.config.latent_channels
+    if channels not in (None, taken):
+        raise ValueError(
+            f"the VAE takes latents of {taken} channels, and the transformer makes {channels}: it cannot {purpose}"
+        )
+    return vae
+
+
+def latent_affine(vae: Any) -> tuple[float, float]:
+    """Scale and shift between the VAE's latents and the network's; where its configuration has none, 1 and 0."""
+    scale, shift = vae.config.get("scaling_factor"), vae.config.get("shift_factor")
+    return 1.0 if scale is None else scale, 0.0 if shift is None else shift
 
 
 @torch.no_grad()
 def decode_latents(pipe, latents: Tensor, max_batch: int | None = None) -> list:
     """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
-    vae, config = pipe.vae, pipe.vae.config
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be at least 1, got {max_batch}")
-    if latents.dim() != 4 or latents.shape[1] != config.latent_channels:
-        raise ValueError(f"latents must have shape [B, {config.latent_channels}, H, W], got {list(latents.shape)}")
+    vae = need_vae(pipe, "decode latents")
+    channels, (scale, shift) = vae.config.latent_channels, latent_affine(vae)
+    if max_batch is not None:
+        max_batch = counting_number(max_batch, "max_batch")
+    if latents.dim() != 4 or latents.shape[1] != channels:
+        raise ValueError(f"latents must have shape [B, {channels}, H, W], got {list(latents.shape)}")
     images = []
     for part in latents.split(len(latents) if max_batch is None else max_batch):
-        scaled = part.to(execution_device(vae), vae.dtype) / config.scaling_factor + config.shift_factor
+        scaled = part.to(execution_device(vae), vae.dtype) / scale + shift
         images += pipe.image_processor.postprocess(vae.decode(scaled, return_dict=False)[0], output_type="pil")
     return images
 
 
-def load_images(pipe, images: Any, height: int, width: int, count: int = 1) -> Tensor:
+def load_images(pipe, images: Any, height: int, width: int, count: int = 1, channels: int | None = None) -> Tensor:
     """Pictures (PIL, arrays, tensors), resized for latents of ``height`` x ``width`` -> [N, 3, H, W], N one or ``count``.
 
-    Raises ``ValueError`` for another number of pictures or channels.
+    Raises ``ValueError`` for another number of pictures or channels, and without a VAE that gives latents of ``channels``.
     """
-    factor, channels = pipe.vae_scale_factor, pipe.vae.config.in_channels
+    vae = need_vae(pipe, "encode a start image: give latents", channels)
+    factor, colours = pipe.vae_scale_factor, vae.config.in_channels
     pixels = pipe.image_processor.preprocess(images, height=height * factor, width=width * factor)
     if len(pixels) not in (1, count):
         raise ValueError(f"{len(pixels)} start images do not fit {count} prompts: give one, or one per prompt")
-    if pixels.shape[1] != channels:
-        raise ValueError(f"a start image must have {channels} channels, got {pixels.shape[1]}; a latent goes to latents=")
+    if pixels.shape[1] != colours:
+        raise ValueError(f"a start image must have {colours} channels, got {pixels.shape[1]}; a latent goes to latents=")
     return pixels
 
 
@@ -42,14 +75,25 @@ def load_images(pipe, images: Any, height: int, width: int, count: int = 1) -> T
 def draw_start(pipe, pixels: Tensor, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Clean latents [B, C, h, w] fp32 of N pictures, each for B / N samples in a row, and noise of that shape in ``dtype``.
 
-    Latents are samples of the VAE's posterior.  Each sample's generator draws its latent, then its noise: the order of
-    ``StableDiffusion3Img2ImgPipeline`` with one picture and one generator per sample.
+    Latents are samples of the VAE's posterior, or what a VAE without one gives.  Each sample's generator draws its latent,
+    then its noise: the order of ``StableDiffusion3Img2ImgPipeline`` with one picture and one generator per sample.
     """
     vae, generators = pipe.vae, [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     each, starts = len(generators) // len(pixels), []
     for index, picture in enumerate(pixels.split(1)):
-        posterior = vae.encode(picture.to(execution_device(vae), vae.dtype)).latent_dist
-        starts += [posterior.sample(generator) for generator in generators[index * each : (index + 1) * each]]
-    latents = (torch.cat(starts) - vae.config.shift_factor) * vae.config.scaling_factor
+        encoded = vae.encode(picture.to(execution_device(vae), vae.dtype))
+        starts += [_latents(encoded, generator) for generator in generators[index * each : (index + 1) * each]]
+    scale, shift = latent_affine(vae)
+    latents = (torch.cat(starts) - shift) * scale
     noise = [torch.randn(latents.shape[1:], generator=generator, dtype=dtype, device="cpu") for generator in generators]
     return latents.float(), torch.stack(noise)
+
+
+def _latents(encoded: Any, generator: torch.Generator) -> Tensor:
+    """One latent of what a VAE's ``encode`` returned: a draw from its posterior, or the latents themselves."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.sample(generator)
+    for name in ("latents", "latent"):  # AutoencoderTiny's, AutoencoderDC's
+        if hasattr(encoded, name):
+            return getattr(encoded, name)
+    raise TypeError(f"the VAE encodes pictures to a {type(encoded).__name__}, which holds no latents; pass latents instead")

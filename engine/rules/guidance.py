@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields, replace
 
 from segue.kernels.attention import PERTURBATIONS
 
-from ..numeric_input import real_number, whole_number
+from ..numeric_input import counting_number, real_number, whole_number
 from .window import EVERYWHERE, Window
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
+RETURNED = "a function of sigma must return a number"
 
 
 def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -31,8 +32,14 @@ def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
 class Perturb:
     """The network with some layers (counted from 0) perturbed.
 
-    ``skip``: the block is bypassed; ``attention_identity`` (PAG), ``attention_skip`` (STG-A), ``attention_blur`` (SEG with
-    infinite blur).
+    ``skip``: the block is bypassed, both streams of it where there are two.
+    ``attention_identity`` (PAG, arXiv 2403.17377): every token sees itself alone.  In the joint attention of SD3 that holds
+    for image and text tokens, so the image no longer sees the prompt there.
+    ``attention_identity_image`` (PAG as diffusers' SD3 pipeline has it): an image token sees itself and the text, a text token
+    everything.  Without text tokens the same as ``attention_identity``.  On SD3.5 diffusers' pipeline also drops the norms of
+    queries and keys in those blocks, a defect that is not followed here.
+    ``attention_skip`` (STG-A): the attention gives nothing.  ``attention_blur`` (SEG with infinite blur): image tokens share
+    their mean query.
     """
 
     kind: str
@@ -123,7 +130,7 @@ class Weight:
         """The weight at noise level ``sigma`` and position ``p`` in the window."""
         if self.function is None:
             return self.base + self.delta * (1 - 2 * position)
-        value = float(self.function(sigma))
+        value = real_number(self.function(sigma), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
         return value
@@ -149,13 +156,9 @@ class Term:
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
         if not isinstance(self.window, Window):
             raise TypeError(f"a window is made by Window.sigma, Window.fraction or Window.steps, got {self.window!r}")
-        object.__setattr__(self, "refresh", whole_number(self.refresh, "the refresh of a term must be an integer"))
-        if self.refresh < 1:
-            raise ValueError(f"a branch is evaluated at every call or at every n-th, n at least 1, got {self.refresh}")
+        object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
         if self.channels is not None:
-            object.__setattr__(self, "channels", whole_number(self.channels, "channels must be an integer"))
-            if self.channels < 1:
-                raise ValueError(f"channels must be a positive integer, got {self.channels}")
+            object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,7 @@ def _weight(value: float | Callable[[float], float], delta: float, offset: float
     if callable(value):
         if delta:
             raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
-        return Weight(function=lambda sigma: value(sigma) - offset)
+        return Weight(function=lambda sigma: real_number(value(sigma), RETURNED) - offset)
     number = real_number(value, "a scale must be a finite number or a function of sigma")
     return Weight(base=number - offset, delta=delta)
 
@@ -303,7 +306,7 @@ def AutoGuidance(
 
 def from_extrapolation(scale: float) -> float:
     """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``."""
-    return scale - 1
+    return real_number(scale, "a scale must be a number") - 1
 
 
 def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:

@@ -62,7 +62,7 @@ def parse_switch(text: str) -> float | Window:
 
 def parse_reference(text: str) -> str | int:
     """``uncond``, ``parent`` or the number of a class."""
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def _number_text(value: float) -> str:
@@ -138,6 +138,9 @@ KINDS = {
     "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
     "slg": RuleKind("Skip-layer guidance", ("weight", "layers"), _TERM, SkipLayer),
     "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_identity")),
+    "pag-image": RuleKind(
+        "Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("attention_identity_image")
+    ),
     "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_skip")),
     "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_blur")),
     "exit": RuleKind("Early-exit guidance", ("weight", "layer"), _TERM, EarlyExit),

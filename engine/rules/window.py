@@ -21,12 +21,10 @@ class Window:
 
     def __post_init__(self):
         for name in ("low", "high"):
-            value = getattr(self, name)
-            number = real_number(value, "a window bound must be a finite number")
+            number = real_number(getattr(self, name), "a window bound must be a finite number")
             if not math.isfinite(number):
                 raise ValueError(f"a window bound must be a finite number, got {number}")
-            if not isinstance(value, int | float):
-                object.__setattr__(self, name, number)
+            object.__setattr__(self, name, number)
         if self.kind == "steps":
             if self.low != int(self.low) or self.high != int(self.high) or self.low < 1 or self.high < self.low:
                 raise ValueError(f"steps of a window count from 1 with first <= last, got {self.low:g} to {self.high:g}")

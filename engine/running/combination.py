@@ -1,5 +1,6 @@
 """Combining branches that must stay apart: for directions that later calls reuse, and for corrections with a reduction."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.kernels.record import Kernels
+from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from ..planning.plan import Plan
 from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
@@ -55,7 +56,7 @@ class Combination:
 
     @staticmethod
     def _fill(table: Tensor, values: np.ndarray) -> None:
-        table[: len(values)].copy_(torch.from_numpy(values))
+        table[: len(values)].copy_(torch.from_numpy(values).to(table.dtype))  # not every device has fp64
 
     def forget(self, samples: Tensor) -> None:
         """Let ``samples`` [B] bool, on the host, start anew: no average, and directions from the next call, whatever it is.
@@ -71,6 +72,12 @@ class Combination:
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
         return self.directions, self.average
+
+    def recording(self) -> "Combination":
+        """The same tables and memory, combined by functions that have derivatives."""
+        recording = copy.copy(self)
+        recording.kernels = DIFFERENTIABLE
+        return recording
 
     def combine(self, y: Tensor, outputs: Mapping[int, Tensor], coefficients: Tensor, call: Tensor) -> Tensor:
         """The guided output [B, C, H, W] fp32 at the state ``y`` from the outputs of the live branches, fp32.
@@ -99,7 +106,8 @@ class Combination:
         for k, branch in enumerate(self.kept):
             if branch in outputs:
                 direction = self.directions[k]
-                direction.copy_(torch.where(renewed[:, k, None, None, None], conditional - outputs[branch], direction))
+                new = (conditional - outputs[branch]).detach()
+                direction.copy_(torch.where(renewed[:, k, None, None, None], new, direction))
 
     def with_reused(self, total: Tensor, call: Tensor) -> Tensor:
         """``total`` plus the directions of branches that do not run now."""
@@ -117,8 +125,9 @@ class Combination:
             return self.kernels.cfg_zero_star(conditional, reference, scale)
         state, output = state[:, None, None, None], output[:, None, None, None]
         clean = [torch.addcmul(state * y, output, prediction) for prediction in (conditional, reference)]
-        before = self.average.clone()
-        guided = self.kernels.adaptive_projection(*clean, self.average, scale, momentum, radius, eta)
+        average = self.average.clone()
+        guided = self.kernels.adaptive_projection(*clean, average, scale, momentum, radius, eta)
         weighs = (scale != 1)[:, None, None, None]  # the reference may be live for other samples alone
-        self.average.copy_(torch.where(weighs, self.average, before))
-        return (guided - state * y) / output
+        self.average.copy_(torch.where(weighs, average, self.average).detach())
+        # at level 0, where a correction has no weight, output is 0: not divided by, so that gradients stay finite too
+        return torch.where(weighs, (guided - state * y) / torch.where(weighs, output, 1.0), conditional)

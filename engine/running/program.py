@@ -19,9 +19,10 @@ from segue.kernels.record import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
 from segue.models.registry import make_rows
 from segue.models.start_rows import Clock
+from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
-from ..planning.solvers import Solver
+from ..planning.solvers import HostStep, Solver
 from ..rules.guidance import Branch
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
@@ -105,7 +106,10 @@ class Program:
                 **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
             )
         self.plan = plan
+        self.host_step: HostStep | None = None
         self.graphs: StepGraphs | None = None
+        self._places: list[int] = []
+        self._watches: list[WeightWatch] = []
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
@@ -113,11 +117,19 @@ class Program:
         self.graphs = StepGraphs(weakref.proxy(self), capture)  # a cycle would keep the buffers until a garbage collection
 
     def advance(self, live: tuple[int, ...]) -> None:
-        """:meth:`step`, replayed from its graph where graphs are in use."""
+        """:meth:`step`, replayed from its graph where graphs are in use, then the solver's own step if it is no table."""
+        before = None if self.host_step is None else self.x.clone()
         if self.graphs is None:
             self.step(live)
         else:
             self.graphs.advance(live)
+        if before is not None:
+            self.x.copy_(self.host_step(before, self.x.clone(), self._noise))
+
+    def _noise(self, draw: int) -> Tensor:
+        """Unit normal noise [B, C, H, W] fp32 of the samples' seeds, another one for each number ``draw``."""
+        noise = self.kernels.normal_noise(self.seeds, torch.full_like(self.seeds, draw), self.x[0].numel())
+        return noise.view_as(self.x)
 
     @torch.inference_mode(False)  # as the constructor: rows make some of their tensors here
     @torch.no_grad()
@@ -125,23 +137,53 @@ class Program:
         """Put a run into the buffers; ``plan`` must have this program's key.
 
         noise [B, C, H, W], the state at the first noise level; conditions: what the model's rows take for each condition of
-        the plan (labels [B] int64 for class-conditional models); seeds: B integers.
+        the plan (labels [B] int64 for class-conditional models); seeds: B integers in [0, 2^64), kept by their 64 bits.
         """
         if not self.key.serves(ProgramKey.of(plan, self.key.batch)):
             raise ValueError("this program was built for other branches or shapes than the plan's")
         self._follow_stream()
-        self.plan = plan
+        self.plan, self.host_step = plan, plan.solver.begin()
         self.x.copy_(noise)
         self.history.zero_()
         self.call.zero_()
-        self.seeds.copy_(torch.tensor(seeds, dtype=torch.int64, device="cpu"))
+        self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
         self.combination.load(plan)
-        times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
+        self._follow_places()
+        self.load_times(plan.parameterization.network_time(plan.sigmas), conditions)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_times(self, times: np.ndarray, conditions: Mapping[str | int, Any]) -> None:
+        """Call the network at ``times`` [N], one for every call, and compute what depends on them and the conditions alone."""
+        distinct, index = np.unique(times, return_inverse=True)
         self._fill(self.time_table, index)
+        self._given = torch.from_numpy(distinct), [conditions[condition].detach() for condition in self.plan.conditions]
+        self._load_rows()
+
+    def _load_rows(self) -> None:
         for rows in self.rows.values():
-            rows.load(torch.from_numpy(times), [conditions[condition] for condition in plan.conditions])
+            rows.load(*self._given)
+        self._watches = [WeightWatch(rows.remembered) for rows in self.rows.values()]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow_weights(self, values: bool = True) -> None:
+        """Compute anew what the run under way has computed from weights that are no longer what they were.
+
+        ``values``: see :class:`WeightWatch`.
+        """
+        if not all(watch.unchanged(values) for watch in self._watches):
+            self._follow_places()
+            self._load_rows()
+
+    def _follow_places(self) -> None:
+        """Drop the graphs where weights lie elsewhere than they read them."""
+        places = [tensor.data_ptr() for model in self.models.values() for tensor in (*model.parameters(), *model.buffers())]
+        if self.graphs is not None and places != self._places:
+            self.graphs.steps.clear()
+        self._places = places
 
     def _follow_stream(self) -> None:
         """Let the current stream wait for the run before, if that was on another: threads may have streams of their own."""
@@ -153,12 +195,13 @@ class Program:
 
     @staticmethod
     def _fill(table: Tensor, values: np.ndarray) -> None:
-        table[: len(values)].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        host = torch.from_numpy(np.ascontiguousarray(values)).to(table.dtype)  # not every device has fp64
+        table[: len(values)].copy_(host)
 
     @torch.no_grad()
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
-        row, coefficients = self._looked_up()
+        row, coefficients = self.looked_up()
         scale, noise = row[:, 0], None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
@@ -167,11 +210,15 @@ class Program:
         if output is not None:
             self.kernels.solver_update(update.x, output, update.history, update.noise, update.row, update.call)
 
-    def _looked_up(self) -> tuple[Tensor, Tensor]:
+    def looked_up(self) -> tuple[Tensor, Tensor]:
         """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
         found = self.kernels.gather_rows(self.call_table, self.call)
         columns = self.solver_table.shape[1]
         return found[:, :columns], found[:, columns:].unflatten(1, self.coefficient_table.shape[1:])
+
+    def times(self) -> Tensor:
+        """The network time of each sample's call, [B] fp32."""
+        return self._given[0].to(self.device, torch.float32)[self.time_table[self.call]]
 
     def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate) -> Tensor | None:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
@@ -193,7 +240,7 @@ class Program:
         None where the rows of a single network made the ``update`` of the state themselves.
         """
         if coefficients is None:
-            _, coefficients = self._looked_up()
+            _, coefficients = self.looked_up()
         total, models = None, self.plan.models(live)
         for model in models:
             factors = chosen(coefficients, self.plan.members(live, model))
@@ -213,7 +260,7 @@ class Program:
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
         """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
-        return self._branch_outputs(live, self._looked_up()[0][:, 0])
+        return self._branch_outputs(live, self.looked_up()[0][:, 0])
 
     def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
         outputs: dict[int, Tensor] = {}

@@ -47,6 +47,7 @@ X, W, B = meta(2, 5, 16), meta(24, 16), meta(24)
         (lambda: X.zero_(), ["pytorch"]),
         (lambda: X.mean(dim=2), ["pytorch"]),
         (lambda: X.float(), ["pytorch"]),
+        (lambda: X.softmax(dim=-1), ["pytorch"]),
         (lambda: meta(2, 5, 16).copy_(X), ["copy"]),
         (lambda: X.clone(), ["copy"]),
         (lambda: X[:, 0].contiguous(), ["pytorch"]),

@@ -107,6 +107,14 @@ def test_a_result_file_that_cannot_be_one_is_refused(tmp_path, name):
         check_writable(tmp_path / name)
 
 
+def test_a_table_of_something_else_is_not_written_over(tmp_path):
+    (tmp_path / "rows.csv").write_text("of another")
+    with pytest.raises(ValueError, match=r"rows\.csv is there, and is no table of .*rows\.jsonl"):
+        check_writable(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text("")
+    check_writable(tmp_path / "rows.jsonl")
+
+
 def test_more_of_a_rate_is_better(row):
     rate = replace(row, unit="images/s")
     assert compare([rate], [shifted(rate, 1.3)])[0][0].verdict == "better"

@@ -186,7 +186,7 @@ RUNS = [
     ({"seeds": [1, 0.5]}, TypeError, "0.5"),
     ({"seeds": "12"}, TypeError, "'12'"),
     ({"max_batch": 0}, ValueError, "0"),
-    ({"max_batch": 1.5}, ValueError, "1.5"),
+    ({"max_batch": 1.5}, TypeError, "1.5"),
     ({"height": 0}, ValueError, "0 x 12"),
     ({"width": 7}, ValueError, "8 x 7"),
     ({"noise": torch.zeros(2, 3, 8, 8)}, ValueError, r"\(2, 3, 8, 8\)"),

@@ -147,5 +147,19 @@ def test_step_windows_need_the_levels(engine):
     x = torch.zeros(3, 4, 6, 10)
     with pytest.raises(ValueError, match=r"sigma 0\.7 is not one of the 2 levels"):
         denoiser(x, torch.full((3,), 0.7))
-    with pytest.raises(ValueError, match=r"noise levels in \(0, 1\], got \[0\.0, 0\.0, 0\.0\]"):
+    with pytest.raises(ValueError, match="sigma 0 is not one of the 2 levels this was made for, which end there"):
         denoiser(x, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"noise levels in \[0, 1\], got \[-0\.5, -0\.5, -0\.5\]"):
+        denoiser(x, torch.full((3,), -0.5))
+
+
+def test_the_levels_may_be_those_of_a_scheduler_and_not_a_name(engine):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(5)
+    x, sigma = torch.zeros(3, 4, 6, 10), torch.full((3,), float(scheduler.sigmas[2]))
+    rule = CFG(2.0, window=Window.steps(3, 3))
+    found = engine.denoiser(rule, LABELS, schedule=scheduler)(x, sigma)
+    assert torch.equal(found, engine.denoiser(rule, LABELS, schedule=scheduler.sigmas.tolist())(x, sigma))
+    with pytest.raises(TypeError, match="other loops need noise levels, not the name of a schedule, got 'linear'"):
+        engine.denoiser(rule, LABELS, schedule="linear")

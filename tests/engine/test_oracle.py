@@ -87,7 +87,7 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     layers = tuple(rng.sample(range(spec.depth), rng.choice((0, 1, 1, 2, 2, 3, spec.depth))))
     if kind == "skip":
         return SkipLayer(weight, layers, delta=delta, window=window)
-    perturbation = rng.choice(("attention_identity", "attention_skip", "attention_blur"))
+    perturbation = rng.choice(("attention_identity", "attention_identity_image", "attention_skip", "attention_blur"))
     return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
 
 

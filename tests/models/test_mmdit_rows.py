@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from segue import CFG, PerturbedLayers, SkipLayer, Window, flow_shift
 from segue.engine.core import EngineCore
 from segue.engine.planning.plan import compile_plan
+from segue.kernels.attention import PERTURBATIONS
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_diffusers import from_diffusers
 from segue.models.mmdit_spec import MMDiTSpec
@@ -147,7 +148,7 @@ def test_a_step_can_be_captured(pair, kind):
 
 
 class PerturbedProcessor:
-    """An attention processor for diffusers' blocks, after the definitions: output = V, zero, or blurred image queries."""
+    """An attention processor for diffusers' blocks, after the definitions: V, zero, image queries blurred or alone."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -165,7 +166,11 @@ class PerturbedProcessor:
             q = torch.cat([q, attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))], dim=2)
             k = torch.cat([k, attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))], dim=2)
             v = torch.cat([v, heads(attn.add_v_proj(encoder_hidden_states))], dim=2)
-        out = v if self.kind == "attention_identity" else F.scaled_dot_product_attention(q, k, v)
+        mask = None
+        if self.kind == "attention_identity_image":  # other image tokens are forbidden to an image token
+            mask = torch.zeros(q.shape[2], k.shape[2])
+            mask[:tokens, :tokens] = torch.full((tokens, tokens), -torch.inf).fill_diagonal_(0)
+        out = v if self.kind == "attention_identity" else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.transpose(1, 2).flatten(2)
         image, text = attn.to_out[0](out[:, :tokens]), out[:, tokens:]
         if not attn.context_pre_only and encoder_hidden_states is not None:
@@ -175,7 +180,7 @@ class PerturbedProcessor:
         return image if encoder_hidden_states is None else (image, text)
 
 
-@pytest.mark.parametrize("kind", ["attention_identity", "attention_skip", "attention_blur"])
+@pytest.mark.parametrize("kind", PERTURBATIONS)
 @torch.no_grad()
 def test_perturbed_attention(pair, kind):
     """A perturbed branch beside full and skipping ones, in single and dual blocks and in the last, equals diffusers' blocks."""
@@ -321,7 +326,7 @@ def test_refused_specs():
     base = published(4, 2)
     for changes, message in [
         ({"exits": (2,)}, "no early-exit heads"),
-        ({"out_channels": 32}, "as many output as input channels"),
+        ({"out_channels": 32}, "takes 16 channels and gives 32; it must give as many as it takes"),
         ({"dual_layers": (4,)}, "blocks 0 to 3, got 4"),
         ({"text_tokens": 0}, "text_tokens must be a positive integer, got 0"),
         ({"position_size": 32}, "at most 64"),

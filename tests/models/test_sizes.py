@@ -44,7 +44,7 @@ def test_families_differ_in_convention_and_outputs():
         (("dit", "XL"), "unknown size 'XL'"),
         (("vit", "XL/2"), "unknown model family 'vit'; known: dit, sit, repa"),
         (("dit", "XL/8", 200), "image_size must be a positive multiple of 64, got 200"),
-        (("dit", "XL/2", 256.0), "image_size must be a positive multiple of 16, got 256.0"),
+        (("dit", "XL/2", 256.0), "image_size must be a positive integer, got 256.0"),
     ],
 )
 def test_bad_sizes_are_one_sentence(arguments, message):

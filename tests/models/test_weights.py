@@ -75,6 +75,7 @@ def test_saving_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     first, second = tiny_sit(5), tiny_sit(6)
     save_model(first, path)
+    (tmp_path / "model.safetensors.part").write_text("a download of the user's")
 
     def fail_after_some(tensors, file, metadata):
         file.write_bytes(b"half")
@@ -84,9 +85,10 @@ def test_saving_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
         patch.setattr("segue.models.weights.save_file", fail_after_some)
         with pytest.raises(OSError, match=r"cannot write the checkpoint .*disk full"):
             save_model(second, path)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert same(load_network(path)[0], first)
     save_model(second, path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "model.safetensors.part"]
+    assert (tmp_path / "model.safetensors.part").read_text() == "a download of the user's"
     assert same(load_network(path)[0], second)
     with pytest.raises(OSError, match="cannot write the checkpoint"):
         save_model(first, tmp_path / "absent" / "model.safetensors")
@@ -143,15 +145,13 @@ def test_training_files_give_their_averaged_weights_and_their_family(tmp_path):
 
 
 def test_a_file_that_only_repa_could_have_written_needs_no_family(tmp_path):
-    for number, marks in enumerate(({"projectors": True}, {"mid_layer": True})):
-        state = random_state(3, depth=5, out_channels=4, **marks)
-        assert load_network(write(state, tmp_path / f"{number}.pt"), heads=2)[0].spec.prediction == "velocity"
+    for number, (mark, options) in enumerate({"projectors": {}, "mid_layer": {"exit_layer": 2}}.items()):
+        state = random_state(3, depth=5, out_channels=4, **{mark: True})
+        assert load_network(write(state, tmp_path / f"{number}.pt"), heads=2, **options)[0].spec.prediction == "velocity"
 
 
-@pytest.mark.parametrize(
-    ("args", "given", "layer"), [({}, None, 4), ({"mid_layer_idx": 2}, None, 2), ({"mid_depth": 2}, 3, 3), ({}, 1, 1)]
-)
-def test_the_branch_head_follows_the_callers_block_then_the_arguments_then_the_paper(tmp_path, args, given, layer):
+@pytest.mark.parametrize(("args", "given", "layer"), [({"weak_layer": 2}, None, 2), ({"weak_layer": 2}, 3, 3), ({}, 1, 1)])
+def test_the_branch_head_follows_the_callers_block_then_the_arguments(tmp_path, args, given, layer):
     state = random_state(4, depth=5, out_channels=4, mid_layer=True)
     model, _ = load_network(write(training_file(state, **args), tmp_path / "sgg.pt"), heads=2, exit_layer=given)
     assert model.spec.exits == (layer,)

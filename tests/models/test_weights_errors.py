@@ -52,7 +52,7 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     refused("holds no model: expected model.safetensors", tmp_path, error=FileNotFoundError)
     monkeypatch.setitem(bundled.BUNDLED, "tiny", {"main": "absent.safetensors"})
     refused("the bundled checkpoint absent.safetensors is missing", "tiny", error=FileNotFoundError)
-    refused("states its own spec; family, heads and exit_layer do not apply", "tiny", "dit")
+    refused("states its own spec; family, heads, exit_layer and variant do not apply", "tiny", "dit")
     with pytest.raises(ValueError, match="no bundled model is named 'weeds'; there is: herbarium"):
         bundled.bundled_files("weeds")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint file or folder"):
@@ -60,8 +60,8 @@ def test_what_is_not_there(tmp_path, monkeypatch):
 
 
 def test_unknown_suffix(tmp_path):
-    (tmp_path / "a.ckpt").write_bytes(b"")
-    refused("unknown suffix '.ckpt'; accepted: .safetensors, .pt, .pth, .bin", tmp_path / "a.ckpt")
+    (tmp_path / "a.onnx").write_bytes(b"")
+    refused("unknown suffix '.onnx'; accepted: .safetensors, .pt, .pth, .bin, .ckpt", tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, 0.5, -1])
@@ -110,11 +110,8 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, wrap):
     ("content", "message"),
     [
         ([torch.zeros(2)], "holds a list, not a dictionary of tensors"),
-        (
-            {"a": "text"},
-            "'a' in",
-        ),
-        ({"a": torch.zeros(2, dtype=torch.int8)}, "has dtype int8; accepted: float64, float32, float16, bfloat16"),
+        ({"a": "text"}, "has the tensor names of no known network: none"),
+        ({"net": {"a": torch.zeros(2, dtype=torch.int8)}, "b": 3}, "has the tensor names of no known network: net.a"),
         ({"a": torch.zeros(2), "b": torch.zeros(2)}, "has the tensor names of no known network: a, b"),
         ({}, "has the tensor names of no known network: none"),
     ],
@@ -208,6 +205,12 @@ def test_tensors_that_do_not_fit_are_named_and_counted(tmp_path, own_file):
         ({"final_layer.linear.weight": torch.zeros(33, 48)}, {}, "has 33 rows, not a multiple of 2^2"),
         ({"blocks.1.mlp.fc2.bias": None}, {}, "1 missing (blocks.1.mlp.fc2.bias)"),
         ({"projectors.0.0.weight": torch.zeros(2, 2)}, {}, "1 unexpected (projectors.0.0.weight)"),
+        (
+            {"blocks.1.mlp.fc2.bias": torch.zeros(48, dtype=torch.int8)},
+            {},
+            "has dtype int8; accepted: float64, float32, float16, bfloat16",
+        ),
+        ({"bn.num_batches_tracked": torch.tensor(3)}, {}, "1 unexpected (bn.num_batches_tracked)"),
         ({"blocks.7.mlp.fc2.bias": torch.zeros(48)}, {}, "unexpected (blocks.7.mlp.fc2.bias)"),
     ],
 )
@@ -226,9 +229,22 @@ def test_other_interpolants_and_predictions(tmp_path, args, message):
     refused(message, tmp_path / "a.pt", heads=2)
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({}, "it states no weak_layer"),
+        ({"weak_layer": -1}, "its training arguments give weak_layer -1"),
+        ({"weak_layer": True}, "its training arguments give weak_layer True"),
+    ],
+)
+def test_a_branch_head_after_a_block_that_nobody_states(tmp_path, args, said):
+    torch.save({"ema": random_state(4, depth=5, mid_layer=True), "args": argparse.Namespace(**args)}, tmp_path / "a.pt")
+    refused(f"has an early-exit head (mid_layer), and {said}: give exit_layer", tmp_path / "a.pt", heads=2)
+
+
 def test_an_exit_after_no_block(tmp_path):
     torch.save(random_state(4, mid_layer=True), tmp_path / "a.pt")
-    refused("an early-exit head must follow block 1 to 2, got 4", tmp_path / "a.pt", heads=2)  # the default needs 5 blocks
+    refused("an early-exit head must follow block 1 to 2, got 4", tmp_path / "a.pt", heads=2, exit_layer=4)
 
 
 # --- diffusers --------------------------------------------------------------------------------------------------------

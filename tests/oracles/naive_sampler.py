@@ -218,16 +218,14 @@ class NaiveSampler:
     @staticmethod
     def _dpm(y, v, s, t, previous):
         x0 = y - s * v
-        if t == 0:
-            return x0, (x0, s)
-        if s == 1:
-            return (1 - t) * x0 + t * y, (x0, s)
+        if s in (0, 1) or t in (0, 1):
+            return NaiveSampler._ddim(y, v, s, t), (x0, s)
 
         def lam(sigma):
             return math.log((1 - sigma) / sigma)
 
         estimate = x0
-        if previous is not None and previous[1] < 1:
+        if previous is not None and 0 < previous[1] < 1:
             r = (lam(s) - lam(previous[1])) / (lam(t) - lam(s))
             estimate = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous[0]
         h = lam(t) - lam(s)

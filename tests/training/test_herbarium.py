@@ -8,6 +8,7 @@ import torch
 from segue.training.herbarium import Herbarium, herbarium_loader
 from segue.training.leaves import draw_leaves
 from segue.training.species import NUM_SPECIES
+from segue.training.streams import stream_generator
 
 
 def take(count: int, **settings) -> list:
@@ -35,7 +36,7 @@ def test_every_batch_is_new(seed):
 
 def test_a_batch_holds_leaves_of_its_labels(seed):
     images, labels = Herbarium(33, seed).batch(7)
-    generator = torch.Generator().manual_seed((seed << 32) + 7)
+    generator = stream_generator(seed, 7)
     assert torch.equal(torch.randint(0, NUM_SPECIES, (33,), generator=generator), labels)
     assert torch.equal(draw_leaves(labels, generator), images)
 

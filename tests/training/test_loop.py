@@ -159,6 +159,15 @@ def test_two_seeds_train_two_networks(tmp_path):
     assert all((a != b).any() for a, b in matrices if a.dim() > 1 and a.any())
 
 
+def test_another_seed_trains_on_other_noise(tmp_path):
+    """The same network on the same leaves: only what is drawn in the step differs."""
+    trainers = [Trainer(TINY_SPEC, tiny_settings(steps=1, seed=s), tmp_path / str(s)) for s in (0, 1)]
+    trainers[1].model.load_state_dict(trainers[0].model.state_dict())
+    batch = next(iter(loop.herbarium_loader(2)))
+    losses = [trainer.train_step(*batch)["velocity"] for trainer in trainers]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS), tmp_path)
     trainer.run(stop_at(2))

@@ -137,6 +137,22 @@ def test_guidance_away_from_a_class_of_equal_shape_moves_the_mean(noise):
     assert_converges(lambda steps: run_points(network, CFG(1 + weight, condition=1), [0] * 6, noise, steps), moved)
 
 
+@pytest.mark.parametrize("rule", [CFG(2.5), SGG(CFG(2.0), EarlyExit(1.0, 2), 0.6), AutoGuidance(0.7)], ids=str)
+def test_gradients_of_a_guided_velocity_are_those_of_the_exact_one(engine, networks, rule, seed):
+    """By the engine's own recording of a call, and by autograd through the fp64 sum of the naive sampler."""
+    x = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(seed))
+    towards = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(seed + 1))
+    for sigma in (0.25, 0.75):
+        given, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        denoised = engine.denoiser(rule, LABELS)(given, torch.full((5,), sigma, dtype=torch.float64))
+        (denoised * towards).sum().backward()
+        naive = ExactSampler(networks, rule, torch.tensor(LABELS), [sigma, 0.0])
+        naive.kept, naive.ages, naive.average = {}, {}, {}
+        expected = exact - sigma * naive.velocity(exact, sigma, 0)
+        (expected * towards).sum().backward()
+        assert (given.grad - exact.grad).abs().max() <= STATE * exact.grad.abs().max()
+
+
 def test_levels_of_a_network_are_its_early_exits(networks):
     network = networks["main"]
     assert network.spec.exits == (1, 2)

@@ -142,6 +142,25 @@ def test_herbarium_draws_the_chosen_species(tmp_path):
     assert columns >= 3 * 32
 
 
+def test_a_sheet_or_an_export_is_written_over_a_file_only_when_told(tiny_recipe, tmp_path, monkeypatch):
+    train(tmp_path / "run", "--recipe", TINY_SPEC.name)
+    for out, command in (("x.png", ("herbarium", "--species", "3")), ("x.safetensors", ("export", tmp_path / "run"))):
+        mine = tmp_path / out
+        mine.write_bytes(b"of the user")
+        code, output = segue(*command, "--out", mine)
+        assert code == 2 and f"{out} is there already; choose another name, or write over it with --force" in output
+        assert mine.read_bytes() == b"of the user"
+        code, output = segue(*command, "--out", mine, "--force")
+        assert code == 0 and mine.read_bytes() != b"of the user", output
+
+
+def test_another_seed_draws_another_sheet(tmp_path):
+    for seed in (1, 2):
+        assert segue("herbarium", "--out", tmp_path / f"{seed}.png", "--species", "3", "--seed", seed)[0] == 0
+    first, second = (Image.open(tmp_path / f"{seed}.png").tobytes() for seed in (1, 2))
+    assert first != second
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     (

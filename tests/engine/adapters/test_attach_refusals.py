@@ -55,7 +55,7 @@ def test_pipelines_of_other_kinds(pipe):
 
 def test_transformers_of_unknown_shape(pipe):
     pipe.transformer = tiny_transformer(in_channels=9)
-    refused(ValueError, r"out_channels must be at least channels \(9\), got 4", segue.attach, pipe, CFG(3.0))
+    refused(ValueError, "takes 9 channels and gives 4: it is an inpainting one", segue.attach, pipe, CFG(3.0))
 
 
 def test_detaching_what_is_not_attached(pipe):
@@ -153,8 +153,48 @@ def test_the_pipelines_own_perturbed_attention(pipe):
     wanted = draw(other, guidance_scale=4.5, pag_scale=0.0)
     segue.attach(other, CFG(4.5))
     assert relative_error(draw(other, guidance_scale=4.5, pag_scale=0.0), wanted) < ATTACHED_RUN
-    message = "own perturbed attention .* give PerturbedLayers"
+    message = r"own perturbed attention \(pag_scale=2\) .* give PerturbedLayers\(2, layers, kind='attention_identity_image'\)"
     refused(ValueError, message, draw, other, guidance_scale=4.5, pag_scale=2.0)
+    assert relative_error(draw(other, guidance_scale=4.5, pag_scale=0.0), wanted) < ATTACHED_RUN
+    segue.detach(other)
+    assert torch.equal(draw(other, guidance_scale=4.5, pag_scale=0.0), wanted)
+
+
+def test_attention_processors_that_a_broken_run_of_another_kind_left(pipe):
+    from diffusers.models.attention_processor import JointAttnProcessor2_0, PAGCFGJointAttnProcessor2_0
+
+    wanted = draw(pipe, guidance_scale=4.5)
+    segue.attach(pipe, CFG(4.5))
+    pipe.transformer.transformer_blocks[2].attn.processor = PAGCFGJointAttnProcessor2_0()
+    message = "blocks.2.attn.processor is a PAGCFGJointAttnProcessor2_0, which a run of a PAG pipeline that did not end"
+    for prompts in ("leaf", ["leaf", "bee", "owl"]):  # three prompts, twice, would go through it as three other parts
+        refused(ValueError, message, draw, pipe, prompt=prompts, guidance_scale=4.5)
+    segue.detach(pipe)
+    refused(ValueError, message, segue.Engine.from_pipe, pipe)
+    pipe.transformer.set_attn_processor(JointAttnProcessor2_0())  # as the sentence says
+    assert relative_error(draw_attached(pipe, CFG(4.5), guidance_scale=4.5).latents, wanted) < ATTACHED_RUN
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (CFG(3.0), "evaluates the uncond branch after it"),
+        (SkipLayer(2.0, (2,)).reused(3), "carries directions across it, which start anew there"),
+    ],
+)
+def test_a_negative_prompt_taken_away_in_the_middle(pipe, rule, why):
+    """The pipeline was given guidance_scale > 1: the callback is what the sentence must name."""
+    from diffusers.callbacks import SD3CFGCutoffCallback
+
+    cut = SD3CFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    call = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": cut.tensor_inputs, "guidance_scale": 4.5}
+    segue.attach(pipe, rule)
+    with pytest.raises(ValueError, match=f"after call 2 of 5, as SD3CFGCutoffCallback does .*, and the rule {why}"):
+        draw(pipe, **call)
+    draw(pipe, guidance_scale=4.5)
+    segue.attach(pipe, CFG(3.0, window=Window.steps(1, 2)) + SkipLayer(2.0, (2,)))
+    alone = draw(pipe, guidance_scale=4.5)
+    assert relative_error(draw(pipe, **call), alone) < ATTACHED_RUN
 
 
 def test_schedulers_that_are_not_flow_matching(pipe):
@@ -179,7 +219,7 @@ def test_calls_of_the_transformer_outside_the_run(pipe):
 
     refused(ValueError, "the scheduler has already made all its 5 calls", call, 900.0, torch.zeros(2, 4, 8, 8))
     pipe.scheduler.set_timesteps(4)
-    message = "called at timestep 900, and the scheduler is at 1000: guidance is attached to another pipeline"
+    message = "called at timestep 900, and the scheduler is at 1000: another pipeline runs, or a loop that"
     refused(ValueError, message, call, 900.0, torch.zeros(2, 4, 8, 8))
     pipe._guidance_scale = 3.0
     refused(ValueError, "two halves of the batch differ", call, 1000.0, torch.arange(512.0).view(2, 4, 8, 8))

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from comfy_stand_in import BaseModel, FlowSampling, ModelPatcher, calc_cond_batch, copy_nested, sampling_function
@@ -174,6 +175,28 @@ def test_automatic_layers_are_the_published_ones_for_the_medium_models_only():
 def test_bad_values_are_refused_when_the_node_runs(changes, message):
     with pytest.raises(ValueError, match=message):
         apply(ModelPatcher(BaseModel()), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cfg": True}, "a scale must be a finite number or a function of sigma, got True"),
+        ({"weight": "3"}, "a scale must be a finite number or a function of sigma, got '3'"),
+        ({"switch": True}, "the switch is a noise level between 0 and 1, got True"),
+        ({"layers": 7}, "layers are written as text, such as '7, 8, 9' or 'auto', got 7"),
+    ],
+)
+def test_values_of_another_kind_are_refused_when_the_node_runs(changes, message):
+    with pytest.raises(TypeError, match=message):
+        apply(ModelPatcher(BaseModel()), **changes)
+
+
+@pytest.mark.parametrize("switch_by", ["sigma", "percent"])
+def test_numbers_of_numpy_are_numbers(drawn, switch_by):
+    plain = apply(ModelPatcher(BaseModel()), cfg=4.5, weight=2.0, switch=0.5, switch_by=switch_by)
+    given = {"cfg": np.float32(4.5), "weight": np.int64(2), "switch": torch.tensor(0.5)}
+    patched = apply(ModelPatcher(BaseModel()), switch_by=switch_by, **given)
+    assert torch.equal(euler(patched, drawn, 4.0), euler(plain, drawn, 4.0))
 
 
 def test_what_it_cannot_serve_is_refused_in_one_sentence(drawn):

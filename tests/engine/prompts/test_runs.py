@@ -169,7 +169,9 @@ def test_freed_text_encoders_are_gone_and_embeddings_draw_on():
     gc.collect()
     assert [encoder() for encoder in encoders] == [None] * 3
     assert torch.equal(generate(engine, prompts=encoded).latents, expected)
-    with pytest.raises(ValueError, match="text encoders were freed; pass embeddings"):
+    with pytest.raises(
+        ValueError, match=r"no text_encoder, text_encoder_2 \(freed, or never loaded\), which prompts need; pass"
+    ):
         generate(engine)
 
 

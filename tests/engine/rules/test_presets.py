@@ -40,6 +40,7 @@ EQUAL = [
     ("slg:weight=3,layers=7-9", SkipLayer(3.0, (7, 8, 9))),
     ("slg:layers=9,7,weight=3", SkipLayer(3.0, (7, 9))),
     ("pag:weight=1,layers=3", PerturbedLayers(1.0, (3,), kind="attention_identity")),
+    ("pag-image:weight=1,layers=3", PerturbedLayers(1.0, (3,), kind="attention_identity_image")),
     ("stg:weight=1,layers=3", PerturbedLayers(1.0, (3,), kind="attention_skip")),
     ("seg:weight=1,layers=3", PerturbedLayers(1.0, (3,), kind="attention_blur")),
     ("exit:weight=0.5,layer=4,window=sigma:0.1,0.6", EarlyExit(0.5, 4, window=Window.sigma(0.1, 0.6))),

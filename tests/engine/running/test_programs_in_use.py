@@ -144,7 +144,10 @@ def test_what_requires_grad_stays_outside(engine, rule, expected):
     assert torch.equal(drawn, expected) and not drawn.requires_grad
     latents(engine, rule, callback=lambda info: info.x.copy_(noise) is None)
     denoiser = engine.denoiser(rule, LABELS, schedule=plan.schedule)
-    assert not denoiser.velocity(noise, torch.ones(3)).requires_grad
+    assert denoiser.velocity(noise, torch.ones(3)).requires_grad  # which is recorded beside its program
+    with torch.no_grad():
+        assert not denoiser.velocity(noise, torch.ones(3)).requires_grad
+    assert not any(tensor.requires_grad for tensor in denoiser.velocity.program.state())
     del denoiser
     drawn = latents(engine, rule)
     assert torch.equal(drawn, expected) and not drawn.requires_grad

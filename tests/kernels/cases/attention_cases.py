@@ -142,6 +142,21 @@ def test_perturbed_attention(kind, tokens, head_dim, dtype, normal, judge):
     assert len(launches) == (kind == "attention_blur")
 
 
+@pytest.mark.parametrize("tokens, text, head_dim", [(1, 1, 16), (63, 7, 72), (5, 33, 20), (21, 1, 64)])
+def test_image_tokens_that_see_themselves_and_the_text(tokens, text, head_dim, dtype, normal, judge):
+    """Against attention under the mask that forbids pairs of different image tokens."""
+    mask = torch.zeros(tokens, tokens + text, dtype=dtype)
+    mask[:, :tokens] = torch.full((tokens, tokens), -torch.inf).fill_diagonal_(0)
+
+    def masked(q, k, v):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q))
+        return out.transpose(1, 2).flatten(2)
+
+    q = normal(2, 3, tokens, head_dim, dtype=dtype)
+    k, v = (normal(2, 3, tokens + text, head_dim, dtype=dtype) for _ in range(2))
+    judge(lambda *qkv: perturbed_attention(*qkv, "attention_identity_image", attend=attention_triton), masked, q, k, v)
+
+
 @pytest.mark.parametrize("head_dim", range(1, 129))
 def test_head_dims_are_covered_with_little_padding(head_dim):
     part, rest = split_head_dim(head_dim)

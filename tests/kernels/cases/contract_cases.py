@@ -91,12 +91,12 @@ def test_heads_that_are_only_moved_keep_their_bits(dtype, normal):
     assert torch.equal(qkv.split_heads_norm_triton(image, 2, weight, weight)[2], qkv.split_heads(image, 2)[2])
 
 
-@pytest.mark.parametrize("kind", ["attention_identity", "attention_skip"])
+@pytest.mark.parametrize("kind", ["attention_identity", "attention_identity_image", "attention_skip"])
 def test_perturbations_without_arithmetic_keep_their_bits(kind, dtype, normal):
     q, k, v = normal(3, 2, 3, 63, 24, dtype=dtype)
     ours = attention.perturbed_attention(q, k, v, kind, attend=attention.attention_triton)
     expected = v.transpose(1, 2).flatten(2)
-    assert torch.equal(ours, expected if kind == "attention_identity" else torch.zeros_like(expected))
+    assert torch.equal(ours, torch.zeros_like(expected) if kind == "attention_skip" else expected)
 
 
 # --- the judge can fail ------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from segue.kernels.philox import normal_noise, normal_noise_triton, random_words, random_words_triton
 from segue.kernels.triton_runtime import observe_launches
 
-SEEDS = (0, 1, 0xFFFFFFFF, 2**32, 2**63 - 1, 123456789012345)
+SEEDS = (0, 1, 0xFFFFFFFF, 2**32, 2**63 - 1, 123456789012345, -1, -(2**63))  # the last two: 2^64 - 1 and 2^63 as 64 bits
 
 
 @pytest.mark.parametrize("numel", [1, 4, 63, 1030])
 def test_words_are_the_same_to_the_bit(numel, device):
     seeds = torch.tensor(SEEDS, device=device)
-    calls = torch.tensor([0, 1, 2, 999, 2**31, 7], device=device)
+    calls = torch.tensor([0, 1, 2, 999, 2**31, 7, 3, 3], device=device)
     with observe_launches() as launches:
         ours = random_words_triton(seeds, calls, numel)
     assert [launch.name for launch in launches] == ["philox_kernel"]
@@ -30,7 +30,7 @@ def test_known_words_of_the_published_generator(device):
 
 def test_noise_equals_the_reference_to_rounding(device):
     seeds = torch.tensor(SEEDS, device=device)
-    calls = torch.arange(6, device=device)
+    calls = torch.arange(len(SEEDS), device=device)
     ours, theirs = normal_noise_triton(seeds, calls, 1025), normal_noise(seeds, calls, 1025)
     # the angle, below 2 pi, rounds to 2^-22; a radius is below 6
     assert (ours - theirs).abs().max() < 6 * 2**-22 + 1e-6
@@ -38,7 +38,7 @@ def test_noise_equals_the_reference_to_rounding(device):
 
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**63 - 1), call=st.integers(0, 2**31 - 1), numel=st.integers(1, 40), batch=st.integers(1, 4))
+@given(seed=st.integers(-(2**63), 2**63 - 1), call=st.integers(0, 2**31 - 1), numel=st.integers(1, 40), batch=st.integers(1, 4))
 def test_a_sample_does_not_depend_on_its_batch(device, seed, call, numel, batch):
     seeds = torch.tensor([seed] + [seed ^ i for i in range(1, batch)], device=device)
     calls = torch.full_like(seeds, call)
