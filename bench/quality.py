@@ -1,10 +1,9 @@
 """Quality of guidance rules on a model, as result rows: a rule that a file holds is not drawn again.
 
 Rows of the suite ``quality`` go into one file, ``bench/results/quality.jsonl``.  The variant is the rule, the metric a score by
-a judge; ``p20`` and ``p80`` are the ends of the interval of confidence at 60 %, and :func:`interval_of` gives it at any level.
+a judge; its spread is an interval of confidence, see :mod:`.quality_interval`.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,15 @@ from segue.engine.cli.provenance import fingerprint
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import ParsedRule, parse_rule
 
+from .quality_interval import SPREAD_LEVEL, SUITE
 from .rows import Environment, Row, append_rows, check_writable, make_row, read_rows
-from .scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
-from .scores.judge import SHARE, UNITS, Judge
+from .scores.intervals import SETS
+from .scores.judge import Judge
+from .scores.units import UNITS
 from .tables import GUIDED
 from .timing import Statistic, once
 
 RESULTS = Path("bench/results/quality.jsonl")
-SUITE, BY, SPREAD_LEVEL = "quality", " by ", 0.6
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _RowForm:
 
 
 def _by(metric: str, judge: Judge) -> str:
-    return f"{metric}{BY}{judge.name}"
+    return f"{metric} by {judge.name}"
 
 
 def _scored(engine: Engine, rule: ParsedRule, judges: Mapping[Judge, Tensor], trial: Trial, form: _RowForm) -> list[Row]:
@@ -124,16 +124,3 @@ def _scored(engine: Engine, rule: ParsedRule, judges: Mapping[Judge, Tensor], tr
             statistic = Statistic(interval.value, interval.low, interval.high, trial.samples)
             rows.append(form.row(rule, _by(name, judge), UNITS[name], statistic, note))
     return rows
-
-
-def interval_of(row: Row, level: float = LEVEL) -> Interval:
-    """The interval of confidence of a row of this suite: Wilson's for a share, Student's over disjoint sets for others."""
-    if row.suite != SUITE:
-        raise ValueError(f"a row of the suite {SUITE} is needed, got one of {row.suite}")
-    if row.unit == SHARE:
-        return wilson(round(row.value * row.n), row.n, level)
-    wider = student_quantile((1 + level) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
-    half = wider * max(row.p80 - row.value, row.value - row.p20)
-    if not math.isfinite(half):
-        raise ValueError(f"the spread of {row} is not finite")
-    return Interval(row.value, row.value - half, row.value + half)

@@ -13,16 +13,7 @@ from .inception import inception_score
 from .intervals import LEVEL, Interval, interval_by_sets
 from .kernel_distance import kernel_distance
 from .neighbours import neighbours
-
-ACCURACY, SUPERCLASS = "accuracy", "superclass accuracy"
-FRECHET, KERNEL, INCEPTION = "Frechet distance per feature", "kernel distance", "inception score"
-NEIGHBOURS = ("precision", "recall", "coverage", "density")
-SHARE = "share"  # of samples: its interval is Wilson's
-UNITS = {
-    **dict.fromkeys((ACCURACY, SUPERCLASS, "precision", "recall", "coverage"), SHARE),
-    **dict.fromkeys((INCEPTION, "density"), "score"),
-    **dict.fromkeys((FRECHET, KERNEL), "distance"),
-}
+from .units import ACCURACY, FRECHET, INCEPTION, KERNEL, NEIGHBOURS, SUPERCLASS
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from tiny_models import tiny_sit
 
 from segue import Engine
 from segue.bench.compare import compare
-from segue.bench.quality import Trial, interval_of, score_rules
-from segue.bench.rows import read_rows
+from segue.bench.quality import Trial, score_rules
+from segue.bench.quality_interval import interval_of
+from segue.bench.report import write_report
+from segue.bench.rows import Row, make_row, read_rows
 from segue.bench.scores.extractors import RandomConvolutions, colour_statistics, features_of
 from segue.bench.scores.intervals import wilson
 from segue.bench.scores.judge import Judge
+from segue.bench.timing import Statistic
 
 ROOT = Path(__file__).parents[2]
 RULES = ("none", "cfg:scale=3", "slg:weight=2,layers=1,3")
@@ -159,10 +162,33 @@ def parsed(text, engine):
     return parse_rule(text, engine.spec)
 
 
-def test_rows_can_be_compared(engine, judges, environment, tmp_path):
-    rows = score(engine, judges, environment, tmp_path / "quality.jsonl")
-    differences, lone = compare(rows, rows)
-    assert {difference.verdict for difference in differences} == {"same"} and not lone
+def quality_row(environment, metric: str, value: float, half: float, unit: str) -> Row:
+    statistic = Statistic(value, value - half, value + half, 100)
+    return make_row(environment, "quality", "a model", "cfg", f"{metric} by colours", unit, statistic, "float32")
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "before", "after", "half", "verdict"),
+    [
+        ("accuracy", "share", 0.70, 0.90, 0.02, "better"),  # Wilson's intervals of 100 samples are .60 to .78 and .83 to .94
+        ("accuracy", "share", 0.90, 0.70, 0.02, "worse"),
+        ("accuracy", "share", 0.80, 0.90, 0.02, "same"),
+        ("kernel distance", "distance", -0.01, 0.09, 0.01, "worse"),  # each 2.95 times as wide at 95 % as at 60 %
+        ("kernel distance", "distance", 0.09, -0.01, 0.01, "better"),
+        ("kernel distance", "distance", 0.04, -0.01, 0.01, "same"),
+        ("inception score", "score", 3.0, 2.0, 0.1, "worse"),
+    ],
+)
+def test_rows_differ_where_their_intervals_are_apart(environment, metric, unit, before, after, half, verdict):
+    sides = [[quality_row(environment, metric, value, half, unit)] for value in (before, after)]
+    (difference,), _ = compare(*sides)
+    assert difference.verdict == verdict
+
+
+def test_the_report_goes_by_rows_of_quality(engine, judges, environment, tmp_path):
+    path = tmp_path / "quality.jsonl"
+    score(engine, judges, environment, path, rules=RULES[:1])
+    assert (tmp_path / "report.md") in write_report([path], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def test_the_frechet_distance_is_that_of_torchmetrics(seed):
     assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Metric")
 def test_the_kernel_distance_is_that_of_torchmetrics(seed):
     kid = pytest.importorskip("torchmetrics.image.kid")
     real, drawn = pictures(seed, 60)

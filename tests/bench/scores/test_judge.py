@@ -7,9 +7,10 @@ from segue.bench.scores.accuracy import Confusion
 from segue.bench.scores.extractors import RandomConvolutions, colour_statistics, features_of
 from segue.bench.scores.frechet import Moments, frechet_distance
 from segue.bench.scores.inception import inception_score
-from segue.bench.scores.judge import UNITS, Judge, distance_scores
+from segue.bench.scores.judge import Judge, distance_scores
 from segue.bench.scores.kernel_distance import kernel_distance
 from segue.bench.scores.neighbours import neighbours
+from segue.bench.scores.units import UNITS
 
 PARENTS = (0, 0, 1)
 

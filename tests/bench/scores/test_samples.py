@@ -34,7 +34,7 @@ def test_an_inception_score_is_its_definition(seed):
     assert inception_score(logits) == pytest.approx(math.exp(sum(divergences) / 63), rel=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:std")  # of a single split
+@pytest.mark.filterwarnings("ignore:std", "ignore:Metric")  # of a single split; it keeps what it was given
 def test_an_inception_score_is_that_of_torchmetrics(seed):
     module = pytest.importorskip("torchmetrics.image.inception")
     logits = normal(seed, 60, 12)
