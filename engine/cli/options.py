@@ -118,7 +118,9 @@ RefreshOption = Annotated[
 StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEFAULT_STEPS), help="Steps of the solver.")]
 SolverOption = Annotated[
     str | None,
-    _option("--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama or ddim."),
+    _option(
+        "--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama, ddim, or ddpm for a DiT."
+    ),
 ]
 ScheduleOption = Annotated[
     str | None,
