@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segue.models.spec import SiTSpec
 
+from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_numbers
@@ -26,9 +27,6 @@ from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
-
-if TYPE_CHECKING:
-    from .prompts.engine import PromptEngine
 
 
 @dataclass(frozen=True)
@@ -156,13 +154,22 @@ class Engine(EngineCore):
         return engine
 
     @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> "PromptEngine":
-        """An engine on a live diffusers Stable Diffusion 3 pipeline; the weights are shared, not copied.
+    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Any:
+        """An engine on a live diffusers pipeline: a PromptEngine on a Stable Diffusion 3, an Engine on a ``DiTPipeline``.
 
+        The weights of a Stable Diffusion 3 are shared, not copied, and followed; those of a DiT are taken as they are now
+        (queries, keys and values are copied), its VAE makes the pictures, and schedule and solver are the engine's own.
         With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
         """
+        from segue.models.dit_diffusers import from_diffusers_dit
+
         from .prompts.engine import PromptEngine
 
+        transformer = getattr(pipe, "transformer", None)
+        if transformer is not None and is_dit(transformer):
+            check_dit(transformer)
+            place = transformer.device, transformer.dtype
+            return cls(from_diffusers_dit(transformer), None, *place, graphs, kernels, linears, vae=pipe.vae)
         return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 
     def generate(self, prompt, *_, **__):

@@ -213,6 +213,8 @@ def velocity_solver(base: Solver) -> Solver:
 
 
 VELOCITY = velocity_solver(EULER)
+# leaves the guided noise ``eps = y + (1 - sigma) v`` in the state, for loops of noise predictions
+NOISE = Solver("noise", lambda sigmas: [SolverRow(s, i, 1.0, 1 - s) for i, s in enumerate(sigmas[:-1])])
 
 SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM, DDPM)}
 
