@@ -79,12 +79,17 @@ class Decoder:
         import diffusers
 
         names = [file.name for file in folder.iterdir()]
+        if not component_weights(names, variant) and not component_weights(names, None):
+            raise FileNotFoundError(f"{folder} has a {MODEL_CONFIG} and no weights of a VAE")
         own = variant if variant is not None and component_weights(names, variant) else None
         kind = getattr(diffusers, read_json(folder / MODEL_CONFIG)["_class_name"])
         try:
-            vae = kind.from_pretrained(str(folder), dtype=dtype, variant=own)
-        except RuntimeError as error:
+            vae, report = kind.from_pretrained(str(folder), dtype=dtype, variant=own, output_loading_info=True)
+        except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"{folder} holds no VAE that can be read: {' '.join(str(error).split())}") from error
+        if report["missing_keys"]:  # diffusers would leave random numbers there
+            first, *others = sorted(report["missing_keys"])
+            raise ValueError(f"the weights in {folder} lack {first!r} and {len(others)} more tensors of the {kind.__name__}")
         return cls(vae.to(device).requires_grad_(False))
 
     @property

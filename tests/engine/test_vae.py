@@ -1,5 +1,7 @@
 """A class-label model whose latents are no pixels makes pictures by a VAE: those that diffusers makes of the same latents."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -141,9 +143,17 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, tmp
     (tmp_path / "config.json").write_text(config.replace('"latent_channels": 4', '"latent_channels": 5'))
     with pytest.raises(ValueError, match="takes latents of 5 channels"):
         sit(folder, vae=tmp_path)
-    (tmp_path / "config.json").write_text(config.replace('"norm_num_groups": 2', '"norm_num_groups": 0'))
+    (tmp_path / "config.json").write_text(config.replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    with pytest.raises(
+        ValueError, match=r"the weights in .* lack 'decoder.up_blocks.0.resnets.2.conv1.bias' and \d+ more tensors"
+    ):
+        sit(folder, vae=tmp_path)
+    (tmp_path / "config.json").write_text(re.sub(r'"block_out_channels": \[\s*4,', '"block_out_channels": [6,', config))
+    with pytest.raises(ValueError, match=r"holds no VAE that can be read: Cannot load because"):
+        sit(folder, vae=tmp_path)
+    (tmp_path / "config.json").write_text(config)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+    with pytest.raises(FileNotFoundError, match=r"has a config.json and no weights of a VAE"):
         sit(folder, vae=tmp_path)
 
 
