@@ -8,6 +8,7 @@ import torch
 from hub_stand_in import StandInHub
 from official_dit import random_state
 from PIL import ImageChops
+from safetensors.torch import load_file, save_file
 from tiny_dit import dit_vae, tiny_dit_pipeline
 from tiny_sd3 import tiny_pipeline
 
@@ -155,6 +156,22 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, tmp
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has a config.json and no weights of a VAE"):
         sit(folder, vae=tmp_path)
+
+
+def test_a_vae_with_attention_under_the_names_of_earlier_releases_is_read(folder, tmp_path):
+    """As the VAEs that were published with DiT's and SiT's latents."""
+    dit_vae(8).save_pretrained(tmp_path)
+    path, names = tmp_path / "diffusion_pytorch_model.safetensors", {"to_q": "query", "to_k": "key", "to_v": "value"}
+    names |= {"to_out.0": "proj_attn"}
+    tensors = load_file(path)
+    earlier = {
+        key: next((key.replace(f".{new}.", f".{old}.") for new, old in names.items() if f".{new}." in key), key)
+        for key in tensors
+    }
+    assert sum(key != old for key, old in earlier.items()) == 16
+    save_file({earlier[key]: value for key, value in tensors.items()}, path, {"format": "pt"})
+    expected = sit(folder, vae=folder / "vae").sample(**RUN).images
+    assert same(sit(folder, vae=tmp_path).sample(**RUN).images, expected)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
