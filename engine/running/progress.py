@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from .sampler import Callback, CallInfo
 
@@ -23,11 +24,13 @@ def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callabl
         yield lambda: bar.advance(task)
 
 
-def counting(callback: Callback | None, advance: Callable[[], None]) -> Callback:
-    """``callback``, if any, with the bar advanced before it."""
+@dataclass(frozen=True)
+class Counting:
+    """A callback that advances a bar, and then makes the ``callback`` of the run, if any."""
 
-    def advance_then_call(info: CallInfo) -> bool | None:
-        advance()
-        return None if callback is None else callback(info)
+    callback: Callback | None
+    advance: Callable[[], None]
 
-    return advance_then_call
+    def __call__(self, info: CallInfo) -> bool | None:
+        self.advance()
+        return None if self.callback is None else self.callback(info)
