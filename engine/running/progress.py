@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from .sampler import Callback, CallInfo
 
@@ -24,12 +23,11 @@ def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callabl
         yield lambda: bar.advance(task)
 
 
-@dataclass(frozen=True)
 class Counting:
     """A callback that advances a bar, and then makes the ``callback`` of the run, if any."""
 
-    callback: Callback | None
-    advance: Callable[[], None]
+    def __init__(self, callback: Callback | None, advance: Callable[[], None]):
+        self.callback, self.advance = callback, advance
 
     def __call__(self, info: CallInfo) -> bool | None:
         self.advance()
