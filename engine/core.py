@@ -26,7 +26,7 @@ from .planning.solvers import Solver, get_solver
 from .rules.guidance import Guidance, Unguided
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
-from .running.progress import counting, progress_bar
+from .running.progress import Counting, progress_bar
 from .running.sampler import Callback, CallInfo, run_program
 
 ScheduleLike = str | Schedule | Sequence[float]
@@ -190,7 +190,7 @@ class EngineCore:
                 own = {name: value[part] for name, value in conditions.items()}
                 program = self.prepare(plan, own, seeds[part], state[part])
                 try:
-                    calls = run_program(program, counting(self.followed(callback, program), advance), check_finite)
+                    calls = run_program(program, Counting(self.followed(callback, program), advance), check_finite)
                     latents.append(program.x.clone())
                 finally:
                     self.release(program)
@@ -213,9 +213,9 @@ class EngineCore:
                 yield from network.parameters()
 
     def followed(self, callback: Callback | None, program: Program) -> Callback | None:
-        """``callback``, after which the run follows the weights that it may have changed."""
-        if callback is None:
-            return None
+        """``callback``, after which the run follows the weights that it may have changed; a bar alone changes none."""
+        if callback is None or (isinstance(callback, Counting) and callback.callback is None):
+            return callback
 
         def call_then_follow(info: CallInfo) -> bool | None:
             answer = callback(info)

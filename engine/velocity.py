@@ -18,6 +18,7 @@ from .planning.plan import Plan, compile_plan
 from .planning.schedule import Schedule
 from .planning.solvers import VELOCITY, Solver
 from .rules.guidance import Guidance, Unguided
+from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
 
@@ -127,11 +128,11 @@ class GuidedVelocity:
     def _begin_calls(self, calls: np.ndarray) -> tuple[int, ...]:
         """Put every sample at its call; returns the live branches."""
         program, plan = self.program, self.plan
-        program.call.copy_(torch.from_numpy(calls))
+        put(program.call, calls)
         # samples at different levels share one call: a branch that is dead for some has weight zero there
         live = {branch for call in set(calls.tolist()) for branch in plan.live[call]}
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
-        program.combination.forget(torch.from_numpy(fresh))
+        program.combination.forget(fresh)
         live |= {branch for branch in plan.kept if plan.weights[calls[fresh], branch - 1].any()}
         self._last = calls
         return tuple(sorted(live))

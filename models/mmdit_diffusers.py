@@ -10,6 +10,8 @@ from .checkpoint_files import model_name
 from .mmdit import MMDiT
 from .mmdit_spec import MMDiTSpec
 
+# attribute of a hook that acts on one call of one thread, as a guider puts one there: to all others it is not there
+OF_ONE_CALL = "_segue_of_one_call"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NAMES = {
     "x_embedder.proj": "pos_embed.proj",
@@ -120,7 +122,7 @@ def packing_obstacle(module: nn.Module, model: MMDiT | None = None, attached: bo
         raise TypeError(f"an SD3Transformer2DModel is needed, got {type(module).__name__}")
     for name, part in module.named_modules():
         replaced = "forward" in vars(part) and not (attached and part is module)
-        if replaced or part._forward_hooks or part._forward_pre_hooks:
+        if replaced or has_hooks(part):
             return f"{name or 'the transformer'} has hooks or a replaced forward (offloading, casting, quantisation)"
     for name, processor in module.attn_processors.items():
         if type(processor) is not JointAttnProcessor2_0:
@@ -131,6 +133,14 @@ def packing_obstacle(module: nn.Module, model: MMDiT | None = None, attached: bo
         return str(error)
     sources = [source for name in model.state_dict() for source in diffusers_sources(name)]
     return _part_obstacle(module, sources) or _tensor_obstacle(_tensors(module), sources)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks, but those that are :data:`OF_ONE_CALL`."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return False
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return not all(getattr(hook, OF_ONE_CALL, False) for hook in hooks)
 
 
 def _part_obstacle(module: nn.Module, sources: list[str]) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.models.mmdit_diffusers import has_hooks
 from segue.models.module_rows import ModuleNetwork, ModuleRows
 
 from .diffusers import attachment_of
@@ -71,7 +72,7 @@ class AroundForward(LiveTransformer):
         super().check(transformer)
         if attachment_of(transformer) is None:
             check_own_forward(transformer)
-        if transformer._forward_hooks or transformer._forward_pre_hooks:
+        if has_hooks(transformer):
             raise ValueError(
                 "the transformer has forward hooks, which an engine does not call with the pipeline's inputs; "
                 "put them on its blocks, or use segue.attach"

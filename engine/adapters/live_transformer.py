@@ -84,14 +84,17 @@ class LiveTransformer:
         return modules and (self.device, self.dtype) == place
 
     def is_current(self) -> bool:
-        """Whether a run that began now would keep the network at hand.  Changes nothing."""
+        """Whether a run that began now would keep the network at hand.  Changes nothing of that."""
         packed = self._packed
         if packed is not None and packed.transformer is self.pipe.transformer and packed.is_untouched():
             return True
         try:
-            return self._fits(self.reason(), (execution_device(self.pipe.transformer), self.pipe.transformer.dtype))
+            fits = self._fits(self.reason(), (execution_device(self.pipe.transformer), self.pipe.transformer.dtype))
         except (TypeError, ValueError):
             return False
+        if fits and packed is not None:
+            packed.glance()  # what was done to it does not matter: not to be looked into at every call
+        return fits
 
     def release(self) -> None:
         """Let go of the network; packed weights get storages of their own again."""

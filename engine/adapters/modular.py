@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segue.models.mmdit_diffusers import OF_ONE_CALL
+
 from ..planning.term_weights import resolve_weights
 from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
 from ..rules.presets import NamedRule, parse_rule
@@ -166,12 +168,15 @@ class RuleGuider(_Base):
             layers, caller = list(self._branch.network.layers), threading.get_ident()
 
             @torch.compiler.disable  # a compiler would take one thread for all
-            def skip(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-                if threading.get_ident() != caller:
-                    return None  # another pipeline may call the same transformer meanwhile
+            def skip(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+                # another pipeline may call the same transformer meanwhile, and PyTorch looks up twice whether a hook is there
+                # and takes keywords: a call that this one's removal overtakes gives none
+                if kwargs is None or threading.get_ident() != caller:
+                    return None
                 self._disarm()  # for one call only, even if that call fails
                 return args, {**kwargs, "skip_layers": layers}
 
+            setattr(skip, OF_ONE_CALL, True)
             self._handle = denoiser.register_forward_pre_hook(skip, with_kwargs=True)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:

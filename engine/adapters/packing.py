@@ -111,14 +111,18 @@ class PackedTransformer:
         places = {parameter: parameter.data_ptr() for parameter in transformer.parameters()}
         self.model = from_diffusers(transformer, share=True, attached=True)
         self._packed = [parameter for parameter, place in places.items() if parameter.data_ptr() != place]
-        self._glance = Glance(transformer)
+        self.glance()
 
     def is_current(self) -> bool:
         """Whether the transformer still holds the weights that were packed, where they were."""
         return not unshared(self.model, self.transformer)
 
+    def glance(self) -> None:
+        """Take the transformer's modules as they are now for untouched."""
+        self._glance = Glance(self.transformer)
+
     def is_untouched(self) -> bool:
-        """Whether nothing at all has happened to the transformer's modules: cheap enough for every call."""
+        """Whether nothing at all has happened to the transformer's modules since the last glance: cheap at every call."""
         return self._glance.unchanged()
 
     @torch.inference_mode(False)

@@ -50,7 +50,8 @@ class SchedulerCalls:
         called = levels[:-1]
         if np.abs(TIMES_PER_LEVEL * called - told).max() > 1e-3:  # more than the roundings of fp32
             called = told / TIMES_PER_LEVEL
-        schedule = Schedule((*called, _end(called, levels[-1])), name)
+        way = (whole[-2] - whole[0]) or (whole[-1] - whole[0])  # of all its levels, as one call tells none
+        schedule = Schedule((*called, _end(called, levels[-1], rises=way > 0)), name)
         return cls(scheduler, scheduler.timesteps, first, schedule, velocity_solver(HEUN if heun else EULER))
 
     def is_current(self, scheduler: Any) -> bool:
@@ -94,9 +95,9 @@ def _is_flow(scheduler: Any, whole: np.ndarray, levels: np.ndarray, told: np.nda
     return bool(scale == TIMES_PER_LEVEL and within and not opposite)
 
 
-def _end(called: np.ndarray, last: float) -> float:
-    """The level after those ``called``, where the network is not called: ``last``, unless they go the other way.
+def _end(called: np.ndarray, last: float, rises: bool) -> float:
+    """The level after those ``called``, where the network is not called: ``last``, unless it lies the other way.
 
     A scheduler may append 0 to levels that rise, or the least level of a table of variances to levels already below it.
     """
-    return max(called[-1], last) if called[-1] > called[0] else min(called[-1], last)
+    return max(called[-1], last) if rises else min(called[-1], last)

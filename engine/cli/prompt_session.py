@@ -7,7 +7,7 @@ from typing import Any
 from ..planning.plan import Plan
 from ..prompts.encoding import PromptEmbeddings
 from ..prompts.engine import PromptEngine
-from ..running.progress import progress_bar
+from ..running.progress import Counting, progress_bar
 from .session import Drawn, batch_sizes
 
 
@@ -36,7 +36,7 @@ def draw_prompts(
             width=plan.width,
             seeds=seeds,
             max_batch=max_batch,
-            callback=lambda _: advance(),
+            callback=Counting(None, advance),
             check_finite=check_finite,
             **start,
         )

@@ -20,7 +20,7 @@ from ..images import check_pixels
 from ..planning.plan import Plan
 from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
-from ..running.progress import progress_bar
+from ..running.progress import Counting, progress_bar
 from ..sources import Reading
 from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .selection import pair_samples, parse_labels
@@ -144,7 +144,7 @@ def draw_labels(
             width=plan.width,
             seeds=seeds,
             max_batch=max_batch,
-            callback=lambda _: advance(),
+            callback=Counting(None, advance),
             check_finite=check_finite,
         )
         run.latents.cpu()  # waits for the device

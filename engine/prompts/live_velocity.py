@@ -20,7 +20,7 @@ class LiveVelocity(GuidedVelocity):
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """As :meth:`GuidedVelocity.__call__`; also raises for a transformer, or a rule on it, that cannot run any more."""
-        level = float(sigma.max())
+        level = float(sigma.detach().max())
         if self._begins(level) or not self.engine.is_current():
             self.engine.refresh()
             self.release()  # its network may be gone, and prompts and times pass through layers that may have changed

@@ -21,7 +21,7 @@ from ..adapters.scheduler_solver import begin_at
 from ..core import EngineCore
 from ..planning.plan import Plan
 from ..running.program import Program, ProgramKey
-from ..running.progress import counting, progress_bar
+from ..running.progress import Counting, progress_bar
 from ..running.sampler import Callback, CallInfo
 
 
@@ -58,7 +58,7 @@ def sample_as_diffusers(
     program.load(plan, x, conditions, list(seeds))
     _load_times(program, times, conditions)
     with progress_bar(engine.spec.name, plan.calls, shown=progress) as advance:
-        return _run(program, scheduler, times, x, counting(engine.followed(callback, program), advance))
+        return _run(program, scheduler, times, x, Counting(engine.followed(callback, program), advance))
 
 
 def combine_as_diffusers(plan: Plan, call: int, outputs: Mapping[int, Tensor]) -> Tensor:

@@ -28,6 +28,14 @@ def correction_rows(plan: Plan) -> np.ndarray:
     return rows
 
 
+def put(tensor: Tensor, values: np.ndarray) -> None:
+    """Write ``values`` [B] into a tensor of the device; without waiting for it where all are the same, as in most runs."""
+    if (values == values[0]).all():
+        tensor.fill_(values[0].item())
+    else:
+        tensor.copy_(torch.from_numpy(values))
+
+
 class Combination:
     """The device tables and the memory of one program's rule: ``directions`` [kept, B, C, H, W] and ``average``, fp32."""
 
@@ -58,12 +66,12 @@ class Combination:
     def _fill(table: Tensor, values: np.ndarray) -> None:
         table[: len(values)].copy_(torch.from_numpy(values).to(table.dtype))  # not every device has fp64
 
-    def forget(self, samples: Tensor) -> None:
-        """Let ``samples`` [B] bool, on the host, start anew: no average, and directions from the next call, whatever it is.
+    def forget(self, samples: np.ndarray) -> None:
+        """Let ``samples`` [B] bool start anew: no average, and directions from the next call, whatever it is.
 
         That call must evaluate the kept branches that weigh something there; for other samples the tables say what it keeps.
         """
-        self.fresh.copy_(samples)
+        put(self.fresh, samples)
         if samples.any():
             for memory in self.memory():
                 if memory.numel():

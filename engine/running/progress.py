@@ -23,11 +23,12 @@ def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callabl
         yield lambda: bar.advance(task)
 
 
-def counting(callback: Callback | None, advance: Callable[[], None]) -> Callback:
-    """``callback``, if any, with the bar advanced before it."""
+class Counting:
+    """A callback that advances a bar, and then makes the ``callback`` of the run, if any."""
 
-    def advance_then_call(info: CallInfo) -> bool | None:
-        advance()
-        return None if callback is None else callback(info)
+    def __init__(self, callback: Callback | None, advance: Callable[[], None]):
+        self.callback, self.advance = callback, advance
 
-    return advance_then_call
+    def __call__(self, info: CallInfo) -> bool | None:
+        self.advance()
+        return None if self.callback is None else self.callback(info)

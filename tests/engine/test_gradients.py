@@ -238,6 +238,7 @@ def test_fine_tuning_through_an_attached_transformer(path):
 # --- refused, in one sentence --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error:Converting a tensor with requires_grad=True")
 def test_what_has_no_gradient_is_refused():
     pipe = tiny_pipeline(seed=21, num_layers=2, dual_attention_layers=(0,))
     live, fp8 = Engine.from_pipe(pipe), Engine.from_pipe(pipe, linears="fp8")

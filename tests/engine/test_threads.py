@@ -141,20 +141,31 @@ def test_an_engine_of_a_class_label_model_explains_itself_while_it_runs():
     )
 
 
-def test_a_guider_skips_layers_in_its_own_thread_alone():
-    """Between the moment it asks for the next call and that call, another thread calls the same transformer."""
-    transformer = tiny_transformer(num_layers=3, dual_attention_layers=(0,))
+def guider_and_call():
+    """A guider that skips a layer, at the beginning of a step, and the inputs of a call."""
     guider = SegmentedGuidance(SkipLayer(2.0, (1,)))
+    guider.set_state(0, 1, torch.tensor(500.0))
     generator = torch.Generator().manual_seed(0)
-    call = {
+    return guider, {
         "hidden_states": torch.randn(1, 4, 8, 8, generator=generator),
         "encoder_hidden_states": torch.randn(1, 7, 24, generator=generator),
         "pooled_projections": torch.randn(1, 20, generator=generator),
         "timestep": torch.tensor([500.0]),
         "return_dict": False,
     }
+
+
+def ask_to_skip(guider, transformer):
+    """Go on to the weak branch, up to its call."""
+    for _ in range(2):
+        guider.prepare_models(transformer)
+
+
+def test_a_guider_skips_layers_in_its_own_thread_alone():
+    """Between the moment it asks for the next call and that call, another thread calls the same transformer."""
+    transformer = tiny_transformer(num_layers=3, dual_attention_layers=(0,))
+    guider, call = guider_and_call()
     full, skipping = transformer(**call)[0], transformer(**call, skip_layers=[1])[0]
-    guider.set_state(0, 1, torch.tensor(500.0))
     elsewhere = []
     for wanted in (full, skipping):  # the conditional branch, then the weak one
         guider.prepare_models(transformer)
@@ -164,3 +175,29 @@ def test_a_guider_skips_layers_in_its_own_thread_alone():
         assert torch.equal(transformer(**call)[0], wanted)
         guider.cleanup_models(transformer)
     assert all(torch.equal(found, full) for found in elsewhere) and len(elsewhere) == 2
+
+
+def test_a_guider_lets_go_in_the_middle_of_a_call_of_another_thread():
+    """PyTorch has listed the hooks of that call, and asks of each whether it takes keywords when its turn comes."""
+    transformer = tiny_transformer(num_layers=3, dual_attention_layers=(0,))
+    guider, call = guider_and_call()
+    full, found = transformer(**call)[0], []
+    ask_to_skip(guider, transformer)
+    transformer.register_forward_pre_hook(lambda *_: guider.cleanup_models(transformer), prepend=True)
+    together(lambda: found.append(transformer(**call)[0]))
+    assert torch.equal(found[0], full)
+
+
+def test_an_engine_runs_while_a_guider_waits_for_its_call():
+    pipe = packed_pipeline()
+    engine = Engine.from_pipe(pipe)
+    embeddings = engine.encode(["leaf"], "dull", max_sequence_length=T5_TOKENS)
+
+    def drawn():
+        return engine.sample(embeddings, RULE, steps=1, seeds=SEED).latents
+
+    alone, path, network = drawn(), engine.explain().splitlines()[0], engine.models["main"]
+    guider, _ = guider_and_call()
+    ask_to_skip(guider, pipe.transformer)
+    assert torch.equal(drawn(), alone)
+    assert engine.explain().splitlines()[0] == path and engine.models["main"] is network

@@ -114,6 +114,21 @@ def test_a_run_is_the_pipelines(engine, use, name, monkeypatch):
     assert relative_error(run.latents, from_pipeline(engine.pipe, monkeypatch, height=20, width=12)) < RUN
 
 
+def test_one_call_tells_no_direction(engine, use, monkeypatch):
+    """A scheduler's only step may go up."""
+    use("inverted")
+    run = from_engine(engine, steps=1)
+    assert run.plan.schedule.sigmas == (0.0, 1.0)
+    assert relative_error(run.latents, from_pipeline(engine.pipe, monkeypatch, num_inference_steps=1)) < RUN
+
+
+def test_the_least_level_of_a_table_is_no_way_up(engine, use):
+    """It lies above the last level of 300, also where that is the only one which is left."""
+    use("dpm++ to the least level")
+    schedule, _ = scheduler_run(engine.pipe.scheduler, 300, 16, strength=1 / 300)
+    assert schedule.steps == 1 and not schedule.rises
+
+
 @pytest.mark.parametrize("name", ["stochastic", "sa-solver", "unipc"])
 def test_a_sample_does_not_depend_on_its_batch_nor_on_other_draws(engine, use, name):
     use(name)
