@@ -97,6 +97,8 @@ def attachment_of(transformer: torch.nn.Module) -> "Attachment | None":
 class GuidedForward(partial):
     """What an attachment puts in the place of a transformer's forward."""
 
+    func: Any  # a method of the attachment
+
     def __deepcopy__(self, memo: dict) -> Any:
         """The copied transformer's own forward: a copy is not attached."""
         return own_forward(memo[id(self.func.__self__.transformer)])
@@ -280,8 +282,8 @@ class Attachment:
         network = self._engine.models["main"]
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
-        size = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, *size, calls.schedule, calls.solver)
+        height, width = call.latents.shape[-2:]
+        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, height, width, calls.schedule, calls.solver)
         if cut_off:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)

@@ -151,7 +151,8 @@ def scheduler_from_config(config: Mapping[str, Any], where: str) -> Any:
 
     name = config.get("_class_name")
     kind = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
         raise ValueError(f"{where} names the scheduler {name!r}, which diffusers does not have")
     return kind.from_config(config)
 

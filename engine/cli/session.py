@@ -22,7 +22,7 @@ from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
 from ..running.progress import progress_bar
 from ..sources import Reading
-from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .selection import pair_samples, parse_labels
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
@@ -32,7 +32,7 @@ def open_engine(source: Source, pictures: bool = True) -> Engine:
     """The engine of a class-label model, whose latents are pixels if ``pictures``; ``ValueError`` or ``OSError`` otherwise."""
     device = resolve_device(source.device)
     dtype = resolve_dtype(source.dtype, device)
-    name = source.model or DEFAULT_MODEL
+    name = source.name
     refuse_size(name)
     linears = source.linears or DEFAULT_LINEARS
     engine = Engine.from_pretrained(name, device=device, dtype=dtype, linears=linears, **source.how)
