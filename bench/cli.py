@@ -181,6 +181,21 @@ def census(
 
 
 @bench.command()
+def mixture(
+    out: Annotated[Path | None, typer.Option(help="PNG file to draw the first study into; needs matplotlib.")] = None,
+    samples: Annotated[int, typer.Option(help="Points of each rule.")] = 1200,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, with the corrections by noise level.")] = False,
+) -> None:
+    """What guidance does where everything is known: rules on exact mixtures in the plane.
+
+    Example: segue bench mixture --out docs/method.png
+    """
+    from .mixture_report import report_mixtures
+
+    report_mixtures(out, samples, json)
+
+
+@bench.command()
 def compare(
     before: Annotated[str, typer.Argument(help="A result file or a git revision.")],
     after: Annotated[str, typer.Argument(help="A result file or a git revision.")],

@@ -8,9 +8,12 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .quality_interval import SUITE as QUALITY
+from .quality_interval import interval_of
 from .rows import Row, latest, parse_rows, read_rows
+from .scores.units import SCORE, SHARE
 
-HIGHER_IS_BETTER = ("images/s", "TFLOP/s", "TB/s", "MHz")
+HIGHER_IS_BETTER = ("images/s", "TFLOP/s", "TB/s", "MHz", SHARE, SCORE)
 COMMITTED = "bench/results"
 # Two samples of one distribution differ by more than 4 standard errors of their medians in 3 % of the cases with 3 rounds, in
 # 1 % with 5 and in 0.2 % with 9 (simulated, log-normal); and nobody acts on less than 5 %.
@@ -36,6 +39,8 @@ class Difference:
     def beyond_spread(self) -> bool:
         """Whether the medians differ by more than their spreads explain, and by enough to matter."""
         rows = (self.before, self.after)
+        if self.before.suite == QUALITY:
+            return interval_of(self.before).apart(interval_of(self.after))
         if min(row.n for row in rows) == 1:
             return abs(self.change) > LEAST_CHANGE_ONCE
         errors = math.hypot(*(MEDIAN_ERROR * (row.p80 - row.p20) / PERCENTILES_APART / math.sqrt(row.n) for row in rows))
@@ -47,7 +52,7 @@ class Difference:
         if not self.beyond_spread:
             return "same"
         rising = self.before.unit in HIGHER_IS_BETTER or self.before.metric.startswith("speed-up")
-        return "better" if (self.change > 0) == rising else "worse"
+        return "better" if (self.after.value > self.before.value) == rising else "worse"
 
     def as_dict(self) -> dict:
         """The rows of both sides, the relative change and the verdict, for machines."""

@@ -1,16 +1,19 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.models.spec import SiTSpec
 
+from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.kdiffusion import Denoiser
+from .adapters.vae import Decoder, check_channels, saved_channels
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_numbers
 from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
@@ -21,11 +24,9 @@ from .planning.solvers import Solver
 from .rules.guidance import Guidance
 from .running.program import Program
 from .running.sampler import Callback
-from .sources import Reading, is_sd3_pipeline, local_source
+from .saved_files import VAE, vae_folder
+from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
-
-if TYPE_CHECKING:
-    from .prompts.engine import PromptEngine
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,38 @@ class SampleRun:
     seeds: tuple[int, ...]
     calls: int
     model: str
+    decoder: Decoder | None = field(default=None, repr=False, compare=False)
+    max_batch: int | None = field(default=None, repr=False, compare=False)
 
-    @property
+    @cached_property
     def images(self) -> list:
-        """PIL images, for models whose latents are pixels."""
-        return latents_to_images(self.latents)
+        """PIL images, made when they are first asked for: by the engine's VAE, or of latents that are pixels."""
+        if self.decoder is None:
+            return latents_to_images(self.latents)
+        return self.decoder.pictures(self.latents, self.max_batch)
 
 
 class Engine(EngineCore):
     """Samples from a class-conditional DiT or SiT.  ``models`` holds further networks by name, for autoguidance.
 
-    Use :meth:`from_pretrained` for a bundled model, a checkpoint file or a folder.
+    ``vae`` makes pictures of latents that are no pixels: an ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers, used where
+    it is and as it is.  Use :meth:`from_pretrained` for a bundled model, a checkpoint file or a folder.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        models: Mapping[str, nn.Module] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        graphs: bool | None = None,
+        kernels: str = "auto",
+        linears: str = "native",
+        *,
+        vae: nn.Module | None = None,
+    ):
+        super().__init__(model, models, device, dtype, graphs, kernels, linears)
+        self.decoder = None if vae is None else Decoder.of(vae, self.spec.channels)
 
     @classmethod
     def from_pretrained(
@@ -72,6 +93,7 @@ class Engine(EngineCore):
         variant: str | None = None,
         token: str | bool | None = None,
         t5: bool = True,
+        vae: str | Path | bool | None = None,
     ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -85,6 +107,9 @@ class Engine(EngineCore):
         that of the environment or of ``hf auth login``), and of diffusers' files those of ``variant``, as in ``fp16``.
         ``t5=False`` leaves the third text encoder of an SD3 pipeline out, neither fetched nor loaded: zeros stand in its
         place, as in diffusers.
+        ``vae`` is the folder or hub id of an ``AutoencoderKL`` or ``AutoencoderTiny``, or of a pipeline that holds one, for
+        class-label models whose latents are no pixels; by default that of a ``DiTPipeline`` folder, which ``False`` leaves
+        out.  It is loaded in ``dtype``, and refused before that where the network makes other channels.
         """
         from segue.models.fp8_network import quantize_linears
         from segue.models.layout import Hints
@@ -96,20 +121,25 @@ class Engine(EngineCore):
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         check_linears(linears, device, dtype, kernels)
-        reading = Reading(revision, variant, token, t5)
+        if vae is True:
+            raise ValueError("vae must be a folder or a hub id, or False to leave a pipeline's own out, got True")
+        reading = Reading(revision, variant, token, t5, vae is None)
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
-            _refuse_further(models, source)
+            _refuse_further(models, vae, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
             return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
         reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
+        decoder = _vae_of(source, vae, Reading(token=token))
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
         if isinstance(model.spec, MMDiTSpec):
-            _refuse_further(models, source)
+            _refuse_further(models, vae, source)
+        elif decoder is not None:
+            check_channels(saved_channels(decoder), model.spec.channels, "make pictures")
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
         for network in (model, *others.values()):
@@ -118,16 +148,28 @@ class Engine(EngineCore):
                 quantize_linears(network)
         if isinstance(model.spec, MMDiTSpec):
             return PromptEngine(model, None, device, dtype, graphs, kernels, linears)
-        return cls(model, others, device, dtype, graphs, kernels, linears)
+        engine = cls(model, others, device, dtype, graphs, kernels, linears)
+        if decoder is not None:
+            engine.decoder = Decoder.read(decoder, dtype, device, variant)
+        return engine
 
     @classmethod
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> "PromptEngine":
-        """An engine on a live diffusers Stable Diffusion 3 pipeline; the weights are shared, not copied.
+    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Any:
+        """An engine on a live diffusers pipeline: a PromptEngine on a Stable Diffusion 3, an Engine on a ``DiTPipeline``.
 
+        The weights of a Stable Diffusion 3 are shared, not copied, and followed; those of a DiT are taken as they are now
+        (queries, keys and values are copied), its VAE makes the pictures, and schedule and solver are the engine's own.
         With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
         """
+        from segue.models.dit_diffusers import from_diffusers_dit
+
         from .prompts.engine import PromptEngine
 
+        transformer = getattr(pipe, "transformer", None)
+        if transformer is not None and is_dit(transformer):
+            check_dit(transformer)
+            place = transformer.device, transformer.dtype
+            return cls(from_diffusers_dit(transformer), None, *place, graphs, kernels, linears, vae=pipe.vae)
         return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 
     def generate(self, prompt, *_, **__):
@@ -179,7 +221,12 @@ class Engine(EngineCore):
         if plan.schedule.rises and calls == plan.calls:
             latents = latents / plan.parameterization.prior_scale(plan.last_sigma)
         drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
-        return SampleRun(latents, plan, tuple(labels[drawn]), tuple(seeds[drawn]), calls, self.spec.name)
+        made = tuple(labels[drawn]), tuple(seeds[drawn])
+        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch)
+
+    def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
+        """Latents [B, C, H, W] -> B PIL images, by the VAE ``max_batch`` at a time; ``ValueError`` for another shape."""
+        return latents_to_images(latents) if self.decoder is None else self.decoder.pictures(latents, max_batch)
 
     def denoiser(
         self,
@@ -256,7 +303,20 @@ class Engine(EngineCore):
         return labels
 
 
-def _refuse_further(models: Mapping | None, source: str | Path) -> None:
-    """Raise ``ValueError`` for further models beside one that takes prompts."""
+def _refuse_further(models: Mapping | None, vae: Any, source: str | Path) -> None:
+    """Raise ``ValueError`` for further models, or a VAE, beside one that takes prompts."""
     if models:
         raise ValueError(f"further models are for class-label models, and {str(source)!r} takes prompts; got {models!r}")
+    if vae is not None:
+        raise ValueError(
+            f"vae={vae!r} is for class-label models, and {str(source)!r} takes prompts: a pipeline brings its own VAE"
+        )
+
+
+def _vae_of(source: str | Path, vae: Any, reading: Reading) -> Path | None:
+    """The folder of the VAE that is asked for, by default of the one in a pipeline's folder; None for none."""
+    if vae is False:
+        return None
+    if vae is not None:
+        return local_vae(vae, reading)
+    return vae_folder(Path(source)) if (Path(source) / VAE).is_dir() else None

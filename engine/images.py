@@ -13,7 +13,9 @@ RECORD_CHUNK, PARAMETERS_CHUNK = "segue", "parameters"  # the second is the one 
 def check_pixels(channels: int) -> None:
     """Raise ``ValueError`` unless latents with that many channels are pixels."""
     if channels != PIXEL_CHANNELS:
-        raise ValueError(f"latents with {channels} channels are not pixels; decode them with the model's VAE")
+        raise ValueError(
+            f"latents with {channels} channels are not pixels: give the VAE that decodes them, or take the latents"
+        )
 
 
 def latents_to_images(latents: Tensor) -> list[Image.Image]:

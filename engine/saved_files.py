@@ -9,13 +9,15 @@ from segue.models.checkpoint_files import RUN_FILE, TRANSFORMER, read_json
 from segue.models.diffusers_layout import CLASSES
 from segue.models.mmdit_weights import CLASS, folder_spec
 
+VAE = "vae"  # the folder of a pipeline's autoencoder
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")  # those that make pictures of the latents of a class-label model
 PIPELINE_FILE, MODEL_CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler/scheduler_config.json"
 # small files that tell what a repository holds: fetched first, and enough to plan
-CONFIGS = (PIPELINE_FILE, MODEL_CONFIG, f"{TRANSFORMER}/{MODEL_CONFIG}", f"vae/{MODEL_CONFIG}", SCHEDULER_CONFIG)
+CONFIGS = (PIPELINE_FILE, MODEL_CONFIG, f"{TRANSFORMER}/{MODEL_CONFIG}", f"{VAE}/{MODEL_CONFIG}", SCHEDULER_CONFIG)
 T5_PARTS = ("text_encoder_3", "tokenizer_3")  # of an SD3 pipeline, by far the largest of its encoders; it may be left out
 SD3_PARTS = frozenset(
     {
-        *("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        *("transformer", "scheduler", VAE, "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         *("image_encoder", "feature_extractor", *T5_PARTS),
     }
 )
@@ -49,8 +51,21 @@ def present_parts(parts: dict[str, Any], t5: bool = True) -> set[str]:
     return present if t5 else present - set(T5_PARTS)
 
 
-def needed_files(folder: Path, files: Sequence[str], variant: str | None = None, t5: bool = True) -> list[str]:
+def vae_folder(folder: Path) -> Path | None:
+    """The autoencoder that ``folder`` is, or that stands in a pipeline's folder; None for neither, and for another kind."""
+    for place in (folder, folder / VAE):
+        config = place / MODEL_CONFIG
+        if config.is_file() and read_json(config).get("_class_name") in AUTOENCODERS:
+            return place
+    return None
+
+
+def needed_files(
+    folder: Path, files: Sequence[str], variant: str | None = None, t5: bool = True, vae: bool = True
+) -> list[str]:
     """Of a repository's ``files``, those that are read; ``folder`` has its :data:`CONFIGS`.
+
+    ``vae``: also the autoencoder of a class-label pipeline, if it has one that makes pictures of its latents.
 
     Weights are taken as safetensors where there are any, of the ``variant`` where the component has it.  Raises ``ValueError``
     or ``FileNotFoundError`` for a repository without a model that can be read.
@@ -67,7 +82,8 @@ def needed_files(folder: Path, files: Sequence[str], variant: str | None = None,
         if config.is_file():
             _check_class(config)
             known = [name for name in (PIPELINE_FILE, SCHEDULER_CONFIG) if name in files]
-            return [*known, *_components([place], files, variant)]
+            own = [VAE] if vae and place == TRANSFORMER and vae_folder(folder) else []
+            return [*known, *_components([place, *own], files, variant)]
     if RUN_FILE in files:
         if variant is not None:
             raise ValueError(f"variant={variant!r} does not apply: it holds a {RUN_FILE}")
@@ -76,6 +92,16 @@ def needed_files(folder: Path, files: Sequence[str], variant: str | None = None,
     raise FileNotFoundError(
         f"no model that is known: expected {PIPELINE_FILE}, {MODEL_CONFIG} with weights, or {RUN_FILE}; it has {shown}"
     )
+
+
+def needed_vae_files(folder: Path, files: Sequence[str]) -> list[str]:
+    """As :func:`needed_files`, of a repository that an autoencoder is read from."""
+    place = vae_folder(folder)
+    if place is None:
+        raise FileNotFoundError(
+            f"no VAE that is known: expected one of {', '.join(AUTOENCODERS)}, as it is or in a folder {VAE}"
+        )
+    return _components(["" if place == folder else VAE], files, None)
 
 
 def _check_class(config: Path) -> None:

@@ -1,12 +1,23 @@
 """Where a model comes from: a bundled name, a local file or folder, or a repository on the Hugging Face hub."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from segue.models.bundled import BUNDLED
 
-from .saved_files import CONFIGS, is_sd3_index, needed_files, pipeline_parts
+from .saved_files import (
+    AUTOENCODERS,
+    CONFIGS,
+    MODEL_CONFIG,
+    VAE,
+    is_sd3_index,
+    needed_files,
+    needed_vae_files,
+    pipeline_parts,
+    vae_folder,
+)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -16,13 +27,15 @@ class Reading:
     """Which form of a model is read: ``revision`` and ``token`` of the hub, ``variant`` of its files, with or without T5.
 
     ``revision`` is a branch, a tag or a commit; ``token`` None is that of the environment or of ``hf auth login``.
-    ``variant`` as diffusers names files (``fp16``).  ``t5=False`` leaves the third text encoder of an SD3 pipeline out.
+    ``variant`` as diffusers names files (``fp16``).  ``t5=False`` leaves the third text encoder of an SD3 pipeline out,
+    ``vae=False`` the VAE of a class-label pipeline.
     """
 
     revision: str | None = None
     variant: str | None = None
     token: str | bool | None = field(default=None, repr=False)
     t5: bool = True
+    vae: bool = True
 
     def __post_init__(self):
         for name in ("revision", "variant"):
@@ -59,9 +72,34 @@ def local_source(source: str | Path, reading: Reading = DEFAULT, weights: bool =
     folder = _download(name, reading, CONFIGS)
     if not weights:
         return folder
+    return _fetch(name, reading, folder, lambda files: needed_files(folder, files, reading.variant, reading.t5, reading.vae))
+
+
+def local_vae(source: str | Path, reading: Reading = DEFAULT) -> Path:
+    """The local folder of the VAE that ``source`` is or, as a pipeline, has; of a hub id what is read of it is fetched.
+
+    Raises ``TypeError`` for what is no name or path, ``FileNotFoundError`` in one sentence where there is no such VAE.
+    """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"vae must be a folder or a hub id, got {source!r}; a module goes to Engine(..., vae=module)")
+    folder = Path(source)
+    if not folder.exists() and _HUB_ID.fullmatch(str(source)):
+        configs = _download(str(source), reading, (MODEL_CONFIG, f"{VAE}/{MODEL_CONFIG}"))
+        folder = _fetch(str(source), reading, configs, lambda files: needed_vae_files(configs, files))
+    found = vae_folder(folder)
+    if found is None:
+        known = " or ".join(AUTOENCODERS)
+        raise FileNotFoundError(
+            f"{str(source)!r} holds no VAE: expected the {MODEL_CONFIG} of an {known}, as it is or in {VAE}/"
+        )
+    return found
+
+
+def _fetch(name: str, reading: Reading, folder: Path, needed: Callable[[list[str]], list[str]]) -> Path:
+    """The local folder of a repository with those of its files that are ``needed``; ``folder`` has its configurations."""
     files, silence = _listing(name, reading, folder)
     try:
-        wanted = needed_files(folder, files, reading.variant, reading.t5)
+        wanted = needed(files)
     except (FileNotFoundError, ValueError) as error:
         offline = f" (in the cache; the hub did not answer: {silence})" if silence else ""
         raise type(error)(f"the repository {name} cannot be read: {error}{offline}") from None

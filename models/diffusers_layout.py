@@ -1,5 +1,6 @@
 """The key layout of diffusers' ``DiTTransformer2DModel``, described by the ``config.json`` beside it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,6 +63,12 @@ def diffusers_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     hints.refuse(("heads", "exit_layer"), f"the config.json beside {checkpoint.path} states the network")
     if hints.family not in (None, "dit"):
         raise ValueError(f"family={hints.family!r} does not apply: {checkpoint.path} is diffusers' DiT")
+    return dit_layout(checkpoint, config, f"the config.json beside {checkpoint.path}")
+
+
+def dit_layout(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Layout:
+    """As :func:`diffusers_layout`, of a configuration that was read from ``where``."""
+    _check_config(config, where)
     depth = config["num_layers"]
     copies = _equal_embedders(checkpoint, depth)
     family = FAMILIES["dit"]
@@ -84,7 +91,7 @@ def diffusers_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
             per_block_embedding=copies is None,
         )
     except ValueError as error:
-        raise ValueError(f"the config.json beside {checkpoint.path} does not describe a DiT: {error}") from error
+        raise ValueError(f"{where} does not describe a DiT: {error}") from error
     return Layout(spec, dit_sources, dict.fromkeys(copies or (), "equal to that of block 0"))
 
 
@@ -111,13 +118,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     kind = config.get("_class_name", CLASSES[0])
     if kind not in CLASSES:
         raise ValueError(f"{path} describes a {kind}; the diffusers network known here is {CLASSES[0]}")
-    for name, wanted in FIXED.items():
-        if config.get(name, wanted) != wanted:
-            raise ValueError(f"{path} has {name} {config[name]!r}; a DiT must have {wanted!r}")
-    needed = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
-    for name in (*needed, "num_embeds_ada_norm"):
-        if type(config.get(name)) is not int:
-            raise ValueError(f"{path} needs an integer {name}, got {config.get(name)!r}")
+    _check_config(config, str(path))
     scheduler = folder.parent / "scheduler" / "scheduler_config.json"
     if folder.name == "transformer" and scheduler.is_file():
         stated = read_json(scheduler)
@@ -125,3 +126,13 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
             if stated.get(name, wanted) != wanted:
                 raise ValueError(f"{scheduler} has {name} {stated[name]!r}; a DiT must have {wanted!r}")
     return config
+
+
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    for name, wanted in FIXED.items():
+        if config.get(name, wanted) != wanted:
+            raise ValueError(f"{where} has {name} {config[name]!r}; a DiT must have {wanted!r}")
+    needed = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
+    for name in (*needed, "num_embeds_ada_norm"):
+        if type(config.get(name)) is not int:
+            raise ValueError(f"{where} needs an integer {name}, got {config.get(name)!r}")

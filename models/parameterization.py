@@ -4,6 +4,7 @@ A variance-preserving state ``x = alpha x0 + s eps`` is ``y`` times ``alpha + s`
 solvers, one noise level and one meaning of a window serve every model; in these coordinates DDIM is Euler's method.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +42,10 @@ class Parameterization:
         """Flow noise levels of ``steps`` evenly spaced chain indices from 999 to 0, then 0.  Source: DiT's respacing."""
         indices = np.round(np.linspace(self.TRAIN_STEPS - 1, 0, steps)).astype(int)  # one step: the noisiest index
         return np.append(self._chain[2][indices], 0.0)
+
+    def levels(self, indices: Sequence[int]) -> np.ndarray:
+        """Flow noise levels of indices of the discrete chain."""
+        return self._chain[2][np.asarray(indices, dtype=int)]
 
     def index(self, sigma: np.ndarray) -> np.ndarray:
         """Chain index whose log signal-to-noise ratio is nearest to that of ``sigma`` [N] in (0, 1]."""

@@ -36,8 +36,13 @@ class SiTRows:
         times: int,
         conditions: int,
         kernels: Kernels = REFERENCE,
+        variance: bool = False,
     ):
-        """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct labels."""
+        """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct labels.
+
+        With ``variance`` every call leaves in ``self.variance`` [B, C, H, W] fp32 what the first branch of its layout says of
+        the variance: the second half of the output's channels, without guidance.
+        """
         spec, weight = model.spec, model.final_layer.linear.weight
         spec.check_size(height, width)
         self.model, self.batch, self.height, self.width = model, batch, height, width
@@ -50,6 +55,10 @@ class SiTRows:
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.positions(height, width).to(weight, copy=True)
         self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
+        self.variance: Tensor | None = None
+        if variance:
+            self.variance = torch.zeros(batch, spec.channels, height, width, dtype=torch.float32, device=weight.device)
+            self.variance_projection = self._projection(spec.depth, spec.channels)
 
     def remembered(self) -> Iterator[Tensor]:
         """The weights that :meth:`load` computes with or copies, and :meth:`forward` does not read."""
@@ -84,6 +93,10 @@ class SiTRows:
                 self.projections[layer] = found  # the weights themselves, which may have been replaced
                 continue
             for part, value in zip(kept, found, strict=True):
+                part.copy_(value)
+        if self.variance is not None:
+            found = self._projection(self.model.spec.depth, self.model.spec.channels)
+            for part, value in zip(self.variance_projection, found, strict=True):
                 part.copy_(value)
 
     @torch.no_grad()
@@ -122,8 +135,17 @@ class SiTRows:
                 rows, segments = group_rows(group, batch)
                 block(self.hidden[rows], per_block[layer][rows], kernels, segments, carries.at(rows))
         carries.settle()
-        reader.read(model.spec.depth, self._head(model.spec.depth, final))
+        head = self._head(model.spec.depth, final)
+        if self.variance is not None:
+            self._read_variance(hidden, layout.readouts[0].row, head)
+        reader.read(model.spec.depth, head)
         return reader.output()
+
+    def _read_variance(self, hidden: Tensor, row: int, head: Head) -> None:
+        """Project the variance channels of one row block; hidden [J, B, L, D]."""
+        patches = torch.empty(*hidden.shape[1:3], len(self.variance_projection[1]), dtype=torch.float32, device=hidden.device)
+        self.kernels.project(hidden[row], head.shift[row], head.scale[row], *self.variance_projection, out=patches)
+        self.variance.copy_(unpatchify(patches, self.model.spec.patch, self.height, self.width))
 
     def recorded(
         self,
@@ -170,10 +192,11 @@ class SiTRows:
         model = self.model
         return (model.final_layer if layer == model.spec.depth else model.exit_layers[str(layer)]).linear
 
-    def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias for the channels the sampler uses (a learned-sigma head has twice as many)."""
+    def _projection(self, layer: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Weight and bias for the channels the sampler uses, ``first`` and on (a learned-sigma head has twice as many)."""
         spec, linear = self.model.spec, self._head_linear(layer)
         if spec.out_channels == spec.channels:
             return linear.weight, linear.bias
-        weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, : spec.channels].reshape(-1, spec.dim)
-        return weight, linear.bias.view(-1, spec.out_channels)[:, : spec.channels].reshape(-1)
+        used = slice(first, first + spec.channels)
+        weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, used].reshape(-1, spec.dim)
+        return weight, linear.bias.view(-1, spec.out_channels)[:, used].reshape(-1)

@@ -117,12 +117,12 @@ def load_network(
 
 def _network(checkpoint: Checkpoint, hints: Hints) -> tuple[SiT | MMDiT, LoadReport]:
     layout = find_layout(checkpoint, hints)
-    model, report = _build(checkpoint, layout)
+    model, report = build_network(checkpoint, layout)
     log.info("%s", report)
     return model.eval(), report
 
 
-def _build(checkpoint: Checkpoint, layout: Layout) -> tuple[SiT | MMDiT, LoadReport]:
+def build_network(checkpoint: Checkpoint, layout: Layout) -> tuple[SiT | MMDiT, LoadReport]:
     """The network of a layout, its parameters taken from the checkpoint without initialising or copying them first."""
     if layout.spec.depth > len(checkpoint.tensors):
         raise ValueError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for {layout.spec.depth} blocks")

@@ -8,13 +8,13 @@ the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segue.models.dit_diffusers import live_dit_spec
 from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
@@ -26,7 +26,8 @@ from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
-from .forward_slot import ForwardSlot, own_forward
+from .dit_pipeline import DiTAttachment, check_dit, is_dit
+from .forward_slot import MARK, ForwardSlot, GuidedForward
 from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around, innermost
 from .packing import check_own_forward, check_transformer
@@ -35,8 +36,8 @@ from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
 
-def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None = None) -> "Attachment":
-    """Guide a live SD3 or SD3.5 pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
+def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
+    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
 
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
     an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
@@ -44,16 +45,21 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
     CUDA).  One thread at a time may run the pipeline, as without: its scheduler has a state.  Where autograd records, the
     transformer gives the true gradients of the guided velocity.
 
+    A ``DiTPipeline`` may have any scheduler of whole timesteps; there ``guidance_scale`` has no effect, gradients are refused,
+    and so are weights that move or are adapted.
+
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
     if guidance is not None and not isinstance(guidance, Guidance):
         raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     transformer = getattr(pipe, "transformer", None)
-    check_transformer(transformer)
+    dit = is_dit(transformer)
+    (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
     guidance = Guidance() if guidance is None else guidance
-    compile_plan(guidance, linear(28), VELOCITY, diffusers_spec(transformer))  # branches that do not exist are refused here
+    spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
+    compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
     present = attached_to(pipe)
     on_transformer = attachment_of(transformer)
     if on_transformer is not None and on_transformer is present:
@@ -65,7 +71,7 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
     check_own_forward(transformer)
     if present is not None:
         present.remove()  # from the transformer that the pipeline held before
-    return Attachment(pipe, guidance, graphs)
+    return (DiTAttachment if dit else Attachment)(pipe, guidance, graphs)
 
 
 def detach(pipe: Any) -> None:
@@ -79,29 +85,16 @@ def detach(pipe: Any) -> None:
     present.remove()
 
 
-MARK = "_segue_attachment"  # the attribute of a pipeline that holds its attachment
-
-
-def attached_to(pipe: Any) -> "Attachment | None":
+def attached_to(pipe: Any) -> "Attachment | DiTAttachment | None":
     """What is attached to a pipeline, if anything; a copy of an attached one has nothing of its own."""
     present = getattr(pipe, MARK, None)
     return present if present is not None and present.pipe is pipe else None
 
 
-def attachment_of(transformer: torch.nn.Module) -> "Attachment | None":
+def attachment_of(transformer: torch.nn.Module) -> "Attachment | DiTAttachment | None":
     """What is attached to a transformer, if anything."""
     forward = ForwardSlot.of(transformer).forward
     return forward.func.__self__ if isinstance(forward, GuidedForward) else None
-
-
-class GuidedForward(partial):
-    """What an attachment puts in the place of a transformer's forward."""
-
-    func: Any  # a method of the attachment
-
-    def __deepcopy__(self, memo: dict) -> Any:
-        """The copied transformer's own forward: a copy is not attached."""
-        return own_forward(memo[id(self.func.__self__.transformer)])
 
 
 @dataclass

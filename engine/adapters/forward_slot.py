@@ -7,6 +7,7 @@ the innermost one keeps their hooks firing, whichever was put on first.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,19 @@ class ForwardSlot:
             vars(self.owner).pop("forward", None)
         else:
             setattr(self.owner, self.name, forward)
+
+
+MARK = "_segue_attachment"  # the attribute of a pipeline that holds its attachment
+
+
+class GuidedForward(partial):
+    """What an attachment puts in the place of a transformer's forward."""
+
+    func: Any  # a method of the attachment
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        """The copied transformer's own forward: a copy is not attached."""
+        return own_forward(memo[id(self.func.__self__.transformer)])
 
 
 def _wrappers(module: nn.Module) -> Iterator[tuple[ForwardSlot, tuple[Any, ...]]]:

@@ -22,6 +22,7 @@ def sample(
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
     t5: o.T5Option = None,
+    vae: o.VAEOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -73,6 +74,8 @@ def sample(
 
     segue sample --model sd3.5-medium/ -g slg --prompt "a cat, oil on canvas" --image cat.png --strength 0.6
 
+    segue sample --model SiT-XL-2-256x256.pt --family sit --vae sd-vae-ft-ema/ -g cfg --classes 207
+
     segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
@@ -80,7 +83,7 @@ def sample(
     from .redraw import redraw
     from .sample import draw_pictures
 
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -110,6 +113,7 @@ def compare(
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
     t5: o.T5Option = None,
+    vae: o.VAEOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -148,7 +152,7 @@ def compare(
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
     compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
 
 

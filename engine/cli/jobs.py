@@ -88,6 +88,10 @@ class ClassJob(_Job):
     def spec(self) -> SiTSpec:
         return self.engine.spec
 
+    def origin(self) -> Origin:
+        """Where the networks came from, the VAE too if pictures are made by one."""
+        return super().origin().with_decoder(self.engine.decoder)
+
     @property
     def names(self) -> tuple[str, ...]:
         """What the labels are called; empty if they have no names."""
@@ -215,6 +219,7 @@ def _prompt_job(
     if not whole:
         raise ValueError(f"{source.model} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
     refuse_options(source, CHECKPOINT_HINTS, f"{name} states what it is")
+    refuse_options(source, ("vae",), f"{name} is a pipeline with a VAE of its own")
     if not text.prompt:
         raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     device = resolve_device(source.device)
@@ -259,7 +264,10 @@ def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
     if not isinstance(record, PromptRecord):
         if image is not None:
             raise ValueError(f"the record tells of no picture to start from; leave --image {image} out")
-        return ClassJob(source, open_engine(source), labels, seeds, record.max_batch)
+        engine = open_engine(source)
+        record.origin.check_decoder(engine.decoder)
+        return ClassJob(source, engine, labels, seeds, record.max_batch)
+    refuse_options(source, ("vae",), "the picture was drawn from a prompt")
     model = local_source(source.name, reading_of(source), weights=False)
     saved = SavedSD3.read(model)
     if saved is None or not is_sd3_pipeline(model):

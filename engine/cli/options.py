@@ -58,6 +58,15 @@ VariantOption = Annotated[
 T5Option = Annotated[
     bool | None, _option("--t5/--no-t5", panel=_MODEL, shown="t5", help="Leave the third text encoder of an SD3 pipeline out.")
 ]
+VAEOption = Annotated[
+    str | None,
+    _option(
+        "--vae",
+        panel=_MODEL,
+        shown="the pipeline's own",
+        help="A VAE's folder or hub id, to make pictures of a class-label model's latents.",
+    ),
+]
 DeviceOption = Annotated[
     str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
 ]
@@ -109,7 +118,9 @@ RefreshOption = Annotated[
 StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEFAULT_STEPS), help="Steps of the solver.")]
 SolverOption = Annotated[
     str | None,
-    _option("--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama or ddim."),
+    _option(
+        "--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama, ddim, or ddpm for a DiT."
+    ),
 ]
 ScheduleOption = Annotated[
     str | None,
@@ -189,6 +200,7 @@ class Source:
     revision: str | None = None
     variant: str | None = None
     t5: bool | None = None
+    vae: str | None = None
 
     @property
     def name(self) -> str:
@@ -199,7 +211,7 @@ class Source:
     def how(self) -> dict[str, Any]:
         """Keywords of :meth:`Engine.from_pretrained` that say how the model is read."""
         file = {"family": self.family, "heads": self.heads, "exit_layer": self.branch_head}
-        return file | {"revision": self.revision, "variant": self.variant, "t5": self.t5 is not False}
+        return file | {"revision": self.revision, "variant": self.variant, "t5": self.t5 is not False, "vae": self.vae}
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..adapters.vae import Decoder
 from ..core import EngineCore
 from ..planning.plan import Plan
 from ..planning.schedule import Schedule
 from ..planning.solvers import Solver
 from ..rules.presets import ParsedRule, parse_rule
+from ..saved_files import VAE
 
 FORMAT = 1
 VALUES_PER_TENSOR = 64
@@ -37,7 +39,11 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """The networks of a picture: where they were loaded from, how, and what they were."""
+    """The networks of a picture: where they were loaded from, how, and what they were.
+
+    ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
+    ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.
+    """
 
     source: str
     family: str | None
@@ -51,6 +57,9 @@ class Origin:
     revision: str | None = None
     variant: str | None = None
     t5: bool = True
+    vae: str | None = None
+    vae_weights: str | None = None
+    pixels_per_latent: int = 1
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
@@ -58,6 +67,19 @@ class Origin:
         dtype = str(engine.dtype).removeprefix("torch.")
         weights, device = fingerprint(engine.models), engine.device.type
         return cls(source, family, engine.spec.name, weights, device, dtype, engine.linears, **how)
+
+    def with_decoder(self, decoder: Decoder | None) -> "Origin":
+        """This with what makes the pictures."""
+        if decoder is None:
+            return self
+        return replace(self, vae_weights=fingerprint({VAE: decoder.vae}), pixels_per_latent=decoder.factor)
+
+    def check_decoder(self, decoder: Decoder | None) -> None:
+        """Raise ``ValueError`` unless this VAE, or none, made the pictures."""
+        found = None if decoder is None else fingerprint({VAE: decoder.vae})
+        if found != self.vae_weights:
+            by = "without a VAE" if self.vae_weights is None else f"by a VAE of weights {self.vae_weights}"
+            raise ValueError(f"the picture was made {by}, but there is {'none' if found is None else f'one of {found}'}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ class Record:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the picture in pixels."""
-        return self.plan["width"], self.plan["height"]
+        return tuple(self.plan[side] * self.origin.pixels_per_latent for side in ("width", "height"))
 
     def shown_labels(self) -> list[int]:
         """The labels of the pictures in the file: of one, or of all in a grid."""

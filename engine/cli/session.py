@@ -29,16 +29,22 @@ _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNO
 
 
 def open_engine(source: Source, pictures: bool = True) -> Engine:
-    """The engine of a class-label model, whose latents are pixels if ``pictures``; ``ValueError`` or ``OSError`` otherwise."""
+    """The engine of a class-label model; with ``pictures`` its latents are pixels or it has a VAE, without it is left out.
+
+    Raises ``ValueError`` or ``OSError``.
+    """
+    if not pictures:
+        refuse_options(source, ("vae",), "latents are written as they are")
     device = resolve_device(source.device)
     dtype = resolve_dtype(source.dtype, device)
     name = source.name
     refuse_size(name)
     linears = source.linears or DEFAULT_LINEARS
-    engine = Engine.from_pretrained(name, device=device, dtype=dtype, linears=linears, **source.how)
+    how = source.how if pictures else source.how | {"vae": False}
+    engine = Engine.from_pretrained(name, device=device, dtype=dtype, linears=linears, **how)
     if not isinstance(engine.spec, SiTSpec):
         raise ValueError(f"{name!r} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
-    if pictures:
+    if pictures and engine.decoder is None:
         check_pixels(engine.spec.channels)
     return engine
 

@@ -15,7 +15,7 @@ from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from .plan_text import plan_text
 from .schedule import Schedule
-from .solvers import Solver, get_solver
+from .solvers import Solver, check_learned_variance, get_solver
 from .term_weights import (
     channel_masks,
     correction_warnings,
@@ -86,6 +86,13 @@ class Plan:
     @property
     def parameterization(self) -> Parameterization:
         return Parameterization(self.spec)
+
+    @property
+    def spreads(self) -> np.ndarray:
+        """``[N, 1]``, by how much a learned variance may raise the logarithm of the solver's deviation; else ``[N, 0]``."""
+        if self.solver.spreads is None:
+            return np.zeros((self.calls, 0))
+        return self.solver.spreads(self.parameterization.snap(self.schedule.array()))[:, None]
 
     @cached_property
     def live(self) -> tuple[tuple[int, ...], ...]:
@@ -174,6 +181,7 @@ class Plan:
             evaluations += len(layout.blocks)
             blocks += layout.block_rows
             flops += spec.embed_flops(tokens) + layout.projections(early=self.combines_early(live)) * spec.readout_flops(tokens)
+            flops += spec.readout_flops(tokens) if model == "main" and self.solver.spreads else 0  # the learned variance
             flops += sum(rows.active * spec.block_flops(layer, tokens) for layer, rows in enumerate(layout.layers))
         return evaluations, blocks, flops
 
@@ -300,12 +308,13 @@ def compile_plan(
         _check_condition(term.branch, spec)
         if term.channels is not None and term.channels > spec.channels:
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
+    zero_steps = guidance.correction.zero_steps if guidance.correction else 0
+    check_learned_variance(solver, spec, zero_steps)
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
     reference = reference_branch(guidance, branches, spec)
     if reference is not None and isinstance(guidance.correction, AdaptiveProjection):
         _check_above_zero(guidance, sigmas[:-1], weights[:, reference - 1])
-    zero_steps = guidance.correction.zero_steps if guidance.correction else 0
     weights[:zero_steps] = 0.0
     warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)
     steps = np.array([row.step for row in rows])

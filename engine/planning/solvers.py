@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from segue.models.spec import ModelSpec
+
 from ..numeric_input import real_number
 
 # of a plan's table: the factor that makes a state the network's input, then a row's coefficients
@@ -51,6 +53,8 @@ class Solver:
     rows: Callable[[np.ndarray], list[SolverRow]]
     stochastic: bool = False
     last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
+    # of a network with a learned variance: sigmas -> log of the largest deviation over the smallest, [N], see ``ddpm``
+    spreads: Callable[[np.ndarray], np.ndarray] | None = None
 
     def begin(self) -> HostStep | None:
         """What makes the steps of a run that begins now; None: the rows do."""
@@ -142,12 +146,65 @@ def euler_maruyama(diffusion: Callable[[float], float] | None = None, last_sigma
     return Solver("euler-maruyama", lambda sigmas: _euler_maruyama_rows(sigmas, function), True, last_sigma)
 
 
+def _variance(sigma: float) -> float:
+    """``s^2`` of the variance-preserving state ``alpha x0 + s eps`` whose flow noise level is ``sigma = s / (alpha + s)``."""
+    return sigma**2 / (sigma**2 + (1 - sigma) ** 2)
+
+
+def _ddpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
+    """The posterior of the state before given the clean estimate, with its smallest deviation; none at the step to 0.
+
+    With ``A`` and ``P`` for ``alpha^2`` here and there, and ``b = 1 - A / P``:
+    ``x' = sqrt(P) b / (1 - A) x0 + sqrt(1 - b) (1 - P) / (1 - A) x``, and the smallest variance is ``b (1 - P) / (1 - A)``.
+    """
+    if sigmas[-1] > sigmas[0]:
+        raise ValueError(f"ddpm draws down to data, and the levels rise from {sigmas[0]:.6g} to {sigmas[-1]:.6g}")
+    rows = []
+    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        if s == t:
+            rows.append(SolverRow(s, i, 1.0, 0.0))
+            continue
+        here, there = _variance(s), _variance(t)  # 1 - A, 1 - P
+        beta = (here - there) / (1 - there)  # 1 - A / P
+        clean, state = math.sqrt(1 - there) * beta / here, math.sqrt(1 - beta) * there / here
+        factor, next_factor = (1 / math.hypot(level, 1 - level) for level in (s, t))  # x = factor y
+        a, b = (clean + state * factor) / next_factor, -clean * s / next_factor  # x0 = y - s v
+        rows.append(SolverRow(s, i, a, b, d=math.sqrt(beta * there / here) / next_factor))
+    return rows
+
+
+def _ddpm_spreads(sigmas: np.ndarray) -> np.ndarray:
+    """Half of ``log(beta / posterior variance)`` at every call; 0 where no noise is drawn."""
+    pairs = zip(sigmas, sigmas[1:], strict=False)
+    return np.array([math.log(_variance(s) / _variance(t)) / 2 if t not in (0, s) else 0.0 for s, t in pairs])
+
+
 EULER = Solver("euler", _euler_rows)
 HEUN = Solver("heun", _heun_rows)
 DPM = Solver("dpm++2m", _dpm_rows)
 ADAMS_BASHFORTH = Solver("ab2", _adams_bashforth_rows)
 EULER_MARUYAMA = euler_maruyama()
 DDIM = Solver("ddim", _euler_rows)  # in flow coordinates DDIM is Euler's method, for every parameterisation
+
+# Ancestral sampling with the variance that the network has learned: between those of the posterior and of the chain, by its
+# second half of channels ``v`` for the condition, ``log deviation = log smallest + (v + 1) / 2 spread``, element by element.
+# Source: DDPM (2006.11239) equations 6 and 7, improved DDPM (2102.09672) equation 15, as the official sampler of DiT.
+DDPM = Solver("ddpm", _ddpm_rows, stochastic=True, spreads=_ddpm_spreads)
+
+
+def check_learned_variance(solver: Solver, spec: ModelSpec, silent_steps: int = 0) -> None:
+    """Raise ``ValueError`` for a solver that needs a learned variance where the network, or a rule's silent step, has none."""
+    if solver.spreads is None:
+        return
+    if spec.prediction != "epsilon" or spec.out_channels != 2 * spec.channels:
+        raise ValueError(
+            f"solver {solver.name!r} draws with the variance that a DiT has learned, and {spec.name} predicts "
+            f"{spec.prediction} in {spec.out_channels} channels for {spec.channels}: it has none; use another solver"
+        )
+    if silent_steps:
+        raise ValueError(
+            f"solver {solver.name!r} reads its variance from the network, which zero_steps={silent_steps} leaves out"
+        )
 
 
 def velocity_solver(base: Solver) -> Solver:
@@ -156,8 +213,10 @@ def velocity_solver(base: Solver) -> Solver:
 
 
 VELOCITY = velocity_solver(EULER)
+# leaves the guided noise ``eps = y + (1 - sigma) v`` in the state, for loops of noise predictions
+NOISE = Solver("noise", lambda sigmas: [SolverRow(s, i, 1.0, 1 - s) for i, s in enumerate(sigmas[:-1])])
 
-SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM)}
+SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM, DDPM)}
 
 
 def get_solver(solver: str | Solver) -> Solver:

@@ -16,6 +16,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.weight_watch import WeightWatch
 
 from ..adapters.around_forward import AroundForward, turns
+from ..adapters.vae import decode_latents
 from ..core import EngineCore
 from ..device import resolve_device, resolve_dtype
 from ..linears import weight_sums
@@ -26,7 +27,7 @@ from ..sources import DEFAULT, Reading, local_source
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .saved_pipeline import load_pipeline
 from .tokenizers import OwnTokenizers
-from .vae import decode_latents, need_vae
+from .vae import need_vae
 
 
 class PipeCore(EngineCore):
@@ -248,7 +249,7 @@ class PipeCore(EngineCore):
         """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
         pipe = self._need_pipe("decode latents")
         with self._turn():
-            return decode_latents(pipe, latents, max_batch)
+            return decode_latents(need_vae(pipe, "decode latents"), pipe.image_processor, latents, max_batch)
 
     def use_vae_tiling(self, on: bool = True) -> None:
         """Decode large images in tiles, to save memory.  Raises ``ValueError`` for a VAE that cannot."""

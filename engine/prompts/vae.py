@@ -1,4 +1,4 @@
-"""Latents to pictures and back, through the VAE and image processor of a diffusers pipeline."""
+"""Pictures to latents through the VAE and image processor of a diffusers pipeline, and what a run needs of its VAE."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.live_transformer import execution_device
-from ..numeric_input import counting_number
+from ..adapters.vae import check_channels, latent_affine
 
 OUTPUTS = ("pil", "latent")  # as the pipelines' output_type: pictures, or latents alone
 
@@ -26,34 +26,9 @@ def need_vae(pipe: Any, purpose: str, channels: int | None = None) -> Any:
     vae = getattr(pipe, "vae", None)
     if vae is None:
         raise ValueError(f"the pipeline has no VAE to {purpose}")
-    taken = vae.config.latent_channels
-    if channels not in (None, taken):
-        raise ValueError(
-            f"the VAE takes latents of {taken} channels, and the transformer makes {channels}: it cannot {purpose}"
-        )
+    if channels is not None:
+        check_channels(vae.config.latent_channels, channels, purpose)
     return vae
-
-
-def latent_affine(vae: Any) -> tuple[float, float]:
-    """Scale and shift between the VAE's latents and the network's; where its configuration has none, 1 and 0."""
-    scale, shift = vae.config.get("scaling_factor"), vae.config.get("shift_factor")
-    return 1.0 if scale is None else scale, 0.0 if shift is None else shift
-
-
-@torch.no_grad()
-def decode_latents(pipe, latents: Tensor, max_batch: int | None = None) -> list:
-    """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""
-    vae = need_vae(pipe, "decode latents")
-    channels, (scale, shift) = vae.config.latent_channels, latent_affine(vae)
-    if max_batch is not None:
-        max_batch = counting_number(max_batch, "max_batch")
-    if latents.dim() != 4 or latents.shape[1] != channels:
-        raise ValueError(f"latents must have shape [B, {channels}, H, W], got {list(latents.shape)}")
-    images = []
-    for part in latents.split(len(latents) if max_batch is None else max_batch):
-        scaled = part.to(execution_device(vae), vae.dtype) / scale + shift
-        images += pipe.image_processor.postprocess(vae.decode(scaled, return_dict=False)[0], output_type="pil")
-    return images
 
 
 def load_images(pipe, images: Any, height: int, width: int, count: int = 1, channels: int | None = None) -> Tensor:

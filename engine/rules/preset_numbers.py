@@ -4,7 +4,8 @@ from typing import Any
 
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.sd3_sizes import SD3_SIZES, published_size
-from segue.models.spec import ModelSpec
+from segue.models.sizes import FAMILIES
+from segue.models.spec import ModelSpec, SiTSpec
 
 from .window import Window
 
@@ -24,12 +25,16 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "sgg": {"scale": 2.5, "weight": 0.5, "layers": (7, 8), "switch": 0.5},
         "sgg-exit": {"scale": 2.5, "weight": 1.0, "layer": 4, "switch": 0.5},
     },
+    # of the official samplers, which guide three of the four channels: DiT's own default, and the scale of SiT's best scores
+    "DiT": {"cfg": {"scale": 4.0, "channels": 3}},
+    "SiT": {"cfg": {"scale": 1.5, "channels": 3}},
     "sd3-medium": _SD3,
     "sd3.5-medium": _SD3,
     "sd3.5-large": {
         rule: {option: value for option, value in numbers.items() if option != "layers"} for rule, numbers in _SD3.items()
     },
 }
+IMAGENET = 1000, 4  # classes, and channels of latents, of the published DiT and SiT
 WITHHELD = {  # why a model has no default for an option that its relatives have one for
     ("sd3.5-large", "layers"): "the blocks 7, 8 and 9 that suit SD3-medium and SD3.5-medium damage its pictures",
 }
@@ -44,8 +49,15 @@ RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZ
 def preset_name(model: str | ModelSpec) -> str:
     """The name under which a model's defaults are kept.
 
-    An SD3 is known by its size alone, since its name is that of anybody's folder; one of another size has no defaults.
+    An SD3 is known by its size alone, since its name is that of anybody's folder; one of another size has no defaults.  So is
+    a DiT or a SiT of ImageNet, by what it predicts.
     """
+    if isinstance(model, SiTSpec) and (model.num_classes, model.channels) == IMAGENET:
+        titles = [
+            family.title for family in FAMILIES.values() if (family.prediction, family.time) == (model.prediction, model.time)
+        ]
+        if titles and titles[0] in DEFAULTS:
+            return titles[0]
     if isinstance(model, MMDiTSpec):
         return published_size(model) or f"{model.name}, {model.depth} blocks of width {model.dim}"
     return model.name if isinstance(model, ModelSpec) else model

@@ -44,6 +44,7 @@ class ProgramKey:
     kept: tuple[int, ...]
     correction: type
     stochastic: bool
+    learned_variance: bool
     calls: int
     conditions: int
     text_tokens: int
@@ -58,7 +59,8 @@ class ProgramKey:
         masks = tuple(int(mask) for mask in plan.masks)
         kind = type(plan.guidance.correction)
         rule = plan.branches, masks, plan.kept, kind
-        return cls(batch, plan.height, plan.width, *rule, solver.stochastic, capacity, conditions, text)
+        noise = solver.stochastic, solver.spreads is not None
+        return cls(batch, plan.height, plan.width, *rule, *noise, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -88,6 +90,7 @@ class Program:
         self.solver_table = self.call_table[:, :columns]
         self.coefficient_table = self.call_table[:, columns:].unflatten(1, (len(key.branches), channels))
         self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
+        self.spread_table = torch.zeros(entries, int(key.learned_variance), **single)
         self.combination = Combination(plan, shape, entries, device, kernels)
         self.rows = {}
         for name in dict.fromkeys(branch.model for branch in key.branches):
@@ -104,6 +107,7 @@ class Program:
                 conditions=key.conditions,
                 kernels=kernels,
                 **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
+                **({"variance": True} if key.learned_variance and name == "main" else {}),
             )
         self.plan = plan
         self.host_step: HostStep | None = None
@@ -149,6 +153,7 @@ class Program:
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
         self._fill(self.solver_table, plan.table)
         self._fill(self.coefficient_table, plan.coefficients())
+        self._fill(self.spread_table, plan.spreads)
         self.combination.load(plan)
         self._follow_places()
         self.load_times(plan.parameterization.network_time(plan.sigmas), conditions)
@@ -206,9 +211,15 @@ class Program:
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
         update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call)
-        output = self._output(live, scale, coefficients, update)
+        output = self._output(live, scale, coefficients, None if self.key.learned_variance else update)
         if output is not None:
-            self.kernels.solver_update(update.x, output, update.history, update.noise, update.row, update.call)
+            noise = self._with_learned_variance(noise) if self.key.learned_variance else noise
+            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call)
+
+    def _with_learned_variance(self, noise: Tensor) -> Tensor:
+        """Noise [B, C, H, W] times what each element's deviation is of the smallest, by the conditional row of this call."""
+        spread = self.kernels.gather_rows(self.spread_table, self.call)[:, :, None, None]
+        return noise * torch.exp(spread * (self.rows["main"].variance + 1) / 2)
 
     def looked_up(self) -> tuple[Tensor, Tensor]:
         """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
@@ -220,7 +231,7 @@ class Program:
         """The network time of each sample's call, [B] fp32."""
         return self._given[0].to(self.device, torch.float32)[self.time_table[self.call]]
 
-    def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate) -> Tensor | None:
+    def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate | None) -> Tensor | None:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
         if not live:
             return torch.zeros_like(self.x)

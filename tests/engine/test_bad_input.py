@@ -440,7 +440,7 @@ OTHERS = [
     (["plan", "--layers", "12"], "layer 12"),
     (["plan", "--model", "DiT-XXL/2"], "'XXL/2'"),
     (["plan", "--model", "DiT-XL/3", "-g", "none"], "'XL/3'"),
-    (["plan", "--model", "DiT-XL/2"], "sgg needs scale and weight and layers and switch: model 'DiT-XL/2-256'"),
+    (["plan", "--model", "DiT-XL/2"], "sgg needs scale and weight and layers and switch: model 'DiT'"),
     (["smaple"], "'smaple'"),
 ]
 

@@ -43,7 +43,7 @@ def naive(engine, rule, schedule, solver, start):
     return sampler.run(solver, start)
 
 
-@pytest.mark.parametrize(("solver", "rule"), zip([*SOLVERS, "euler"], RULES.values(), strict=True), ids=RULES)
+@pytest.mark.parametrize(("solver", "rule"), [*zip([*SOLVERS, "euler"], RULES.values(), strict=True)], ids=RULES)
 def test_both_ways_are_those_of_a_naive_integrator(engine, rule, solver):
     up = engine.sample(LABELS, rule, schedule=RISING, solver=solver, latents=picture(), seeds=0)
     assert relative_error(up.latents, naive(engine, rule, RISING, solver, picture())) < ERROR

@@ -68,4 +68,4 @@ def draw_attached(pipe, rule, path=None, **call) -> AttachedRun:
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference, relative to the largest magnitude wanted."""
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float(((found - wanted).abs().max() / wanted.abs().max()).detach())

@@ -28,7 +28,7 @@ def branch_labels(branch: Branch, labels: Tensor, spec) -> Tensor:
 
 
 def full_forward(model: SiT, x: Tensor, time: float, labels: Tensor, network: Perturb | Exit | None) -> Tensor:
-    """One branch, all layers, first ``channels`` output channels."""
+    """One branch, all layers, all output channels: [B, C_out, H, W]."""
     spec, batch = model.spec, x.shape[0]
     modulation = model.modulation(torch.full((batch,), time, dtype=torch.float64), labels)
     per_block, final, exits = model.split_modulation(modulation)
@@ -46,14 +46,14 @@ def full_forward(model: SiT, x: Tensor, time: float, labels: Tensor, network: Pe
 
 
 def patches_to_image(patches: Tensor, spec, x: Tensor) -> Tensor:
-    """[B, L, P P C_out] -> [B, C, H, W], written with loops over the patch grid."""
+    """[B, L, P P C_out] -> [B, C_out, H, W], written with loops over the patch grid."""
     out = torch.empty(x.shape[0], spec.out_channels, *x.shape[2:], dtype=patches.dtype)
     p, columns = spec.patch, x.shape[3] // spec.patch
     for index in range(patches.shape[1]):
         i, j = index // columns, index % columns
         tile = patches[:, index].view(-1, p, p, spec.out_channels).permute(0, 3, 1, 2)
         out[:, :, i * p : (i + 1) * p, j * p : (j + 1) * p] = tile
-    return out[:, : spec.channels]
+    return out
 
 
 def in_window(window: Window, index: int, count: int, sigma: float) -> bool:
@@ -110,6 +110,10 @@ class NaiveSampler:
 
     def output(self, branch: Branch, y: Tensor, sigma: float) -> Tensor:
         """What the network of one branch says at state ``y``: noise, or a velocity in either direction."""
+        return self.all_channels(branch, y, sigma)[:, : self.models["main"].spec.channels]
+
+    def all_channels(self, branch: Branch, y: Tensor, sigma: float) -> Tensor:
+        """With what a network says of the variance behind it."""
         model = self.models[branch.model]
         labels = branch_labels(branch, self.labels, self.models["main"].spec)
         if self.discrete:
@@ -198,9 +202,23 @@ class NaiveSampler:
                 y = y + (v - s * score) * (t - s)  # w = 2 s, half of it times the score
                 if not last:
                     y = y + math.sqrt(2 * s * (s - t)) * loop_noise(i)
+            elif solver == "ddpm":
+                y = self._ancestral(y, v, i, loop_noise(i))
             else:
                 raise ValueError(solver)
         return y
+
+    def _ancestral(self, y: Tensor, v: Tensor, i: int, noise: Tensor) -> Tensor:
+        """DDPM's posterior, whose variance the conditional row chooses between its own and that of the chain."""
+        (alpha, s), sigma = self.levels[self.indices[i]], self.sigmas[i]
+        before = (1.0, 0.0) if self.indices[i + 1] is None else self.levels[self.indices[i + 1]]
+        x, clean, beta = (alpha + s) * y, y - sigma * v, 1 - (alpha / before[0]) ** 2
+        x = before[0] * beta / s**2 * clean + alpha / before[0] * before[1] ** 2 / s**2 * x
+        if before[1]:
+            channels = self.models["main"].spec.channels
+            fraction = (self.all_channels(Branch(), y, sigma)[:, channels:] + 1) / 2
+            x = x + (beta**fraction * (beta * before[1] ** 2 / s**2) ** (1 - fraction)).sqrt() * noise
+        return x / sum(before)
 
     @staticmethod
     def _ddim(y: Tensor, v: Tensor, s: float, t: float) -> Tensor:

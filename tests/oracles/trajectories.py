@@ -68,7 +68,10 @@ def branch_function(architecture: str, given: Start, dtype: torch.dtype) -> Call
     model = copy.deepcopy(network(architecture)).to(dtype)
     if architecture == "sit":
         labels = given.labels, torch.full_like(given.labels, model.spec.null_label)
-        return lambda x, sigma, condition, skipped: full_forward(model, x.to(dtype), sigma, labels[condition], skipped)
+        channels = model.spec.channels
+        return lambda x, sigma, condition, skipped: full_forward(model, x.to(dtype), sigma, labels[condition], skipped)[
+            :, :channels
+        ]
     texts = [TextCondition(text.context.to(dtype), text.pooled.to(dtype)) for text in given.texts]
 
     def branch(x: Tensor, sigma: float, condition: int, skipped: Perturb | None) -> Tensor:

@@ -107,7 +107,9 @@ def test_more_branches_than_one_kernel_combines(architecture, channels, monkeypa
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_run_of_every_solver(solver, monkeypatch):
     """To the end: history and noise pass from call to call."""
-    pair = Pair("dit" if solver == "ddim" else "repa", SGG(CFG(3.0), SkipLayer(2.0, (1,)), 0.5), steps=3, solver=solver)
+    pair = Pair(
+        "dit" if solver in ("ddim", "ddpm") else "repa", SGG(CFG(3.0), SkipLayer(2.0, (1,)), 0.5), steps=3, solver=solver
+    )
     for live in pair.plan.live:
         pair.step(live, monkeypatch)
 

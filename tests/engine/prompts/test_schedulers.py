@@ -133,7 +133,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize(("name", "rule"), zip(("dpm++ 2m", "unipc", "dpm++ 2s"), RULES.values(), strict=True), ids=RULES)
+@pytest.mark.parametrize(("name", "rule"), [*zip(("dpm++ 2m", "unipc", "dpm++ 2s"), RULES.values(), strict=True)], ids=RULES)
 def test_rules_are_followed_as_where_they_are_attached(engine, use, name, rule):
     use(name)
     run = from_engine(engine, rule)

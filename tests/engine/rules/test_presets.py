@@ -30,6 +30,7 @@ from segue.engine.rules.integers import parse_integers
 from segue.engine.rules.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
 from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
+from segue.models.sizes import dit_spec, repa_spec, sit_spec
 
 EQUAL = [
     ("none", Unguided()),
@@ -227,3 +228,22 @@ def test_labels_and_seeds_pair_up(labels, seeds, count, expected):
 def test_labels_and_seeds_that_do_not_fit_are_refused(labels, seeds, count):
     with pytest.raises(ValueError, match=f"{len(seeds)} seeds do not fit {len(labels) * count} pictures"):
         pair_samples(labels, seeds, count)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (dit_spec("XL/2"), CFG(4.0, channels=3)),
+        (dit_spec("S/4", 512, name="anything", frequency_shift=1.0), CFG(4.0, channels=3)),
+        (sit_spec("B/2"), CFG(1.5, channels=3)),
+    ],
+)
+def test_cfg_alone_is_that_of_the_official_samplers_of_dit_and_sit(spec, expected):
+    assert parse_rule("cfg", spec).guidance == expected
+    assert parse_rule("cfg:scale=2,channels=4", spec).guidance == CFG(2.0, channels=4)
+
+
+@pytest.mark.parametrize("spec", [dit_spec("S/2", num_classes=10), repa_spec("S/2"), sit_spec("S/2", channels=16)])
+def test_relatives_of_the_published_dit_and_sit_have_no_numbers(spec):
+    with pytest.raises(ValueError, match=f"cfg needs scale: model '{spec.name}' has no default"):
+        parse_rule("cfg", spec)

@@ -47,7 +47,7 @@ def test_each_branch_alone_and_all_together(architecture):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("architecture", ["sit", "sd3.5-medium"])
 def test_every_solver(architecture, solver):
-    check_live_sets(architecture, solver, None, sets=all_branches)
+    check_live_sets("dit" if solver == "ddpm" else architecture, solver, None, sets=all_branches)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -86,7 +86,7 @@ def test_every_live_set(architecture):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_solver_in_every_dtype(architecture, solver, dtype):
-    check_live_sets(architecture, solver, most=0, dtype=dtype)
+    check_live_sets("dit" if solver == "ddpm" else architecture, solver, most=0, dtype=dtype)
 
 
 # --- what a CPU cannot show: the device is another one than the host ---------------------------------------------------

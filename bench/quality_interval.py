@@ -1,0 +1,21 @@
+"""Rows of the suite ``quality``: their spread is an interval of confidence, and this gives it at any level.
+
+``p20`` and ``p80`` of such a row are the ends of the interval at 60 %, not percentiles of repetitions: ``n`` counts samples.
+"""
+
+from .rows import Row
+from .scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
+from .scores.units import SHARE
+
+SUITE, SPREAD_LEVEL = "quality", 0.6
+
+
+def interval_of(row: Row, level: float = LEVEL) -> Interval:
+    """The interval of a row's value: Wilson's for a share, Student's over disjoint sets for other scores."""
+    if row.suite != SUITE:
+        raise ValueError(f"a row of the suite {SUITE} is needed, got one of {row.suite}")
+    if row.unit == SHARE:
+        return wilson(round(row.value * row.n), row.n, level)
+    wider = student_quantile((1 + level) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
+    half = wider * max(row.p80 - row.value, row.value - row.p20)
+    return Interval(row.value, row.value - half, row.value + half)

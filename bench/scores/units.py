@@ -1,0 +1,13 @@
+"""The names of the scores, and their units, which say what their interval is and which way is better."""
+
+ACCURACY, SUPERCLASS = "accuracy", "superclass accuracy"
+FRECHET, KERNEL, INCEPTION = "Frechet distance per feature", "kernel distance", "inception score"
+NEIGHBOURS = ("precision", "recall", "coverage", "density")
+
+# a share of samples has Wilson's interval; more of a share or of a score is better, less of a distance
+SHARE, SCORE, DISTANCE = "share", "score", "distance"
+UNITS = {
+    **dict.fromkeys((ACCURACY, SUPERCLASS, "precision", "recall", "coverage"), SHARE),
+    **dict.fromkeys((INCEPTION, "density"), SCORE),
+    **dict.fromkeys((FRECHET, KERNEL), DISTANCE),
+}
