@@ -1,6 +1,6 @@
 """How long each kernel of a step takes on this GPU: replays of the captured graph, timed kernel by kernel by the driver.
 
-``python -m segue.bench.kernel_times MODEL FILE`` writes the tables and adds one JSON object for each live set to ``FILE``.
+``python -m segue.bench.kernel_times MODEL --out FILE`` prints tables, and adds one JSON object for each live set to ``FILE``.
 The census counts and predicts the same kernels; here they are measured, with the time in which none of them runs.
 """
 

@@ -87,7 +87,7 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
         if branch == UNCOND:
             reference = estimates[1]
         else:
-            (reference,) = calc_cond_batch(args["model"], plain[:1], x, sigma, skip_options(options, branch.network.layers))
+            (reference,) = calc_cond_batch(args["model"], plain[:1], x, sigma, skip_options(options, branch.perturbed_layers))
         guided = guided + weight * (conditional - reference)
     return guided
 

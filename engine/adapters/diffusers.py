@@ -275,8 +275,8 @@ class Attachment:
         network = self._engine.models["main"]
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
-        size = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, *size, calls.schedule, calls.solver)
+        height, width = call.latents.shape[-2:]
+        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, height, width, calls.schedule, calls.solver)
         if cut_off:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)

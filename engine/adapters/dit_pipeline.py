@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ class DiTCall:
 
     def conditions(self, plan: Plan) -> dict[str | int, Tensor]:
         """Labels [B] for every condition of a plan."""
-        named = {"cond": list(self.labels), "uncond": [plan.spec.null_label] * len(self.labels)}
+        null = cast(SiTSpec, plan.spec).null_label
+        named = {"cond": list(self.labels), "uncond": [null] * len(self.labels)}
         found = {name: named[name] if name in named else [int(name)] * len(self.labels) for name in plan.conditions}
         return {name: torch.tensor(values, device="cpu") for name, values in found.items()}
 
@@ -228,6 +229,7 @@ class DiTAttachment:
             )
         indices = [int(value) for value in times]
         schedule = Schedule((*Parameterization(self._spec).levels(indices).tolist(), 0.0), name)
-        noise = GuidedVelocity(engine, self.guidance, call.conditions, *call.latents.shape[-2:], schedule, NOISE)
+        height, width = call.latents.shape[-2:]
+        noise = GuidedVelocity(engine, self.guidance, call.conditions, height, width, schedule, NOISE)
         noise.load(call.latents)
         return DiTRun(scheduler.timesteps, indices, call.kind, noise)

@@ -44,6 +44,8 @@ MARK = "_segue_attachment"  # the attribute of a pipeline that holds its attachm
 class GuidedForward(partial):
     """What an attachment puts in the place of a transformer's forward."""
 
+    func: Any  # a method of the attachment
+
     def __deepcopy__(self, memo: dict) -> Any:
         """The copied transformer's own forward: a copy is not attached."""
         return own_forward(memo[id(self.func.__self__.transformer)])

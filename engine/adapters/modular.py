@@ -57,7 +57,7 @@ def _term_text(term: Term) -> str:
     options = {"delta": term.weight.delta, "window": term.window}
     if term.branch == UNCOND:
         return NamedRule("cfg", tuple({"scale": term.weight.base + 1, **options}.items())).text
-    return NamedRule("slg", tuple({"weight": term.weight.base, "layers": term.branch.network.layers, **options}.items())).text
+    return NamedRule("slg", tuple({"weight": term.weight.base, "layers": term.branch.perturbed_layers, **options}.items())).text
 
 
 def _rule_text(rule: Guidance) -> str | None:
@@ -165,7 +165,7 @@ class RuleGuider(_Base):
         if self._count_prepared == 1:
             self._check_denoiser(denoiser)
         if isinstance(self._branch.network, Perturb):
-            layers, caller = list(self._branch.network.layers), threading.get_ident()
+            layers, caller = list(self._branch.perturbed_layers), threading.get_ident()
 
             @torch.compiler.disable  # a compiler would take one thread for all
             def skip(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
@@ -193,7 +193,7 @@ class RuleGuider(_Base):
         network = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
         if isinstance(network, SD3Transformer2DModel):
             check_processors(network)
-        skipped = [layer for branch in self._branches if branch.network for layer in branch.network.layers]
+        skipped = [layer for branch in self._branches for layer in branch.perturbed_layers]
         if skipped and "skip_layers" not in inspect.signature(type(network).forward).parameters:
             raise TypeError(f"skip-layer guidance needs SD3Transformer2DModel, got {type(network).__name__}")
         if skipped and max(skipped) >= len(network.transformer_blocks):

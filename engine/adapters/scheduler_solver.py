@@ -146,14 +146,18 @@ def rows_of(scheduler: Any) -> Solver | None:
 
 
 def scheduler_from_config(config: Mapping[str, Any], where: str) -> Any:
-    """A diffusers scheduler.  Raises ``ValueError``, naming ``where``, for a class that diffusers does not have."""
+    """A diffusers scheduler with noise levels.  Raises ``ValueError``, naming ``where``, for a class that is none."""
     import diffusers
 
     name = config.get("_class_name")
     kind = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
         raise ValueError(f"{where} names the scheduler {name!r}, which diffusers does not have")
-    return kind.from_config(config)
+    scheduler = kind.from_config(config)
+    if not hasattr(scheduler, "sigmas"):
+        raise ValueError(f"{where} names the scheduler {name}, which has no noise levels; a flow-matching one is needed")
+    return scheduler
 
 
 def timed_scheduler(scheduler: Any, steps: int, tokens: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from segue.models.spec import ModelSpec
+from segue.models.spec import ModelSpec, SiTSpec
 
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
@@ -24,7 +24,7 @@ from ..prompts.saved_pipeline import SavedSD3
 from ..prompts.vae import draw_start, load_images
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
-from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
+from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
 from .prompt_session import draw_prompts, warm_up_prompts
 from .provenance import Origin, Record
 from .records import PromptRecord, file_digest
@@ -62,7 +62,7 @@ class _Job:
 
     def origin(self) -> Origin:
         """Where the networks came from."""
-        return Origin.of(self.engine, self.source.model or DEFAULT_MODEL, **self.source.how)
+        return Origin.of(self.engine, self.source.name, **self.source.how)
 
     def record(self, rule: ParsedRule, plan: Plan) -> Record:
         """What the pictures of a run record."""
@@ -85,7 +85,7 @@ class ClassJob(_Job):
     pictures: bool = True
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> SiTSpec:
         return self.engine.spec
 
     def origin(self) -> Origin:
@@ -151,7 +151,7 @@ class PromptJob(_Job):
     def engine(self) -> PromptEngine:
         device = resolve_device(self.source.device)
         return Engine.from_pretrained(
-            self.source.model,
+            self.source.name,
             device=device,
             dtype=resolve_dtype(self.source.dtype, device),
             linears=self.source.linears or DEFAULT_LINEARS,
@@ -198,8 +198,8 @@ Job = ClassJob | PromptJob
 
 def open_job(source: Source, run: RunOptions, text: PromptOptions, most: int = MOST_CLASSES, pictures: bool = True) -> Job:
     """The pictures that the options ask for; ``most``: how many classes where none are chosen."""
-    refuse_size(source.model or DEFAULT_MODEL)
-    model = local_source(source.model or DEFAULT_MODEL, reading_of(source), weights=False)
+    refuse_size(source.name)
+    model = local_source(source.name, reading_of(source), weights=False)
     saved = SavedSD3.read(model)
     if saved is not None:
         return _prompt_job(source, saved, is_sd3_pipeline(model), run, text, pictures)
@@ -260,15 +260,15 @@ def refuse_prompts(spec: ModelSpec, text: PromptOptions) -> None:
 
 def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
     """The pictures of a record; ``image`` says where the picture that they started from is now."""
-    samples = (list(record.labels), list(record.seeds), record.max_batch)
+    labels, seeds = list(record.labels), list(record.seeds)
     if not isinstance(record, PromptRecord):
         if image is not None:
             raise ValueError(f"the record tells of no picture to start from; leave --image {image} out")
         engine = open_engine(source)
         record.origin.check_decoder(engine.decoder)
-        return ClassJob(source, engine, *samples)
+        return ClassJob(source, engine, labels, seeds, record.max_batch)
     refuse_options(source, ("vae",), "the picture was drawn from a prompt")
-    model = local_source(source.model, reading_of(source), weights=False)
+    model = local_source(source.name, reading_of(source), weights=False)
     saved = SavedSD3.read(model)
     if saved is None or not is_sd3_pipeline(model):
         raise ValueError(f"the picture was drawn from a prompt, and {source.model} is no SD3 pipeline")
@@ -281,7 +281,7 @@ def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
             raise ValueError(f"{image} is not the picture that the recorded run started from")
     latent = (record.plan["height"], record.plan["width"])
     texts = (list(record.prompts), list(record.negative_prompts))
-    return PromptJob(source, saved, *texts, *samples, latent, image, strength)
+    return PromptJob(source, saved, *texts, labels, seeds, record.max_batch, latent, image, strength)
 
 
 def captions(names: Sequence[str], labels: Sequence[int], seeds: Sequence[int]) -> list[str]:

@@ -203,6 +203,11 @@ class Source:
     vae: str | None = None
 
     @property
+    def name(self) -> str:
+        """The model that is meant."""
+        return self.model or DEFAULT_MODEL
+
+    @property
     def how(self) -> dict[str, Any]:
         """Keywords of :meth:`Engine.from_pretrained` that say how the model is read."""
         file = {"family": self.family, "heads": self.heads, "exit_layer": self.branch_head}

@@ -11,7 +11,7 @@ from PIL import ImageChops
 from ..files import NewFiles
 from ..images import read_png
 from .jobs import recorded_job
-from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
+from .options import CHECKPOINT_HINTS, DIFFUSERS_HINTS, Output, PromptOptions, RuleOptions, RunOptions, Source
 from .provenance import Origin
 from .records import read_record
 from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name, print_numbered, write_picture
@@ -61,9 +61,10 @@ def _recorded_source(source: Source, origin: Origin) -> Source:
 
 def _refuse_options(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Raise ``ValueError`` for an option whose value the record holds."""
-    given = asdict(run) | {"guidance": rule.text, "dtype": source.dtype, "grid": output.grid} | rule.flags
+    given = asdict(run) | {"guidance": rule.text, "dtype": source.dtype, "grid": output.grid}
+    given |= {f"exit_{name}" if name == "layer" else name: value for name, value in rule.flags.items()}
     given |= {"linears": source.linears, "t5": source.t5, "output": output.kind}
-    given |= {} if source.model else {name: getattr(source, name) for name in ("heads", "branch_head", "revision", "variant")}
+    given |= {} if source.model else {name: getattr(source, name) for name in (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS)}
     given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}
     for name, value in given.items():
         if value is not None:

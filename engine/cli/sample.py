@@ -50,7 +50,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
         return
     cost, count = drawn.plan.cost, len(drawn.latents)
     print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s")
-    all_in = f", all in {files[-1]}" if pictures and len(files) > 1 else ""
+    all_in = f", all in {files[-1]}" if pictures and len(files) > count else ""
     print(f"{count} {'picture' if pictures else 'latent'}{'s' * (count != 1)} in {out}{all_in}")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..numeric_input import check_seed
-from ..rules.integers import parse_integers
+from ..rules.integers import LARGEST_RANGE, parse_integers
 
 
 def parse_labels(text: str, classes: int, names: Sequence[str], model: str) -> list[int]:
@@ -45,6 +45,8 @@ def pair_samples(labels: list[int], seeds: list[int], count: int) -> tuple[list[
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
+    if len(labels) * count > LARGEST_RANGE:
+        raise ValueError(f"one command draws at most {LARGEST_RANGE} pictures, got {len(labels)} times {count}")
     labels = [label for label in labels for _ in range(count)]
     if len(labels) == 1:
         labels *= len(seeds)

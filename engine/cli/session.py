@@ -22,7 +22,7 @@ from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading
-from .options import DEFAULT_LINEARS, DEFAULT_MODEL, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .selection import pair_samples, parse_labels
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
@@ -37,7 +37,7 @@ def open_engine(source: Source, pictures: bool = True) -> Engine:
         refuse_options(source, ("vae",), "latents are written as they are")
     device = resolve_device(source.device)
     dtype = resolve_dtype(source.dtype, device)
-    name = source.model or DEFAULT_MODEL
+    name = source.name
     refuse_size(name)
     linears = source.linears or DEFAULT_LINEARS
     how = source.how if pictures else source.how | {"vae": False}

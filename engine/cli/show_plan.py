@@ -20,7 +20,6 @@ from ..sources import local_source
 from .jobs import refuse_prompts
 from .options import (
     CHECKPOINT_HINTS,
-    DEFAULT_MODEL,
     DEFAULT_SOLVER,
     DIFFUSERS_HINTS,
     PromptOptions,
@@ -34,7 +33,7 @@ SD3_SCHEDULE = "shift"  # that of every published SD3's scheduler, for one that 
 
 
 def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOptions, as_json: bool) -> None:
-    name = source.model or DEFAULT_MODEL
+    name = source.name
     saved = None if published_spec(name) else SavedSD3.read(local_source(name, reading_of(source), weights=False))
     if saved is not None:
         refuse_options(source, CHECKPOINT_HINTS, f"{source.model} states what it is")
@@ -57,7 +56,7 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOp
 
 def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     """The specs of a model and of its guidance networks; a published size such as ``SiT-XL/2-512`` needs no weights."""
-    name = source.model or DEFAULT_MODEL
+    name = source.name
     published = published_spec(name)
     if published:
         refuse_options(source, (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS), f"{name} is a published size")

@@ -8,10 +8,15 @@ import numpy as np
 
 from ..numeric_input import counting_number, real_number
 
+MOST_STEPS = 1 << 20  # no run has more; a slip of the keyboard would fill the memory with tables
+
 
 def check_steps(steps: int) -> int:
-    """``steps`` as a positive integer, else raise."""
-    return counting_number(steps, "steps")
+    """``steps`` as an integer in [1, 2^20], else raise."""
+    steps = counting_number(steps, "steps")
+    if steps > MOST_STEPS:
+        raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
+    return steps
 
 
 @dataclass(frozen=True)

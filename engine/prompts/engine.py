@@ -137,7 +137,7 @@ class PromptEngine(PipeCore):
         conditions = self._conditions(plan, embeddings)
         if numerics == "diffusers":
             scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
-            options = {"latents": latents, "callback": callback, "progress": progress}
+            options: dict[str, Any] = {"latents": latents, "callback": callback, "progress": progress}
             result, calls = sample_as_diffusers(self, plan, conditions, seeds, scheduler, noise, **options)
         else:
             state = self._first_state(plan, noise, latents, len(embeddings))
@@ -208,14 +208,16 @@ class PromptEngine(PipeCore):
         if options.get("noise") is not None:
             self.check_noise(plan, options["noise"], len(seeds))
         pixels = None if image is None else load_images(pipe, image, *size, count, self.spec.channels)
-        if texts is not None:
+        if isinstance(prompt, PromptEmbeddings):
+            embeddings = prompt
+        else:
             negative = negative_prompt if "uncond" in plan.conditions else None
             length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
-            prompt = self.encode(texts, negative, max_sequence_length=length)
+            embeddings = self.encode(texts, negative, max_sequence_length=length)
         if pixels is not None:
             options |= self._drawn_start(pixels, seeds, options)
-        sizes = {"height": size[0], "width": size[1]}
-        run = self.sample(prompt.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
+        sizes: dict[str, Any] = {"height": size[0], "width": size[1]}
+        run = self.sample(embeddings.repeat(num_images), guidance, seeds=seeds, strength=strength, **sizes, **options)
         images = self.decode(run.latents, options.get("max_batch")) if pictures else []
         with self._turn():
             pipe.maybe_free_model_hooks()

@@ -43,7 +43,8 @@ def resolve_prompt_plan(
     height, width = checked_size(spec, height, width)
     if text_tokens is not None:
         text_tokens = counting_number(text_tokens, "text_tokens")
-        specs = {name: replace(spec, text_tokens=text_tokens) for name, spec in specs.items()}
+        length: dict[str, Any] = {"text_tokens": text_tokens}  # a field of the specs of models that take prompts
+        specs = {name: replace(spec, **length) for name, spec in specs.items()}
     if isinstance(solver, SchedulerSolver):
         schedule = solver.schedule if schedule is None else schedule
     elif scheduler is not None and (schedule is None or schedule == "native"):

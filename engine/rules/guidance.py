@@ -93,6 +93,11 @@ class Branch:
         plain = self.network is None or (isinstance(self.network, Perturb) and not self.network.layers)
         return self.condition == "cond" and plain and self.model == "main"
 
+    @property
+    def perturbed_layers(self) -> tuple[int, ...]:
+        """The layers that the branch perturbs."""
+        return self.network.layers if isinstance(self.network, Perturb) else ()
+
     def __str__(self) -> str:
         name = str(self.condition) if isinstance(self.condition, str) else f"label {self.condition}"
         if isinstance(self.network, Perturb):

@@ -148,3 +148,11 @@ def test_seeds_out_of_range_are_refused_before_anything_is_drawn(segue, tmp_path
     counted = segue("sample", "--classes", "0,1", "--seeds", str(2**64 - 1), code=2).stderr
     assert counted == f"segue: a seed must lie in [0, 2^64), got {2**64}\n"
     assert not contents(tmp_path)
+
+
+def test_the_summary_names_the_grid_only_where_there_is_one(segue):
+    drawn = ["sample", "--classes", "0,1"]
+    assert segue(*drawn).stdout.endswith("2 pictures in out, all in out/grid.png\n")
+    assert segue(*drawn, "--no-grid").stdout.endswith("2 pictures in out\n")
+    assert segue(*drawn, "--out", "all.png").stdout.endswith("2 pictures in all.png\n")
+    assert segue("sample", "--classes", "0").stdout.endswith("1 picture in out\n")

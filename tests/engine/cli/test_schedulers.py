@@ -17,6 +17,7 @@ SCHEDULERS = {
     "sde": ("DPMSolverMultistepScheduler", FLOW | {"algorithm_type": "sde-dpmsolver++", "use_dynamic_shifting": True}),
     "stochastic": ("FlowMatchEulerDiscreteScheduler", {"shift": 2.0, "stochastic_sampling": True}),
     "heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 2.0}),
+    "ddpm": ("DDPMScheduler", {}),
     "inverted": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "invert_sigmas": True}),
 }
 DRAW = ["--prompt", "a leaf", "--prompt", "two", "-g", "cfg:scale=3", "--steps", "4", "--count", "2", "--max-batch", "3"]
@@ -116,3 +117,13 @@ def test_a_record_of_before_and_a_broken_one(segue, tmp_path):
         record["plan"]["scheduler"] = scheduler
         save_png(picture, tmp_path / "broken.png", "", record)
         assert message in segue("heun", "sample", "--from", "broken.png", "--out", "c.png", code=2).stderr
+
+
+def test_a_saved_scheduler_without_levels_is_refused_before_weights_are_read(segue, folder, monkeypatch):
+    monkeypatch.setattr("segue.engine.prompts.engine.PromptEngine.from_folder", lambda *_, **__: pytest.fail("was loaded"))
+    for command in (["sample", "--prompt", "a leaf"], ["compare", "--prompt", "a leaf"], ["plan"]):
+        answer = segue("ddpm", *command, code=2).stderr
+        assert answer == (
+            f"segue: {folder}/model_index.json names the scheduler DDPMScheduler, which has no noise levels; "
+            "a flow-matching one is needed\n"
+        )
