@@ -16,13 +16,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from segue.engine.device import resolve_dtype
+from segue.engine.device import resolve_device, resolve_dtype
 from segue.engine.planning.plan import Plan
 
 from .cards import card_of
 from .cases import BenchModel, Workload
 from .census import Census, StepCensus, take_census
 from .kernel_record import ATTENTION, COPY, KINDS, OWN, PRODUCT, PYTORCH
+from .rows import check_writable
 from .telemetry import device_name
 
 REPLAYS = 10
@@ -161,9 +162,10 @@ def step_tables(name: str, time: StepTime, step: StepCensus, top: int) -> list[T
 def measure(model: BenchModel, rule: str, batch: int, dtype: torch.dtype, calls: int, top: int, out: Path) -> None:
     """Profile every live set of a rule, print its tables and add its times to ``out``.
 
-    Raises ``ValueError`` for bad options and where the profiler sees no kernels, ``RuntimeError`` without a CUDA device.
+    Raises ``ValueError`` for bad options, without a CUDA device, and where the profiler sees no kernels.
     """
-    device = torch.device("cuda")
+    device = resolve_device("cuda")
+    check_writable(out)
     census: Census = take_census(model, card_of(device_name(device), []), rule, batch, dtype, calls=calls)
     workload = Workload.make(model, batch, device, dtype)
     plan, console = workload.plan(model.rule(rule), calls), Console(width=WIDTH)
@@ -174,6 +176,7 @@ def measure(model: BenchModel, rule: str, batch: int, dtype: torch.dtype, calls:
         name = f"{model.text} batch {batch}, {' + '.join(step.branches)}"
         for table in step_tables(name, time, step, top):
             console.print(table)
+        out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": name, "dtype": str(dtype), "device": device_name(device), **asdict(time)}) + "\n")
 
@@ -189,9 +192,12 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=28)
     parser.add_argument("--top", type=int, default=14)
     given = parser.parse_args()
-    dtype = resolve_dtype(given.dtype, torch.device("cuda"))
-    for text in given.model:
-        measure(BenchModel.parse(text), given.rule, given.batch, dtype, given.calls, given.top, given.out)
+    try:
+        dtype, models = resolve_dtype(given.dtype, resolve_device("cuda")), [BenchModel.parse(text) for text in given.model]
+        for model in models:
+            measure(model, given.rule, given.batch, dtype, given.calls, given.top, given.out)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

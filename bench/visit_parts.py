@@ -58,24 +58,24 @@ class Part:
 
 
 def parts(out: Path) -> dict[str, Part]:
-    """All parts in their order: the first call has time for those up to ``e2e-tuned``, a second one for the rest.
+    """All parts in their order: the first call has time for those up to ``kernels``, a second one for the rest.
 
     What must be right comes first, then what the table of results needs, then tuning and what it changed; the sanitizer, which
     shares the device with nothing, is last.
     """
     results, sd3 = out / RESULTS, ("--model", MODELS[1])
-    peers = ("--peer", "eager", "--peer", "published on our modules", "--case-seconds", "12")
+    peers = ("--peer", "eager", "--case-seconds", "12")  # the algorithms on our own modules are the first stages of step
     models = [option for model in MODELS for option in ("--model", model)]
     sizes = [option for size in SIZES for option in ("--model", size)]
     return {
-        "kernel-tests": _tests(70, kernel_cases(), "not slow"),
-        "e2e": _suite("e2e", 100, results, *sd3, *peers),
-        "step": _suite("step", 120, results, *models, "--case-seconds", "12"),
+        "kernel-tests": _tests(145, kernel_cases(), "not slow"),
+        "e2e": _suite("e2e", 135, results, *sd3, *peers),
+        "step": _suite("step", 180, results, *models, "--case-seconds", "12"),
         "cost": _suite("cost", 25, results, "--model", MODELS[0], "--case-seconds", "6"),
         "kernels": _suite("kernels", 60, results, *sizes, "--case-seconds", "1"),
         "tune": _tuner(110, out / TUNED_TABLE),
-        "kernels-tuned": replace(_suite("kernels", 40, results, *sizes, "--case-seconds", "1"), tuned=True),
-        "e2e-tuned": replace(_suite("e2e", 55, results, *sd3, *peers), tuned=True),
+        "kernels-tuned": replace(_suite("kernels", 60, results, *sizes, "--case-seconds", "1"), tuned=True),
+        "e2e-tuned": replace(_suite("e2e", 135, results, *sd3, *peers), tuned=True),
         "engine-tests": _tests(70, device_tests(), "gpu"),
         "profile": _profile(40, out / KERNEL_TIMES),
         "cold": _suite("cold", 75, results, *sd3),
@@ -83,7 +83,7 @@ def parts(out: Path) -> dict[str, Part]:
     }
 
 
-FIRST_CALL = ("kernel-tests", "e2e", "step", "cost", "kernels", "tune", "kernels-tuned", "e2e-tuned")
+FIRST_CALL = ("kernel-tests", "e2e", "step", "cost", "kernels")
 
 
 def _suite(name: str, seconds: float, results: Path, *options: str) -> Part:

@@ -1,12 +1,15 @@
 """The times of a step's kernels, from spans as a profiler gives them."""
 
+import sys
+
 import pytest
+import torch
 
 from segue.bench.cards import CARDS
 from segue.bench.cases import BenchModel
 from segue.bench.census import take_census
 from segue.bench.kernel_record import ATTENTION, COPY, KINDS, OWN, PRODUCT, PYTORCH
-from segue.bench.kernel_times import Span, busy_time, kind_of, own_names, step_tables, step_time
+from segue.bench.kernel_times import Span, busy_time, kind_of, main, own_names, step_tables, step_time
 
 STEP = (("gemm", 0.0, 4.0), ("norm", 5.0, 6.0), ("gemm", 5.5, 9.5))  # 1 idle, .5 overlapping
 
@@ -68,3 +71,12 @@ def test_measured_stands_beside_what_the_census_counts():
     counted = sum(number for kernel, number in step.kernels.items() if kernel.kind == OWN)
     assert columns[4][columns[0].index(OWN)] == str(counted)
     assert len(slowest.rows) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_card_there_is_one_sentence_and_no_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernel_times", "dit-xl/2", "--out", str(tmp_path / "new" / "times.jsonl")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "device 'cuda' is not present" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
