@@ -8,8 +8,8 @@ from tiny_models import tiny_sit
 
 from segue import Engine
 from segue.bench.compare import compare
-from segue.bench.quality import Trial, score_rules
-from segue.bench.quality_interval import interval_of
+from segue.bench.quality.interval import interval_of
+from segue.bench.quality.scoring import Trial, score_rules
 from segue.bench.report import write_report
 from segue.bench.rows import Row, make_row, read_rows
 from segue.bench.scores.extractors import RandomConvolutions, colour_statistics, features_of
@@ -17,7 +17,7 @@ from segue.bench.scores.intervals import wilson
 from segue.bench.scores.judge import Judge
 from segue.bench.timing import Statistic
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RULES = ("none", "cfg:scale=3", "slg:weight=2,layers=1,3")
 TRIAL = Trial(samples=24, steps=3, batch=10, first_seed=5)
 

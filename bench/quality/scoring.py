@@ -1,7 +1,7 @@
 """Quality of guidance rules on a model, as result rows: a rule that a file holds is not drawn again.
 
 Rows of the suite ``quality`` go into one file, ``bench/results/quality.jsonl``.  The variant is the rule, the metric a score by
-a judge; its spread is an interval of confidence, see :mod:`.quality_interval`.
+a judge; its spread is an interval of confidence, see :mod:`.interval`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from segue.engine.cli.provenance import fingerprint
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import ParsedRule, parse_rule
 
-from .quality_interval import SPREAD_LEVEL, SUITE
-from .rows import Environment, Row, append_rows, check_writable, make_row, read_rows
-from .scores.intervals import SETS
-from .scores.judge import Judge
-from .scores.units import UNITS
-from .tables import GUIDED
-from .timing import Statistic, once
+from ..rows import Environment, Row, append_rows, check_writable, make_row, read_rows
+from ..scores.intervals import SETS
+from ..scores.judge import Judge
+from ..scores.units import UNITS
+from ..tables import GUIDED
+from ..timing import Statistic, once
+from .interval import SPREAD_LEVEL, SUITE
 
 RESULTS = Path("bench/results/quality.jsonl")
 
