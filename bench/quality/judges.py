@@ -20,7 +20,7 @@ OTHERS: dict[str, Callable[[], Extractor]] = {
     "textures": RandomConvolutions,
     "efficientnet-lite0": efficientnet_lite0,
 }
-ADAPTERS = {"torchvision": torchvision_extractor, "timm": timm_extractor}
+ADAPTERS: dict[str, Callable[[str], Extractor]] = {"torchvision": torchvision_extractor, "timm": timm_extractor}
 ACCEPTED = f"{', '.join((*CLASSIFIERS, *OTHERS))}, timm/NAME, torchvision/NAME or package.module:callable"
 DIGITS = 8  # of the fingerprint of a judge's weights, in its name
 

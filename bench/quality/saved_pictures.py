@@ -49,15 +49,16 @@ class SavedPictures:
         return replace(self, count=count, labels=self.labels[:count] if self.labels else None)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for first in range(0, self.count, AT_ONCE) if isinstance(self.source, tuple) else ():
-            yield to_unit(np.stack([_pixels(path) for path in self.source[first : min(first + AT_ONCE, self.count)]]))
-        if not isinstance(self.source, tuple):
-            yield from self._from_archive()
+        return self._from_files(self.source) if isinstance(self.source, tuple) else self._from_archive(self.source)
 
-    def _from_archive(self) -> Iterator[Tensor]:
+    def _from_files(self, paths: tuple[Path, ...]) -> Iterator[Tensor]:
+        for first in range(0, self.count, AT_ONCE):
+            yield to_unit(np.stack([_pixels(path) for path in paths[first : min(first + AT_ONCE, self.count)]]))
+
+    def _from_archive(self, path: Path) -> Iterator[Tensor]:
         channels, height, width = self.size
         each = channels * height * width
-        with zipfile.ZipFile(self.source) as archive, archive.open("arr_0.npy") as file:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             _header(file)
             for first in range(0, self.count, AT_ONCE):
                 count = min(AT_ONCE, self.count - first)
