@@ -13,7 +13,7 @@ from segue.bench.quality.saved_scores import score_saved
 from segue.bench.rows import read_rows
 from segue.bench.scores.extractors import colour_statistics
 from segue.bench.scores.judge import Judge
-from segue.engine.cli.npz_file import NpzFile, to_pixels
+from segue.engine.cli.npz_file import NpzFile, Shard, to_pixels
 from segue.engine.images import latents_to_images, save_png
 from segue.training.herbarium import Herbarium
 from segue.training.species import SPECIES
@@ -36,8 +36,8 @@ def as_read(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def write_npz(path, pictures, labels):
-    file = NpzFile(path, len(pictures), *pictures.shape[2:], {})
-    file.append(pictures, labels)
+    file = NpzFile(path, Shard(len(pictures)), *pictures.shape[2:], {})
+    file.append(to_pixels(pictures), labels)
     file.finish()
 
 
