@@ -89,7 +89,7 @@ def sample(
     """
     from .redraw import redraw
     from .sample import draw_pictures
-    from .stream import is_archive, refuse_shards, write_samples
+    from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
     rule = o.RuleOptions.of(
@@ -106,8 +106,8 @@ def sample(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     output = o.Output(out, grid, columns, zoom, json, kind, force)
-    if picture is None and is_archive(output):
-        write_samples(source, rule, run, output, text, rank, world)
+    if picture is None and (archive := archive_of(out)):
+        write_samples(archive, source, rule, run, output, text, rank, world)
         return
     refuse_shards(rank, world)
     if picture is not None:

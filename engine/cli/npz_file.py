@@ -198,7 +198,7 @@ def remove_samples(path: Path) -> None:
 
 def _differences(before: dict, now: dict) -> dict[str, tuple[Any, Any]]:
     """What two records disagree on, by its innermost name; single values before lists, which are long to read."""
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for name in before.keys() | now.keys():
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -25,9 +25,9 @@ BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
 
 
-def is_archive(output: Output) -> bool:
-    """Whether samples go into one archive instead of pictures into a folder."""
-    return output.out is not None and output.out.suffix.lower() == ".npz"
+def archive_of(out: Path | None) -> Path | None:
+    """The archive that samples go into, None where pictures go into a folder or a PNG file."""
+    return out if out is not None and out.suffix.lower() == ".npz" else None
 
 
 def refuse_shards(rank: int | None, world: int | None) -> None:
@@ -81,6 +81,7 @@ def _pixels(run: SampleRun) -> np.ndarray:
 
 
 def write_samples(
+    path: Path,
     source: Source,
     rule: RuleOptions,
     run: RunOptions,
@@ -90,8 +91,8 @@ def write_samples(
     world: int | None = None,
 ) -> None:
     """Check everything, draw what is missing, and make the archive when all shards are there."""
-    path, count = output.out, _check(output, run, world)
     shards = (0 if rank is None else rank, 1 if world is None else world)
+    count = _check(path, output, run, shards[1])
     Shard(count, 1, *shards)  # a rank that is none raises before the model is read
     refuse_size(source.name)
     _refuse_prompts(source)
@@ -113,18 +114,18 @@ def write_samples(
     _report(file, before, time.perf_counter() - began, file.finish(), output.json)
 
 
-def _check(output: Output, run: RunOptions, world: int | None) -> int:
+def _check(path: Path, output: Output, run: RunOptions, world: int) -> int:
     """The number of samples; raises ``ValueError`` or ``OSError`` for options that an archive has no use for."""
     for name in ("grid", "columns", "zoom", "kind"):
         if (value := getattr(output, name)) is not None:
             option = {"kind": "output"}.get(name, name)
-            raise ValueError(f"--{option} {value} is for pictures in a folder; {output.out} holds samples")
+            raise ValueError(f"--{option} {value} is for pictures in a folder; {path} holds samples")
     if run.count is None:
-        raise ValueError(f"how many samples go into {output.out}? give --count")
-    if output.force and (world or 1) > 1:
-        raise ValueError(f"--force would remove what the other {world - 1} shards write; remove {output.out} yourself")
+        raise ValueError(f"how many samples go into {path}? give --count")
+    if output.force and world > 1:
+        raise ValueError(f"--force would remove what the other {world - 1} shards write; remove {path} yourself")
     check_batch(run.max_batch)
-    check_writable(output.out, folder=False)
+    check_writable(path, folder=False)
     return run.count
 
 
