@@ -12,6 +12,7 @@ from segue.engine.cli import options as o
 
 RESULTS = Path("bench/results/quality.jsonl")
 SEARCHED, JUDGED, JUDGED_FROM = 192, 960, 100_000  # samples of a search and of a judgement, and the first seed of the second
+DTYPE = "float32"
 CHOOSER, JUDGES = "herbarium-classifier", ("herbarium-judge", "colours")  # of tune-scales
 
 PicturesArgument = Annotated[
@@ -36,6 +37,9 @@ RealOption = Annotated[
     str | None, typer.Option("--real", help="Real samples: herbarium, an .npz file or a folder.  Default: the model's own.")
 ]
 RealCountOption = Annotated[int | None, typer.Option("--real-samples", help="How many of them; default 10000 leaves, or all.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32 (default), in which rows of all devices can be compared, or another.")
+]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Steps of the solver; default 28.")]
 SolverOption = Annotated[str | None, typer.Option("--solver", help="As in segue sample; default euler.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Samples drawn at once; default 32, on CUDA 256.")]
@@ -63,7 +67,7 @@ def score(
     variant: o.VariantOption = None,
     vae: o.VAEOption = None,
     device: o.DeviceOption = None,
-    dtype: o.DtypeOption = None,
+    dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
     judge: JudgesOption = None,
     real: RealOption = None,
@@ -79,7 +83,12 @@ def score(
     confusion: Annotated[int, typer.Option(help="Also the most frequent mistakes of each rule, so many.")] = 0,
     out: OutOption = RESULTS,
     limit_minutes: LimitOption = None,
-    report: Annotated[bool, typer.Option("--report", help="Score nothing; the tables of all rows in the file.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Score nothing; the tables of the rows in the file, with --model those of a model.")
+    ] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="With --report: a file whose marked block is replaced by the tables.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Score guidance rules on a model, or pictures that exist: accuracy, Frechet distance and more, with intervals and costs.
@@ -96,21 +105,25 @@ def score(
     segue score samples.npz --judge herbarium-judge
 
     segue score --report
+
+    segue score --report --model herbarium --into models/bundled/MODEL_CARD.md
     """
-    from .score_command import Panel, Report, print_report, score_model, score_pictures
+    from .score_command import Panel, Report, score_model, score_pictures, write_report
 
     drawing = {"samples": samples, "first_seed": seed, "steps": steps, "solver": solver, "batch": batch}
     drawing = {name: value for name, value in drawing.items() if value is not None}
     panel, shown = Panel(judge, real, real_samples), Report(json, confusion)
     how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant, "vae": vae}
+    source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
+    if into is not None and not report:
+        raise ValueError(f"--into {into} goes with --report")
     if report:
-        print_report(out)
+        write_report(out, source if model else None, into)
     elif pictures is not None:
         refused = {"guidance": guidance, "model": model, "dtype": dtype, "linears": linears} | how | drawing
         _refuse(refused, f"{pictures} was drawn already")
         score_pictures(pictures, panel, device, out, shown)
     else:
-        source = o.Source(model, device=device, dtype=dtype, linears=linears, **how)
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing
         _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown))
 
@@ -125,7 +138,7 @@ def tune_scales(
     variant: o.VariantOption = None,
     vae: o.VAEOption = None,
     device: o.DeviceOption = None,
-    dtype: o.DtypeOption = None,
+    dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
     extractor: Annotated[str, typer.Option(help="Whose scores choose; as --judge, and none of those.")] = CHOOSER,
     judge: JudgesOption = None,
@@ -161,7 +174,7 @@ def tune_scales(
     search = {"samples": samples, "first_seed": seed} | common
     budget = Budget(search, {"samples": judge_samples, "first_seed": judge_seed} | common)
     how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant, "vae": vae}
-    source = o.Source(model, device=device, dtype=dtype, linears=linears, **how)
+    source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     panel = Panel(judge or JUDGES, real, real_samples)
     _exit(tune_model(source, guidance, extractor, panel, budget, out, limit_minutes, Report(json)))
 

@@ -43,9 +43,8 @@ class Trial:
 
     def case(self, engine: Engine, real: str) -> str:
         """What rows must share to be compared: the networks, how their samples are drawn, what they are compared with."""
-        networks = f"{engine.spec.name} {fingerprint(engine.models)}"
         drawn = f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {self.solver}"
-        return f"{networks}, {drawn}, beside {real}"
+        return f"{networks_of(engine)}, {drawn}, beside {real}"
 
     def plan(self, engine: Engine, rule: ParsedRule) -> Plan:
         return engine.plan(rule.guidance, self.steps, solver=self.solver)
@@ -67,6 +66,11 @@ class Trial:
             options = {"steps": self.steps, "solver": self.solver, "callback": Counting(None, advance)}
             run = engine.sample(labels, rule.guidance, seeds=seeds, **options)
             yield pictures_of(run), torch.tensor(labels)
+
+
+def networks_of(engine: Engine) -> str:
+    """What every case of an engine's networks begins with: their name and a fingerprint of their weights as they run."""
+    return f"{engine.spec.name} {fingerprint(engine.models)}"
 
 
 def pictures_of(run: SampleRun) -> Tensor:

@@ -83,6 +83,25 @@ def test_the_same_command_goes_on_and_draws_nothing_that_is_there(segue, tmp_pat
     )
 
 
+def test_a_document_takes_the_tables_of_a_model_between_its_markers(segue, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGUE_COMMIT", "abc")
+    segue("score", "-g", "none", *SMALL, *PANEL)
+    other = save_tiny(tmp_path / "other.safetensors", seed=1)
+    segue("score", "-g", "cfg:scale=3", *SMALL, *PANEL, "--model", str(other), own=False)
+    card = tmp_path / "card.md"
+    card.write_text("Before.\n\n<!-- quality:begin -->old<!-- quality:end -->\n\nAfter.\n")
+    for _ in range(2):  # the same again
+        segue("score", "--report", "--out", "rows.jsonl", "--into", "card.md")
+        text = card.read_text()
+        own = [row for row in read_rows(tmp_path / "rows.jsonl") if row.variant == "none"]
+        assert text.startswith("Before.\n\n<!-- quality:begin -->\n\n**herbarium ") and score_table(own) in text
+        assert text.endswith("<!-- quality:end -->\n\nAfter.\n") and "old" not in text and "cfg:scale=3" not in text
+    monkeypatch.setenv("SEGUE_COMMIT", "abc+changes")
+    segue("score", "-g", "exit:weight=1,layer=4", *SMALL, *PANEL)
+    said = segue("score", "--report", "--out", "rows.jsonl", "--into", "card.md", code=2).stderr
+    assert "was measured with uncommitted changes (abc+changes)" in said and card.read_text() == text
+
+
 def test_an_interruption_keeps_what_was_scored_and_exits_with_130(segue, tmp_path, monkeypatch):
     sample, calls = Engine.sample, []
 
@@ -152,6 +171,7 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
         (("score", *SMALL, *PANEL, "--limit-minutes", "0"), "limit-minutes must be positive, got 0.0"),
         (("score", *SMALL[:-1], "rows.csv", *PANEL), "the result file must end in .jsonl"),
         (("score", "real.npz", "--out", "rows.jsonl", *PANEL), "real.npz was drawn already: leave --model"),
+        (("score", *SMALL, *PANEL, "--into", "card.md"), "--into card.md goes with --report"),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
         (("tune-scales", "-g", "none", *SMALL, *PANEL), "none has no scale and no weight to search"),
         (
