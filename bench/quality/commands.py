@@ -153,6 +153,7 @@ def tune_scales(
     batch: BatchOption = None,
     out: OutOption = RESULTS,
     limit_minutes: LimitOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Make them the numbers of the bundled model.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Search the scale, the weight and the switch of rules by score, and have others judge what was chosen.
@@ -176,7 +177,7 @@ def tune_scales(
     how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant, "vae": vae}
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     panel = Panel(judge or JUDGES, real, real_samples)
-    _exit(tune_model(source, guidance, extractor, panel, budget, out, limit_minutes, Report(json)))
+    _exit(tune_model(source, guidance, extractor, panel, budget, out, limit_minutes, Report(json), write))
 
 
 def _refuse(options: dict, reason: str) -> None:

@@ -10,7 +10,8 @@ from segue.engine.cli.session import open_engine
 from segue.engine.device import resolve_device
 from segue.engine.engine import Engine
 from segue.engine.files import whole_file
-from segue.engine.rules.preset_numbers import DEFAULTS, preset_name
+from segue.engine.rules.presets import default_rules
+from segue.models.bundled import CLASSIFIERS
 from segue.models.spec import SiTSpec
 from segue.training.species import SPECIES
 
@@ -21,7 +22,7 @@ from ..runs import command_line
 from ..scores.judge import Judge
 from ..suites import UNFINISHED
 from ..telemetry import environment
-from .judges import CLASSIFIERS, named_judge
+from .judges import named_judge
 from .real_samples import HERBARIUM, RealSamples, real_samples
 from .saved_pictures import SavedPictures
 from .saved_scores import score_saved
@@ -46,7 +47,7 @@ class Panel:
 
     def named(self, device, spec: SiTSpec | None) -> tuple[Judge, ...]:
         known = spec is None or tuple(spec.class_names) == SPECIES
-        names = self.judges or (CLASSIFIERS if known else WITHOUT_WEIGHTS)
+        names = self.judges or (tuple(CLASSIFIERS) if known else WITHOUT_WEIGHTS)
         return tuple(named_judge(name, device) for name in names)
 
     def samples(self, spec: SiTSpec) -> RealSamples:
@@ -78,11 +79,6 @@ class Report:
         print("\n" + "\n\n".join(table for table in tables if table))
 
 
-def default_rules(engine: Engine) -> list[str]:
-    """Unguided sampling, and every rule that the model has numbers for."""
-    return ["none", *DEFAULTS.get(preset_name(engine.spec), {})]
-
-
 def default_batch(engine: Engine) -> int:
     """As many samples at once as a device takes well."""
     return BATCH.get(engine.device.type, BATCH_ELSEWHERE)
@@ -105,7 +101,7 @@ def score_model(
     judges, real = panel.named(engine.device, engine.spec), panel.samples(engine.spec)
     where = environment(engine.device, command_line(), DEFAULT)
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
-    code, texts = 0, list(rules or default_rules(engine))
+    code, texts = 0, list(rules or ("none", *default_rules(engine.spec)))
     try:
         scorer.score(texts)
     except OutOfTimeError as error:

@@ -1,14 +1,15 @@
 """``segue tune-scales``: from options to numbers for the rules of a model, and what judges say of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
-from segue.engine.rules.preset_numbers import DEFAULTS, preset_name
-from segue.engine.rules.presets import parse_rule
+from segue.engine.files import whole_file
+from segue.engine.rules.presets import default_rules, parse_rule
+from segue.engine.rules.tuned_numbers import numbers_file, numbers_record, tuned_rules
 
 from ..allocator import DEFAULT
 from ..rows import Row
@@ -53,12 +54,18 @@ def tune_model(
     out: Path,
     minutes: float | None,
     report: Report,
+    write: bool = False,
 ) -> int:
-    """Search the numbers of ``rules`` with ``extractor``, judge the best by the panel; returns the exit code."""
+    """Search the numbers of ``rules`` with ``extractor``, judge the best by the panel; returns the exit code.
+
+    ``write``: what was chosen becomes the numbers of a bundled model, once it is judged.
+    """
     limit = TimeLimit(minutes)
+    if write:
+        numbers_file(source.name)  # another model is refused
     engine = open_engine(source)
     search, judgement = budget.trials(default_batch(engine))
-    texts = list(rules or DEFAULTS.get(preset_name(engine.spec), {}))
+    texts = list(rules or default_rules(engine.spec))
     tunables = [Tunable.of(text, engine.spec) for text in texts]
     if not tunables:
         raise ValueError(f"{engine.spec.name} has no numbers for any rule to begin with: name rules by -g")
@@ -84,7 +91,19 @@ def tune_model(
     else:
         report.show(tuned.rows)
         print(f"\n{tuned.verdict_table()}\n\n{tuned.numbers_text()}")
+    if write and not code:
+        report.say(f"wrote {write_numbers(source.name, chosen)}")
     return code
+
+
+def write_numbers(model: str, chosen: Mapping[str, str]) -> Path:
+    """Make ``chosen`` the numbers of a bundled model; rules that were not searched keep theirs."""
+    path, before = numbers_file(model), {name: parse_rule(name, model).text for name in default_rules(model)}
+    record = numbers_record(model, before | dict(chosen), command_line())
+    with whole_file(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    tuned_rules.cache_clear()
+    return path
 
 
 @dataclass(frozen=True)
@@ -110,9 +129,8 @@ class Tuned:
         return markdown_table(("rule", "judge", "beats unguided", "how"), lines)
 
     def numbers_text(self) -> str:
-        """The numbers as engine/rules/preset_numbers.py holds them."""
-        parts = {name: dict(parse_rule(text).parts[0].options) for name, text in self.chosen.items()}
-        return "\n".join(f'"{name}": {json.dumps(numbers, default=str)},' for name, numbers in parts.items())
+        """The rules with their numbers, as the file of a bundled model holds them."""
+        return json.dumps(self.chosen, indent=1)
 
     def as_dict(self) -> dict:
         """For machines."""
