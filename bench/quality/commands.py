@@ -80,6 +80,7 @@ def score(
     effective_scale: Annotated[
         bool, typer.Option("--effective-scale/--no-effective-scale", help="Also the CFG scale that a rule amounts to.")
     ] = True,
+    beside_cfg: Annotated[bool, typer.Option("--beside-cfg", help="Also CFG at the effective scale of every rule.")] = False,
     confusion: Annotated[int, typer.Option(help="Also the most frequent mistakes of each rule, so many.")] = 0,
     out: OutOption = RESULTS,
     limit_minutes: LimitOption = None,
@@ -125,7 +126,7 @@ def score(
         score_pictures(pictures, panel, device, out, shown)
     else:
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing
-        _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown))
+        _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown, beside_cfg))
 
 
 def tune_scales(

@@ -1,7 +1,7 @@
 """``segue score``: from options to rows, and the tables of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from segue.engine.cli.session import open_engine
 from segue.engine.device import resolve_device
 from segue.engine.engine import Engine
 from segue.engine.files import whole_file
-from segue.engine.rules.presets import default_rules
+from segue.engine.rules.presets import default_rules, parse_rule
 from segue.models.bundled import CLASSIFIERS
 from segue.models.spec import SiTSpec
 from segue.training.species import SPECIES
@@ -20,6 +20,7 @@ from ..readme_block import check_committed, update_block
 from ..rows import Row, read_rows
 from ..runs import command_line
 from ..scores.judge import Judge
+from ..scores.units import EFFECTIVE
 from ..suites import UNFINISHED
 from ..telemetry import environment
 from .judges import named_judge
@@ -30,6 +31,7 @@ from .scoring import Scorer
 from .tables import agreement_table, confusion_table, quality_tables, score_table
 from .time_limit import OutOfTimeError, TimeLimit
 from .trial import Trial, networks_of
+from .tuning import UNGUIDED
 
 WITHOUT_WEIGHTS = ("colours", "textures")  # who judges where nobody is named and no classifier knows the classes
 BLOCK = "quality"  # the markers of a document that the tables stand between
@@ -79,6 +81,26 @@ class Report:
         print("\n" + "\n\n".join(table for table in tables if table))
 
 
+def default_texts(engine: Engine, say: Callable[[str], None]) -> list[str]:
+    """The rules that the model has numbers for, without those that need a network which the engine does not hold."""
+    texts = []
+    for name in default_rules(engine.spec):
+        try:
+            engine.plan(parse_rule(name, engine.spec).guidance)
+        except ValueError as error:
+            say(f"{name} is left out: {error}")
+        else:
+            texts.append(name)
+    return texts
+
+
+def equal_cfg(rows: Sequence[Row]) -> list[str]:
+    """CFG at the effective scale of every rule that is another: what it must beat to be more than a stronger guidance."""
+    scales = {row.variant: row.value for row in rows if row.metric == EFFECTIVE}
+    others = [scale for rule, scale in scales.items() if rule != UNGUIDED and not rule.startswith("cfg:scale=")]
+    return list(dict.fromkeys(f"cfg:scale={scale:.2f}".rstrip("0").rstrip(".") for scale in others if scale > 1.005))
+
+
 def default_batch(engine: Engine) -> int:
     """As many samples at once as a device takes well."""
     return BATCH.get(engine.device.type, BATCH_ELSEWHERE)
@@ -93,17 +115,26 @@ def score_model(
     minutes: float | None,
     effective: bool,
     report: Report,
+    beside_cfg: bool = False,
 ) -> int:
-    """Score rules on a model; ``drawing`` are the fields of a :class:`Trial`.  Returns the exit code."""
+    """Score rules on a model; ``drawing`` are the fields of a :class:`Trial`.  Returns the exit code.
+
+    ``beside_cfg``: also CFG at the effective scale of every rule.
+    """
     limit = TimeLimit(minutes)
+    if beside_cfg and not effective:
+        raise ValueError("--beside-cfg goes by effective scales: leave --no-effective-scale out")
     engine = open_engine(source)
     trial = Trial(**{"batch": default_batch(engine)} | drawing)
     judges, real = panel.named(engine.device, engine.spec), panel.samples(engine.spec)
     where = environment(engine.device, command_line(), DEFAULT)
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
-    code, texts = 0, list(rules or ("none", *default_rules(engine.spec)))
+    code, texts = 0, list(rules or (UNGUIDED, *default_texts(engine, report.say)))
     try:
         scorer.score(texts)
+        if beside_cfg:
+            texts += equal_cfg(scorer.held(texts))
+            scorer.score(texts)
     except OutOfTimeError as error:
         report.say(f"{error}; the same command goes on there")
         code = UNFINISHED

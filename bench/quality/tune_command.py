@@ -19,7 +19,7 @@ from ..suites import UNFINISHED
 from ..tables import markdown_table
 from ..telemetry import environment
 from .judges import named_judge
-from .score_command import Panel, Report, default_batch
+from .score_command import Panel, Report, default_batch, default_texts
 from .scoring import Scorer
 from .time_limit import OutOfTimeError, TimeLimit
 from .trial import Trial
@@ -65,7 +65,7 @@ def tune_model(
         numbers_file(source.name)  # another model is refused
     engine = open_engine(source)
     search, judgement = budget.trials(default_batch(engine))
-    texts = list(rules or default_rules(engine.spec))
+    texts = list(rules or default_texts(engine, report.say))
     tunables = [Tunable.of(text, engine.spec) for text in texts]
     if not tunables:
         raise ValueError(f"{engine.spec.name} has no numbers for any rule to begin with: name rules by -g")

@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 from segue import Engine, parse_rule
 from segue.__main__ import app
 from segue.bench.quality.judges import named_judge
+from segue.bench.quality.rows import RowForm
+from segue.bench.quality.score_command import equal_cfg
 from segue.bench.quality.tables import score_table
 from segue.bench.quality.time_limit import OutOfTimeError, TimeLimit
 from segue.bench.rows import read_rows
 from segue.bench.suites import UNFINISHED
+from segue.bench.timing import once
 
 SMALL = ("--samples", "10", "--steps", "2", "--out", "rows.jsonl")
 PANEL = ("--judge", "stand_in_eye:eye", "--judge", "colours", "--real", "real.npz")
@@ -81,6 +84,26 @@ def test_the_same_command_goes_on_and_draws_nothing_that_is_there(segue, tmp_pat
     assert (
         score_table(read_rows(tmp_path / "rows.jsonl")) in segue("score", "--report", "--out", "rows.jsonl", own=False).stdout
     )
+
+
+def test_by_default_all_rules_with_numbers_are_scored_that_the_networks_allow(segue, tmp_path, monkeypatch):
+    """The tiny model has the name and the blocks of the bundled one, and no weaker sibling."""
+    monkeypatch.setattr("segue.bench.quality.score_command.default_rules", lambda spec: ("cfg:scale=2", "ag:weight=1"))
+    said = segue("score", *SMALL, *PANEL, "--no-effective-scale").stdout
+    assert {row.variant for row in read_rows(tmp_path / "rows.jsonl")} == {"none", "cfg:scale=2"}
+    assert "ag:weight=1 is left out: no network named 'weak'" in said
+    assert "no network named 'weak'" in segue("score", "-g", "ag:weight=1", *SMALL, *PANEL, code=2).stderr
+
+
+def test_cfg_at_the_effective_scale_of_a_rule_is_scored_beside_it(segue, tmp_path, monkeypatch, environment):
+    form = RowForm(environment, "a model", "float32")
+    scales = {"none": 1.0, "cfg:scale=3": 3.0, "sgg": 1.4967, "exit": 1.3, "ag": 0.9, "slg": 1.302}
+    rows = [form.row(rule, "effective scale", "scale", once(scale)) for rule, scale in scales.items()]
+    assert equal_cfg(rows) == ["cfg:scale=1.5", "cfg:scale=1.3"]  # of equal ones one, and none below unguided
+    monkeypatch.setattr("segue.bench.quality.score_command.equal_cfg", lambda rows: ["cfg:scale=1.7"])
+    segue("score", "-g", "none", "-g", "exit:weight=0.8,layer=4", "--beside-cfg", *SMALL, *PANEL)
+    found = {row.variant for row in read_rows(tmp_path / "rows.jsonl")}
+    assert found == {"none", "exit:weight=0.8,layer=4", "cfg:scale=1.7"}
 
 
 def test_a_document_takes_the_tables_of_a_model_between_its_markers(segue, model, tmp_path, monkeypatch):
@@ -171,6 +194,7 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
         (("score", *SMALL, *PANEL, "--limit-minutes", "0"), "limit-minutes must be positive, got 0.0"),
         (("score", *SMALL[:-1], "rows.csv", *PANEL), "the result file must end in .jsonl"),
         (("score", "real.npz", "--out", "rows.jsonl", *PANEL), "real.npz was drawn already: leave --model"),
+        (("score", *SMALL, *PANEL, "--beside-cfg", "--no-effective-scale"), "--beside-cfg goes by effective scales"),
         (("score", *SMALL, *PANEL, "--into", "card.md"), "--into card.md goes with --report"),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
         (("tune-scales", "-g", "none", *SMALL, *PANEL), "none has no scale and no weight to search"),
