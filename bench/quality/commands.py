@@ -21,9 +21,7 @@ PicturesArgument = Annotated[
 ]
 RulesOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--guidance", "-g", "--rule", "-r", help="A rule as in segue sample; repeat it.  Default: none, and all with numbers."
-    ),
+    typer.Option("--guidance", "-g", "--rule", "-r", help="A rule as in segue sample; repeat it.  Default: all with numbers."),
 ]
 JudgesOption = Annotated[
     list[str] | None,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
 from segue.engine.device import resolve_device
@@ -12,7 +14,7 @@ from segue.engine.engine import Engine
 from segue.engine.files import whole_file
 from segue.engine.rules.presets import default_rules, parse_rule
 from segue.models.bundled import CLASSIFIERS
-from segue.models.spec import SiTSpec
+from segue.training.leaves import SIZE
 from segue.training.species import SPECIES
 
 from ..allocator import DEFAULT
@@ -47,13 +49,25 @@ class Panel:
     real: str | None = None
     real_count: int | None = None
 
-    def named(self, device, spec: SiTSpec | None) -> tuple[Judge, ...]:
-        known = spec is None or tuple(spec.class_names) == SPECIES
-        names = self.judges or (tuple(CLASSIFIERS) if known else WITHOUT_WEIGHTS)
+    def named(self, device: torch.device, leaves: bool) -> tuple[Judge, ...]:
+        """The judges; of ``leaves`` those that know them, where nobody is named."""
+        names = self.judges or (tuple(CLASSIFIERS) if leaves else WITHOUT_WEIGHTS)
         return tuple(named_judge(name, device) for name in names)
 
-    def samples(self, spec: SiTSpec) -> RealSamples:
-        return real_samples(self.real, self.real_count, spec)
+    def of_model(self, engine: Engine) -> tuple[tuple[Judge, ...], RealSamples]:
+        """The judges and the real samples for what a model draws."""
+        leaves = tuple(engine.spec.class_names) == SPECIES
+        return self.named(engine.device, leaves), real_samples(self.real, self.real_count, engine.spec)
+
+    def of_pictures(self, saved: SavedPictures, device: torch.device) -> tuple[tuple[Judge, ...], RealSamples]:
+        """The judges and the real samples for pictures: leaves of the herbarium, unless others are named."""
+        if self.real is None and saved.size != (3, SIZE, SIZE):
+            size = "x".join(map(str, saved.size[1:]))
+            raise ValueError(
+                f"pictures of {size} are no leaves of the herbarium: name real samples by --real FILE.npz or FOLDER"
+            )
+        leaves = self.real in (None, HERBARIUM)
+        return self.named(device, leaves), real_samples(self.real or HERBARIUM, self.real_count, None)
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ def score_model(
         raise ValueError("--beside-cfg goes by effective scales: leave --no-effective-scale out")
     engine = open_engine(source)
     trial = Trial(**{"batch": default_batch(engine)} | drawing)
-    judges, real = panel.named(engine.device, engine.spec), panel.samples(engine.spec)
+    judges, real = panel.of_model(engine)
     where = environment(engine.device, command_line(), DEFAULT)
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
     code, texts = 0, list(rules or (UNGUIDED, *default_texts(engine, report.say)))
@@ -145,11 +159,7 @@ def score_model(
 def score_pictures(path: Path, panel: Panel, device: str | None, out: Path, report: Report) -> None:
     """Score pictures that exist."""
     where, saved = resolve_device(device), SavedPictures.open(path)
-    if panel.real is None and saved.size != (3, 32, 32):
-        size = "x".join(map(str, saved.size[1:]))
-        raise ValueError(f"pictures of {size} are no leaves of the herbarium: name real samples by --real FILE.npz or FOLDER")
-    judges = panel.named(where, None)
-    real = real_samples(panel.real or HERBARIUM, panel.real_count, None)
+    judges, real = panel.of_pictures(saved, where)
     rows = score_saved(saved, judges, real, environment(where, command_line(), DEFAULT), out, report.say)
     report.show(rows, SPECIES if real.parents else ())
 

@@ -58,11 +58,12 @@ class Scorer:
     def __post_init__(self):
         check_writable(self.path)
         check_names(self.judges)
-        self.real.check_count(self.trial.samples)
         spec, decoder = self.engine.spec, self.engine.decoder
         factor = 1 if decoder is None else decoder.factor
+        size = (3, factor * spec.height, factor * spec.width)
+        self.real.check(self.trial.samples, size)
         for judge in self.judges:
-            classes = check_judge(judge, (3, factor * spec.height, factor * spec.width))
+            classes = check_judge(judge, size)
             if classes not in (None, spec.num_classes):
                 raise ValueError(f"{judge.name} tells {classes} classes apart, and {spec.name} has {spec.num_classes}")
 

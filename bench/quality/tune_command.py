@@ -69,10 +69,10 @@ def tune_model(
     tunables = [Tunable.of(text, engine.spec) for text in texts]
     if not tunables:
         raise ValueError(f"{engine.spec.name} has no numbers for any rule to begin with: name rules by -g")
-    chooser, judges = named_judge(extractor, engine.device), panel.named(engine.device, engine.spec)
+    chooser, (judges, real) = named_judge(extractor, engine.device), panel.of_model(engine)
     if chooser.name in {judge.name for judge in judges}:
         raise ValueError(f"{extractor} chooses the numbers, and they look best to it: name another --judge")
-    real, where = panel.samples(engine.spec), environment(engine.device, command_line(), DEFAULT)
+    where = environment(engine.device, command_line(), DEFAULT)
     searching = Scorer(engine, (chooser,), real, search, where, out, False, limit, report.say)
     judging = Scorer(engine, judges, real, judgement, where, out, False, limit, report.say)
     chosen: dict[str, str] = {}

@@ -36,7 +36,7 @@ def engine():
 def scorer(engine, environment, tmp_path):
     """Real samples are those of CFG 1.6, so that the search has something to find."""
     run = engine.sample([i % 6 for i in range(36)], guidance(engine, "cfg:scale=1.6"), steps=2, seeds=900)
-    real = RealSamples("36 guided", 36, lambda: [run.latents.clamp(-1, 1)])
+    real = RealSamples("36 guided", 36, (3, 8, 8), lambda: [run.latents.clamp(-1, 1)])
     trial = Trial(samples=12, steps=2, batch=12)
     return Scorer(engine, (CHOOSER,), real, trial, environment, tmp_path / "rows.jsonl", echo=lambda _: None)
 
