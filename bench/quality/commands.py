@@ -83,7 +83,8 @@ def score(
     out: OutOption = RESULTS,
     limit_minutes: LimitOption = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Score nothing; the tables of the rows in the file, with --model those of a model.")
+        bool,
+        typer.Option("--report", help="Score nothing; tables of the rows in the file, by --model, --samples and --seed."),
     ] = False,
     into: Annotated[
         Path | None, typer.Option(help="With --report: a file whose marked block is replaced by the tables.")
@@ -105,9 +106,10 @@ def score(
 
     segue score --report
 
-    segue score --report --model herbarium --into models/bundled/MODEL_CARD.md
+    segue score --report --model herbarium --samples 960 --into models/bundled/MODEL_CARD.md
     """
-    from .score_command import Panel, Report, score_model, score_pictures, write_report
+    from .report_command import write_report
+    from .score_command import Panel, Report, score_model, score_pictures
 
     drawing = {"samples": samples, "first_seed": seed, "steps": steps, "solver": solver, "batch": batch}
     drawing = {name: value for name, value in drawing.items() if value is not None}
@@ -117,7 +119,11 @@ def score(
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
     if report:
-        write_report(out, source if model else None, into)
+        ignored = {"guidance": guidance, "judge": judge, "real": real, "steps": steps, "solver": solver, "batch": batch}
+        if pictures is not None:
+            raise ValueError(f"--report shows rows that are there: leave {pictures} out")
+        _refuse(ignored, "--report shows rows that are there")
+        write_report(out, source if model else None, samples, seed, into)
     elif pictures is not None:
         refused = {"guidance": guidance, "model": model, "dtype": dtype, "linears": linears} | how | drawing
         _refuse(refused, f"{pictures} was drawn already")

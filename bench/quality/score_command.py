@@ -11,15 +11,13 @@ from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
 from segue.engine.device import resolve_device
 from segue.engine.engine import Engine
-from segue.engine.files import whole_file
 from segue.engine.rules.presets import default_rules, parse_rule
 from segue.models.bundled import CLASSIFIERS
 from segue.training.leaves import SIZE
 from segue.training.species import SPECIES
 
 from ..allocator import DEFAULT
-from ..readme_block import check_committed, update_block
-from ..rows import Row, read_rows
+from ..rows import Row
 from ..runs import command_line
 from ..scores.judge import Judge
 from ..scores.units import EFFECTIVE
@@ -30,13 +28,12 @@ from .real_samples import HERBARIUM, RealSamples, real_samples
 from .saved_pictures import SavedPictures
 from .saved_scores import score_saved
 from .scoring import Scorer
-from .tables import agreement_table, confusion_table, quality_tables, score_table
+from .tables import agreement_table, confusion_table, score_table
 from .time_limit import OutOfTimeError, TimeLimit
-from .trial import Trial, networks_of
+from .trial import Trial
 from .tuning import UNGUIDED
 
 WITHOUT_WEIGHTS = ("colours", "textures")  # who judges where nobody is named and no classifier knows the classes
-BLOCK = "quality"  # the markers of a document that the tables stand between
 BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
 
@@ -162,22 +159,3 @@ def score_pictures(path: Path, panel: Panel, device: str | None, out: Path, repo
     judges, real = panel.of_pictures(saved, where)
     rows = score_saved(saved, judges, real, environment(where, command_line(), DEFAULT), out, report.say)
     report.show(rows, SPECIES if real.parents else ())
-
-
-def write_report(out: Path, source: Source | None, into: Path | None) -> None:
-    """The tables of the rows that a file holds, of one model if it is named; printed, or between the markers of a file."""
-    rows = read_rows(out)
-    if source is not None:
-        networks = networks_of(open_engine(source))
-        rows = [row for row in rows if row.case.startswith(f"{networks}, ")]
-    text = quality_tables(rows)
-    if not text:
-        raise ValueError(f"{out} holds no rows of quality" + (f" of {source.name} with these weights" if source else ""))
-    if into is None:
-        print(text)
-        return
-    check_committed(rows)
-    updated = update_block(into.read_text(encoding="utf-8"), text, str(into), BLOCK)
-    with whole_file(into) as part:
-        part.write_text(updated, encoding="utf-8")
-    print(f"wrote {into}")

@@ -125,6 +125,18 @@ def test_a_document_takes_the_tables_of_a_model_between_its_markers(segue, model
     assert "was measured with uncommitted changes (abc+changes)" in said and card.read_text() == text
 
 
+def test_a_report_is_of_the_rows_that_are_asked_for(segue, model, tmp_path):
+    segue("score", "-g", "none", *SMALL, *PANEL)
+    segue("score", "-g", "cfg:scale=2", *SMALL, *PANEL, "--seed", "3", "--samples", "11")
+    report = ("score", "--report", "--out", "rows.jsonl")
+    both = segue(*report, own=False).stdout
+    first, second = (segue(*report, *chosen).stdout for chosen in (("--samples", "10"), ("--seed", "3")))
+    assert "| none |" in first and "| cfg:scale=2 |" not in first and "| cfg:scale=2 |" in second and "| none |" not in second
+    assert both.rstrip("\n") == first.rstrip("\n") + "\n\n" + second.rstrip("\n")
+    said = segue(*report, "--samples", "12", code=2).stderr
+    assert f"rows.jsonl holds no rows of quality of the weights of {model} of samples: 12" in said
+
+
 def test_an_interruption_keeps_what_was_scored_and_exits_with_130(segue, tmp_path, monkeypatch):
     sample, calls = Engine.sample, []
 
@@ -196,6 +208,10 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
         (("score", "real.npz", "--out", "rows.jsonl", *PANEL), "real.npz was drawn already: leave --model"),
         (("score", *SMALL, *PANEL, "--beside-cfg", "--no-effective-scale"), "--beside-cfg goes by effective scales"),
         (("score", *SMALL, *PANEL, "--into", "card.md"), "--into card.md goes with --report"),
+        (
+            ("score", "--report", "--out", "rows.jsonl", "-g", "cfg"),
+            "--report shows rows that are there: leave --guidance cfg out",
+        ),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
         (("tune-scales", "-g", "none", *SMALL, *PANEL), "none has no scale and no weight to search"),
         (
