@@ -53,8 +53,11 @@ class Panel:
 
     def of_model(self, engine: Engine) -> tuple[tuple[Judge, ...], RealSamples]:
         """The judges and the real samples for what a model draws."""
-        leaves = tuple(engine.spec.class_names) == SPECIES
-        return self.named(engine.device, leaves), real_samples(self.real, self.real_count, engine.spec)
+        return self.named(engine.device, draws_leaves(engine)), self.samples(engine)
+
+    def samples(self, engine: Engine) -> RealSamples:
+        """The real samples for what a model draws."""
+        return real_samples(self.real, self.real_count, engine.spec)
 
     def of_pictures(self, saved: SavedPictures, device: torch.device) -> tuple[tuple[Judge, ...], RealSamples]:
         """The judges and the real samples for pictures: leaves of the herbarium, unless others are named."""
@@ -90,6 +93,11 @@ class Report:
         tables = [score_table(rows), agreement_table(rows)]
         tables += [confusion_table(rows, self.confusions, names)] if self.confusions else []
         print("\n" + "\n\n".join(table for table in tables if table))
+
+
+def draws_leaves(engine: Engine) -> bool:
+    """Whether a model's classes are the species of the herbarium, which its classifiers know."""
+    return tuple(engine.spec.class_names) == SPECIES
 
 
 def default_texts(engine: Engine, say: Callable[[str], None]) -> list[str]:

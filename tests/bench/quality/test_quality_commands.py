@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from segue import Engine, parse_rule
 from segue.__main__ import app
-from segue.bench.quality.judges import named_judge
+from segue.bench.quality.judges import named_judge, short_name
 from segue.bench.quality.rows import RowForm
 from segue.bench.quality.score_command import equal_cfg
 from segue.bench.quality.tables import score_table
@@ -213,6 +213,10 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
             "--report shows rows that are there: leave --guidance cfg out",
         ),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
+        (
+            ("tune-scales", "-g", "cfg:scale=2", "-g", "cfg:scale=3", *SMALL, *PANEL),
+            "cfg can have one set of numbers, and is given",
+        ),
         (("tune-scales", "-g", "none", *SMALL, *PANEL), "none has no scale and no weight to search"),
         (
             ("tune-scales", "-g", "cfg", *SMALL, "--extractor", "colours", *PANEL),
@@ -228,6 +232,14 @@ def test_bad_input_is_one_sentence_before_any_work(segue, tmp_path, monkeypatch,
     result = segue(*arguments, code=2)
     assert said in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_where_nobody_is_named_one_chooses_and_others_judge(segue, tmp_path):
+    segue("tune-scales", "-g", "exit:weight=1,layer=4", *SMALL, "--judge-samples", "11", "--real", "real.npz")
+    judges = {}
+    for row in read_rows(tmp_path / "rows.jsonl"):
+        judges.setdefault(row.case.split(" samples")[0][-2:], set()).update(row.metric.split(" by ")[1:])
+    assert judges["10"] == {"colours"} and {short_name(judge) for judge in judges["11"]} == {"textures"}
 
 
 def test_pictures_of_another_size_need_real_ones(segue):
