@@ -157,7 +157,7 @@ class Tuned:
         lines = []
         for name, found in self.verdicts().items():
             for verdict in found:
-                lines.append([self.chosen[name], verdict.judge, "yes" if verdict.better else "**no**", verdict.text])
+                lines.append([self.chosen[name], verdict.judge, verdict.outcome, verdict.text])
         return markdown_table(("rule", "judge", "beats unguided", "how"), lines)
 
     def numbers_text(self) -> str:
