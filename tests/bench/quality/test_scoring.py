@@ -190,6 +190,8 @@ def quality_row(environment, metric: str, value: float, half: float, unit: str) 
         ("kernel distance", "distance", 0.09, -0.01, 0.01, "better"),
         ("kernel distance", "distance", 0.04, -0.01, 0.01, "same"),
         ("inception score", "score", 3.0, 2.0, 0.1, "worse"),
+        ("effective scale", "scale", 1.5, 3.0, 0.1, "same"),
+        ("effective scale", "scale", 3.0, 1.5, 0.1, "same"),
     ],
 )
 def test_rows_differ_where_their_intervals_are_apart(environment, metric, unit, before, after, half, verdict):
