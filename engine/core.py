@@ -23,7 +23,7 @@ from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.plan import Plan, checked_size, compile_plan
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solvers import Solver, get_solver
-from .rules.guidance import Guidance, Unguided
+from .rules.presets import RuleLike
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import Counting, progress_bar
@@ -82,14 +82,14 @@ class EngineCore:
 
     def plan(
         self,
-        guidance: Guidance | None = None,
+        guidance: RuleLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver = "euler",
         height: int | None = None,
         width: int | None = None,
     ) -> Plan:
-        """Resolve a rule without running it; ``print(plan)`` shows who runs when and what it costs.
+        """Resolve a rule, or its text, without running it; ``print(plan)`` shows who runs when and what it costs.
 
         ``height`` and ``width`` are the latent size, by default the model's own.
         """
@@ -262,7 +262,7 @@ def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
 
 def resolve_plan(
     specs: Mapping[str, ModelSpec],
-    guidance: Guidance | None = None,
+    guidance: RuleLike = None,
     steps: int | None = None,
     schedule: ScheduleLike | None = None,
     solver: str | Solver = "euler",
@@ -273,7 +273,7 @@ def resolve_plan(
     spec, solver = specs["main"], get_solver(solver)
     height, width = checked_size(spec, height, width)
     resolved = resolve_schedule(schedule, steps, solver, Parameterization(spec), spec.tokens(height, width))
-    return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
+    return compile_plan(guidance, resolved, solver, specs, height, width)
 
 
 def check_rising(plan: Plan, *starts: Any) -> None:

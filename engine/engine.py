@@ -21,7 +21,7 @@ from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
-from .rules.guidance import Guidance
+from .rules.presets import RuleLike
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -179,7 +179,7 @@ class Engine(EngineCore):
     def sample(
         self,
         labels: Sequence[int],
-        guidance: Guidance | None = None,
+        guidance: RuleLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -230,7 +230,7 @@ class Engine(EngineCore):
 
     def denoiser(
         self,
-        guidance: Guidance | None,
+        guidance: RuleLike,
         labels: Sequence[int],
         *,
         schedule: ScheduleLike | None = None,

@@ -24,6 +24,7 @@ from ..planning.plan import Plan, compile_plan
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
+from ..rules.presets import RuleLike, as_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
@@ -36,8 +37,8 @@ from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
 
-def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
-    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
+def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
+    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
     an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
@@ -51,14 +52,12 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
-    if guidance is not None and not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     transformer = getattr(pipe, "transformer", None)
     dit = is_dit(transformer)
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
-    guidance = Guidance() if guidance is None else guidance
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
+    guidance = as_rule(guidance, spec)
     compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
     present = attached_to(pipe)
     on_transformer = attachment_of(transformer)

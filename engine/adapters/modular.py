@@ -24,7 +24,7 @@ from segue.models.mmdit_diffusers import OF_ONE_CALL
 
 from ..planning.term_weights import resolve_weights
 from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
-from ..rules.presets import NamedRule, parse_rule
+from ..rules.presets import NamedRule, RuleLike, as_rule
 from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
 
@@ -37,8 +37,6 @@ TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 
 
 def _check_rule(rule: Guidance) -> Guidance:
-    if not isinstance(rule, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule or its text, such as 'cfg:scale=4.5', got {rule!r}")
     if rule.correction:
         raise ValueError(f"a guider adds terms up, and the rule has the correction {rule.correction}")
     for term in rule.terms:
@@ -75,14 +73,14 @@ class RuleGuider(_Base):
 
     _input_predictions = ["pred_cond"]  # noqa: RUF012 - the base class insists on a list
 
-    def __init__(self, guidance: Guidance | str, scheduler: Any = None, enabled: bool = True):
+    def __init__(self, guidance: RuleLike, scheduler: Any = None, enabled: bool = True):
         """``guidance``: a rule or its text; ``scheduler``: the pipeline's own, for rules that count steps and for Heun.
 
         Raises ``ValueError`` for branches other than the negative prompt and skipped layers, and for windows in steps or
         fractions and linear weights without a scheduler.
         """
         super().__init__(enabled=enabled)
-        self.guidance = _check_rule(parse_rule(guidance).guidance if isinstance(guidance, str) else guidance)
+        self.guidance = _check_rule(as_rule(guidance))
         self.scheduler = scheduler
         if scheduler is None and (what := self.guidance.needs_schedule()):
             raise ValueError(f"{what} needs the schedule: pass scheduler=pipe.scheduler")

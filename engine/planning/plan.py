@@ -13,6 +13,7 @@ from segue.models.spec import ModelSpec
 from ..numeric_input import whole_number
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
+from ..rules.presets import RuleLike, as_rule
 from .plan_text import plan_text
 from .schedule import Schedule
 from .solvers import Solver, check_learned_variance, get_solver
@@ -276,14 +277,14 @@ def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tupl
 
 
 def compile_plan(
-    guidance: Guidance,
+    guidance: RuleLike,
     schedule: Schedule,
     solver: Solver | str,
     specs: Mapping[str, ModelSpec] | ModelSpec,
     height: int | None = None,
     width: int | None = None,
 ) -> Plan:
-    """Resolve a guidance rule against a schedule and a solver for a model.
+    """Resolve a guidance rule, or its text, against a schedule and a solver for a model.
 
     ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
@@ -291,9 +292,8 @@ def compile_plan(
     """
     if isinstance(specs, ModelSpec):
         specs = {"main": specs}
-    if not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     spec, solver = specs["main"], get_solver(solver)
+    guidance = as_rule(guidance, spec)
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())

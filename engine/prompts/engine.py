@@ -18,7 +18,7 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solvers import Solver
-from ..rules.guidance import Guidance
+from ..rules.presets import RuleLike
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
@@ -68,7 +68,7 @@ class PromptEngine(PipeCore):
 
     def plan(
         self,
-        guidance: Guidance | None = None,
+        guidance: RuleLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver | None = None,
@@ -93,7 +93,7 @@ class PromptEngine(PipeCore):
     def sample(
         self,
         embeddings: PromptEmbeddings,
-        guidance: Guidance | None = None,
+        guidance: RuleLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -163,7 +163,7 @@ class PromptEngine(PipeCore):
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
         negative_prompt: str | Sequence[str] | None = "",
-        guidance: Guidance | None = None,
+        guidance: RuleLike = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -234,7 +234,7 @@ class PromptEngine(PipeCore):
 
     def denoiser(
         self,
-        guidance: Guidance | None,
+        guidance: RuleLike,
         embeddings: PromptEmbeddings,
         *,
         schedule: ScheduleLike | None = None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, real_number, whole_number
-from .window import EVERYWHERE, Window
+from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
 RETURNED = "a function of sigma must return a number"
@@ -159,8 +159,7 @@ class Term:
             raise TypeError(f"the branch of a term must be a Branch, got {self.branch!r}")
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
-        if not isinstance(self.window, Window):
-            raise TypeError(f"a window is made by Window.sigma, Window.fraction or Window.steps, got {self.window!r}")
+        object.__setattr__(self, "window", as_window(self.window))
         object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
@@ -218,7 +217,7 @@ class Guidance:
             return f"the correction {self.correction}"
         return ""
 
-    def within(self, window: Window) -> "Guidance":
+    def within(self, window: Window | str) -> "Guidance":
         """The same rule with every term confined to ``window``; a term that already has a window is refused."""
         for term in self.terms:
             if term.window != EVERYWHERE:
@@ -247,15 +246,15 @@ def _weight(value: float | Callable[[float], float], delta: float, offset: float
     return Weight(base=number - offset, delta=delta)
 
 
-def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
-    return Guidance((Term(branch, weight, EVERYWHERE if window is None else window, channels),))
+def _one_term(branch: Branch, weight: Weight, window: Window | str | None, channels: int | None = None) -> Guidance:
+    return Guidance((Term(branch, weight, as_window(window), channels),))
 
 
 def CFG(
     scale: float | Callable[[float], float],
     *,
     delta: float = 0.0,
-    window: Window | None = None,
+    window: Window | str | None = None,
     condition: str | int = "uncond",
     channels: int | None = None,
 ) -> Guidance:
@@ -269,7 +268,7 @@ def CFG(
 
 
 def SkipLayer(
-    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | None = None
+    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
@@ -284,21 +283,21 @@ def PerturbedLayers(
     *,
     kind: str,
     delta: float = 0.0,
-    window: Window | None = None,
+    window: Window | str | None = None,
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
 def EarlyExit(
-    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | None = None
+    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
 def AutoGuidance(
-    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | None = None
+    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
@@ -314,13 +313,21 @@ def from_extrapolation(scale: float) -> float:
     return real_number(scale, "a scale must be a number") - 1
 
 
-def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:
+def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guidance:
     """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
 
-    Source: arXiv 2603.20584.  The published SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
+    ``switch`` may also be the first segment as a window, ``Window.fraction(0, 0.5)``, or the text of either.  At 0 and 1 one
+    rule is everywhere and the other left out, but for a correction of the whole.  Source: arXiv 2603.20584.  The published
+    SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
     """
-    requirement = "the switch is a noise level between 0 and 1"
-    switch = real_number(switch, requirement)
-    if not 0 < switch < 1:
-        raise ValueError(f"{requirement}, got {switch}")
-    return strong.within(Window.sigma(switch, 1.0)) + weak.within(Window.sigma(0.0, switch))
+    first, second = segments(switch)
+    return _segment(strong, first) + _segment(weak, second)
+
+
+def _segment(rule: Guidance, window: Window) -> Guidance:
+    """``rule`` within a segment of the run, which may be empty."""
+    confined = rule.within(window)
+    if not window.is_empty:
+        return confined
+    correction = rule.correction
+    return Guidance((), None if correction is None or correction.needs_reference else correction)

@@ -13,21 +13,14 @@ from typing import Any
 
 from segue.models.spec import ModelSpec
 
+from ..numeric_input import number_from_text
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
-from .window import Window
+from .window import Window, segments
 
 # --- values ----------------------------------------------------------------------------------------------------------
-
-
-def parse_number(text: str) -> float:
-    """A number; whether it is finite and in range is for the rule to say."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"expected a number, got {text!r}") from None
 
 
 def parse_integer(text: str) -> int:
@@ -41,23 +34,10 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(parse_integers(text))
 
 
-def parse_window(text: str) -> Window:
-    """``sigma:LOW,HIGH``, ``fraction:START,STOP``, ``steps:FIRST,LAST`` or ``all``; a dash may stand for the comma."""
-    kind, _, bounds = text.partition(":")
-    if text == "all":
-        return Window()
-    parts = bounds.split(",") if "," in bounds else bounds.split("-")
-    if kind not in ("sigma", "fraction", "steps") or len(parts) != 2:
-        raise ValueError(f"expected a window such as sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14, got {text!r}")
-    low, high = (parse_number(part) for part in parts)
-    return Window(kind, low, high)
-
-
 def parse_switch(text: str) -> float | Window:
-    """A noise level, or ``fraction:F`` of the steps (then the first segment as a window)."""
-    if not text.startswith("fraction:"):
-        return parse_number(text)
-    return Window.fraction(0.0, parse_number(text.removeprefix("fraction:")))
+    """A noise level, or the first segment as a window: ``fraction:F`` of the steps."""
+    first, _ = segments(text)
+    return first.low if first.kind == "sigma" else first
 
 
 def parse_reference(text: str) -> str | int:
@@ -87,21 +67,21 @@ def _shown(option: str, value: Any) -> str:
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": parse_number,
-    "weight": parse_number,
-    "delta": parse_number,
+    "scale": number_from_text,
+    "weight": number_from_text,
+    "delta": number_from_text,
     "layers": parse_layers,
     "layer": parse_integer,
     "switch": parse_switch,
-    "window": parse_window,
+    "window": Window.parse,
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
-    "phi": parse_number,
+    "phi": number_from_text,
     "zero_steps": parse_integer,
-    "momentum": parse_number,
-    "radius": parse_number,
-    "eta": parse_number,
+    "momentum": number_from_text,
+    "radius": number_from_text,
+    "eta": number_from_text,
     "model": str,
 }
 
@@ -114,12 +94,6 @@ def _cfg(scale, reference="uncond", **options) -> Guidance:
 
 def _perturbed(kind: str) -> Callable[..., Guidance]:
     return lambda weight, layers, **options: PerturbedLayers(weight, layers, kind=kind, **options)
-
-
-def _segmented(strong: Guidance, weak: Guidance, switch: float | Window) -> Guidance:
-    if not isinstance(switch, Window):
-        return SGG(strong, weak, switch)
-    return strong.within(switch) + weak.within(Window.fraction(switch.high, 1.0))
 
 
 @dataclass(frozen=True)
@@ -149,13 +123,13 @@ KINDS = {
         "Segmented guidance",
         ("scale", "weight", "layers", "switch"),
         ("refresh",),
-        lambda scale, weight, layers, switch: _segmented(CFG(scale), SkipLayer(weight, layers), switch),
+        lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     ),
     "sgg-exit": RuleKind(
         "Segmented guidance, early exit",
         ("scale", "weight", "layer", "switch"),
         ("refresh",),
-        lambda scale, weight, layer, switch: _segmented(CFG(scale), EarlyExit(weight, layer), switch),
+        lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     ),
     "rescale": RuleKind("rescaled deviation", ("phi",), (), Rescale),
     "zero-star": RuleKind("optimized scale", (), ("zero_steps",), CFGZeroStar),
@@ -214,6 +188,25 @@ class ParsedRule:
     @property
     def summary(self) -> str:
         return " + ".join(part.summary for part in self.parts)
+
+
+RuleLike = Guidance | ParsedRule | NamedRule | str | None
+
+
+def as_rule(rule: RuleLike, model: str | ModelSpec = "") -> Guidance:
+    """A rule from one, from its text by the numbers of ``model``, or from None, which is unguided.
+
+    Raises ``ValueError`` as :func:`parse_rule`, ``TypeError`` for anything else.
+    """
+    if rule is None:
+        return Unguided()
+    if isinstance(rule, str):
+        return parse_rule(rule, model).guidance
+    if isinstance(rule, NamedRule | ParsedRule):
+        return rule.guidance
+    if not isinstance(rule, Guidance):
+        raise TypeError(f"guidance must be a rule such as CFG(4.5), or its text such as 'cfg:scale=4.5', got {rule!r}")
+    return rule
 
 
 def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:
