@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from segue.models.mmdit_diffusers import OF_ONE_CALL
 
 from ..planning.term_weights import resolve_weights
-from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
-from ..rules.presets import NamedRule, RuleLike, as_rule
+from ..rules.guidance import UNCOND, Branch, Guidance, Perturb
+from ..rules.presets import RuleLike, as_rule
+from ..rules.rule_text import rule_text
 from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
 
@@ -51,18 +52,9 @@ def _check_rule(rule: Guidance) -> Guidance:
     return rule
 
 
-def _term_text(term: Term) -> str:
-    options = {"delta": term.weight.delta, "window": term.window}
-    if term.branch == UNCOND:
-        return NamedRule("cfg", tuple({"scale": term.weight.base + 1, **options}.items())).text
-    return NamedRule("slg", tuple({"weight": term.weight.base, "layers": term.branch.perturbed_layers, **options}.items())).text
-
-
 def _rule_text(rule: Guidance) -> str | None:
     """The rule as ``parse_rule`` reads it; None where a weight is a function, which has no text."""
-    if any(term.weight.function for term in rule.terms):
-        return None
-    return " + ".join(_term_text(term) for term in rule.terms if not term.branch.is_conditional) or "none"
+    return None if any(term.weight.function for term in rule.terms) else rule_text(rule)
 
 
 class RuleGuider(_Base):

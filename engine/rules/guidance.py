@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, real_number, whole_number
+from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -169,10 +170,12 @@ class Term:
 class Correction:
     """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
 
+    ``name``: of the rule whose text it is, with the fields as options.
     ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
     ``has_memory``: it depends on the calls before.
     """
 
+    name = ""
     needs_reference = True
     has_memory = False
     zero_steps = 0
@@ -182,7 +185,7 @@ class Correction:
         return f"{type(self).__name__} ({numbers})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guidance:
     """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
 
@@ -196,6 +199,9 @@ class Guidance:
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
+
+    def __repr__(self) -> str:
+        return f"<Guidance {shown_rule(self)}>"
 
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):

@@ -5,7 +5,6 @@ A rule is ``NAME`` or ``NAME:OPTION=VALUE,...``; rules add with ``+``::
     sgg      cfg:scale=3      slg:layers=7,8,weight=2      cfg:scale=4.5,window=steps:1-14 + slg:weight=3,layers=7-9
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
+from .rule_text import PERTURBING, named_text, value_text
 from .window import Window, segments
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -45,25 +45,11 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
-def _number_text(value: float) -> str:
-    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
-
-
-def _value_text(option: str, value: Any) -> str:
-    """A value as its parser reads it, exactly."""
-    if isinstance(value, Window):
-        bounds = (value.high,) if option == "switch" else (value.low, value.high)
-        return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(_number_text, bounds))}"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return _number_text(value) if isinstance(value, float) else str(value)
-
-
 def _shown(option: str, value: Any) -> str:
     """A value for a person to read."""
     if isinstance(value, Window):
         return str(value)
-    return _value_text(option, value).replace(",", ", ")
+    return value_text(option, value).replace(",", ", ")
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
@@ -92,7 +78,8 @@ def _cfg(scale, reference="uncond", **options) -> Guidance:
     return CFG(scale, condition=reference, **options)
 
 
-def _perturbed(kind: str) -> Callable[..., Guidance]:
+def _perturbed(name: str) -> Callable[..., Guidance]:
+    kind = next(kind for kind, known in PERTURBING.items() if known == name)
     return lambda weight, layers, **options: PerturbedLayers(weight, layers, kind=kind, **options)
 
 
@@ -111,12 +98,10 @@ KINDS = {
     "none": RuleKind("Unguided", (), (), Unguided),
     "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
     "slg": RuleKind("Skip-layer guidance", ("weight", "layers"), _TERM, SkipLayer),
-    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_identity")),
-    "pag-image": RuleKind(
-        "Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("attention_identity_image")
-    ),
-    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_skip")),
-    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_blur")),
+    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("pag")),
+    "pag-image": RuleKind("Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("pag-image")),
+    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("stg")),
+    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("seg")),
     "exit": RuleKind("Early-exit guidance", ("weight", "layer"), _TERM, EarlyExit),
     "ag": RuleKind("Autoguidance", ("weight",), (*_TERM, "model"), AutoGuidance),
     "sgg": RuleKind(
@@ -154,8 +139,7 @@ class NamedRule:
 
     @property
     def text(self) -> str:
-        options = ",".join(f"{option}={_value_text(option, value)}" for option, value in self.options)
-        return f"{self.name}:{options}" if options else self.name
+        return named_text(self.name, self.options)
 
     @property
     def title(self) -> str:
