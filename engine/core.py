@@ -72,6 +72,9 @@ class EngineCore:
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
         self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.spec.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}>"
+
     @property
     def spec(self) -> ModelSpec:
         return self.models["main"].spec

@@ -29,7 +29,7 @@ from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SampleRun:
     """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
 

@@ -25,6 +25,7 @@ from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
 from ..rules.presets import RuleLike, as_rule
+from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
@@ -96,7 +97,7 @@ def attachment_of(transformer: torch.nn.Module) -> "Attachment | DiTAttachment |
     return forward.func.__self__ if isinstance(forward, GuidedForward) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of the pipeline: the inputs it started with, the calls its scheduler makes, and the velocity at them."""
 
@@ -150,6 +151,9 @@ class Attachment:
 
     def __deepcopy__(self, memo: dict) -> None:
         """Nothing: a copy of an attached pipeline is not attached."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {shown_rule(self.guidance)} on a {type(self.pipe).__name__}>"
 
     @property
     def plan(self) -> Plan | None:

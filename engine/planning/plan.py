@@ -1,8 +1,10 @@
 """Guidance x schedule x solver -> Plan: who runs at which call, with which numbers, at what cost."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from ..numeric_input import whole_number
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from ..rules.presets import RuleLike, as_rule
-from .plan_text import plan_text
+from .plan_html import plan_html
+from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solvers import Solver, check_learned_variance, get_solver
 from .term_weights import (
@@ -51,7 +54,7 @@ class Cost:
     relative: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch."""
 
@@ -207,8 +210,22 @@ class Plan:
         unguided = self.calls * self.spec.forward_flops(self.height, self.width)
         return Cost(self.calls, int(totals[0]), int(totals[1]), int(totals[2]), float(totals[2] / unguided))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to be repeated, and what it costs, in plain numbers and strings."""
+        return plan_dict(self)
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict())
+
     def __str__(self) -> str:
         return plan_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan {plan_summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
 
 def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -> Path:

@@ -37,7 +37,7 @@ from .planning import (
 from .vae import check_output, draw_start, load_images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptRun:
     """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
 

@@ -15,6 +15,7 @@ from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
+ROUNDING = 2.0**-50  # of a scale, less 1, plus a delta: a few steps of fp64
 RETURNED = "a function of sigma must return a number"
 
 
@@ -133,9 +134,10 @@ class Weight:
             raise TypeError(f"the function of a weight must be callable, got {self.function!r}")
 
     def __call__(self, sigma: float, position: float) -> float:
-        """The weight at noise level ``sigma`` and position ``p`` in the window."""
+        """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left."""
         if self.function is None:
-            return self.base + self.delta * (1 - 2 * position)
+            value = self.base + self.delta * (1 - 2 * position)
+            return value if abs(value) > ROUNDING * (1 + abs(self.base) + abs(self.delta)) else 0.0
         value = real_number(self.function(sigma), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")

@@ -9,7 +9,7 @@ import numpy as np
 from ..numeric_input import number_from_text, real_number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Window:
     """A half-open range ``(low, high]`` of noise level, or of fractions of the run, or 1-based inclusive steps.
 
@@ -80,6 +80,9 @@ class Window:
             return (index >= round(self.low * n, 9)) & (index < round(self.high * n, 9))
         index = np.arange(1, n + 1)
         return (index >= self.low) & (index <= self.high)
+
+    def __repr__(self) -> str:
+        return "Window()" if self.kind == "all" else f"Window.{self.kind}({self.low:.12g}, {self.high:.12g})"
 
     def __str__(self) -> str:
         if self.kind == "all":
