@@ -14,9 +14,10 @@ from segue.models.spec import SiTSpec
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
-from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_numbers
+from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
+from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
@@ -27,6 +28,8 @@ from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
+
+Labels = Sequence[int | str] | str
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +143,8 @@ class Engine(EngineCore):
             _refuse_further(models, vae, source)
         elif decoder is not None:
             check_channels(saved_channels(decoder), model.spec.channels, "make pictures")
+        if isinstance(model.spec, SiTSpec) and not model.spec.class_names:
+            model.spec = replace(model.spec, class_names=saved_class_names(source, model.spec.num_classes))
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
         for network in (model, *others.values()):
@@ -169,7 +174,10 @@ class Engine(EngineCore):
         if transformer is not None and is_dit(transformer):
             check_dit(transformer)
             place = transformer.device, transformer.dtype
-            return cls(from_diffusers_dit(transformer), None, *place, graphs, kernels, linears, vae=pipe.vae)
+            network = from_diffusers_dit(transformer)
+            names = pipe_class_names(getattr(pipe, "labels", None), network.spec.num_classes)
+            network.spec = replace(network.spec, class_names=names)
+            return cls(network, None, *place, graphs, kernels, linears, vae=pipe.vae)
         return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 
     def generate(self, prompt, *_, **__):
@@ -178,7 +186,7 @@ class Engine(EngineCore):
 
     def sample(
         self,
-        labels: Sequence[int],
+        labels: Labels,
         guidance: RuleLike = None,
         *,
         steps: int | None = None,
@@ -196,6 +204,8 @@ class Engine(EngineCore):
     ) -> SampleRun:
         """Draw one sample per label.
 
+        ``labels``: numbers or names in a list, or text as on the command line (``"0-7"``, ``"all"``); the name of a
+        superclass stands for its classes.
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
@@ -203,7 +213,7 @@ class Engine(EngineCore):
         does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
         weights that it changes act from the next call on.
         """
-        labels = self._check_labels(labels)
+        labels = check_labels(labels, self.spec)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         check_rising(plan, latents, noise)
@@ -231,7 +241,7 @@ class Engine(EngineCore):
     def denoiser(
         self,
         guidance: RuleLike,
-        labels: Sequence[int],
+        labels: Labels,
         *,
         schedule: ScheduleLike | None = None,
         height: int | None = None,
@@ -246,22 +256,20 @@ class Engine(EngineCore):
         so a memory, of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as
         samplers do.
         """
-        labels = self._check_labels(labels)
+        labels = check_labels(labels, self.spec)
         size = checked_size(self.spec, height, width)
         sigmas = None if schedule is None else as_schedule(schedule)
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))
 
-    def load(
-        self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
-    ) -> Program:
+    def load(self, plan: Plan, labels: Labels, seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None) -> Program:
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start.
 
         Raises as :meth:`sample`.
 
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
-        labels = self._check_labels(labels)
+        labels = check_labels(labels, self.spec)
         seeds = check_seeds(seeds, len(labels))
         state = self._first_state(plan, noise, latents, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, state)
@@ -291,16 +299,6 @@ class Engine(EngineCore):
             else:
                 table[condition] = [int(condition)] * count
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
-
-    def _check_labels(self, labels: Sequence[int]) -> list[int]:
-        labels = whole_numbers(labels, f"labels of the class-label model {self.spec.name}")
-        if not labels:
-            raise ValueError("labels is empty; give at least one label")
-        top = self.spec.num_classes - 1
-        for label in labels:
-            if not 0 <= label <= top:
-                raise ValueError(f"label {label} is out of range: {self.spec.name} has classes 0 to {top}")
-        return labels
 
 
 def _refuse_further(models: Mapping | None, vae: Any, source: str | Path) -> None:

@@ -30,7 +30,7 @@ FLOORS = (
     ("core", "velocity"),
     ("running",),
     ("planning",),
-    ("rules",),
+    ("rules", "labels"),
     ("device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
 )
 MOST_FLOORS, MOST_FILES = 9, 14
