@@ -14,6 +14,7 @@ from segue.models.spec import SiTSpec
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
+from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import resolve_device, resolve_dtype
 from .images import latents_to_images
@@ -79,6 +80,7 @@ class Engine(EngineCore):
         self.decoder = None if vae is None else Decoder.of(vae, self.spec.channels)
 
     @classmethod
+    @refuses_unknown()
     def from_pretrained(
         cls,
         source: str | Path,
@@ -159,6 +161,7 @@ class Engine(EngineCore):
         return engine
 
     @classmethod
+    @refuses_unknown()
     def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Any:
         """An engine on a live diffusers pipeline: a PromptEngine on a Stable Diffusion 3, an Engine on a ``DiTPipeline``.
 
@@ -180,10 +183,12 @@ class Engine(EngineCore):
             return cls(network, None, *place, graphs, kernels, linears, vae=pipe.vae)
         return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 
-    def generate(self, prompt, *_, **__):
+    def generate(self, prompt: Any = None, *_, **options: Any):
         """Refuses: a class-label model takes labels, not prompts."""
+        prompt = options.pop("prompt", prompt)
         raise TypeError(f"{self.spec.name} is a class-label model and takes no prompt, got {prompt!r}; use sample(labels)")
 
+    @refuses_unknown()
     def sample(
         self,
         labels: Labels,
@@ -238,6 +243,7 @@ class Engine(EngineCore):
         """Latents [B, C, H, W] -> B PIL images, by the VAE ``max_batch`` at a time; ``ValueError`` for another shape."""
         return latents_to_images(latents) if self.decoder is None else self.decoder.pictures(latents, max_batch)
 
+    @refuses_unknown()
     def denoiser(
         self,
         guidance: RuleLike,

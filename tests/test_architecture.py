@@ -31,7 +31,7 @@ FLOORS = (
     ("running",),
     ("planning",),
     ("rules", "labels"),
-    ("device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
+    ("argument_names", "device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
 )
 MOST_FLOORS, MOST_FILES = 9, 14
 # optional or slow to import: inside the functions that use them

@@ -12,6 +12,7 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
+from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
@@ -293,6 +294,7 @@ def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tupl
     return height, width
 
 
+@refuses_unknown()
 def compile_plan(
     guidance: RuleLike,
     schedule: Schedule,

@@ -13,6 +13,7 @@ from segue.models.mmdit import TextCondition
 
 from ..adapters.kdiffusion import Denoiser
 from ..adapters.scheduler_solver import timed_scheduler
+from ..argument_names import refuses_unknown
 from ..core import ScheduleLike, check_rising, check_seeds
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
@@ -66,6 +67,7 @@ class PromptEngine(PipeCore):
         """A copy of the pipeline's scheduler with its timesteps set."""
         return timed_scheduler(self.pipe.scheduler, steps, self.spec.tokens(height, width))
 
+    @refuses_unknown()
     def plan(
         self,
         guidance: RuleLike = None,
@@ -90,6 +92,7 @@ class PromptEngine(PipeCore):
 
     # --- sampling ------------------------------------------------------------------------------------------------------
 
+    @refuses_unknown()
     def sample(
         self,
         embeddings: PromptEmbeddings,
@@ -159,6 +162,7 @@ class PromptEngine(PipeCore):
     def _noise_dtype(self, numerics: str) -> torch.dtype:
         return self.dtype if numerics == "diffusers" else torch.float32
 
+    @refuses_unknown(options_of=sample)
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
@@ -232,6 +236,7 @@ class PromptEngine(PipeCore):
 
     # --- other loops ---------------------------------------------------------------------------------------------------
 
+    @refuses_unknown()
     def denoiser(
         self,
         guidance: RuleLike,
