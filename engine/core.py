@@ -43,6 +43,7 @@ class EngineCore:
     """
 
     MAX_PROGRAMS = 8
+    loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
 
     def __init__(
         self,

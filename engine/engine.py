@@ -1,10 +1,10 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from .adapters.vae import Decoder, check_channels, saved_channels
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import resolve_device, resolve_dtype
-from .images import latents_to_images
+from .images import PIXEL_CHANNELS, latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
+from .records.provenance import Record
+from .records.run import Run
 from .rules.presets import RuleLike
 from .running.program import Program
 from .running.sampler import Callback
@@ -33,8 +35,8 @@ from .velocity import GuidedVelocity
 Labels = Sequence[int | str] | str
 
 
-@dataclass(frozen=True, eq=False)
-class SampleRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class SampleRun(Run):
     """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
 
     A run that is stopped in one of several batches holds the samples of that batch and those before it.
@@ -46,8 +48,10 @@ class SampleRun:
     seeds: tuple[int, ...]
     calls: int
     model: str
-    decoder: Decoder | None = field(default=None, repr=False, compare=False)
-    max_batch: int | None = field(default=None, repr=False, compare=False)
+    decoder: Decoder | None = None
+    max_batch: int | None = None
+    engine: "Engine | None" = None
+    unrecorded: str = ""
 
     @cached_property
     def images(self) -> list:
@@ -55,6 +59,22 @@ class SampleRun:
         if self.decoder is None:
             return latents_to_images(self.latents)
         return self.decoder.pictures(self.latents, self.max_batch)
+
+    def _record(self, rule: str, max_batch: int) -> Record:
+        origin = self._origin().with_decoder(self.decoder)
+        return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch)
+
+    def _names(self) -> tuple[str, ...]:
+        return cast(SiTSpec, self.plan.spec).class_names
+
+    def _caption(self, index: int) -> str:
+        names = self._names()
+        return names[self.labels[index]] if names else f"class {self.labels[index]}"
+
+    def _pictures_at_hand(self) -> list:
+        if self.decoder is None:
+            return self.images if self.latents.shape[1] == PIXEL_CHANNELS else []
+        return vars(self).get("images", [])
 
 
 class Engine(EngineCore):
@@ -131,13 +151,18 @@ class Engine(EngineCore):
         reading = Reading(revision, variant, token, t5, vae is None)
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
+        how = {"family": family, "heads": heads, "exit_layer": exit_layer, "revision": revision, "variant": variant, "t5": t5}
+        further = {name: str(other) for name, other in (models or {}).items()}
+        loaded = str(source), how | {"models": further, "vae": str(vae) if vae else None}
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_further(models, vae, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
-            return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
+            engine = PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
+            engine.loaded = loaded
+            return engine
         reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
         decoder = _vae_of(source, vae, Reading(token=token))
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
@@ -156,6 +181,7 @@ class Engine(EngineCore):
         if isinstance(model.spec, MMDiTSpec):
             return PromptEngine(model, None, device, dtype, graphs, kernels, linears)
         engine = cls(model, others, device, dtype, graphs, kernels, linears)
+        engine.loaded = loaded
         if decoder is not None:
             engine.decoder = Decoder.read(decoder, dtype, device, variant)
         return engine
@@ -222,6 +248,7 @@ class Engine(EngineCore):
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         check_rising(plan, latents, noise)
+        own_noise, clean = noise, latents
         noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(
             plan,
@@ -237,7 +264,9 @@ class Engine(EngineCore):
             latents = latents / plan.parameterization.prior_scale(plan.last_sigma)
         drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
         made = tuple(labels[drawn]), tuple(seeds[drawn])
-        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch)
+        given = " and ".join(name for name, start in {"noise": own_noise, "latents": clean}.items() if start is not None)
+        unrecorded = f"it began with {given} of the caller's" if given else ""
+        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded)
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, by the VAE ``max_batch`` at a time; ``ValueError`` for another shape."""

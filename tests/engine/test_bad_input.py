@@ -513,7 +513,7 @@ def test_a_file_without_a_usable_record_is_refused(refused, tmp_path, record):
     assert "nowhere.png" in refused("sample", "--from", "nowhere.png")
 
 
-WITH_A_RECORD = {"model", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
+WITH_A_RECORD = {"model", "weak", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
 
 
 @pytest.mark.parametrize("option", get_command(app).commands["sample"].params, ids=lambda o: o.name)
