@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 _RULE = "write the rule, guidance=CFG(4.5) or as text guidance='cfg:scale=4.5'"
 _WEAK = "write the rule, guidance=CFG(4.5) + SkipLayer(2.8, (7, 8, 9), window=Window.fraction(0.01, 0.2))"
@@ -63,27 +63,27 @@ ADVICE: dict[str, str] = {
     **dict.fromkeys(("height", "width"), "the size is said where noise is drawn, in sample and generate"),
     "latents": "they belong to sample and generate, which draw",
 }
-P, R = ParamSpec("P"), TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def refuses_unknown(options_of: Callable | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def refuses_unknown(options_of: Callable | None = None) -> Callable[[F], F]:
     """A decorator for public functions: an unknown keyword raises ``TypeError`` that says what it is called here.
 
     ``options_of`` is the function to which the decorated one hands its further keywords.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: F) -> F:
         name = getattr(function, "__qualname__", repr(function))
         known = dict.fromkeys([*_keywords(function), *(_keywords(options_of) if options_of else ())])
 
         @functools.wraps(function)
-        def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        def checked(*args: Any, **keywords: Any) -> Any:
             for keyword in keywords:
                 if keyword not in known:
                     raise TypeError(f"{name}() takes no {keyword!r}: {_hint(keyword, list(known))}")
             return function(*args, **keywords)
 
-        return checked
+        return cast(F, checked)
 
     return decorate
 

@@ -71,6 +71,9 @@ class SampleRun(Run):
         names = self._names()
         return names[self.labels[index]] if names else f"class {self.labels[index]}"
 
+    def _pictures(self) -> list:
+        return self.images
+
     def _pictures_at_hand(self) -> list:
         if self.decoder is None:
             return self.images if self.latents.shape[1] == PIXEL_CHANNELS else []

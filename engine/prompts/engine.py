@@ -73,6 +73,9 @@ class PromptRun(Run):
     def _caption(self, index: int) -> str:
         return short_prompts(self.prompts)[index] if self.prompts else "embedded prompt"
 
+    def _pictures(self) -> list:
+        return self.images
+
     def _pictures_at_hand(self) -> list:
         return self.images
 

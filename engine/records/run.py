@@ -30,7 +30,6 @@ class Run:
     seeds: tuple[int, ...]
     calls: int
     model: str
-    images: Sequence[Any]
     max_batch: int | None
     engine: Any
     unrecorded: str
@@ -79,10 +78,11 @@ class Run:
         folder = check_place(out, named=True, force=force)
         if not folder and len(self.seeds) != 1:
             raise ValueError(f"{len(self.seeds)} pictures need a folder, got the file {out}")
-        if len(self.images) != len(self.seeds):
+        images = self._pictures()
+        if len(images) != len(self.seeds):
             raise ValueError("the run made no pictures, only latents; run.latents has them")
         new, files = NewFiles(force), []
-        for index, image in enumerate(self.images):
+        for index, image in enumerate(images):
             part = record.part(index)
             file = out / picture_name(names, record.labels[index], record.seeds[index]) if folder else out
             files.append(write_picture(new, file, image, part, names))
@@ -101,6 +101,10 @@ class Run:
         raise NotImplementedError
 
     def _caption(self, index: int) -> str:
+        raise NotImplementedError
+
+    def _pictures(self) -> Sequence[Any]:
+        """All of them; empty for latents alone."""
         raise NotImplementedError
 
     def _pictures_at_hand(self) -> Sequence[Any]:

@@ -82,7 +82,8 @@ def _described(rule: "Guidance") -> tuple[str, str]:
 
 def _named(term: "Term") -> Named | None:
     """The name and the options of the rule that a term is; None if no name has its branch."""
-    branch, network, weight = term.branch, term.branch.network, term.weight
+    branch, weight = term.branch, term.weight
+    network: Any = branch.network  # a Perturb where it has layers, else an Exit
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
     if branch.condition != "cond" and network is None and branch.model == "main":
