@@ -21,6 +21,7 @@ from .images import PIXEL_CHANNELS, latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
+from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
 from .records.provenance import Record
@@ -251,6 +252,7 @@ class Engine(EngineCore):
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         check_rising(plan, latents, noise)
+        warn_of(plan)
         own_noise, clean = noise, latents
         noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(

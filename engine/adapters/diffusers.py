@@ -22,6 +22,7 @@ from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import check_graphs
 from ..planning.plan import Plan, compile_plan
+from ..planning.plan_warnings import warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
@@ -35,6 +36,7 @@ from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around, innermost
 from .packing import check_own_forward, check_transformer
 from .running_pipeline import put_back_processors, running_pipeline
+from .scale_of_call import rule_of_call
 from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
@@ -43,14 +45,17 @@ from .transformer_call import Remembered, TransformerCall
 def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
-    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
-    an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
-    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on
-    CUDA).  One thread at a time may run the pipeline, as without: its scheduler has a state.  Where autograd records, the
-    transformer gives the true gradients of the guided velocity.
+    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
+    unconditional branch need.  The scale itself acts where the rule takes it, ``CFG("call")``; where it does not, another than
+    the default is warned of.  What is odd about the plan of a run is a :class:`PlanWarning` too.
 
-    A ``DiTPipeline`` may have any scheduler of whole timesteps; there ``guidance_scale`` has no effect, gradients are refused,
-    and so are weights that move or are adapted.
+    Attaching again replaces the rule, and finds a transformer that was put in the place of the attached one, which is not
+    guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on CUDA).  One thread at a time may
+    run the pipeline, as without: its scheduler has a state.  Where autograd records, the transformer gives the true gradients
+    of the guided velocity.
+
+    A ``DiTPipeline`` may have any scheduler of whole timesteps; there gradients are refused, and so are weights that move or
+    are adapted.
 
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
@@ -61,7 +66,7 @@ def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) 
     check_graphs(graphs, execution_device(transformer))
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
     guidance = as_rule(guidance, spec)
-    compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
+    compile_plan(guidance.with_call_scale(1.0), linear(28), VELOCITY, spec)  # branches that do not exist are refused here
     present = attached_to(pipe)
     on_transformer = attachment_of(transformer)
     if on_transformer is not None and on_transformer is present:
@@ -281,11 +286,13 @@ class Attachment:
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
         height, width = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, height, width, calls.schedule, calls.solver)
+        rule = rule_of_call(self.guidance, self.pipe)
+        velocity = GuidedVelocity(self._engine, rule, call.texts, height, width, calls.schedule, calls.solver)
         if cut_off:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
+        warn_of(velocity.plan)
         velocity.load(call.latents)
         return Run(Remembered(call), calls, velocity)
 

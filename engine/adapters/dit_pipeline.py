@@ -15,6 +15,7 @@ from segue.models.weight_watch import WeightWatch
 
 from ..core import EngineCore
 from ..planning.plan import Plan
+from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
 from ..rules.guidance import Guidance
@@ -25,6 +26,7 @@ from .forward_slot import MARK, ForwardSlot, GuidedForward, own_forward
 from .live_transformer import execution_device
 from .packing import diffusers_hooks
 from .running_pipeline import running_pipeline
+from .scale_of_call import rule_of_call
 
 OWN_MODULES = ("torch.nn.", "diffusers.models.")  # whose modules a DiT is made of
 
@@ -113,9 +115,9 @@ class DiTRun:
 class DiTAttachment:
     """As :class:`.diffusers.Attachment`, for a ``DiTPipeline``: its steps get the guided noise, of all rules that it knows.
 
-    The pipeline's ``u + s (c - u)`` leaves the noise as it is for every ``guidance_scale``, which has no effect: the network
-    knows its null label.  The learned variance, which the pipeline drops, is zero.  The weights of a run are those that it
-    begins with.
+    The pipeline's ``u + s (c - u)`` leaves the noise as it is for every ``guidance_scale``, which acts where the rule takes it
+    and nowhere else: the network knows its null label.  The learned variance, which the pipeline drops, is zero.  The weights
+    of a run are those that it begins with.
     """
 
     def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
@@ -234,6 +236,8 @@ class DiTAttachment:
         indices = [int(value) for value in times]
         schedule = Schedule((*Parameterization(self._spec).levels(indices).tolist(), 0.0), name)
         height, width = call.latents.shape[-2:]
-        noise = GuidedVelocity(engine, self.guidance, call.conditions, height, width, schedule, NOISE)
+        rule = rule_of_call(self.guidance, self.pipe)
+        noise = GuidedVelocity(engine, rule, call.conditions, height, width, schedule, NOISE)
+        warn_of(noise.plan)
         noise.load(call.latents)
         return DiTRun(scheduler.timesteps, indices, call.kind, noise)

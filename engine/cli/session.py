@@ -19,6 +19,7 @@ from ..engine import Engine
 from ..images import check_pixels
 from ..labels import parse_labels
 from ..planning.plan import Plan
+from ..planning.plan_warnings import already_told
 from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
 from ..running.progress import Counting, progress_bar
@@ -134,7 +135,7 @@ def draw_labels(
 ) -> Drawn:
     """What a planned run draws; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
-    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance:
+    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance, already_told():
         began = time.perf_counter()
         run = engine.sample(
             labels,

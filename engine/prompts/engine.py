@@ -18,6 +18,7 @@ from ..argument_names import refuses_unknown
 from ..core import ScheduleLike, check_rising, check_seeds
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
+from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solvers import Solver
 from ..records.pictures import short_prompts
@@ -164,6 +165,7 @@ class PromptEngine(PipeCore):
             noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
         self.check_noise(plan, noise, len(seeds))
         conditions = self._conditions(plan, embeddings)
+        warn_of(plan)
         if numerics == "diffusers":
             scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
             options: dict[str, Any] = {"latents": latents, "callback": callback, "progress": progress}

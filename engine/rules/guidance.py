@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, real_number, whole_number
+from .call_scale import CALL, CallScale
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
@@ -233,6 +234,19 @@ class Guidance:
         window = as_window(window)
         return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
 
+    @property
+    def takes_call_scale(self) -> bool:
+        """Whether a scale is that of the call of an attached pipeline."""
+        return any(isinstance(term.weight.function, CallScale) for term in self.terms)
+
+    def with_call_scale(self, scale: float) -> "Guidance":
+        """The same rule with ``scale`` where it takes that of a call."""
+
+        def weight(term: Term) -> Weight:
+            return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
+
+        return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
+
     def reused(self, refresh: int) -> "Guidance":
         """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
 
@@ -245,7 +259,7 @@ class Guidance:
 Unguided = Guidance
 
 
-def _weight(value: float | Callable[[float], float], delta: float, offset: float = 0.0) -> Weight:
+def _weight(value: float | Callable[[float], float] | str, delta: float, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
     if callable(value):
         if delta:
@@ -260,7 +274,7 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
 
 
 def CFG(
-    scale: float | Callable[[float], float],
+    scale: float | Callable[[float], float] | str,
     *,
     delta: float = 0.0,
     window: Window | str | None = None,
@@ -269,10 +283,15 @@ def CFG(
 ) -> Guidance:
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
-    ``scale`` is a number or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the
-    reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as
-    the official DiT and SiT samplers do.
+    ``scale`` is a number, a function of sigma or, in a rule for :func:`segue.attach`, ``"call"``: the ``guidance_scale`` that
+    the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the reference:
+    ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as the official
+    DiT and SiT samplers do.
     """
+    if scale == CALL and isinstance(scale, str):
+        if delta:
+            raise ValueError(f"delta {delta} applies to a constant weight, not to the scale of a call")
+        return _one_term(Branch(condition), Weight(function=CallScale()), window, channels)
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 

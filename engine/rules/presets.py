@@ -13,6 +13,7 @@ from typing import Any
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import number_from_text
+from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
@@ -34,6 +35,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(parse_integers(text))
 
 
+def parse_scale(text: str) -> float | str:
+    """A number, or ``call``: the scale that an attached pipeline is called with."""
+    return CALL if text == CALL else number_from_text(text)
+
+
 def parse_switch(text: str) -> float | Window:
     """A noise level, or the first segment as a window: ``fraction:F`` of the steps."""
     first, _ = segments(text)
@@ -53,7 +59,7 @@ def _shown(option: str, value: Any) -> str:
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": number_from_text,
+    "scale": parse_scale,
     "weight": number_from_text,
     "delta": number_from_text,
     "layers": parse_layers,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .call_scale import CALL, CallScale
 from .window import Window, segments
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ def _described(rule: "Guidance") -> tuple[str, str]:
     terms = [term for term in rule.terms if not term.branch.is_conditional]
     parts, unnamed = [_named(term) for term in terms], ""
     for term, part in zip(terms, parts, strict=True):
-        if term.weight.function is not None:
-            unnamed = f"the weight of {term.branch} is a function of sigma"
-        elif part is None:
+        if part is None:
             unnamed = f"no named rule has the branch {term.branch}" + (" on some channels" if term.channels else "")
-        elif part[0] == "cfg" and part[1]["scale"] - 1 != term.weight.base:
+        elif WITHOUT_TEXT in part[1].values():
+            unnamed = f"the weight of {term.branch} is a function of sigma"
+        elif part[0] == "cfg" and term.weight.function is None and part[1]["scale"] - 1 != term.weight.base:
             unnamed = f"no scale has the weight {term.weight.base!r}"
     whole = None if unnamed else _segmented(parts)
     texts = [named_text(whole[0], whole[1].items())] if whole else []
@@ -87,7 +88,8 @@ def _named(term: "Term") -> Named | None:
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
     if branch.condition != "cond" and network is None and branch.model == "main":
-        name, options = "cfg", {"scale": _scale(weight.base) if weight.function is None else WITHOUT_TEXT}
+        scale = CALL if isinstance(weight.function, CallScale) else WITHOUT_TEXT
+        name, options = "cfg", {"scale": scale if weight.function else _scale(weight.base)}
         if branch.condition != "uncond":
             options["reference"] = branch.condition
         if term.channels is not None:
