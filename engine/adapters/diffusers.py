@@ -22,11 +22,11 @@ from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import check_graphs
 from ..planning.plan import Plan, compile_plan
-from ..planning.plan_warnings import warn_of
+from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
-from ..rules.presets import RuleLike, as_rule
+from ..rules.presets import RuleLike, rule_and_notes
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
@@ -65,8 +65,10 @@ def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) 
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
-    guidance = as_rule(guidance, spec)
+    guidance, notes = rule_and_notes(guidance, spec)
     compile_plan(guidance.with_call_scale(1.0), linear(28), VELOCITY, spec)  # branches that do not exist are refused here
+    for note in notes:
+        warn_caller(note)
     present = attached_to(pipe)
     on_transformer = attachment_of(transformer)
     if on_transformer is not None and on_transformer is present:

@@ -110,6 +110,8 @@ def make_plan(engine: Engine, rule: ParsedRule, run: RunOptions) -> Plan:
 
 
 def print_warnings(plan: Plan, rule: ParsedRule) -> None:
+    for note in rule.notes:
+        print(f"note: {note}", file=sys.stderr)
     for warning in plan.warnings:
         print(f"warning: {rule.text}: {warning}", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
-from ..rules.presets import RuleLike, as_rule
+from ..rules.presets import RuleLike, rule_and_notes
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
@@ -307,12 +307,12 @@ def compile_plan(
 
     ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
-    exist; holes, overlaps and empty windows are ``Plan.warnings``.
+    exist; holes, overlaps, empty windows and numbers that are not the model's own are ``Plan.warnings``.
     """
     if isinstance(specs, ModelSpec):
         specs = {"main": specs}
     spec, solver = specs["main"], get_solver(solver)
-    guidance = as_rule(guidance, spec)
+    guidance, notes = rule_and_notes(guidance, spec)
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
@@ -352,5 +352,5 @@ def compile_plan(
         evaluated=evaluated_calls(weights[steps], refresh_intervals(guidance, branches)),
         masks=channel_masks(guidance, branches, spec.channels),
         table=table,
-        warnings=tuple(warnings),
+        warnings=(*notes, *warnings),
     )
