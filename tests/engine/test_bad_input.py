@@ -448,7 +448,7 @@ OTHERS = [
     (["plan", "--layers", "12"], "layer 12"),
     (["plan", "--model", "DiT-XXL/2"], "'XXL/2'"),
     (["plan", "--model", "DiT-XL/3", "-g", "none"], "'XL/3'"),
-    (["plan", "--model", "DiT-XL/2"], "sgg needs scale and weight and layers and switch: model 'DiT'"),
+    (["plan", "--model", "DiT-XL/2", "-g", "exit"], "exit needs layer: model 'DiT' has no default for it"),
     (["smaple"], "'smaple'"),
 ]
 
@@ -514,6 +514,7 @@ def test_a_file_without_a_usable_record_is_refused(refused, tmp_path, record):
 
 
 WITH_A_RECORD = {"model", "weak", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
+WITH_A_RECORD |= {"guidance", "scale", "weight", "layers", "switch", "exit_layer", "window", "delta", "refresh"}  # another rule
 
 
 @pytest.mark.parametrize("option", get_command(app).commands["sample"].params, ids=lambda o: o.name)
