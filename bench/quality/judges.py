@@ -81,7 +81,7 @@ def _found(name: str) -> Any:
 
 
 def _classifier(name: str) -> nn.Module:
-    from segue.models.leaf_classifier import load_classifier
+    from segue.models.classifiers import load_classifier
 
     return load_classifier(name)
 
