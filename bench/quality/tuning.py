@@ -80,29 +80,36 @@ def _scores(scorer: Scorer, text: str, judge: Judge) -> dict[str, float]:
     return {score: rows[metric] for score, metric in named.items() if metric in rows}
 
 
+BEATS, LEVEL, LOSES = "yes", "not clearly", "**no**"
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """A rule beside unguided sampling by one judge: ``gains`` says what is better or worse, and whether clearly."""
+    """A rule beside unguided sampling by one judge: one of ``BEATS``, ``LEVEL`` and ``LOSES``, and what it goes by."""
 
     judge: str
-    better: bool
+    outcome: str
     text: str
 
 
 def verdicts(rows: Sequence[Row], rule: str, judges: Sequence[Judge]) -> list[Verdict]:
-    """By every judge: better is a rule with less distance and no less accuracy than unguided samples of the same seeds."""
-    table = values_by_rule(rows)
-    found = []
+    """By every judge, on the seeds of both: a rule beats unguided sampling with less distance and no less accuracy.
+
+    One of the two must be apart by its intervals; where neither is, it does so not clearly.
+    """
+    table, found = values_by_rule(rows), []
     for judge in judges:
-        better, words = True, []
+        better, clear, words = True, False, []
         for score, sign in ((ACCURACY, 1), (FRECHET, -1)):
             metric = metric_by(score, judge.name)
             if metric not in table[rule]:
                 continue
             own, other = (interval_of(table[name][metric]) for name in (rule, UNGUIDED))
-            gain = sign * (own.value - other.value)
+            gain, apart = sign * (own.value - other.value), own.apart(other)
             better &= gain > 0 or (gain == 0 and score == ACCURACY)
+            clear |= apart and gain > 0
             way = "as good" if gain == 0 else "better" if gain > 0 else "worse"
-            words.append(f"{score} {'clearly ' if own.apart(other) else ''}{way}")
-        found.append(Verdict(short_name(judge.name), better, ", ".join(words)))
+            words.append(f"{score} {'clearly ' if apart else ''}{way}")
+        outcome = LOSES if not better else BEATS if clear else LEVEL
+        found.append(Verdict(short_name(judge.name), outcome, ", ".join(words)))
     return found

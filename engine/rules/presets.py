@@ -17,6 +17,7 @@ from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
+from .tuned_numbers import tuned_rules
 from .window import Window
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping
     for option in given:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
-    values = {**DEFAULTS.get(model, {}).get(name, {}), **(changes or {})}
+    values = {**default_options(model, name), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
     if missing:
@@ -270,6 +271,22 @@ def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping
             where += f", because {WITHHELD[model, missing[0]]}"
         raise ValueError(f"{name} needs {' and '.join(missing)}: {where}; write {name}:{missing[0]}=...")
     return NamedRule(name, tuple((option, values[option]) for option in known if option in values))
+
+
+def default_options(model: str, name: str) -> dict[str, Any]:
+    """The default numbers of a rule for a model: those that a search found, where there was one, else those written here."""
+    tuned = tuned_rules(model)
+    if tuned is None:
+        return dict(DEFAULTS.get(model, {}).get(name, {}))
+    _, _, options = tuned.get(name, name).partition(":")
+    return {option: _parse_value(option, value) for option, value in _split_options(name, options).items()}
+
+
+def default_rules(model: str | ModelSpec) -> tuple[str, ...]:
+    """The names of the rules that have default numbers for a model."""
+    name = preset_name(model)
+    tuned = tuned_rules(name)
+    return tuple(DEFAULTS.get(name, {}) if tuned is None else tuned)
 
 
 def _split_options(name: str, text: str) -> dict[str, str]:
