@@ -234,6 +234,17 @@ def test_bad_input_is_one_sentence_before_any_work(segue, tmp_path, monkeypatch,
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_numbers_of_other_weights_do_not_keep_a_search_from_beginning(segue, tmp_path, monkeypatch):
+    def stale(model):
+        raise ValueError(f"the numbers of {model} were made for other weights")
+
+    aside = []
+    monkeypatch.setattr("segue.bench.quality.tune_command.tuned_rules", stale)
+    monkeypatch.setattr("segue.bench.quality.tune_command.set_aside", aside.append)
+    said = segue("tune-scales", "-g", "exit:weight=1,layer=4", *SMALL, "--judge-samples", "11", "--real", "real.npz").stdout
+    assert "made for other weights; the search begins without it" in said and aside == ["herbarium"]
+
+
 def test_where_nobody_is_named_one_chooses_and_others_judge(segue, tmp_path):
     segue("tune-scales", "-g", "exit:weight=1,layer=4", *SMALL, "--judge-samples", "11", "--real", "real.npz")
     judges = {}
