@@ -80,6 +80,8 @@ class Scorer:
         """
         parsed = self._parsed(rules)
         plans = [self.trial.plan(self.engine, rule) for rule in parsed]
+        for note in dict.fromkeys(note for rule in parsed for note in rule.notes):
+            self.echo(f"note: {note}")
         kept = held_rows(self.path)
         for rule, plan in zip(parsed, plans, strict=True):
             judges = [judge for judge in self.judges if not kept.keys() >= set(self.form.keys(rule.text, judge))]

@@ -17,6 +17,7 @@ from segue.bench.quality.rows import RowForm
 from segue.bench.quality.score_command import equal_cfg
 from segue.bench.quality.tables import score_table
 from segue.bench.quality.time_limit import OutOfTimeError, TimeLimit
+from segue.bench.quality.trial import networks_of
 from segue.bench.rows import read_rows
 from segue.bench.suites import UNFINISHED
 from segue.bench.timing import once
@@ -93,6 +94,18 @@ def test_by_default_all_rules_with_numbers_are_scored_that_the_networks_allow(se
     assert {row.variant for row in read_rows(tmp_path / "rows.jsonl")} == {"none", "cfg:scale=2"}
     assert "ag:weight=1 is left out: no network named 'weak'" in said
     assert "no network named 'weak'" in segue("score", "-g", "ag:weight=1", *SMALL, *PANEL, code=2).stderr
+
+
+def test_a_weaker_network_of_its_own_file_guides_and_usual_numbers_are_named(segue, tmp_path):
+    weak = save_tiny(tmp_path / "weak.safetensors", seed=5)
+    named = save_tiny(tmp_path / "mine.safetensors", name="mine")
+    common = (*SMALL, *PANEL, "--no-effective-scale", "--model", str(named), "--weak", str(weak))
+    said = segue("score", "-g", "none", "-g", "ag", *common, own=False).stdout
+    rows = read_rows(tmp_path / "rows.jsonl")
+    (rule,) = {row.variant for row in rows} - {"none"}
+    assert rule.startswith("ag:weight=") and f"note: no tuned numbers of ag for mine, using {rule.removeprefix('ag:')}" in said
+    engine = Engine.from_pretrained(named, device="cpu", models={"weak": weak})
+    assert rows[0].case.startswith(f"{networks_of(engine)}, ")
 
 
 def test_cfg_at_the_effective_scale_of_a_rule_is_scored_beside_it(segue, tmp_path, monkeypatch, environment):
