@@ -10,7 +10,7 @@ from ..rows import Row
 from ..scores.judge import Judge
 from ..scores.units import ACCURACY, FRECHET
 from ..tables import GUIDED
-from .interval import interval_of
+from .interval import interval_of, standard_error
 from .judges import short_name
 from .rows import metric_by
 from .scoring import Scorer
@@ -60,11 +60,11 @@ class Tunable:
 
 @dataclass(frozen=True)
 class Score:
-    """What a search goes by: the accuracy, None without a classifier, the distance, how far that is certain, and the cost."""
+    """What a search goes by: the accuracy, None without a classifier, the distance, its standard error, and the cost."""
 
     accuracy: float | None
     distance: float
-    margin: float
+    error: float
     cost: float
 
     def value(self, unguided: "Score") -> Value:
@@ -91,24 +91,24 @@ def tune(scorer: Scorer, rule: Tunable) -> str:
 
 
 def cheapest(scores: Mapping[Point, Score], best: Point, unguided: Score) -> Point:
-    """The cheapest of the points that lack no more accuracy than the best, and whose distance is within the best one's margin.
+    """The cheapest of the points that lack no more accuracy than the best, and whose distance is within the best one's error.
 
-    Of equal cost the one of least distance.  Source: the rule of one standard error (Breiman et al., Classification and
-    Regression Trees, 1984).
+    Of equal cost the one of least distance.  Source: the one-standard-error rule, L. Breiman et al., Classification and
+    Regression Trees (1984), 3.4.3.
     """
     missing, least = scores[best].value(unguided)
-    allowed = least + scores[best].margin
+    allowed = least + scores[best].error
     level = [point for point, score in scores.items() if score.value(unguided)[0] <= missing and score.distance <= allowed]
     return min(level, key=lambda point: (round(scores[point].cost, 6), scores[point].distance))
 
 
 def score_of(scorer: Scorer, text: str) -> Score:
-    """That of a rule by the one judge of a scorer; the margin is half of the interval at 60 %, about a standard error."""
+    """That of a rule by the one judge of a scorer."""
     (judge,) = scorer.judges
     rows = {row.metric: row for row in scorer.score([text])}
     accuracy, distance = rows.get(metric_by(ACCURACY, judge.name)), rows[metric_by(FRECHET, judge.name)]
-    margin = (distance.p80 - distance.p20) / 2
-    return Score(None if accuracy is None else accuracy.value, distance.value, margin, rows[GUIDED].value)
+    known = None if accuracy is None else accuracy.value
+    return Score(known, distance.value, standard_error(distance), rows[GUIDED].value)
 
 
 BEATS, LEVEL, LOSES = "yes", "not clearly", "**no**"
