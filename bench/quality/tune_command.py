@@ -165,7 +165,7 @@ class Tuned:
             print(json.dumps(self.as_dict()))
             return
         report.show(self.rows)
-        print(f"\n{self.verdict_table()}\n\n{self.numbers_text()}")
+        print("\n" + "\n\n".join(text for text in (self.verdict_table(), self.numbers_text()) if text))
 
     def as_dict(self) -> dict:
         """For machines."""
