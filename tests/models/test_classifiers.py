@@ -148,9 +148,7 @@ def test_what_was_made_for_another_model_is_refused(tmp_path, monkeypatch):
     stated = bundled.digest(main)
     save_file(load_file(main), main, {"spec": "{}"})
     for made in (lambda: bundled.bundled_files("herbarium"), lambda: load_classifier("herbarium-judge")):
-        with pytest.raises(
-            ValueError, match=f"was made for a model with digest {stated}, but herbarium"
-        ):
+        with pytest.raises(ValueError, match=f"was made for a model with digest {stated}, but herbarium"):
             made()
     weak = tmp_path / "herbarium-weak.safetensors"
     save_file(load_file(weak), weak)
