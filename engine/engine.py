@@ -20,7 +20,7 @@ from .images import latents_to_images
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
-from .planning.solvers import Solver
+from .planning.solver_rows import Solver
 from .rules.guidance import Guidance
 from .running.program import Program
 from .running.sampler import Callback

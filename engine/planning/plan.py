@@ -15,7 +15,8 @@ from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from .plan_text import plan_text
 from .schedule import Schedule
-from .solvers import Solver, check_learned_variance, get_solver
+from .solver_rows import Solver
+from .solvers import check_learned_variance, get_solver
 from .term_weights import (
     channel_masks,
     correction_warnings,

@@ -17,7 +17,7 @@ from ..core import ScheduleLike, check_rising, check_seeds
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from ..rules.guidance import Guidance
 from ..running.program import Program
 from ..running.sampler import Callback
