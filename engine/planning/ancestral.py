@@ -75,7 +75,10 @@ def _middle(s: float, t: float) -> float:
 def _dpm_sde_rows(name: str, sigmas: np.ndarray, eta: float) -> list[SolverRow]:
     """Two rows a step: to the middle, then from the start once more by the clean estimate there.
 
-    A step from level 1 or to 0 has no middle: it is one row, of first order.
+    Their noises are those of one Brownian path in ``r = sigma / (1 - sigma)``, which makes the method of second weak order
+    instead of first: ``z = q z_1 + sqrt(1 - q^2) z_2`` with ``q^2 = (r_s - r_middle) / (r_s - r_t)``.  ``z_1`` is in the
+    state at the middle, and what the first row leaves takes the rest of that out.  A step from level 1 or to 0 has no middle:
+    it is one row, of first order.
     """
     check_falling(name, sigmas)
     rows = []
@@ -91,17 +94,24 @@ def _dpm_sde_rows(name: str, sigmas: np.ndarray, eta: float) -> list[SolverRow]:
         middle = _middle(s, t)
         lower = _below_exploding(s, middle, eta)
         part, part_noise = _raised(middle, lower)
-        clean = scale * (1 - down / s)
-        rows.append(SolverRow(s, i, part, part * (lower - s), d=part_noise, e=scale * down / s))
-        rows.append(SolverRow(middle, i, clean, -middle * clean, c=1.0, d=noise))
+        clean, shared = scale * (1 - down / s), _shared_noise(s, middle, t) if eta else 0.0
+        again = noise * shared / part_noise if eta else 0.0
+        velocity = part * (lower - s)
+        rows.append(SolverRow(s, i, part, velocity, d=part_noise, e=scale * down / s - again * part, f=-again * velocity))
+        rows.append(SolverRow(middle, i, clean + again, -middle * clean, c=1.0, d=noise * math.sqrt(1 - shared**2)))
     return rows
+
+
+def _shared_noise(s: float, middle: float, t: float) -> float:
+    """The correlation of a Brownian path in ``sigma / (1 - sigma)`` from ``s`` to ``middle`` and from ``s`` to ``t``."""
+    above, between, below = (level / (1 - level) for level in (s, middle, t))
+    return math.sqrt((above - between) / (above - below))
 
 
 def dpm_sde(eta: float = 1.0) -> Solver:
     """DPM-Solver++ SDE, two network calls a step; ``eta`` 0 is the midpoint form of DPM-Solver++ 2S.
 
-    Source: k-diffusion's ``dpmpp_sde``, as diffusers' DPMSolverSDEScheduler, which take both noises of a step from one Brownian
-    path; here they are independent.
+    Source: k-diffusion's ``dpmpp_sde``, as diffusers' DPMSolverSDEScheduler.
     """
     eta = checked_share(eta, "eta")
     name = named("dpm++sde", eta=(eta, 1.0))

@@ -198,9 +198,24 @@ def test_lcm_of_noise_prediction(steps, seed, drawn_by):
     assert difference(ours, scheduler_run(scheduler, state, outputs)) < SINGLE
 
 
+class BrownianPath:
+    """Increments over their deviation, from a level down to two others, the nearer one first."""
+
+    def __init__(self, noises: list[torch.Tensor]):
+        self.noises, self.nearer = iter(noises), {}
+
+    def __call__(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        new = next(self.noises)
+        if float(start) not in self.nearer:
+            self.nearer[float(start)] = end, new
+            return new
+        middle, first = self.nearer[float(start)]
+        return ((start - middle).sqrt() * first + (middle - end).sqrt() * new) / (start - end).sqrt()
+
+
 @pytest.mark.parametrize("steps", STEPS)
 def test_dpm_solver_sde(steps, seed, monkeypatch):
-    """Two calls a step; the noise of each is given, in the place of the Brownian path that this diffusers imports."""
+    """Two calls a step; given noise makes the Brownian path, in the place of the package that diffusers imports for it."""
     monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
     from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
 
@@ -208,8 +223,7 @@ def test_dpm_solver_sde(steps, seed, monkeypatch):
     scheduler.set_timesteps(steps)
     calls = len(scheduler.timesteps)
     (state, *outputs), noises = draws(seed, calls + 1), draws(seed + 1, calls)
-    following = iter(noises)
-    scheduler.noise_sampler = lambda *_: next(following)
+    scheduler.noise_sampler = BrownianPath(noises)
     levels = flow_levels(torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]]))
     assert len(levels) == steps + 1
     ours = rows_run(get_solver("dpm++sde"), levels, state * levels[0], outputs, noises, noise=True)

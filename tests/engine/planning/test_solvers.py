@@ -189,6 +189,52 @@ def test_weak_order_of_euler_maruyama(diffusion):
     assert abs(math.log2(errors[0] / errors[1]) - 1) < ORDER_SLACK
 
 
+def law(rows, sigmas: np.ndarray) -> tuple[float, float]:
+    """Mean and variance of the last state: of a state and what rows leave behind, each row is an affine map and noise."""
+    size = 2 + max(len(row.earlier) for row in rows)
+    mean, covariance = np.zeros(size), np.zeros((size, size))
+    mean[0], covariance[0, 0] = moments(sigmas[0])
+    for row in rows:
+        offset = float(velocity(torch.zeros(1, dtype=torch.float64), row.sigma))
+        slope = float(velocity(torch.ones(1, dtype=torch.float64), row.sigma)) - offset
+        gain, shift = np.eye(size, k=-1), np.zeros(size)
+        gain[0, : 2 + len(row.earlier)] = [row.a + row.b * slope, row.c, *row.earlier]
+        gain[1, 0], shift[:2] = row.e + row.f * slope, [row.b * offset, row.f * offset]
+        mean, covariance = gain @ mean + shift, gain @ covariance @ gain.T
+        covariance[0, 0] += row.d**2
+    return float(mean[0]), float(covariance[0, 0])
+
+
+WEAK_ORDERS = [("euler-ancestral", 1), ("euler-ancestral(eta=0.5)", 1), ("euler-ancestral(levels=flow)", 1)]
+WEAK_ORDERS += [("dpm++2m-sde", 2), ("dpm++2m-sde(kind=heun)", 2), ("dpm++2m-sde(eta=0.5)", 2), ("dpm++3m-sde", 2)]
+WEAK_ORDERS += [("dpm++sde", 2), ("dpm++sde(eta=0.5)", 2)]
+
+
+@pytest.mark.parametrize("solver, order", WEAK_ORDERS)
+def test_weak_order(solver, order):
+    """The variance approaches that of the data with the order; the mean is on a line and exact."""
+    errors = []
+    for steps in (COARSE, 2 * COARSE):
+        sigmas = even(steps)
+        mean, variance = law(get_solver(solver).rows(sigmas), sigmas)
+        expected_mean, expected_variance = moments(sigmas[-1])
+        assert mean == pytest.approx(expected_mean, rel=1e-11)
+        errors.append(abs(variance - expected_variance))
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1  # the next term is larger than without noise
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "dpm++3m"])
+def test_without_noise_the_reverse_sde_is_the_flow(solver):
+    """What ``eta`` continues to: nothing jumps where it vanishes."""
+    levels = np.linspace(1, 0, 8)
+    small = get_solver(f"{solver}-sde(eta=1e-9)").rows(levels)
+    for ours, flow in zip(small, get_solver(solver).rows(levels), strict=True):
+        assert (
+            np.allclose([ours.a, ours.b, ours.c, *ours.earlier], [flow.a, flow.b, flow.c, *flow.earlier], atol=1e-7)
+            or ours.sigma == 1
+        )
+
+
 def test_strong_order_of_euler_maruyama(seed):
     """One Brownian path at three step sizes: the noise does not depend on the state, so each path converges with order one."""
     fine, paths = 1024, 400
