@@ -5,6 +5,7 @@ level, its velocity is linear in ``y``, and the flow from one level to another i
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny_models import tiny_sit
 
 from segue import CFG
 from segue.engine.core import resolve_plan
+from segue.engine.planning.schedule import NAMED
 from segue.engine.planning.solvers import SOLVERS, euler_maruyama, get_solver
 from segue.kernels.combine import solver_update
 from segue.kernels.philox import normal_noise
@@ -233,6 +235,13 @@ def test_without_noise_the_reverse_sde_is_the_flow(solver):
             np.allclose([ours.a, ours.b, ours.c, *ours.earlier], [flow.a, flow.b, flow.c, *flow.earlier], atol=1e-7)
             or ours.sigma == 1
         )
+
+
+def test_every_solver_and_list_of_levels_is_in_the_table_of_the_documents():
+    page = (Path(__file__).parents[3] / "docs" / "solvers.md").read_text()
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name.strip("` ") for cell in first_cells for name in cell.split(",")}
+    assert named == {*SOLVERS, *NAMED, "shift=2.5"}
 
 
 def test_strong_order_of_euler_maruyama(seed):
