@@ -14,7 +14,7 @@ from .rows import RowLayout
 from .spec import ModelSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StateUpdate:
     """The solver update that ends a call, in place, as :func:`segue.kernels.combine.solver_update` of the guided output.
 
@@ -30,7 +30,7 @@ class StateUpdate:
     earlier: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """The modulation of a final norm, ``shift`` and ``scale`` [J, B, D], and a projection, [P P C, D] and [P P C]."""
 

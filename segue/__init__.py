@@ -12,6 +12,7 @@ _MODULES = {
     "segue.engine.planning.plan": ("Plan", "compile_plan"),
     "segue.engine.planning.ancestral": ("dpm_sde", "euler_ancestral", "lcm"),
     "segue.engine.planning.exponential": ("deis", "dpm_multistep", "res_multistep", "unipc"),
+    "segue.engine.planning.plan_warnings": ("PlanWarning",),
     "segue.engine.planning.schedule": (
         "Schedule",
         "beta",

@@ -11,6 +11,7 @@ from segue.engine.planning.exponential import (
     unipc as unipc,
 )
 from segue.engine.planning.plan import Plan as Plan, compile_plan as compile_plan
+from segue.engine.planning.plan_warnings import PlanWarning as PlanWarning
 from segue.engine.planning.schedule import (
     Schedule as Schedule,
     beta as beta,

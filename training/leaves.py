@@ -33,7 +33,7 @@ INDIVIDUAL_RANGES = {
 def draw_leaves(labels: Tensor, generator: torch.Generator, size: int = SIZE) -> Tensor:
     """New leaf images of the given species.
 
-    labels [B] int64 in [0, 24); returns [B, 3, size, size] fp32 in [-1, 1].  The same generator state gives the same leaves.
+    labels [B] int64 in [0, 48); returns [B, 3, size, size] fp32 in [-1, 1].  The same generator state gives the same leaves.
     """
     return render_leaves(labels, draw_individuals(labels.shape[0], generator), size)
 
@@ -59,7 +59,7 @@ def render_leaves(labels: Tensor, individuals: dict[str, Tensor], size: int = SI
     return (image.clamp(0, 1) * 2 - 1).contiguous()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _LeafFrame:
     """Coordinates [B, size, size] of every pixel in the leaf's own frame, and the width of a pixel [B, 1, 1] in it."""
 

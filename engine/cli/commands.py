@@ -23,6 +23,7 @@ def sample(
     variant: o.VariantOption = None,
     t5: o.T5Option = None,
     vae: o.VAEOption = None,
+    weak: o.WeakOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -57,8 +58,13 @@ def sample(
     force: o.ForceOption = False,
     json: o.JsonOption = False,
     picture: o.FromOption = None,
+    rank: o.RankOption = None,
+    world: o.WorldOption = None,
 ) -> None:
     """Draw pictures: by default one of each class with segmented guidance, into the folder out.
+
+    Into a file .npz go samples for an evaluation suite, --count in all, of the classes in turn; the same command goes on where
+    it was interrupted.
 
     [bold]Examples[/bold]
 
@@ -76,14 +82,21 @@ def sample(
 
     segue sample --model SiT-XL-2-256x256.pt --family sit --vae sd-vae-ft-ema/ -g cfg --classes 207
 
+    segue sample --model mine.safetensors --weak smaller.safetensors -g ag:weight=1
+
     segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
+
+    segue sample --from out/003-acerites-dentata-seed3.png -g cfg:scale=2 --out by-cfg.png
+
+    segue sample --count 50000 --out samples.npz --rank 0 --world 4
     """
     from .redraw import redraw
     from .sample import draw_pictures
+    from .stream import archive_of, refuse_shards, write_samples
 
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -98,6 +111,10 @@ def sample(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     output = o.Output(out, grid, columns, zoom, json, kind, force)
+    if picture is None and (archive := archive_of(out)):
+        write_samples(archive, source, rule, run, output, text, rank, world)
+        return
+    refuse_shards(rank, world)
     if picture is not None:
         redraw(picture, source, rule, run, output, text)
     else:
@@ -114,6 +131,7 @@ def compare(
     variant: o.VariantOption = None,
     t5: o.T5Option = None,
     vae: o.VAEOption = None,
+    weak: o.WeakOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -135,6 +153,7 @@ def compare(
     zoom: o.ZoomOption = None,
     force: o.ForceOption = False,
     json: o.JsonOption = False,
+    sheet: o.FromSheetOption = None,
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
 
@@ -146,14 +165,21 @@ def compare(
 
     segue compare --model sd3.5-medium/ --prompt "a storefront with a sign" --seeds 1-3
 
+    segue compare --from out/compare.png --out again.png
+
     segue compare -r cfg -r "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
     """
     from .compare import compare_rules
+    from .redraw_sheet import redraw_sheet
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
-    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
+    output = o.Output(out, zoom=zoom, json=json, force=force)
+    if sheet is not None:
+        redraw_sheet(sheet, rules, source, run, output, text)
+    else:
+        compare_rules(rules, source, run, output, text)
 
 
 def plan(
@@ -163,6 +189,7 @@ def plan(
     branch_head: o.BranchOption = None,
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
+    weak: o.WeakOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -205,7 +232,7 @@ def plan(
         refresh=refresh,
     )
     text = o.PromptOptions(height=height, width=width)
-    source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant)
+    source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 

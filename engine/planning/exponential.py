@@ -69,7 +69,8 @@ def _euler_and(
 
     An estimate is the state and ``estimate`` times the velocity.
     """
-    first, previous, *earlier = [*extra.tolist(), *[0.0] * (2 - len(extra))]
+    weights: list[float] = [*extra, *[0.0] * (2 - len(extra))]
+    first, previous, *earlier = weights
     a, b = 1 + first + state, t - s + first * estimate
     return SolverRow(s, step, a, b, c=previous, d=noise, e=1.0, f=estimate, earlier=tuple(earlier))
 

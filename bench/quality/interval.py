@@ -3,11 +3,16 @@
 ``p20`` and ``p80`` of such a row are the ends of the interval at 60 %, not percentiles of repetitions: ``n`` counts samples.
 """
 
-from .rows import Row
-from .scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
-from .scores.units import SHARE
+from ..rows import Row
+from ..scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
+from ..scores.units import SHARE
 
 SUITE, SPREAD_LEVEL = "quality", 0.6
+
+
+def standard_error(row: Row) -> float:
+    """The standard error of a row's value, a score that was found on disjoint sets."""
+    return max(row.p80 - row.value, row.value - row.p20) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
 
 
 def interval_of(row: Row, level: float = LEVEL) -> Interval:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +20,8 @@ from ..planning.solver_rows import Solver
 from ..rules.presets import ParsedRule, parse_rule
 from ..saved_files import VAE
 
-FORMAT = 1
+FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
+LATER = ("max_sequence_length",)  # fields that records of this format need not have
 VALUES_PER_TENSOR = 64
 PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
 
@@ -41,6 +42,7 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
 class Origin:
     """The networks of a picture: where they were loaded from, how, and what they were.
 
+    ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
     ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.
     """
@@ -57,6 +59,7 @@ class Origin:
     revision: str | None = None
     variant: str | None = None
     t5: bool = True
+    models: Mapping[str, str] = field(default_factory=dict)
     vae: str | None = None
     vae_weights: str | None = None
     pixels_per_latent: int = 1
@@ -109,11 +112,13 @@ class Record:
     def from_dict(cls, record: Any, name: str) -> "Record":
         """The record of the file ``name``; ``ValueError`` if it is not one that this version can redraw."""
         try:
-            if "sheet" in record:
-                raise ValueError("it is a sheet of several rules, which segue compare draws")
+            if SHEET in record:
+                raise ValueError("it is a sheet of several rules, which segue compare --from draws again")
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']!r}, not {FORMAT}")
-            values = {field.name: record[field.name] for field in fields(cls)}
+            values = {
+                field.name: record[field.name] for field in fields(cls) if field.name in record or field.name not in LATER
+            }
             made = cls(**values | {"origin": Origin(**record["origin"])})
             made._check()
             return made
@@ -165,15 +170,20 @@ class Record:
         """The solver of the run."""
         return self.plan["solver"]
 
+    def plan_of(self, engine: EngineCore, rule: ParsedRule) -> Plan:
+        """The plan of a rule on the noise levels, by the solver and in the size that are recorded."""
+        recorded = self.plan
+        schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
+        size = {"height": recorded["height"], "width": recorded["width"]}
+        return engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
+
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
         weights = fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
         rule, recorded = parse_rule(self.rule), self.plan
-        schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
-        size = {"height": recorded["height"], "width": recorded["width"]}
-        plan = engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
+        plan = self.plan_of(engine, rule)
         for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
             if not _same_numbers(found, recorded[table]):
                 raise ValueError(
