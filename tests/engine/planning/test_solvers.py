@@ -260,6 +260,7 @@ def test_a_solver_that_borrows_a_name_is_found_out():
         (lambda: get_solver("unipc(orde=3)"), ValueError, "solver 'unipc' has no option 'orde'; its options: order, kind"),
         (lambda: get_solver("euler(order=2)"), ValueError, "solver 'euler' has no option 'order'; its options: none"),
         (lambda: get_solver("unipc(order"), ValueError, "a solver is a name, or a name and its options as in 'unipc"),
+        (lambda: get_solver("unipc(order=2, order=3)"), ValueError, "an option of a solver is given once, got 'unipc"),
         (lambda: get_solver("uni(order=3)"), ValueError, "unknown solver 'uni"),
         (lambda: get_solver("unipc(order=4)"), ValueError, "the order of a solver must be 1, 2 or 3, got 4"),
         (lambda: segue.deis(order=2.0), TypeError, "the order of a solver must be a whole number, got 2.0"),
