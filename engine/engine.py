@@ -23,7 +23,7 @@ from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
-from .planning.solvers import Solver
+from .planning.solver_rows import Solver
 from .records.provenance import Record
 from .records.run import Run
 from .rules.presets import RuleLike

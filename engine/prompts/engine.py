@@ -21,7 +21,7 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from ..records.pictures import short_prompts
 from ..records.prompt_record import PromptRecord, start_of
 from ..records.run import Run

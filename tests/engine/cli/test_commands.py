@@ -109,6 +109,8 @@ def test_a_window_that_selects_nothing_is_a_warning(segue):
         ["-g", "cfg:scale=2,delta=0.3,window=fraction:0,0.7 + exit:weight=1,layer=4", "--schedule", "shift=2"],
         ["--solver", "euler-maruyama", "--dtype", "bfloat16"],
         ["--solver", "dpm++2m"],
+        ["--solver", "unipc(order=3, kind=bh1)", "--schedule", "karras"],
+        ["--solver", "dpm++3m-sde(eta=0.5)", "--schedule", "beta"],
     ],
 )
 def test_every_picture_is_drawn_again_identically_from_itself(segue, tmp_path, options):
