@@ -1,10 +1,9 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,14 @@ from .adapters.vae import Decoder, check_channels, saved_channels
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import outside_autocast, resolve_device, resolve_dtype
-from .images import PIXEL_CHANNELS, latents_to_images
+from .images import latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
-from .records.provenance import Record
-from .records.run import Run
+from .records.sample_run import SampleRun
 from .rules.presets import RuleLike
 from .running.program import Program
 from .running.sampler import Callback
@@ -35,51 +33,6 @@ from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
 Labels = Sequence[int | str] | str
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SampleRun(Run):
-    """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
-
-    A run that is stopped in one of several batches holds the samples of that batch and those before it.
-    """
-
-    latents: Tensor
-    plan: Plan
-    labels: tuple[int, ...]
-    seeds: tuple[int, ...]
-    calls: int
-    model: str
-    decoder: Decoder | None = None
-    max_batch: int | None = None
-    engine: "Engine | None" = None
-    unrecorded: str = ""
-
-    @cached_property
-    def images(self) -> list:
-        """PIL images, made when they are first asked for: by the engine's VAE, or of latents that are pixels."""
-        if self.decoder is None:
-            return latents_to_images(self.latents)
-        return self.decoder.pictures(self.latents, self.max_batch)
-
-    def _record(self, rule: str, max_batch: int) -> Record:
-        origin = self._origin().with_decoder(self.decoder)
-        return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch)
-
-    def _names(self) -> tuple[str, ...]:
-        return cast(SiTSpec, self.plan.spec).class_names
-
-    def _caption(self, index: int) -> str:
-        names = self._names()
-        return names[self.labels[index]] if names else f"class {self.labels[index]}"
-
-    def _pictures(self) -> list:
-        return self.images
-
-    def _pictures_at_hand(self) -> list:
-        if self.decoder is None:
-            return self.images if self.latents.shape[1] == PIXEL_CHANNELS else []
-        return vars(self).get("images", [])
 
 
 class Engine(EngineCore):

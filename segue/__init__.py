@@ -8,11 +8,12 @@ __version__ = "0.1.0"
 # `segue --help` do not wait for torch.
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
-    "segue.engine.engine": ("Engine", "SampleRun"),
+    "segue.engine.engine": ("Engine",),
     "segue.engine.planning.plan": ("Plan", "compile_plan"),
     "segue.engine.planning.plan_warnings": ("PlanWarning",),
     "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
     "segue.engine.planning.solvers": ("Solver", "euler_maruyama"),
+    "segue.engine.records.sample_run": ("SampleRun",),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.rules.guidance": (
         "CFG",
