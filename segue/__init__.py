@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 # `segue --help` do not wait for torch.
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
-    "segue.engine.engine": ("Engine", "SampleRun"),
+    "segue.engine.engine": ("Engine",),
     "segue.engine.planning.plan": ("Plan", "compile_plan"),
     "segue.engine.planning.ancestral": ("dpm_sde", "euler_ancestral", "lcm"),
     "segue.engine.planning.exponential": ("deis", "dpm_multistep", "res_multistep", "unipc"),
@@ -26,6 +26,7 @@ _MODULES = {
     ),
     "segue.engine.planning.solver_rows": ("Solver",),
     "segue.engine.planning.solvers": ("euler_maruyama",),
+    "segue.engine.records.sample_run": ("SampleRun",),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.rules.guidance": (
         "CFG",
