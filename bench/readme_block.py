@@ -6,34 +6,33 @@ from .rows import Row
 from .summary import beside_summary, on_card, speed_summary
 from .tables import by_device, markdown_table, select
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-SECONDS_BEGIN, SECONDS_END = "<!-- seconds:begin -->", "<!-- seconds:end -->"
+BLOCK, SECONDS = "bench", "seconds"  # the names that the markers of a block have
 RULES = {"none": "unguided", "cfg": "classifier-free guidance", "sgg": "segmented guidance"}
 _VARIANT = re.compile(rf"(?P<who>.+?) (?P<rule>{'|'.join(RULES)})(?P<how> as published)?")
 
 
 def readme_block(rows: list[Row]) -> str:
-    """Markers and everything between them, cards before processors; deterministic in the rows.
+    """Everything between the markers, cards before processors; deterministic in the rows.
 
-    Raises ``ValueError`` for rows of code that was never committed: nobody could measure them again.
+    Raises ``ValueError`` as :func:`check_committed` does.
     """
-    _check_committed(rows)
-    parts = [BEGIN]
+    check_committed(rows)
+    parts: list[str] = []
     devices = by_device(select(rows, "e2e")).items()
     for (device, dtype), here in sorted(devices, key=lambda item: not any(map(on_card, item[1]))):
         tables = (beside_summary(here), speed_summary(here))
         parts += [f"**{device}, {dtype}**, {made(here)}", *(table for table in tables if table)]
-    return "\n\n".join([*parts, END])
+    return "\n\n".join(parts)
 
 
 def seconds_block(rows: list[Row]) -> str:
-    """Markers and, for each case that a card was timed on, the seconds of a batch: a line per rule, a column per program.
+    """Seconds of a batch for each case that a card was timed on: a line per rule, a column per program.
 
     Raises as :func:`readme_block`.
     """
-    _check_committed(rows)
+    check_committed(rows)
     timed = filter(on_card, select(rows, "e2e", "latency of a batch"))
-    parts = [SECONDS_BEGIN]
+    parts = []
     for (device, dtype), here in by_device(list(timed)).items():
         for case in dict.fromkeys(row.case.rpartition(", ")[0] for row in here):
             lines: dict[str, dict[str, str]] = {}
@@ -43,10 +42,11 @@ def seconds_block(rows: list[Row]) -> str:
             programs = list(dict.fromkeys(who for line in lines.values() for who in line))
             cells = [[RULES[rule], *(line.get(who, "-") for who in programs)] for rule, line in lines.items()]
             parts.append(markdown_table((f"{case}; {device}, {dtype}", *programs), cells))
-    return "\n\n".join([*parts, SECONDS_END])
+    return "\n\n".join(parts)
 
 
-def _check_committed(rows: list[Row]) -> None:
+def check_committed(rows: list[Row]) -> None:
+    """Raise ``ValueError`` for rows of code that was never committed: nobody could measure them again."""
     for row in rows:
         if row.commit.endswith("+changes"):
             raise ValueError(f"{row.suite} {row.case} was measured with uncommitted changes ({row.commit}); measure it again")
@@ -60,16 +60,22 @@ def made(rows: list[Row]) -> str:
 
 
 def update_document(text: str, rows: list[Row], name: str) -> str:
-    """``text`` with the blocks of its markers made of ``rows``; raises ``ValueError`` for unpaired markers or none."""
-    wanted = [make for make, begin in ((readme_block, BEGIN), (seconds_block, SECONDS_BEGIN)) if begin in text]
-    for make in wanted or [readme_block]:
-        text = update_block(text, make(rows), name)
+    """``text`` with its blocks made of ``rows``; raises ``ValueError`` for markers without their pair, and for none."""
+    makers = {BLOCK: readme_block, SECONDS: seconds_block}
+    found = [block for block in makers if markers(block)[0] in text]
+    for block in found or [BLOCK]:
+        text = update_block(text, makers[block](rows), name, block)
     return text
 
 
-def update_block(text: str, block: str, name: str) -> str:
-    """``text`` with what lies between the markers of ``block`` replaced; raises ``ValueError`` unless there is one pair."""
-    begin, end = block.split("\n", 1)[0], block.rsplit("\n", 1)[-1]
+def markers(block: str) -> tuple[str, str]:
+    """What begins and ends a generated block of a document."""
+    return f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+
+
+def update_block(text: str, content: str, name: str, block: str = BLOCK) -> str:
+    """``text`` with ``content`` between the markers of ``block``; raises ``ValueError`` unless there is one pair."""
+    begin, end = markers(block)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{name} needs one pair of markers, {begin} and {end}")
-    return text[: text.index(begin)] + block + text[text.index(end) + len(end) :]
+    return text[: text.index(begin)] + "\n\n".join([begin, content, end]) + text[text.index(end) + len(end) :]

@@ -31,7 +31,7 @@ def test_the_interpreter_of_a_release_needs_a_numpy_that_it_can_use(triton, nump
 
 
 def test_the_tested_versions_can_interpret():
-    """Of constraints.txt: the oldest Triton that it lets in, beside the NumPy that it pins; docs/production.md has the others."""
+    """Of constraints.txt: the oldest Triton let in, beside the NumPy that it pins; docs/production.md has the others."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     (oldest,), (numpy,) = (
         [line.removeprefix(start).split(",")[0] for line in lines if line.startswith(start)]
