@@ -17,13 +17,14 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 from segue.models.wrapped_modules import unwrapped
 
+from .argument_names import refuses_unknown
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.plan import Plan, checked_size, compile_plan
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solvers import Solver, get_solver
-from .rules.guidance import Guidance, Unguided
+from .rules.presets import RuleLike
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import Counting, progress_bar
@@ -42,6 +43,7 @@ class EngineCore:
     """
 
     MAX_PROGRAMS = 8
+    loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
 
     def __init__(
         self,
@@ -72,6 +74,9 @@ class EngineCore:
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
         self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.spec.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}>"
+
     @property
     def spec(self) -> ModelSpec:
         return self.models["main"].spec
@@ -80,16 +85,17 @@ class EngineCore:
     def specs(self) -> dict[str, ModelSpec]:
         return {name: model.spec for name, model in self.models.items()}
 
+    @refuses_unknown()
     def plan(
         self,
-        guidance: Guidance | None = None,
+        guidance: RuleLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver = "euler",
         height: int | None = None,
         width: int | None = None,
     ) -> Plan:
-        """Resolve a rule without running it; ``print(plan)`` shows who runs when and what it costs.
+        """Resolve a rule, or its text, without running it; ``print(plan)`` shows who runs when and what it costs.
 
         ``height`` and ``width`` are the latent size, by default the model's own.
         """
@@ -262,7 +268,7 @@ def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
 
 def resolve_plan(
     specs: Mapping[str, ModelSpec],
-    guidance: Guidance | None = None,
+    guidance: RuleLike = None,
     steps: int | None = None,
     schedule: ScheduleLike | None = None,
     solver: str | Solver = "euler",
@@ -273,7 +279,7 @@ def resolve_plan(
     spec, solver = specs["main"], get_solver(solver)
     height, width = checked_size(spec, height, width)
     resolved = resolve_schedule(schedule, steps, solver, Parameterization(spec), spec.tokens(height, width))
-    return compile_plan(Unguided() if guidance is None else guidance, resolved, solver, specs, height, width)
+    return compile_plan(guidance, resolved, solver, specs, height, width)
 
 
 def check_rising(plan: Plan, *starts: Any) -> None:

@@ -45,6 +45,14 @@ def real_number(value: Any, requirement: str) -> float:
         raise ValueError(f"{requirement}, got {value}") from None
 
 
+def number_from_text(text: str) -> float:
+    """A number; whether it is finite and in range is for its reader to say.  Raises ``ValueError``."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number, got {text!r}") from None
+
+
 def check_seed(seed: int) -> int:
     """``seed`` if it lies in [0, 2^64), else ``ValueError``."""
     if not 0 <= seed < SEEDS:

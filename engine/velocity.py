@@ -17,7 +17,7 @@ from .core import EngineCore
 from .planning.plan import Plan, compile_plan
 from .planning.schedule import Schedule
 from .planning.solvers import VELOCITY, Solver
-from .rules.guidance import Guidance, Unguided
+from .rules.presets import RuleLike, as_rule
 from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
@@ -50,7 +50,7 @@ class GuidedVelocity:
     def __init__(
         self,
         engine: EngineCore,
-        guidance: Guidance | None,
+        guidance: RuleLike,
         conditions: Callable[[Plan], Mapping[str | int, Any]],
         height: int,
         width: int,
@@ -60,7 +60,7 @@ class GuidedVelocity:
     ):
         self.engine, self.conditions, self.solver = engine, conditions, solver
         self.specs = engine.specs if specs is None else specs
-        self.guidance = Unguided() if guidance is None else guidance
+        self.guidance = as_rule(guidance, self.specs["main"])
         self.height, self.width = height, width
         if sigmas is None and (what := self.guidance.needs_schedule()):
             raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")

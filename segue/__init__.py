@@ -10,6 +10,7 @@ _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
     "segue.engine.engine": ("Engine", "SampleRun"),
     "segue.engine.planning.plan": ("Plan", "compile_plan"),
+    "segue.engine.planning.plan_warnings": ("PlanWarning",),
     "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
     "segue.engine.planning.solvers": ("Solver", "euler_maruyama"),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),

@@ -25,13 +25,13 @@ MAY_IMPORT = {
 FLOORS = (
     ("cli",),
     ("engine", "fp8_error"),
-    ("prompts",),
+    ("prompts", "records"),
     ("adapters",),
     ("core", "velocity"),
     ("running",),
     ("planning",),
-    ("rules",),
-    ("device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
+    ("rules", "labels"),
+    ("argument_names", "device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
 )
 MOST_FLOORS, MOST_FILES = 9, 14
 # optional or slow to import: inside the functions that use them

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.engine.cli.provenance import fingerprint
+from segue.engine.records.provenance import fingerprint
 
 from ..correctness import full_single
 from ..scores.extractors import Extractor, RandomConvolutions, colour_statistics

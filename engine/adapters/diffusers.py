@@ -18,12 +18,16 @@ from segue.models.dit_diffusers import live_dit_spec
 from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
+from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import check_graphs
 from ..planning.plan import Plan, compile_plan
+from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.guidance import Guidance
+from ..rules.presets import RuleLike, rule_and_notes
+from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
@@ -32,34 +36,39 @@ from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around, innermost
 from .packing import check_own_forward, check_transformer
 from .running_pipeline import put_back_processors, running_pipeline
+from .scale_of_call import rule_of_call
 from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
 
-def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
-    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
+@refuses_unknown()
+def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
+    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
-    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
-    an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
-    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on
-    CUDA).  One thread at a time may run the pipeline, as without: its scheduler has a state.  Where autograd records, the
-    transformer gives the true gradients of the guided velocity.
+    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
+    unconditional branch need.  The scale itself acts where the rule takes it, ``CFG("call")``; where it does not, another than
+    the default is warned of.  What is odd about the plan of a run is a :class:`PlanWarning` too.
 
-    A ``DiTPipeline`` may have any scheduler of whole timesteps; there ``guidance_scale`` has no effect, gradients are refused,
-    and so are weights that move or are adapted.
+    Attaching again replaces the rule, and finds a transformer that was put in the place of the attached one, which is not
+    guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on CUDA).  One thread at a time may
+    run the pipeline, as without: its scheduler has a state.  Where autograd records, the transformer gives the true gradients
+    of the guided velocity.
+
+    A ``DiTPipeline`` may have any scheduler of whole timesteps; there gradients are refused, and so are weights that move or
+    are adapted.
 
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
-    if guidance is not None and not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     transformer = getattr(pipe, "transformer", None)
     dit = is_dit(transformer)
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
-    guidance = Guidance() if guidance is None else guidance
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
-    compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
+    guidance, notes = rule_and_notes(guidance, spec)
+    compile_plan(guidance.with_call_scale(1.0), linear(28), VELOCITY, spec)  # branches that do not exist are refused here
+    for note in notes:
+        warn_caller(note)
     present = attached_to(pipe)
     on_transformer = attachment_of(transformer)
     if on_transformer is not None and on_transformer is present:
@@ -97,7 +106,7 @@ def attachment_of(transformer: torch.nn.Module) -> "Attachment | DiTAttachment |
     return forward.func.__self__ if isinstance(forward, GuidedForward) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of the pipeline: the inputs it started with, the calls its scheduler makes, and the velocity at them."""
 
@@ -151,6 +160,9 @@ class Attachment:
 
     def __deepcopy__(self, memo: dict) -> None:
         """Nothing: a copy of an attached pipeline is not attached."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {shown_rule(self.guidance)} on a {type(self.pipe).__name__}>"
 
     @property
     def plan(self) -> Plan | None:
@@ -276,11 +288,13 @@ class Attachment:
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
         height, width = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, height, width, calls.schedule, calls.solver)
+        rule = rule_of_call(self.guidance, self.pipe)
+        velocity = GuidedVelocity(self._engine, rule, call.texts, height, width, calls.schedule, calls.solver)
         if cut_off:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
+        warn_of(velocity.plan)
         velocity.load(call.latents)
         return Run(Remembered(call), calls, velocity)
 

@@ -15,15 +15,18 @@ from segue.models.weight_watch import WeightWatch
 
 from ..core import EngineCore
 from ..planning.plan import Plan
+from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
 from ..rules.guidance import Guidance
+from ..rules.rule_text import shown_rule
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
 from .forward_slot import MARK, ForwardSlot, GuidedForward, own_forward
 from .live_transformer import execution_device
 from .packing import diffusers_hooks
 from .running_pipeline import running_pipeline
+from .scale_of_call import rule_of_call
 
 OWN_MODULES = ("torch.nn.", "diffusers.models.")  # whose modules a DiT is made of
 
@@ -53,7 +56,7 @@ def check_dit(transformer: nn.Module) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiTCall:
     """One call of the pipeline: latents [B, C, H, W], B labels, and how often the batch stands in it, once or twice."""
 
@@ -93,7 +96,7 @@ class DiTCall:
         return {name: torch.tensor(values, device="cpu") for name, values in found.items()}
 
 
-@dataclass
+@dataclass(eq=False)
 class DiTRun:
     """One run of the pipeline: its ``timesteps`` (every ``set_timesteps`` makes new ones), and how many calls were made."""
 
@@ -112,9 +115,9 @@ class DiTRun:
 class DiTAttachment:
     """As :class:`.diffusers.Attachment`, for a ``DiTPipeline``: its steps get the guided noise, of all rules that it knows.
 
-    The pipeline's ``u + s (c - u)`` leaves the noise as it is for every ``guidance_scale``, which has no effect: the network
-    knows its null label.  The learned variance, which the pipeline drops, is zero.  The weights of a run are those that it
-    begins with.
+    The pipeline's ``u + s (c - u)`` leaves the noise as it is for every ``guidance_scale``, which acts where the rule takes it
+    and nowhere else: the network knows its null label.  The learned variance, which the pipeline drops, is zero.  The weights
+    of a run are those that it begins with.
     """
 
     def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
@@ -132,6 +135,9 @@ class DiTAttachment:
 
     def __deepcopy__(self, memo: dict) -> None:
         """Nothing: a copy of an attached pipeline is not attached."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {shown_rule(self.guidance)} on a {type(self.pipe).__name__}>"
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""
@@ -230,6 +236,8 @@ class DiTAttachment:
         indices = [int(value) for value in times]
         schedule = Schedule((*Parameterization(self._spec).levels(indices).tolist(), 0.0), name)
         height, width = call.latents.shape[-2:]
-        noise = GuidedVelocity(engine, self.guidance, call.conditions, height, width, schedule, NOISE)
+        rule = rule_of_call(self.guidance, self.pipe)
+        noise = GuidedVelocity(engine, rule, call.conditions, height, width, schedule, NOISE)
+        warn_of(noise.plan)
         noise.load(call.latents)
         return DiTRun(scheduler.timesteps, indices, call.kind, noise)

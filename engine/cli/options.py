@@ -1,15 +1,24 @@
 """Options that several commands share: their types for typer, and what they are once collected."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..rules.rule_names import rules_text
+
 DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
+WEAK = "weak"  # the network that the rule ag takes by default
 CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
+RULE_HELP = (
+    f"NAME:OPTION=VALUE,..., or a sum with +. Rules: {rules_text()}. Corrections, to add: {rules_text(corrections=True)}. "
+    "Needed options come first; those left out are the model's own numbers, or the usual ones, which is said. "
+    "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent or a class."
+)
 
 
 def _option(*names: str, panel: str, shown: str | bool = False, **settings):
@@ -67,6 +76,10 @@ VAEOption = Annotated[
         help="A VAE's folder or hub id, to make pictures of a class-label model's latents.",
     ),
 ]
+WeakOption = Annotated[
+    str | None,
+    _option("--weak", panel=_MODEL, help="A smaller or less trained network for the rule ag: a file, a folder or a hub id."),
+]
 DeviceOption = Annotated[
     str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
 ]
@@ -91,7 +104,7 @@ RuleOption = Annotated[
         "-g",
         panel=_RULE,
         shown=DEFAULT_RULE,
-        help="none, cfg, slg, pag, pag-image, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
+        help=RULE_HELP,
     ),
 ]
 RulesOption = Annotated[
@@ -212,6 +225,8 @@ class Source:
     variant: str | None = None
     t5: bool | None = None
     vae: str | None = None
+    weak: str | None = None
+    models: Mapping[str, str] | None = None  # further networks of a record, by name
 
     @property
     def name(self) -> str:
@@ -222,7 +237,18 @@ class Source:
     def how(self) -> dict[str, Any]:
         """Keywords of :meth:`Engine.from_pretrained` that say how the model is read."""
         file = {"family": self.family, "heads": self.heads, "exit_layer": self.branch_head}
-        return file | {"revision": self.revision, "variant": self.variant, "t5": self.t5 is not False, "vae": self.vae}
+        return file | {
+            "revision": self.revision,
+            "variant": self.variant,
+            "t5": self.t5 is not False,
+            "vae": self.vae,
+            "models": self.further,
+        }
+
+    @property
+    def further(self) -> dict[str, str]:
+        """Where further networks are, by name."""
+        return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,22 @@
 """``segue sample``: pictures into a folder, each with the record it can be drawn again from."""
 
 import json
-import re
 import sys
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from ..files import NewFiles, check_writable, refuse_existing
-from ..images import save_png
+from ..files import NewFiles
+from ..records.pictures import check_place, picture_name, write_picture
+from ..records.provenance import Record
 from .jobs import captions, open_job
 from .latents import wants_pictures, write_latents
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .provenance import Record, parameters_text
 from .session import choose_rule, print_warnings
 from .sheets import default_columns, default_zoom, picture_grid
 
 DEFAULT_OUT = Path("out")
-SLUG_LENGTH = 40  # letters, of up to 4 bytes: file systems take 255 bytes
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
@@ -57,13 +53,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
 def check_output(output: Output, default: Path) -> tuple[Path, bool]:
     """Where to write and whether that is a folder; ``ValueError`` or ``OSError`` if nothing can be written there."""
     out = output.out or default
-    if out.suffix.lower() in OTHER_FORMATS:
-        raise ValueError(f"pictures are written as PNG, which carries their record, got {out}")
-    folder = out.suffix.lower() != ".png"
-    check_writable(out, folder)
-    if output.out is not None and not folder and not output.force:
-        refuse_existing(out)
-    return out, folder
+    return out, check_place(out, output.out is not None, output.force)
 
 
 def print_numbered(new: NewFiles) -> None:
@@ -104,20 +94,7 @@ def write_pictures(
     return files
 
 
-def write_picture(new: NewFiles, file: Path, image: Image.Image, record: Record, names: tuple[str, ...]) -> Path:
-    """Write one picture with its record; returns where it is."""
-    text, chunk = parameters_text(record, names), record.to_dict()
-    return new.write(file, lambda path: save_png(image, path, text, chunk))
-
-
 def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...]) -> Image.Image:
     """The captioned grid of a run."""
     columns, zoom = record.layout
     return picture_grid(images, captions(names, record.labels, record.seeds), columns, zoom)
-
-
-def picture_name(names: tuple[str, ...], label: int, seed: int) -> str:
-    """``003-acerites-dentata-seed7.png``, in letters of any alphabet; names that differ in case only are one."""
-    name = unicodedata.normalize("NFKC", names[label]).casefold() if names else ""
-    slug = "-".join(re.findall(r"[^\W_]+", name))[:SLUG_LENGTH]
-    return "-".join(filter(None, (f"{label:03d}", slug, f"seed{seed}"))) + ".png"

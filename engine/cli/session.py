@@ -17,13 +17,15 @@ from segue.models.spec import ModelSpec, SiTSpec
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
+from ..labels import parse_labels
 from ..planning.plan import Plan
+from ..planning.plan_warnings import already_told
 from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
-from .selection import pair_samples, parse_labels
+from .selection import pair_samples
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
 
@@ -108,6 +110,8 @@ def make_plan(engine: Engine, rule: ParsedRule, run: RunOptions) -> Plan:
 
 
 def print_warnings(plan: Plan, rule: ParsedRule) -> None:
+    for note in rule.notes:
+        print(f"note: {note}", file=sys.stderr)
     for warning in plan.warnings:
         print(f"warning: {rule.text}: {warning}", file=sys.stderr)
 
@@ -133,7 +137,7 @@ def draw_labels(
 ) -> Drawn:
     """What a planned run draws; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
-    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance:
+    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance, already_told():
         began = time.perf_counter()
         run = engine.sample(
             labels,

@@ -1,8 +1,10 @@
 """Guidance x schedule x solver -> Plan: who runs at which call, with which numbers, at what cost."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +12,13 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
+from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
-from .plan_text import plan_text
+from ..rules.presets import RuleLike, rule_and_notes
+from .plan_html import plan_html
+from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solvers import Solver, check_learned_variance, get_solver
 from .term_weights import (
@@ -50,7 +55,7 @@ class Cost:
     relative: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch."""
 
@@ -206,8 +211,22 @@ class Plan:
         unguided = self.calls * self.spec.forward_flops(self.height, self.width)
         return Cost(self.calls, int(totals[0]), int(totals[1]), int(totals[2]), float(totals[2] / unguided))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to be repeated, and what it costs, in plain numbers and strings."""
+        return plan_dict(self)
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict())
+
     def __str__(self) -> str:
         return plan_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan {plan_summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
 
 def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -> Path:
@@ -275,25 +294,25 @@ def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tupl
     return height, width
 
 
+@refuses_unknown()
 def compile_plan(
-    guidance: Guidance,
+    guidance: RuleLike,
     schedule: Schedule,
     solver: Solver | str,
     specs: Mapping[str, ModelSpec] | ModelSpec,
     height: int | None = None,
     width: int | None = None,
 ) -> Plan:
-    """Resolve a guidance rule against a schedule and a solver for a model.
+    """Resolve a guidance rule, or its text, against a schedule and a solver for a model.
 
     ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
-    exist; holes, overlaps and empty windows are ``Plan.warnings``.
+    exist; holes, overlaps, empty windows and numbers that are not the model's own are ``Plan.warnings``.
     """
     if isinstance(specs, ModelSpec):
         specs = {"main": specs}
-    if not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
     spec, solver = specs["main"], get_solver(solver)
+    guidance, notes = rule_and_notes(guidance, spec)
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
@@ -333,5 +352,5 @@ def compile_plan(
         evaluated=evaluated_calls(weights[steps], refresh_intervals(guidance, branches)),
         masks=channel_masks(guidance, branches, spec.channels),
         table=table,
-        warnings=tuple(warnings),
+        warnings=(*notes, *warnings),
     )

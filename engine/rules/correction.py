@@ -23,6 +23,7 @@ class RescaledDeviation(Correction):
 
     phi: float
 
+    name = "rescale"
     needs_reference = False
 
     def __post_init__(self):
@@ -34,6 +35,8 @@ class OptimizedScale(Correction):
     """CFG-Zero*: the reference scaled to fit the conditional velocity, and no velocity at all in the first ``zero_steps``."""
 
     zero_steps: int = 0
+
+    name = "zero-star"
 
     def __post_init__(self):
         object.__setattr__(self, "zero_steps", whole_number(self.zero_steps, "zero_steps must be a whole number"))
@@ -49,6 +52,7 @@ class AdaptiveProjection(Correction):
     radius: float
     eta: float
 
+    name = "apg"
     has_memory = True
 
     def __post_init__(self):

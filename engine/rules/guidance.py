@@ -11,9 +11,12 @@ from dataclasses import dataclass, fields, replace
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, real_number, whole_number
-from .window import EVERYWHERE, Window
+from .call_scale import CALL, CallScale
+from .rule_text import shown_rule
+from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
+ROUNDING = 2.0**-50  # of a scale, less 1, plus a delta: a few steps of fp64
 RETURNED = "a function of sigma must return a number"
 
 
@@ -132,9 +135,10 @@ class Weight:
             raise TypeError(f"the function of a weight must be callable, got {self.function!r}")
 
     def __call__(self, sigma: float, position: float) -> float:
-        """The weight at noise level ``sigma`` and position ``p`` in the window."""
+        """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left."""
         if self.function is None:
-            return self.base + self.delta * (1 - 2 * position)
+            value = self.base + self.delta * (1 - 2 * position)
+            return value if abs(value) > ROUNDING * (1 + abs(self.base) + abs(self.delta)) else 0.0
         value = real_number(self.function(sigma), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
@@ -159,8 +163,7 @@ class Term:
             raise TypeError(f"the branch of a term must be a Branch, got {self.branch!r}")
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
-        if not isinstance(self.window, Window):
-            raise TypeError(f"a window is made by Window.sigma, Window.fraction or Window.steps, got {self.window!r}")
+        object.__setattr__(self, "window", as_window(self.window))
         object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
@@ -170,10 +173,12 @@ class Term:
 class Correction:
     """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
 
+    ``name``: of the rule whose text it is, with the fields as options.
     ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
     ``has_memory``: it depends on the calls before.
     """
 
+    name = ""
     needs_reference = True
     has_memory = False
     zero_steps = 0
@@ -183,7 +188,7 @@ class Correction:
         return f"{type(self).__name__} ({numbers})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guidance:
     """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
 
@@ -197,6 +202,9 @@ class Guidance:
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
+
+    def __repr__(self) -> str:
+        return f"<Guidance {shown_rule(self)}>"
 
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
@@ -218,12 +226,26 @@ class Guidance:
             return f"the correction {self.correction}"
         return ""
 
-    def within(self, window: Window) -> "Guidance":
+    def within(self, window: Window | str) -> "Guidance":
         """The same rule with every term confined to ``window``; a term that already has a window is refused."""
         for term in self.terms:
             if term.window != EVERYWHERE:
                 raise ValueError(f"a term already has the window {term.window}; give windows in one place")
+        window = as_window(window)
         return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
+
+    @property
+    def takes_call_scale(self) -> bool:
+        """Whether a scale is that of the call of an attached pipeline."""
+        return any(isinstance(term.weight.function, CallScale) for term in self.terms)
+
+    def with_call_scale(self, scale: float) -> "Guidance":
+        """The same rule with ``scale`` where it takes that of a call."""
+
+        def weight(term: Term) -> Weight:
+            return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
+
+        return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
 
     def reused(self, refresh: int) -> "Guidance":
         """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
@@ -237,7 +259,7 @@ class Guidance:
 Unguided = Guidance
 
 
-def _weight(value: float | Callable[[float], float], delta: float, offset: float = 0.0) -> Weight:
+def _weight(value: float | Callable[[float], float] | str, delta: float, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
     if callable(value):
         if delta:
@@ -247,29 +269,34 @@ def _weight(value: float | Callable[[float], float], delta: float, offset: float
     return Weight(base=number - offset, delta=delta)
 
 
-def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
-    return Guidance((Term(branch, weight, EVERYWHERE if window is None else window, channels),))
+def _one_term(branch: Branch, weight: Weight, window: Window | str | None, channels: int | None = None) -> Guidance:
+    return Guidance((Term(branch, weight, as_window(window), channels),))
 
 
 def CFG(
-    scale: float | Callable[[float], float],
+    scale: float | Callable[[float], float] | str,
     *,
     delta: float = 0.0,
-    window: Window | None = None,
+    window: Window | str | None = None,
     condition: str | int = "uncond",
     channels: int | None = None,
 ) -> Guidance:
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
-    ``scale`` is a number or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the
-    reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as
-    the official DiT and SiT samplers do.
+    ``scale`` is a number, a function of sigma or, in a rule for :func:`segue.attach`, ``"call"``: the ``guidance_scale`` that
+    the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the reference:
+    ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as the official
+    DiT and SiT samplers do.
     """
+    if scale == CALL and isinstance(scale, str):
+        if delta:
+            raise ValueError(f"delta {delta} applies to a constant weight, not to the scale of a call")
+        return _one_term(Branch(condition), Weight(function=CallScale()), window, channels)
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 
 def SkipLayer(
-    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | None = None
+    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
@@ -284,21 +311,21 @@ def PerturbedLayers(
     *,
     kind: str,
     delta: float = 0.0,
-    window: Window | None = None,
+    window: Window | str | None = None,
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
 def EarlyExit(
-    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | None = None
+    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
 def AutoGuidance(
-    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | None = None
+    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
@@ -314,13 +341,21 @@ def from_extrapolation(scale: float) -> float:
     return real_number(scale, "a scale must be a number") - 1
 
 
-def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:
+def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guidance:
     """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
 
-    Source: arXiv 2603.20584.  The published SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
+    ``switch`` may also be the first segment as a window, ``Window.fraction(0, 0.5)``, or the text of either.  At 0 and 1 one
+    rule is everywhere and the other left out, but for a correction of the whole.  Source: arXiv 2603.20584.  The published
+    SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
     """
-    requirement = "the switch is a noise level between 0 and 1"
-    switch = real_number(switch, requirement)
-    if not 0 < switch < 1:
-        raise ValueError(f"{requirement}, got {switch}")
-    return strong.within(Window.sigma(switch, 1.0)) + weak.within(Window.sigma(0.0, switch))
+    first, second = segments(switch)
+    return _segment(strong, first) + _segment(weak, second)
+
+
+def _segment(rule: Guidance, window: Window) -> Guidance:
+    """``rule`` within a segment of the run, which may be empty."""
+    confined = rule.within(window)
+    if not window.is_empty:
+        return confined
+    correction = rule.correction
+    return Guidance((), None if correction is None or correction.needs_reference else correction)

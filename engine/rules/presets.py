@@ -5,29 +5,24 @@ A rule is ``NAME`` or ``NAME:OPTION=VALUE,...``; rules add with ``+``::
     sgg      cfg:scale=3      slg:layers=7,8,weight=2      cfg:scale=4.5,window=steps:1-14 + slg:weight=3,layers=7-9
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from segue.models.spec import ModelSpec
 
+from ..numeric_input import number_from_text
+from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
-from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
-from .window import Window
+from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
+from .rule_names import NAMES
+from .rule_text import PERTURBING, named_text, value_text
+from .window import Window, segments
 
 # --- values ----------------------------------------------------------------------------------------------------------
-
-
-def parse_number(text: str) -> float:
-    """A number; whether it is finite and in range is for the rule to say."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"expected a number, got {text!r}") from None
 
 
 def parse_integer(text: str) -> int:
@@ -41,23 +36,15 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(parse_integers(text))
 
 
-def parse_window(text: str) -> Window:
-    """``sigma:LOW,HIGH``, ``fraction:START,STOP``, ``steps:FIRST,LAST`` or ``all``; a dash may stand for the comma."""
-    kind, _, bounds = text.partition(":")
-    if text == "all":
-        return Window()
-    parts = bounds.split(",") if "," in bounds else bounds.split("-")
-    if kind not in ("sigma", "fraction", "steps") or len(parts) != 2:
-        raise ValueError(f"expected a window such as sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14, got {text!r}")
-    low, high = (parse_number(part) for part in parts)
-    return Window(kind, low, high)
+def parse_scale(text: str) -> float | str:
+    """A number, or ``call``: the scale that an attached pipeline is called with."""
+    return CALL if text == CALL else number_from_text(text)
 
 
 def parse_switch(text: str) -> float | Window:
-    """A noise level, or ``fraction:F`` of the steps (then the first segment as a window)."""
-    if not text.startswith("fraction:"):
-        return parse_number(text)
-    return Window.fraction(0.0, parse_number(text.removeprefix("fraction:")))
+    """A noise level, or the first segment as a window: ``fraction:F`` of the steps."""
+    first, _ = segments(text)
+    return first.low if first.kind == "sigma" else first
 
 
 def parse_reference(text: str) -> str | int:
@@ -65,43 +52,29 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
-def _number_text(value: float) -> str:
-    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
-
-
-def _value_text(option: str, value: Any) -> str:
-    """A value as its parser reads it, exactly."""
-    if isinstance(value, Window):
-        bounds = (value.high,) if option == "switch" else (value.low, value.high)
-        return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(_number_text, bounds))}"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return _number_text(value) if isinstance(value, float) else str(value)
-
-
 def _shown(option: str, value: Any) -> str:
     """A value for a person to read."""
     if isinstance(value, Window):
         return str(value)
-    return _value_text(option, value).replace(",", ", ")
+    return value_text(option, value).replace(",", ", ")
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": parse_number,
-    "weight": parse_number,
-    "delta": parse_number,
+    "scale": parse_scale,
+    "weight": number_from_text,
+    "delta": number_from_text,
     "layers": parse_layers,
     "layer": parse_integer,
     "switch": parse_switch,
-    "window": parse_window,
+    "window": Window.parse,
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
-    "phi": parse_number,
+    "phi": number_from_text,
     "zero_steps": parse_integer,
-    "momentum": parse_number,
-    "radius": parse_number,
-    "eta": parse_number,
+    "momentum": number_from_text,
+    "radius": number_from_text,
+    "eta": number_from_text,
     "model": str,
 }
 
@@ -112,14 +85,9 @@ def _cfg(scale, reference="uncond", **options) -> Guidance:
     return CFG(scale, condition=reference, **options)
 
 
-def _perturbed(kind: str) -> Callable[..., Guidance]:
+def _perturbed(name: str) -> Callable[..., Guidance]:
+    kind = next(kind for kind, known in PERTURBING.items() if known == name)
     return lambda weight, layers, **options: PerturbedLayers(weight, layers, kind=kind, **options)
-
-
-def _segmented(strong: Guidance, weak: Guidance, switch: float | Window) -> Guidance:
-    if not isinstance(switch, Window):
-        return SGG(strong, weak, switch)
-    return strong.within(switch) + weak.within(Window.fraction(switch.high, 1.0))
 
 
 @dataclass(frozen=True)
@@ -132,35 +100,20 @@ class RuleKind:
     build: Callable[..., Guidance]
 
 
-_TERM = ("delta", "window", "refresh")
-KINDS = {
-    "none": RuleKind("Unguided", (), (), Unguided),
-    "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
-    "slg": RuleKind("Skip-layer guidance", ("weight", "layers"), _TERM, SkipLayer),
-    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_identity")),
-    "pag-image": RuleKind(
-        "Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("attention_identity_image")
-    ),
-    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_skip")),
-    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_blur")),
-    "exit": RuleKind("Early-exit guidance", ("weight", "layer"), _TERM, EarlyExit),
-    "ag": RuleKind("Autoguidance", ("weight",), (*_TERM, "model"), AutoGuidance),
-    "sgg": RuleKind(
-        "Segmented guidance",
-        ("scale", "weight", "layers", "switch"),
-        ("refresh",),
-        lambda scale, weight, layers, switch: _segmented(CFG(scale), SkipLayer(weight, layers), switch),
-    ),
-    "sgg-exit": RuleKind(
-        "Segmented guidance, early exit",
-        ("scale", "weight", "layer", "switch"),
-        ("refresh",),
-        lambda scale, weight, layer, switch: _segmented(CFG(scale), EarlyExit(weight, layer), switch),
-    ),
-    "rescale": RuleKind("rescaled deviation", ("phi",), (), Rescale),
-    "zero-star": RuleKind("optimized scale", (), ("zero_steps",), CFGZeroStar),
-    "apg": RuleKind("adaptive projection", ("momentum", "radius", "eta"), (), APG),
+BUILDERS: dict[str, Callable[..., Guidance]] = {
+    "none": Unguided,
+    "cfg": _cfg,
+    "slg": SkipLayer,
+    **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
+    "exit": EarlyExit,
+    "ag": AutoGuidance,
+    "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
+    "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
+    "rescale": Rescale,
+    "zero-star": CFGZeroStar,
+    "apg": APG,
 }
+KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 
 # --- parsing ---------------------------------------------------------------------------------------------------------
 
@@ -171,6 +124,7 @@ class NamedRule:
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
+    note: str = field(default="", compare=False)  # which numbers are not the model's own
 
     @property
     def guidance(self) -> Guidance:
@@ -180,8 +134,7 @@ class NamedRule:
 
     @property
     def text(self) -> str:
-        options = ",".join(f"{option}={_value_text(option, value)}" for option, value in self.options)
-        return f"{self.name}:{options}" if options else self.name
+        return named_text(self.name, self.options)
 
     @property
     def title(self) -> str:
@@ -200,6 +153,11 @@ class ParsedRule:
     parts: tuple[NamedRule, ...]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Which numbers are the usual ones, for want of the model's own; empty where none are."""
+        return tuple(part.note for part in self.parts if part.note)
+
+    @property
     def guidance(self) -> Guidance:
         return sum((part.guidance for part in self.parts), Unguided())
 
@@ -216,14 +174,41 @@ class ParsedRule:
         return " + ".join(part.summary for part in self.parts)
 
 
+RuleLike = Guidance | ParsedRule | NamedRule | str | None
+
+
+def as_rule(rule: RuleLike, model: str | ModelSpec = "") -> Guidance:
+    """A rule from one, from its text by the numbers of ``model``, or from None, which is unguided.
+
+    Raises ``ValueError`` as :func:`parse_rule`, ``TypeError`` for anything else.
+    """
+    return rule_and_notes(rule, model)[0]
+
+
+def rule_and_notes(rule: RuleLike, model: str | ModelSpec = "") -> tuple[Guidance, tuple[str, ...]]:
+    """As :func:`as_rule`, and what its text left to usual numbers."""
+    if rule is None:
+        return Unguided(), ()
+    if isinstance(rule, str):
+        rule = parse_rule(rule, model)
+    if isinstance(rule, NamedRule):
+        rule = ParsedRule((rule,))
+    if isinstance(rule, ParsedRule):
+        return rule.guidance, rule.notes
+    if not isinstance(rule, Guidance):
+        raise TypeError(f"guidance must be a rule such as CFG(4.5), or its text such as 'cfg:scale=4.5', got {rule!r}")
+    return rule, ()
+
+
 def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:
     """Read a rule or a sum of rules; ``model``, such as ``engine.spec``, is the one whose default numbers apply.
 
-    ``options`` are further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be
-    a sum of the model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the
-    known names or options.
+    A spec without numbers of its own has the usual ones, as the rule's ``notes`` say; a mere name has not.  ``options`` are
+    further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be a sum of the
+    model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the known names
+    or options.
     """
-    texts, model = re.split(r"\+(?=\s*[A-Za-z])", text), preset_name(model)
+    texts, spec, model = re.split(r"\+(?=\s*[A-Za-z])", text), model, preset_name(model)
     if options and len(texts) > 1:
         name, value = next(iter(options.items()))
         raise ValueError(f"{name} {value} belongs to one rule, but {text!r} is a sum; write it inside, as in cfg:{name}=...")
@@ -231,7 +216,7 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
     if recipe:
         rule = _parse_recipe(text.strip(), recipe, model, dict(options or {}))
     else:
-        rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {})) for part in texts))
+        rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {}), spec=spec) for part in texts))
     _ = rule.guidance  # values out of range raise here
     return rule
 
@@ -245,8 +230,17 @@ def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str
     return ParsedRule(tuple(_parse_one(part, model, owned[part], recipe[part]) for part in recipe))
 
 
-def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping[str, Any] | None = None) -> NamedRule:
-    """One rule; ``extra`` are options given apart from the text, ``changes`` values that replace the model's defaults."""
+def _parse_one(
+    text: str,
+    model: str,
+    extra: Mapping[str, str],
+    changes: Mapping[str, Any] | None = None,
+    spec: str | ModelSpec = "",
+) -> NamedRule:
+    """One rule; ``extra`` are options given apart from the text, ``changes`` values that replace the model's defaults.
+
+    A ``spec`` has usual numbers for options without a default.
+    """
     name, _, rest = text.partition(":")
     name = name.strip()
     if name not in KINDS:
@@ -264,12 +258,26 @@ def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping
     values = {**DEFAULTS.get(model, {}).get(name, {}), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
+    usual = _usual(name, missing, model, spec)
+    values |= usual
+    missing = [option for option in missing if option not in usual]
     if missing:
         where = f"model {model!r} has no default for it" if model else "no model is named to take defaults from"
         if (model, missing[0]) in WITHHELD:
             where += f", because {WITHHELD[model, missing[0]]}"
         raise ValueError(f"{name} needs {' and '.join(missing)}: {where}; write {name}:{missing[0]}=...")
-    return NamedRule(name, tuple((option, values[option]) for option in known if option in values))
+    note = ""
+    if usual:
+        note = f"no tuned numbers of {name} for {model}, using {named_text('', usual.items())[1:]}"
+    return NamedRule(name, tuple((option, values[option]) for option in known if option in values), note)
+
+
+def _usual(rule: str, missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
+    """Usual values for options that a rule lacks, where the model is known and nothing speaks against them."""
+    if isinstance(spec, str):
+        return {}
+    numbers = usual_numbers(rule, spec)
+    return {option: numbers[option] for option in missing if option in numbers and (model, option) not in WITHHELD}
 
 
 def _split_options(name: str, text: str) -> dict[str, str]:

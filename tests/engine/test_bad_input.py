@@ -116,6 +116,11 @@ RULES = [
     (lambda: AutoGuidance(1.0, model="main"), ValueError, "'main'"),
     (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), switch=1.5), ValueError, "1.5"),
     (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), switch=NAN), ValueError, "nan"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), Window.steps(1, 14)), ValueError, "begins with the run, .* got steps 1-14"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), "fraction:0.2,0.5"), ValueError, r"got fraction \[0.2, 0.5\)"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), "half"), ValueError, "a number, got .half."),
+    (lambda: CFG(3.0, window="steps"), ValueError, "window such as sigma:0.2,0.8 .* got .steps."),
+    (lambda: CFG(3.0, window="sigma:0,x"), ValueError, "a number, got .x."),
     (lambda: SGG(CFG(3.0, window=Window.steps(1, 2)), SkipLayer(2.0, (7,)), 0.6), ValueError, "steps 1-2"),
     (lambda: Window.sigma(0.8, 0.2), ValueError, "0.8 to 0.2"),
     (lambda: Window.sigma(0.5, 0.5), ValueError, "0.5 to 0.5"),
@@ -158,7 +163,8 @@ def test_numbers_of_numpy_are_numbers():
 
 
 RUNS = [
-    ({"guidance": "cfg"}, TypeError, "'cfg'"),
+    ({"guidance": 3.0}, TypeError, r"such as CFG\(4.5\), or its text .* got 3.0"),
+    ({"guidance": "cgf"}, ValueError, "unknown guidance rule .cgf."),
     ({"guidance": SkipLayer(1.0, (12,))}, ValueError, "layer 12 .* layers 0 to 11"),
     ({"guidance": EarlyExit(1.0, 5)}, ValueError, "after layer 5; it has: 4"),
     ({"guidance": AutoGuidance(1.0)}, ValueError, "'weak'; the engine holds: main"),
@@ -179,8 +185,10 @@ RUNS = [
     ({"labels": [-1]}, ValueError, "label -1"),
     ({"labels": [1.5]}, TypeError, "1.5"),
     ({"labels": []}, ValueError, "empty"),
-    ({"labels": "a red leaf"}, TypeError, "class-label model .* 'a red leaf'"),
-    ({"labels": ["a red leaf"]}, TypeError, "class-label model .* 'a red leaf'"),
+    ({"labels": "a red leaf"}, ValueError, "has no class 'a red leaf'; it has 0 to 4, all, or names such as"),
+    ({"labels": ["a red leaf"]}, ValueError, "has no class 'a red leaf'; it has 0 to 4, all, or names such as"),
+    ({"labels": 3}, TypeError, "a list of whole numbers or names, got 3"),
+    ({"labels": "3-9"}, ValueError, "class 5 is out of range: .* 0 to 4"),
     ({"prompt": "a red leaf"}, TypeError, "prompt"),
     ({"seeds": [1, 2, 3]}, ValueError, "3 seeds do not fit 2 samples"),
     ({"seeds": [1, -2]}, ValueError, "-2"),
@@ -193,7 +201,7 @@ RUNS = [
     ({"noise": torch.zeros(2, 3, 8, 8)}, ValueError, r"\(2, 3, 8, 8\)"),
     ({"noise": np.zeros((2, 3, 8, 12))}, TypeError, r"tensor of shape \(2, 3, 8, 12\), got a ndarray"),
     ({"noise": [1, 2]}, TypeError, "got a list"),
-    ({"labels": torch.tensor([True, False])}, TypeError, r"whole numbers, got tensor\(True\)"),
+    ({"labels": torch.tensor([True, False])}, TypeError, r"whole numbers or names, got tensor\(True\)"),
     ({"labels": [True]}, TypeError, "True"),
     ({"seeds": True}, TypeError, "True"),
     ({"steps": True}, TypeError, "True"),
@@ -273,7 +281,7 @@ LOADED = [
     (([3], [1, 2, 3], X[:1]), ValueError, "3 seeds do not fit 1 samples"),
     (([3], [1], X), ValueError, r"shape \(1, 3, 8, 12\), got \(2"),
     (([3], [1], X[:1, :1]), ValueError, r"got \(1, 1, 8, 12\)"),
-    ((["3"], [1], X[:1]), TypeError, "'3'"),
+    ((["3"], [1], X[:1]), ValueError, "no class '3'"),
 ]
 
 
@@ -505,7 +513,7 @@ def test_a_file_without_a_usable_record_is_refused(refused, tmp_path, record):
     assert "nowhere.png" in refused("sample", "--from", "nowhere.png")
 
 
-WITH_A_RECORD = {"model", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
+WITH_A_RECORD = {"model", "weak", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
 
 
 @pytest.mark.parametrize("option", get_command(app).commands["sample"].params, ids=lambda o: o.name)
