@@ -140,5 +140,5 @@ def _bundled(name: str) -> dict[str, str] | str:
     """The files of a bundled model, or why they cannot be used."""
     try:
         return {network: f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for network, path in bundled_files(name).items()}
-    except FileNotFoundError as error:
+    except (ValueError, FileNotFoundError) as error:  # made for another model, or not there
         return str(error)

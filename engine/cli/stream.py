@@ -10,6 +10,7 @@ import torch
 
 from ..engine import Engine, SampleRun
 from ..files import check_writable
+from ..labels import parse_labels
 from ..numeric_input import check_seed
 from ..planning.plan import Plan
 from ..records.provenance import Origin
@@ -18,7 +19,6 @@ from ..sources import local_source
 from .jobs import refuse_prompts
 from .npz_file import NpzFile, Shard, remove_samples, to_pixels
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .selection import parse_labels
 from .session import check_batch, choose_rule, choose_seeds, make_plan, open_engine, print_warnings, reading_of, refuse_size
 
 BATCH = {"cuda": 256}

@@ -66,12 +66,12 @@ def test_commands_in_sentences_have_options_that_exist(name):
 
 
 def check_options(group, context, words: list[str]) -> None:
-    """Raise click's error for a command or an option that is not there; an option that is needed may be left out."""
+    """Raise click's error for a command or an option that is not there; what is needed may be left out."""
     name, command, rest = group.resolve_command(context, words)
     try:
         own = command.make_context(name, list(rest), parent=context)
     except Exception as error:
-        if type(error).__name__ == "MissingParameter":
+        if type(error).__name__ == "MissingParameter" or "requires an argument" in str(error):
             return
         raise
     if hasattr(command, "commands") and rest:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segue.__main__ import app
+from segue.engine.cli import doctor
 from segue.engine.cli.doctor_summary import summary_lines
 
 ROOT = Path(__file__).parents[3]
@@ -71,3 +72,13 @@ def test_the_version_is_the_projects():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert segue("--version") == f"segue {project['version']}\n"
     assert "--version" in segue("--help")
+
+
+def test_a_bundled_model_that_cannot_be_used_says_why_and_the_rest_is_told(monkeypatch):
+    def refuse(name):
+        raise ValueError(f"the weak network of {name} was made for another model")
+
+    monkeypatch.setattr(doctor, "bundled_files", refuse)
+    told = segue("doctor").splitlines()
+    assert line(told, "models") == "herbarium: the weak network of herbarium was made for another model"
+    assert line(told, "engines run on").startswith(("cpu in", "cuda in"))
