@@ -4,6 +4,7 @@ They draw noise, and everything else about them is as it is with real weights: c
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracles"))  # the tests have such networks
@@ -16,6 +17,8 @@ OUT = Path("out/examples")
 
 def tiny_sd3() -> Path:
     """The folder of a Stable Diffusion 3.5 of 12 blocks for pictures of 64 x 64 pixels, written unless it is there."""
+    if find_spec("transformers") is None:
+        sys.exit("the text encoders of SD3 need transformers: pip install transformers")
     folder = OUT / "tiny-sd3"
     if not folder.exists():
         tiny_pipeline("sd3.5-medium", num_layers=12, sample_size=32, pos_embed_max_size=48).save_pretrained(folder)
@@ -31,5 +34,5 @@ def tiny_dit() -> Path:
 
 
 if __name__ == "__main__":
-    print(tiny_sd3())
     print(tiny_dit())
+    print(tiny_sd3())
