@@ -22,11 +22,12 @@ from ..rules.guidance import Guidance
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
-from .forward_slot import MARK, ForwardSlot, GuidedForward, own_forward
+from .forward_slot import MARK, ForwardSlot, own_forward
 from .live_transformer import execution_device
 from .packing import diffusers_hooks
 from .running_pipeline import running_pipeline
 from .scale_of_call import rule_of_call
+from .shared_forward import SharedForward
 
 OWN_MODULES = ("torch.nn.", "diffusers.models.")  # whose modules a DiT is made of
 
@@ -126,11 +127,11 @@ class DiTAttachment:
         self._watch: WeightWatch | None = None
         self._run: DiTRun | None = None
         self._spec = live_dit_spec(self.transformer)
-        slot = ForwardSlot.of(self.transformer)
-        self._replaced = slot.forward
-        if self._replaced != own_forward(self.transformer):
+        if SharedForward.of(self.transformer) is None and ForwardSlot.of(self.transformer).forward != own_forward(
+            self.transformer
+        ):
             raise ValueError("the transformer's forward runs under accelerate's mixed precision; use the pipeline's own dtype")
-        slot.put(GuidedForward(self.forward))
+        self._shared = SharedForward.join(self.transformer, self)
         setattr(pipe, MARK, self)
 
     def __deepcopy__(self, memo: dict) -> None:
@@ -141,10 +142,7 @@ class DiTAttachment:
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""
-        slot = ForwardSlot.of(self.transformer)
-        if not isinstance(slot.forward, GuidedForward):
-            raise ValueError("the transformer's forward was wrapped after segue.attach: take that wrapper off first")
-        slot.put(self._replaced)
+        self._shared.leave(self)
         delattr(self.pipe, MARK)
         self.stop()
 

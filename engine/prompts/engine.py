@@ -16,6 +16,7 @@ from ..adapters.kdiffusion import Denoiser
 from ..adapters.scheduler_solver import timed_scheduler
 from ..argument_names import refuses_unknown
 from ..core import ScheduleLike, check_rising, check_seeds
+from ..device import outside_autocast
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.plan_warnings import warn_of
@@ -120,6 +121,7 @@ class PromptEngine(PipeCore):
     # --- sampling ------------------------------------------------------------------------------------------------------
 
     @refuses_unknown()
+    @outside_autocast
     def sample(
         self,
         embeddings: PromptEmbeddings,
@@ -192,6 +194,7 @@ class PromptEngine(PipeCore):
         return self.dtype if numerics == "diffusers" else torch.float32
 
     @refuses_unknown(options_of=sample)
+    @outside_autocast
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
