@@ -236,15 +236,17 @@ def plan(
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 
-def doctor(json: o.JsonOption = False) -> None:
-    """Show versions, devices, attention backends, the kernels chosen and why, the error of fp8, and the bundled models.
+def doctor(verbose: o.VerboseOption = False, json: o.JsonOption = False) -> None:
+    """Show in ten lines what is installed, what engines run on, which kernels are chosen, and what is missing.
 
     [bold]Examples[/bold]
 
     segue doctor
 
+    segue doctor --verbose
+
     segue doctor --json
     """
     from .doctor import show_report
 
-    show_report(json)
+    show_report(json, verbose)

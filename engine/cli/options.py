@@ -216,6 +216,10 @@ ZoomOption = Annotated[
 ForceOption = Annotated[
     bool, _option("--force", panel=_OUT, help="Write over files that are there; else they stay, and new names get a number.")
 ]
+VerboseOption = Annotated[
+    bool,
+    _option("--verbose", panel=_OUT, help="Every version, attention backend and operation, with why its kernel was chosen."),
+]
 JsonOption = Annotated[bool, _option("--json", panel=_OUT, help="Print a JSON summary for machines.")]
 
 
