@@ -21,7 +21,7 @@ from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
-from .rules.guidance import Guidance
+from .rules.batch import Rules
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -179,7 +179,7 @@ class Engine(EngineCore):
     def sample(
         self,
         labels: Sequence[int],
-        guidance: Guidance | None = None,
+        guidance: Rules | None = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -196,6 +196,7 @@ class Engine(EngineCore):
     ) -> SampleRun:
         """Draw one sample per label.
 
+        ``guidance`` is one rule, which may hold a number for each sample (``CFG([2.0, 4.0])``), or a list of a rule for each.
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
@@ -206,6 +207,7 @@ class Engine(EngineCore):
         labels = self._check_labels(labels)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
+        plan.check_samples(len(labels))
         check_rising(plan, latents, noise)
         noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(
@@ -230,7 +232,7 @@ class Engine(EngineCore):
 
     def denoiser(
         self,
-        guidance: Guidance | None,
+        guidance: Rules | None,
         labels: Sequence[int],
         *,
         schedule: ScheduleLike | None = None,
@@ -262,6 +264,7 @@ class Engine(EngineCore):
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
         labels = self._check_labels(labels)
+        plan.check_samples(len(labels))
         seeds = check_seeds(seeds, len(labels))
         state = self._first_state(plan, noise, latents, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, state)

@@ -23,7 +23,7 @@ from ..device import check_graphs
 from ..planning.plan import Plan, compile_plan
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
-from ..rules.guidance import Guidance
+from ..rules.batch import Rules, check_rules
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
@@ -36,9 +36,10 @@ from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
 
-def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
+def attach(pipe: Any, guidance: Rules | None = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
 
+    A rule with a number for each sample, or a list of a rule for each, guides calls that draw that many pictures.
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
     an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
     attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on
@@ -51,13 +52,11 @@ def attach(pipe: Any, guidance: Guidance | None = None, *, graphs: bool | None =
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
-    if guidance is not None and not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
+    guidance = check_rules(guidance)
     transformer = getattr(pipe, "transformer", None)
     dit = is_dit(transformer)
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
-    guidance = Guidance() if guidance is None else guidance
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
     compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
     present = attached_to(pipe)
@@ -129,7 +128,7 @@ class Attachment:
     start of every run, so that LoRA, offloading and quantisation may come and go.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
+    def __init__(self, pipe: Any, guidance: Rules, graphs: bool | None = None):
         self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
         self._run: Run | None = None
         self._engine: EngineCore | None = None
@@ -295,7 +294,7 @@ class Attachment:
 def _check_cut_off(plan: Plan, index: int) -> None:
     """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
     needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
-    remembers = plan.kept or (plan.guidance.correction is not None and plan.guidance.correction.has_memory)
+    remembers = plan.kept or (plan.correction is not None and plan.correction.has_memory)
     if needed or remembers:
         why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
         raise ValueError(

@@ -17,7 +17,7 @@ from ..core import EngineCore
 from ..planning.plan import Plan
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
-from ..rules.guidance import Guidance
+from ..rules.batch import Rules
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
 from .forward_slot import MARK, ForwardSlot, GuidedForward, own_forward
@@ -117,7 +117,7 @@ class DiTAttachment:
     begins with.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
+    def __init__(self, pipe: Any, guidance: Rules, graphs: bool | None = None):
         self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
         self._engine: EngineCore | None = None
         self._watch: WeightWatch | None = None

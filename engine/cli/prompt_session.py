@@ -54,7 +54,8 @@ def warm_up_prompts(
     settings: dict[str, Any] = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
     exact = engine.plan(plan.guidance, **settings, text_tokens=tokens)
     for size in batch_sizes(len(seeds), max_batch):
-        program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))
-        for live in exact.live_sets:
+        part = exact.part(slice(size))
+        program = engine.load(part, embeddings.select(range(size)), seeds[:size], engine.draw_noise(part, seeds[:size]))
+        for live in part.live_sets:
             program.advance(live)
         engine.release(program)

@@ -155,8 +155,9 @@ def draw_labels(
 def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
     """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
     for size in batch_sizes(len(labels), max_batch):
-        program = engine.load(plan, labels[:size], seeds[:size], engine.draw_noise(plan, seeds[:size]))
-        for live in plan.live_sets:
+        part = plan.part(slice(size))
+        program = engine.load(part, labels[:size], seeds[:size], engine.draw_noise(part, seeds[:size]))
+        for live in part.live_sets:
             program.advance(live)
         engine.release(program)
 

@@ -1,8 +1,9 @@
 """Guidance x schedule x solver -> Plan: who runs at which call, with which numbers, at what cost."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
+from ..rules.batch import Rules, check_count, check_rules, sample_rules
 from ..rules.correction import AdaptiveProjection
-from ..rules.guidance import Branch, Exit, Guidance, Perturb
+from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
 from .plan_text import plan_text
 from .schedule import Schedule
 from .solvers import Solver, check_learned_variance, get_solver
@@ -24,6 +26,7 @@ from .term_weights import (
     reference_branch,
     refresh_intervals,
     resolve_weights,
+    rule_branches,
 )
 
 
@@ -52,10 +55,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch."""
+    """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch.
+
+    Where samples have numbers of their own, ``samples`` holds the plan of each, over the same branches, and ``weights``,
+    ``evaluated`` and ``silent`` have one more dimension in front, B; a branch runs in a call if any sample needs it there.
+    """
 
     specs: Mapping[str, ModelSpec]
-    guidance: Guidance
+    guidance: Rules
     schedule: Schedule
     solver: Solver
     height: int
@@ -67,8 +74,11 @@ class Plan:
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
+    kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
+    reference: int | None  # the branch that the rule's correction acts on, if it acts on one
     table: np.ndarray  # [N, 7] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
+    samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
 
     @property
     def spec(self) -> ModelSpec:
@@ -100,21 +110,41 @@ class Plan:
 
         None where the velocity is zero.
         """
-        rows = zip(self.evaluated, self.silent, strict=True)
-        return tuple(() if silent else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, silent in rows)
+        evaluated, silent = (self.evaluated.any(0), self.silent.all(0)) if self.samples else (self.evaluated, self.silent)
+        rows = zip(evaluated, silent, strict=True)
+        return tuple(() if quiet else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, quiet in rows)
+
+    def live_at(self, calls: np.ndarray, fresh: np.ndarray) -> tuple[int, ...]:
+        """The branches to evaluate where sample i is at ``calls[i]``; calls [B], fresh [B] bool.
+
+        A branch that is dead for some of the samples has weight zero there.  The ``fresh`` samples have kept no direction: of
+        a kept branch that weighs something they need another.
+        """
+        live: set[int] = set()
+        for plan, call, anew in zip(self.samples or (self,) * len(calls), calls.tolist(), fresh, strict=True):
+            live.update(plan.live[call])
+            live.update(branch for branch in plan.kept if anew and plan.weights[call, branch - 1])
+        return tuple(sorted(live))
+
+    def check_samples(self, count: int) -> None:
+        """Raise ``ValueError`` unless the plan serves ``count`` samples."""
+        check_count(self.guidance, count)
+
+    def part(self, samples: slice) -> "Plan":
+        """The plan of some of the samples: itself where all share it."""
+        return join_plans(self.samples[samples]) if self.samples else self
 
     @property
-    def kept(self) -> tuple[int, ...]:
-        """The branches whose directions ``c - k`` are kept, for calls that weigh them without evaluating them."""
-        intervals = refresh_intervals(self.guidance, self.branches)
-        return tuple(int(k) + 1 for k in np.flatnonzero(intervals > 1))
+    def correction(self) -> Correction | None:
+        """That of the rule; of samples' rules the first, all are of one kind."""
+        return (self.samples or (self,))[0].guidance.correction
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         runs: list[Run] = []
         reused = (self.weights != 0) & ~self.evaluated
         for call, live in enumerate(self.live):
-            if runs and runs[-1].live == live and (reused[call] == reused[call - 1]).all():
+            if runs and runs[-1].live == live and (reused[..., call, :] == reused[..., call - 1, :]).all():
                 runs[-1] = Run(runs[-1].start, call + 1, live)
             else:
                 runs.append(Run(call, call + 1, live))
@@ -131,17 +161,17 @@ class Plan:
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
 
     def coefficients(self) -> np.ndarray:
-        """``[N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
+        """``[..., N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
 
         C' is 1, or C where channels differ.
         """
-        weak = -(self.weights * self.evaluated)[:, :, None] * self._channel_factors  # [N, K, C']
-        whole = np.where(self.silent, 0.0, 1.0)[:, None, None]
-        return np.concatenate([whole - weak.sum(axis=1, keepdims=True), weak], axis=1)
+        weak = -(self.weights * self.evaluated)[..., None] * self._channel_factors  # [..., N, K, C']
+        whole = np.where(self.silent, 0.0, 1.0)[..., None, None]
+        return np.concatenate([whole - weak.sum(axis=-2, keepdims=True), weak], axis=-2)
 
     def reused_weights(self) -> np.ndarray:
-        """``[N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
-        return (self.weights * ~self.evaluated)[:, :, None] * self._channel_factors
+        """``[..., N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
+        return (self.weights * ~self.evaluated)[..., None] * self._channel_factors
 
     @property
     def _channel_factors(self) -> np.ndarray:
@@ -189,14 +219,9 @@ class Plan:
         """Whether branches that share a head are combined before the last projection."""
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
-    @cached_property
-    def reference(self) -> int | None:
-        """The branch that the rule's correction acts on, if it acts on one."""
-        return reference_branch(self.guidance, self.branches, self.spec)
-
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
         """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
-        if self.guidance.correction and self.reference is None and (len(live) > 1 or self.kept):
+        if self.correction and self.reference is None and (len(live) > 1 or self.kept):
             return True
         return any(i == self.reference or i in self.kept for i in live)
 
@@ -276,14 +301,14 @@ def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tupl
 
 
 def compile_plan(
-    guidance: Guidance,
+    guidance: Rules | None,
     schedule: Schedule,
     solver: Solver | str,
     specs: Mapping[str, ModelSpec] | ModelSpec,
     height: int | None = None,
     width: int | None = None,
 ) -> Plan:
-    """Resolve a guidance rule against a schedule and a solver for a model.
+    """Resolve a guidance rule, or a list of one for each sample, against a schedule and a solver for a model.
 
     ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
@@ -291,8 +316,9 @@ def compile_plan(
     """
     if isinstance(specs, ModelSpec):
         specs = {"main": specs}
-    if not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule, got {guidance!r}")
+    guidance = check_rules(guidance)
+    own = sample_rules(guidance)
+    rules = own or (guidance,)
     spec, solver = specs["main"], get_solver(solver)
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
@@ -303,35 +329,62 @@ def compile_plan(
             f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
             f"{parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
         )
-    for term in guidance.terms:
+    for term in (term for rule in rules for term in rule.terms):
         _check_branch(term.branch, specs)
         _check_condition(term.branch, spec)
         if term.channels is not None and term.channels > spec.channels:
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
-    zero_steps = guidance.correction.zero_steps if guidance.correction else 0
-    check_learned_variance(solver, spec, zero_steps)
+    for rule in rules:
+        check_learned_variance(solver, spec, _zero_steps(rule))
     table, rows = _solver_table(solver, sigmas, parameterization)
-    branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
-    reference = reference_branch(guidance, branches, spec)
-    if reference is not None and isinstance(guidance.correction, AdaptiveProjection):
-        _check_above_zero(guidance, sigmas[:-1], weights[:, reference - 1])
-    weights[:zero_steps] = 0.0
-    warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)
-    steps = np.array([row.step for row in rows])
+    branches = rule_branches(rules)
+    references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
+    shared: dict[str, Any] = {"specs": specs, "schedule": schedule, "solver": solver, "height": height, "width": width}
+    shared |= {"branches": branches, "masks": channel_masks(rules, branches, spec.channels), "table": table}
+    shared |= {"sigmas": np.array([row.sigma for row in rows]), "steps": np.array([row.step for row in rows])}
+    shared |= {"reference": references.pop(), "kept": _kept(rules, branches)}
+    plans = {rule: _plan(rule, sigmas[:-1], shared) for rule in dict.fromkeys(rules)}
+    return plans[guidance] if own is None else replace(join_plans([plans[rule] for rule in own]), guidance=guidance)
+
+
+def _plan(rule: Guidance, step_sigmas: np.ndarray, shared: Mapping[str, Any]) -> Plan:
+    """The plan of one rule over the branches of its batch; ``shared`` are the fields that do not depend on its numbers."""
+    branches, steps, reference = shared["branches"], shared["steps"], shared["reference"]
+    weights, warnings = resolve_weights(rule, branches, step_sigmas)
+    if reference is not None and isinstance(rule.correction, AdaptiveProjection):
+        _check_above_zero(rule, step_sigmas, weights[:, reference - 1])
+    weights[: _zero_steps(rule)] = 0.0
+    warnings += coverage_warnings(rule, step_sigmas) + correction_warnings(rule, branches, len(step_sigmas))
     return Plan(
-        specs=specs,
-        guidance=guidance,
-        schedule=schedule,
-        solver=solver,
-        height=height,
-        width=width,
-        branches=branches,
-        sigmas=np.array([row.sigma for row in rows]),
-        steps=steps,
+        guidance=rule,
         weights=weights[steps],
-        silent=steps < zero_steps,
-        evaluated=evaluated_calls(weights[steps], refresh_intervals(guidance, branches)),
-        masks=channel_masks(guidance, branches, spec.channels),
-        table=table,
+        silent=steps < _zero_steps(rule),
+        evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
         warnings=tuple(warnings),
+        **shared,
     )
+
+
+def _zero_steps(rule: Guidance) -> int:
+    return rule.correction.zero_steps if rule.correction else 0
+
+
+def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
+    """The branches whose directions the calls of some sample reuse."""
+    longest = np.max([refresh_intervals(rule, branches) for rule in rules], axis=0)
+    return tuple(int(k) + 1 for k in np.flatnonzero(longest > 1))
+
+
+def join_plans(plans: Sequence[Plan]) -> Plan:
+    """The plan of a batch whose samples have ``plans``: of one schedule, one solver and the same branches."""
+    numbers = {name: np.stack([getattr(plan, name) for plan in plans]) for name in ("weights", "evaluated", "silent")}
+    owners: dict[str, list[int]] = {}
+    for sample, plan in enumerate(plans):
+        for warning in plan.warnings:
+            owners.setdefault(warning, []).append(sample)
+    warnings = tuple(
+        warning if len(samples) == len(plans) else f"{warning} (sample {', '.join(map(str, samples))})"
+        for warning, samples in owners.items()
+    )
+    rules = tuple(plan.guidance for plan in plans)
+    return replace(plans[0], guidance=rules, warnings=warnings, samples=tuple(plans), **numbers)

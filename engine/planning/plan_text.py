@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .solvers import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
@@ -10,8 +12,11 @@ if TYPE_CHECKING:
 COLUMNS = ("calls", "sigma", "rows", "blocks", "cost", "live branches and weights")
 
 
-def _span(weights) -> str:
-    first, last = weights[0], weights[-1]
+def _span(weights: np.ndarray) -> str:
+    """The weights of a branch over a run of calls, [n], from the first to the last; of samples [B, n] the range."""
+    if weights.ndim == 2 and np.ptp(weights, axis=0).max() > 1e-9:
+        return f"{weights.min():.3g} to {weights.max():.3g} by sample"
+    first, last = weights[..., 0].flat[0], weights[..., -1].flat[0]
     return f"{first:.3g}" if abs(last - first) < 1e-9 else f"{first:.3g} to {last:.3g}"
 
 
@@ -41,11 +46,11 @@ def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
     for run in plan.runs:
         rows, blocks, flops = plan.call_cost(run.live)
         first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
-        weights = plan.weights[run.start : run.stop]
+        weights = plan.weights[..., run.start : run.stop, :]
         names = [str(plan.branches[0])] if run.live else ["none: the velocity is zero"]
-        names += [f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in run.live[1:]]
-        reused = (weights * ~plan.evaluated[run.start : run.stop]).any(axis=0)
-        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[:, k])})" for k in reused.nonzero()[0]]
+        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in run.live[1:]]
+        reused = (weights * ~plan.evaluated[..., run.start : run.stop, :]).reshape(-1, weights.shape[-1]).any(axis=0)
+        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in reused.nonzero()[0]]
         calls, levels = f"{run.start + 1}-{run.stop}", f"{first:.4f}-{last:.4f}"
         table.append((calls, levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
@@ -62,7 +67,7 @@ def cost_text(plan: "Plan") -> str:
 
 def plan_dict(plan: "Plan") -> dict:
     """Everything a run needs to be repeated, with plain numbers and strings."""
-    cost = plan.cost
+    cost, reused = plan.cost, (plan.weights != 0) & ~plan.evaluated
     return {
         "model": plan.spec.name,
         "height": plan.height,
@@ -78,7 +83,7 @@ def plan_dict(plan: "Plan") -> dict:
         "solver_columns": list(SOLVER_COLUMNS),
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
-        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in (plan.weights != 0) & ~plan.evaluated],
+        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in reused.reshape(-1, *reused.shape[-2:]).any(axis=0)],
         "cost": {
             "calls": cost.calls,
             "evaluations": cost.evaluations,

@@ -46,8 +46,10 @@ def sample_as_diffusers(
     """
     if (plan.masks < plan.spec.channels).any():
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")
-    if plan.kept or plan.guidance.correction:
-        extra = plan.guidance.correction or "reused directions"
+    if plan.samples:
+        raise ValueError("numerics='diffusers' has one rule for all samples, as the pipeline has, and here each has its own")
+    if plan.kept or plan.correction:
+        extra = plan.correction or "reused directions"
         raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls

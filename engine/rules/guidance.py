@@ -1,16 +1,21 @@
 """Guidance rules as sums of terms: ``v = v_c + sum_k w_k(sigma) (v_c - v_k)``.
 
 A term names a branch ``k`` (which condition, which network), a weight over the noise level and a window.  Rules add:
-``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.
+``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.  Where a scale, a weight or a
+delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sample of the batch: ``CFG([2.0, 4.0])``.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from torch import Tensor
 
 from segue.kernels.attention import PERTURBATIONS
 
-from ..numeric_input import counting_number, real_number, whole_number
+from ..numeric_input import counting_number, number_or_each, real_number, whole_number
+from .per_sample import Number, common_count, each, of_sample, samples_of, shown
 from .window import EVERYWHERE, Window
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -115,24 +120,30 @@ UNCOND = Branch("uncond")
 class Weight:
     """A weight over a window: ``base + delta (1 - 2 p)`` with ``p`` from 0 to 1 across it, or ``function(sigma)``.
 
-    Source of the linear form: the published SGG command line (arXiv 2603.20584).
+    ``base`` and ``delta`` are one number, or one for each sample of a batch.  Source of the linear form: the published SGG
+    command line (arXiv 2603.20584).
     """
 
-    base: float = 0.0
-    delta: float = 0.0
+    base: Number = 0.0
+    delta: Number = 0.0
     function: Callable[[float], float] | None = None
 
     def __post_init__(self):
         for name in ("base", "delta"):
-            value = real_number(getattr(self, name), "a weight must be a finite number")
-            if not math.isfinite(value):
-                raise ValueError(f"a weight must be finite, got {value}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, number_or_each(getattr(self, name), self._finite))
+        samples_of(self)  # raises where they are for different batches
         if self.function is not None and not callable(self.function):
             raise TypeError(f"the function of a weight must be callable, got {self.function!r}")
 
+    @staticmethod
+    def _finite(value: float) -> float:
+        value = real_number(value, "a weight must be a finite number")
+        if not math.isfinite(value):
+            raise ValueError(f"a weight must be finite, got {value}")
+        return value
+
     def __call__(self, sigma: float, position: float) -> float:
-        """The weight at noise level ``sigma`` and position ``p`` in the window."""
+        """The weight at noise level ``sigma`` and position ``p`` in the window, where all samples share the numbers."""
         if self.function is None:
             return self.base + self.delta * (1 - 2 * position)
         value = real_number(self.function(sigma), RETURNED)
@@ -179,7 +190,7 @@ class Correction:
     zero_steps = 0
 
     def __str__(self) -> str:
-        numbers = ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
+        numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
         return f"{type(self).__name__} ({numbers})"
 
 
@@ -197,6 +208,18 @@ class Guidance:
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
+        _ = self.samples  # raises where terms are for different batches
+
+    @property
+    def samples(self) -> int | None:
+        """For how many samples the rule has numbers of their own; None where all share them."""
+        holders = [term.weight for term in self.terms] + ([self.correction] if self.correction else [])
+        return common_count(map(samples_of, holders))
+
+    def of_sample(self, sample: int) -> "Guidance":
+        """The rule of one sample of the batch, with one number wherever this has one for each."""
+        terms = tuple(replace(term, weight=of_sample(term.weight, sample)) for term in self.terms)
+        return Guidance(terms, of_sample(self.correction, sample) if self.correction else None)
 
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
@@ -210,11 +233,11 @@ class Guidance:
         for term in self.terms:
             if term.window.kind in ("steps", "fraction"):
                 return f"the window {term.window}"
-            if term.weight.delta:
-                return f"the delta {term.weight.delta:g}"
+            if any(np.atleast_1d(term.weight.delta)):
+                return f"the delta {shown(term.weight.delta)}"
             if term.refresh > 1:
                 return f"the reuse of directions for {term.refresh} calls"
-        if self.correction and (self.correction.has_memory or self.correction.zero_steps):
+        if self.correction and (self.correction.has_memory or any(np.atleast_1d(self.correction.zero_steps))):
             return f"the correction {self.correction}"
         return ""
 
@@ -237,14 +260,18 @@ class Guidance:
 Unguided = Guidance
 
 
-def _weight(value: float | Callable[[float], float], delta: float, offset: float = 0.0) -> Weight:
-    """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
+Scale = float | Sequence[float] | np.ndarray | Tensor | Callable[[float], float]  # one, one for each sample, a function
+
+
+def _weight(value: Scale, delta: float | Sequence[float], offset: float = 0.0) -> Weight:
+    """``value - offset`` as a Weight."""
     if callable(value):
-        if delta:
+        if any(np.atleast_1d(delta)):
             raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
         return Weight(function=lambda sigma: real_number(value(sigma), RETURNED) - offset)
-    number = real_number(value, "a scale must be a finite number or a function of sigma")
-    return Weight(base=number - offset, delta=delta)
+    requirement = "a scale must be a finite number or a function of sigma"
+    numbers = number_or_each(value, lambda number: real_number(number, requirement))
+    return Weight(each(numbers, lambda number: number - offset), delta)
 
 
 def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
@@ -252,24 +279,24 @@ def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: i
 
 
 def CFG(
-    scale: float | Callable[[float], float],
+    scale: Scale,
     *,
-    delta: float = 0.0,
+    delta: float | Sequence[float] = 0.0,
     window: Window | None = None,
     condition: str | int = "uncond",
     channels: int | None = None,
 ) -> Guidance:
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
-    ``scale`` is a number or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the
-    reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as
-    the official DiT and SiT samplers do.
+    ``scale`` is a number, one for each sample of the batch, or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across
+    the window; ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first
+    three latent channels only, as the official DiT and SiT samplers do.
     """
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 
 def SkipLayer(
-    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | None = None
+    weight: Scale, layers: tuple[int, ...], *, delta: float | Sequence[float] = 0.0, window: Window | None = None
 ) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
@@ -279,26 +306,24 @@ def SkipLayer(
 
 
 def PerturbedLayers(
-    weight: float | Callable[[float], float],
+    weight: Scale,
     layers: tuple[int, ...],
     *,
     kind: str,
-    delta: float = 0.0,
+    delta: float | Sequence[float] = 0.0,
     window: Window | None = None,
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
-def EarlyExit(
-    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | None = None
-) -> Guidance:
+def EarlyExit(weight: Scale, layer: int, *, delta: float | Sequence[float] = 0.0, window: Window | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
 def AutoGuidance(
-    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | None = None
+    weight: Scale, *, model: str = "weak", delta: float | Sequence[float] = 0.0, window: Window | None = None
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
@@ -309,9 +334,9 @@ def AutoGuidance(
     return _one_term(Branch(model=model), _weight(weight, delta), window)
 
 
-def from_extrapolation(scale: float) -> float:
-    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``."""
-    return real_number(scale, "a scale must be a number") - 1
+def from_extrapolation(scale: float | Sequence[float]) -> Number:
+    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``; or one per sample."""
+    return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
 
 
 def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:

@@ -1,0 +1,37 @@
+"""Numbers of a rule that differ from sample to sample: fields that hold a tuple, one number for each sample of a batch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from typing import Any
+
+Number = float | tuple[float, ...]  # one for all samples, or one for each
+
+
+def common_count(counts: Iterable[int | None]) -> int | None:
+    """For how many samples all of ``counts`` are, None for numbers that all samples share.  ``ValueError`` if they differ."""
+    distinct = sorted({count for count in counts if count is not None})
+    if len(distinct) > 1:
+        raise ValueError(f"a rule has numbers for {distinct[0]} samples and for {distinct[1]}: a batch has one size")
+    return distinct[0] if distinct else None
+
+
+def samples_of(holder: Any) -> int | None:
+    """For how many samples the dataclass ``holder`` has numbers of their own, None where all share them."""
+    values = (getattr(holder, field.name) for field in fields(holder))
+    return common_count(len(value) for value in values if isinstance(value, tuple))
+
+
+def of_sample(holder: Any, sample: int) -> Any:
+    """The dataclass ``holder`` with the numbers of one sample."""
+    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    return replace(holder, **{name: value[sample] for name, value in values.items() if isinstance(value, tuple)})
+
+
+def each(number: Number, change: Callable[[float], Any]) -> Any:
+    """``change(number)``, or the tuple of what it makes of each."""
+    return tuple(map(change, number)) if isinstance(number, tuple) else change(number)
+
+
+def shown(number: Number) -> str:
+    """For a person to read: ``2``, or ``2, 4`` of two samples."""
+    return ", ".join(f"{value:g}" for value in number) if isinstance(number, tuple) else f"{number:g}"
