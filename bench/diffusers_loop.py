@@ -30,7 +30,7 @@ def bypassed(module: nn.Module, layers: tuple[int, ...]) -> Iterator[None]:
         module.transformer_blocks = blocks
 
 
-@dataclass
+@dataclass(eq=False)
 class DiffusersLoop:
     """Draws a batch with Euler steps on ``module`` at the noise levels of the model's own schedule.
 

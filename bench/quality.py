@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segue.engine.cli.provenance import fingerprint
 from segue.engine.engine import Engine
+from segue.engine.records.provenance import fingerprint
 from segue.engine.rules.presets import ParsedRule, parse_rule
 
 from .quality_interval import SPREAD_LEVEL, SUITE

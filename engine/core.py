@@ -23,7 +23,7 @@ from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.plan import Plan, checked_size, compile_plan
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solvers import Solver, get_solver
-from .rules.batch import Rules
+from .rules.batch import RulesLike
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import Counting, progress_bar
@@ -72,6 +72,9 @@ class EngineCore:
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
         self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.spec.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}>"
+
     @property
     def spec(self) -> ModelSpec:
         return self.models["main"].spec
@@ -82,14 +85,14 @@ class EngineCore:
 
     def plan(
         self,
-        guidance: Rules | None = None,
+        guidance: RulesLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver = "euler",
         height: int | None = None,
         width: int | None = None,
     ) -> Plan:
-        """Resolve a rule without running it; ``print(plan)`` shows who runs when and what it costs.
+        """Resolve a rule, or its text, without running it; ``print(plan)`` shows who runs when and what it costs.
 
         A rule with a number for each sample, or a list of a rule for each, is for a batch of that many: a branch runs in a call
         if any of them needs it there.
@@ -267,7 +270,7 @@ def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
 
 def resolve_plan(
     specs: Mapping[str, ModelSpec],
-    guidance: Rules | None = None,
+    guidance: RulesLike = None,
     steps: int | None = None,
     schedule: ScheduleLike | None = None,
     solver: str | Solver = "euler",

@@ -21,7 +21,7 @@ from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
-from .rules.batch import Rules
+from .rules.batch import RulesLike
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -29,7 +29,7 @@ from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SampleRun:
     """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
 
@@ -179,7 +179,7 @@ class Engine(EngineCore):
     def sample(
         self,
         labels: Sequence[int],
-        guidance: Rules | None = None,
+        guidance: RulesLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -232,7 +232,7 @@ class Engine(EngineCore):
 
     def denoiser(
         self,
-        guidance: Rules | None,
+        guidance: RulesLike,
         labels: Sequence[int],
         *,
         schedule: ScheduleLike | None = None,

@@ -58,6 +58,14 @@ def number_or_each(value: Any, check: Callable[[Any], float]) -> float | tuple[f
     return tuple(map(check, value if isinstance(value, list | tuple) else value.tolist()))
 
 
+def number_from_text(text: str) -> float:
+    """A number; whether it is finite and in range is for its reader to say.  Raises ``ValueError``."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number, got {text!r}") from None
+
+
 def check_seed(seed: int) -> int:
     """``seed`` if it lies in [0, 2^64), else ``ValueError``."""
     if not 0 <= seed < SEEDS:

@@ -17,7 +17,7 @@ from .core import EngineCore
 from .planning.plan import Plan, compile_plan
 from .planning.schedule import Schedule
 from .planning.solvers import VELOCITY, Solver
-from .rules.batch import Rules, check_count, check_rules, sample_rules
+from .rules.batch import RulesLike, as_rules, check_count, sample_rules
 from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
@@ -50,7 +50,7 @@ class GuidedVelocity:
     def __init__(
         self,
         engine: EngineCore,
-        guidance: Rules | None,
+        guidance: RulesLike,
         conditions: Callable[[Plan], Mapping[str | int, Any]],
         height: int,
         width: int,
@@ -60,7 +60,7 @@ class GuidedVelocity:
     ):
         self.engine, self.conditions, self.solver = engine, conditions, solver
         self.specs = engine.specs if specs is None else specs
-        self.guidance = check_rules(guidance)
+        self.guidance = as_rules(guidance, self.specs["main"])
         self.height, self.width = height, width
         if sigmas is None:
             for rule in sample_rules(self.guidance) or (self.guidance,):

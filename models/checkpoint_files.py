@@ -23,7 +23,7 @@ _DIFFUSERS_STEM = "diffusion_pytorch_model"
 OTHER_NETWORKS = {"first_stage_model.": "the VAE", "text_encoders.": "a text encoder", "conditioner.": "a text encoder"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """The tensors of one network by their names in it, memory-mapped where the format allows it, and what else a file says.
 

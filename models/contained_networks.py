@@ -33,7 +33,7 @@ SETTINGS = ("args", "hyper_parameters")  # training arguments; Lightning's name 
 STEPS = "steps"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contained:
     """One network in a checkpoint: its tensors by their own names, and the entries and prefix that they stand under."""
 

@@ -27,7 +27,7 @@ from .sit import FinalLayer, attend_segments, zero_skipped
 IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextCondition:
     """Prompts as the network takes them: ``context`` [B, M, text_dim], ``pooled`` [B, pooled_dim]."""
 
@@ -43,6 +43,9 @@ class TextCondition:
 
     def __len__(self) -> int:
         return len(self.context)
+
+    def __repr__(self) -> str:
+        return f"<TextCondition context {list(self.context.shape)}, pooled {list(self.pooled.shape)}>"
 
     def detach(self) -> "TextCondition":
         """The same values, outside any graph of autograd."""

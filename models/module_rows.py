@@ -22,7 +22,7 @@ from .rows import FULL, RowLayout, Segment, group_rows
 from .start_rows import Clock, start_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SlotInputs:
     """What the samples of one condition bring to a call beside latent and prompt.
 
@@ -33,7 +33,7 @@ class SlotInputs:
     image_embeds: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CallInputs:
     """The extra inputs of one call: one :class:`SlotInputs` per condition (or none), and what attention processors take."""
 

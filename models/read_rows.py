@@ -14,7 +14,7 @@ from .rows import RowLayout
 from .spec import ModelSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StateUpdate:
     """The solver update that ends a call, in place, as :func:`segue.kernels.combine.solver_update` of the guided output.
 
@@ -28,7 +28,7 @@ class StateUpdate:
     call: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """The modulation of a final norm, ``shift`` and ``scale`` [J, B, D], and a projection, [P P C, D] and [P P C]."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from segue.kernels.record import Kernels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Residual:
     """What is yet to be added to a state [R, L, D]: ``gate * (y + bias)``.  y [R, L, D]; gate [R, 1, D]; bias [D] or None."""
 
@@ -44,7 +44,7 @@ class Carry:
         return h
 
 
-@dataclass
+@dataclass(eq=False)
 class RowCarries:
     """The carries of ranges of the rows of one stream, ``state`` [R, L, D]."""
 

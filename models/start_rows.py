@@ -8,7 +8,7 @@ from torch import Tensor
 from segue.kernels.record import Kernels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clock:
     """Where every sample of a run is.
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 FLOORS = (
     ("cli",),
     ("engine", "fp8_error"),
-    ("prompts",),
+    ("prompts", "records"),
     ("adapters",),
     ("core", "velocity"),
     ("running",),

@@ -44,7 +44,7 @@ class Segment:
         return self.length**2 * (LONG**2 * along + THIN**2 * (torch.eye(2, dtype=torch.float64) - along))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blob:
     """Mass, mean [2] and covariance [2, 2] of what may be one branch or many."""
 

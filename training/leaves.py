@@ -59,7 +59,7 @@ def render_leaves(labels: Tensor, individuals: dict[str, Tensor], size: int = SI
     return (image.clamp(0, 1) * 2 - 1).contiguous()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _LeafFrame:
     """Coordinates [B, size, size] of every pixel in the leaf's own frame, and the width of a pixel [B, 1, 1] in it."""
 

@@ -65,7 +65,7 @@ PARENTS = tuple(species // SPECIES_PER_GENUS for species in range(NUM_SPECIES))
 """The genus of every species."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpeciesTraits:
     """The numbers that a species is drawn with: one row per species, or per leaf after :meth:`of`."""
 

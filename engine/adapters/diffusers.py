@@ -23,7 +23,8 @@ from ..device import check_graphs
 from ..planning.plan import Plan, compile_plan
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
-from ..rules.batch import Rules, check_rules
+from ..rules.batch import Rules, RulesLike, as_rules
+from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
@@ -36,8 +37,8 @@ from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
 
-def attach(pipe: Any, guidance: Rules | None = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
-    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance`` (None: unguided) until :func:`detach`.
+def attach(pipe: Any, guidance: RulesLike = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
+    """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
     A rule with a number for each sample, or a list of a rule for each, guides calls that draw that many pictures.
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
@@ -52,12 +53,12 @@ def attach(pipe: Any, guidance: Rules | None = None, *, graphs: bool | None = No
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
-    guidance = check_rules(guidance)
     transformer = getattr(pipe, "transformer", None)
     dit = is_dit(transformer)
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
+    guidance = as_rules(guidance, spec)
     compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
     present = attached_to(pipe)
     on_transformer = attachment_of(transformer)
@@ -96,7 +97,7 @@ def attachment_of(transformer: torch.nn.Module) -> "Attachment | DiTAttachment |
     return forward.func.__self__ if isinstance(forward, GuidedForward) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of the pipeline: the inputs it started with, the calls its scheduler makes, and the velocity at them."""
 
@@ -150,6 +151,9 @@ class Attachment:
 
     def __deepcopy__(self, memo: dict) -> None:
         """Nothing: a copy of an attached pipeline is not attached."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {shown_rule(self.guidance)} on a {type(self.pipe).__name__}>"
 
     @property
     def plan(self) -> Plan | None:

@@ -18,6 +18,7 @@ from ..planning.plan import Plan
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
 from ..rules.batch import Rules
+from ..rules.rule_text import shown_rule
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
 from .forward_slot import MARK, ForwardSlot, GuidedForward, own_forward
@@ -53,7 +54,7 @@ def check_dit(transformer: nn.Module) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiTCall:
     """One call of the pipeline: latents [B, C, H, W], B labels, and how often the batch stands in it, once or twice."""
 
@@ -93,7 +94,7 @@ class DiTCall:
         return {name: torch.tensor(values, device="cpu") for name, values in found.items()}
 
 
-@dataclass
+@dataclass(eq=False)
 class DiTRun:
     """One run of the pipeline: its ``timesteps`` (every ``set_timesteps`` makes new ones), and how many calls were made."""
 
@@ -132,6 +133,9 @@ class DiTAttachment:
 
     def __deepcopy__(self, memo: dict) -> None:
         """Nothing: a copy of an attached pipeline is not attached."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {shown_rule(self.guidance)} on a {type(self.pipe).__name__}>"
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""

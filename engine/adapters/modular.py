@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from segue.models.mmdit_diffusers import OF_ONE_CALL
 
 from ..planning.term_weights import resolve_weights, rule_branches
-from ..rules.guidance import UNCOND, Branch, Guidance, Perturb, Term
-from ..rules.presets import NamedRule, parse_rule
+from ..rules.guidance import UNCOND, Branch, Guidance, Perturb
+from ..rules.presets import RuleLike, as_rule
+from ..rules.rule_text import rule_text
 from .packing import check_processors
 from .scheduler_calls import SchedulerCalls
 
@@ -37,8 +38,6 @@ TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 
 
 def _check_rule(rule: Guidance) -> Guidance:
-    if not isinstance(rule, Guidance):
-        raise TypeError(f"guidance must be a Guidance rule or its text, such as 'cfg:scale=4.5', got {rule!r}")
     if rule.samples is not None:
         raise ValueError(f"a guider has one number for all samples, and the rule has numbers for {rule.samples} samples")
     if rule.correction:
@@ -55,18 +54,9 @@ def _check_rule(rule: Guidance) -> Guidance:
     return rule
 
 
-def _term_text(term: Term) -> str:
-    options = {"delta": term.weight.delta, "window": term.window}
-    if term.branch == UNCOND:
-        return NamedRule("cfg", tuple({"scale": term.weight.base + 1, **options}.items())).text
-    return NamedRule("slg", tuple({"weight": term.weight.base, "layers": term.branch.perturbed_layers, **options}.items())).text
-
-
 def _rule_text(rule: Guidance) -> str | None:
     """The rule as ``parse_rule`` reads it; None where a weight is a function, which has no text."""
-    if any(term.weight.function for term in rule.terms):
-        return None
-    return " + ".join(_term_text(term) for term in rule.terms if not term.branch.is_conditional) or "none"
+    return None if any(term.weight.function for term in rule.terms) else rule_text(rule)
 
 
 class RuleGuider(_Base):
@@ -77,14 +67,14 @@ class RuleGuider(_Base):
 
     _input_predictions = ["pred_cond"]  # noqa: RUF012 - the base class insists on a list
 
-    def __init__(self, guidance: Guidance | str, scheduler: Any = None, enabled: bool = True):
+    def __init__(self, guidance: RuleLike, scheduler: Any = None, enabled: bool = True):
         """``guidance``: a rule or its text; ``scheduler``: the pipeline's own, for rules that count steps and for Heun.
 
         Raises ``ValueError`` for branches other than the negative prompt and skipped layers, and for windows in steps or
         fractions and linear weights without a scheduler.
         """
         super().__init__(enabled=enabled)
-        self.guidance = _check_rule(parse_rule(guidance).guidance if isinstance(guidance, str) else guidance)
+        self.guidance = _check_rule(as_rule(guidance))
         self.scheduler = scheduler
         if scheduler is None and (what := self.guidance.needs_schedule()):
             raise ValueError(f"{what} needs the schedule: pass scheduler=pipe.scheduler")

@@ -13,7 +13,7 @@ from ..planning.solvers import EULER, HEUN, Solver, velocity_solver
 TIMES_PER_LEVEL = 1000  # what the networks were trained on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SchedulerCalls:
     """The run that a scheduler was set up for; call 0 is at index ``first`` of its ``timesteps``."""
 

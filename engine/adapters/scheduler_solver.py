@@ -17,7 +17,7 @@ from ..planning.solvers import EULER, HEUN, HostStep, Solver, SolverRow
 from .scheduler_calls import SchedulerCalls
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SchedulerSolver(Solver):
     """A diffusers scheduler: every call leaves the guided velocity in the state, and the scheduler steps from there.
 

@@ -16,7 +16,7 @@ from ..planning.plan import Plan
 SCALE, IMAGES = "scale", "ip_adapter_image_embeds"  # joint_attention_kwargs that are not for attention processors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TransformerCall:
     """One call; every tensor holds B rows for each of ``conditions``, in diffusers' order: uncond, cond."""
 

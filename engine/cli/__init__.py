@@ -1,1 +1,1 @@
-"""The command line: commands, options, jobs and sessions, sheets, and the records in pictures."""
+"""The command line: commands, options, jobs and sessions, sheets."""

@@ -22,12 +22,12 @@ from ..prompts.engine import PromptEngine
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
 from ..prompts.vae import draw_start, load_images
+from ..records.prompt_record import PromptRecord, file_digest
+from ..records.provenance import Origin, Record
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
 from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
 from .prompt_session import draw_prompts, warm_up_prompts
-from .provenance import Origin, Record
-from .records import PromptRecord, file_digest
 from .selection import pair_samples
 from .session import (
     Drawn,

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..files import NewFiles
 from ..images import RECORD_CHUNK
 from ..prompts.vae import OUTPUTS
+from ..records.provenance import Record
 from .options import Output
-from .provenance import Record
 
 LATENT = "latent"  # the tensor [C, H, W] of a file
 

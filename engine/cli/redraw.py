@@ -10,11 +10,12 @@ from PIL import ImageChops
 
 from ..files import NewFiles
 from ..images import read_png
+from ..records.pictures import picture_name, write_picture
+from ..records.prompt_record import read_record
+from ..records.provenance import Origin
 from .jobs import recorded_job
 from .options import CHECKPOINT_HINTS, DIFFUSERS_HINTS, Output, PromptOptions, RuleOptions, RunOptions, Source
-from .provenance import Origin
-from .records import read_record
-from .sample import DEFAULT_OUT, check_output, draw_grid, picture_name, print_numbered, write_picture
+from .sample import DEFAULT_OUT, check_output, draw_grid, print_numbered
 
 
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:

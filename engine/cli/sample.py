@@ -1,25 +1,22 @@
 """``segue sample``: pictures into a folder, each with the record it can be drawn again from."""
 
 import json
-import re
 import sys
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from ..files import NewFiles, check_writable, refuse_existing
-from ..images import save_png
+from ..records.pictures import picture_name, write_picture
+from ..records.provenance import Record
 from .jobs import captions, open_job
 from .latents import wants_pictures, write_latents
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .provenance import Record, parameters_text
 from .session import choose_rule, print_warnings
 from .sheets import default_columns, default_zoom, picture_grid
 
 DEFAULT_OUT = Path("out")
-SLUG_LENGTH = 40  # letters, of up to 4 bytes: file systems take 255 bytes
 OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -104,20 +101,7 @@ def write_pictures(
     return files
 
 
-def write_picture(new: NewFiles, file: Path, image: Image.Image, record: Record, names: tuple[str, ...]) -> Path:
-    """Write one picture with its record; returns where it is."""
-    text, chunk = parameters_text(record, names), record.to_dict()
-    return new.write(file, lambda path: save_png(image, path, text, chunk))
-
-
 def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...]) -> Image.Image:
     """The captioned grid of a run."""
     columns, zoom = record.layout
     return picture_grid(images, captions(names, record.labels, record.seeds), columns, zoom)
-
-
-def picture_name(names: tuple[str, ...], label: int, seed: int) -> str:
-    """``003-acerites-dentata-seed7.png``, in letters of any alphabet; names that differ in case only are one."""
-    name = unicodedata.normalize("NFKC", names[label]).casefold() if names else ""
-    slug = "-".join(re.findall(r"[^\W_]+", name))[:SLUG_LENGTH]
-    return "-".join(filter(None, (f"{label:03d}", slug, f"seed{seed}"))) + ".png"

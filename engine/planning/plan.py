@@ -1,5 +1,6 @@
 """Guidance x schedule x solver -> Plan: who runs at which call, with which numbers, at what cost."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,10 +13,11 @@ from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
-from ..rules.batch import Rules, check_count, check_rules, sample_rules
+from ..rules.batch import Rules, RulesLike, as_rules, check_count, sample_rules
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
-from .plan_text import plan_text
+from .plan_html import plan_html
+from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solvers import Solver, check_learned_variance, get_solver
 from .term_weights import (
@@ -53,7 +55,7 @@ class Cost:
     relative: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch.
 
@@ -139,10 +141,15 @@ class Plan:
         """That of the rule; of samples' rules the first, all are of one kind."""
         return (self.samples or (self,))[0].guidance.correction
 
+    @property
+    def reused(self) -> np.ndarray:
+        """``[..., N, K]`` bool, whether a direction ``c - k`` of an earlier call serves."""
+        return (self.weights != 0) & ~self.evaluated
+
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         runs: list[Run] = []
-        reused = (self.weights != 0) & ~self.evaluated
+        reused = self.reused
         for call, live in enumerate(self.live):
             if runs and runs[-1].live == live and (reused[..., call, :] == reused[..., call - 1, :]).all():
                 runs[-1] = Run(runs[-1].start, call + 1, live)
@@ -231,8 +238,22 @@ class Plan:
         unguided = self.calls * self.spec.forward_flops(self.height, self.width)
         return Cost(self.calls, int(totals[0]), int(totals[1]), int(totals[2]), float(totals[2] / unguided))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to be repeated, and what it costs, in plain numbers and strings."""
+        return plan_dict(self)
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict())
+
     def __str__(self) -> str:
         return plan_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan {plan_summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
 
 def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -> Path:
@@ -301,14 +322,14 @@ def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tupl
 
 
 def compile_plan(
-    guidance: Rules | None,
+    guidance: RulesLike,
     schedule: Schedule,
     solver: Solver | str,
     specs: Mapping[str, ModelSpec] | ModelSpec,
     height: int | None = None,
     width: int | None = None,
 ) -> Plan:
-    """Resolve a guidance rule, or a list of one for each sample, against a schedule and a solver for a model.
+    """Resolve a guidance rule or its text, or a list of one for each sample, against a schedule and a solver for a model.
 
     ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
@@ -316,10 +337,10 @@ def compile_plan(
     """
     if isinstance(specs, ModelSpec):
         specs = {"main": specs}
-    guidance = check_rules(guidance)
+    spec, solver = specs["main"], get_solver(solver)
+    guidance = as_rules(guidance, spec)
     own = sample_rules(guidance)
     rules = own or (guidance,)
-    spec, solver = specs["main"], get_solver(solver)
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())

@@ -1,14 +1,17 @@
 """A plan as text a person can read, and as JSON a machine can."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..rules.rule_text import shown_rule
 from .solvers import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
-    from .plan import Plan  # which prints itself with this module
+    from .plan import Plan, Run  # which prints itself with this module
 
+FLOPS_UNITS = {9: "GFLOP", 12: "TFLOP", 15: "PFLOP"}
 COLUMNS = ("calls", "sigma", "rows", "blocks", "cost", "live branches and weights")
 
 
@@ -29,31 +32,68 @@ def heading(plan: "Plan") -> str:
     )
 
 
+def plan_summary(plan: "Plan") -> str:
+    """Model, rule, solver and cost in a few words."""
+    size = f"{plan.spec.name} {plan.height} x {plan.width}"
+    how = f"{plan.schedule.steps} steps of {plan.solver.name}, schedule {plan.schedule.name}"
+    return f"{size}: {shown_rule(plan.guidance)}, {how}, {plan.cost.relative:.2f}x unguided"
+
+
 def plan_text(plan: "Plan") -> str:
     """One line per run of calls with the same live branches, then the cost and the warnings."""
-    calls, levels, rows, blocks, cost, branches = COLUMNS
-    lines = [heading(plan), f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {cost:>6}  {branches}"]
-    for calls, levels, rows, blocks, cost, branches in run_cells(plan):
-        lines.append(f"{calls:>9}  {levels:>15}  {rows:>4}  {blocks:>6}  {cost:>6}  {branches}")
+    cells = [COLUMNS, *run_cells(plan)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(COLUMNS) - 1)]
+    lines = [heading(plan)]
+    for line in cells:
+        lines.append("  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
     lines.append(cost_text(plan))
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
 
 def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
-    """The cells of :data:`COLUMNS` for each run of calls with the same live branches."""
+    """The cells of :data:`COLUMNS` for each run of calls with the same live branches; runs that take turns share a line."""
     unit, table = plan.spec.forward_flops(plan.height, plan.width), []
-    for run in plan.runs:
-        rows, blocks, flops = plan.call_cost(run.live)
-        first, last = plan.sigmas[run.start], plan.sigmas[run.stop - 1]
-        weights = plan.weights[..., run.start : run.stop, :]
-        names = [str(plan.branches[0])] if run.live else ["none: the velocity is zero"]
-        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in run.live[1:]]
-        reused = (weights * ~plan.evaluated[..., run.start : run.stop, :]).reshape(-1, weights.shape[-1]).any(axis=0)
-        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in reused.nonzero()[0]]
-        calls, levels = f"{run.start + 1}-{run.stop}", f"{first:.4f}-{last:.4f}"
-        table.append((calls, levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
+    for runs in _folded(plan):
+        live, calls = runs[0].live, np.concatenate([np.arange(run.start, run.stop) for run in runs])
+        rows, blocks, flops = plan.call_cost(live)
+        first, last = plan.sigmas[calls[0]], plan.sigmas[calls[-1]]
+        weights, reused = plan.weights[..., calls, :], plan.reused[..., calls, :].reshape(-1, len(calls), len(plan.masks))
+        names = [str(plan.branches[0])] if live else ["none: the velocity is zero"]
+        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in live[1:]]
+        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused.any((0, 1)))]
+        levels = f"{first:.4f}-{last:.4f}" if len(calls) > 1 else f"{first:.4f}"
+        table.append((_numbers(runs), levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
+
+
+def _numbers(runs: "Sequence[Run]") -> str:
+    """The calls of runs at equal distances, counted from 1."""
+    each = [f"{run.start + 1}-{run.stop}" if run.stop - run.start > 1 else str(run.stop) for run in runs]
+    return f"{each[0]}, {each[1]} ... {each[-1]}" if len(each) > 2 else ", ".join(each)
+
+
+def _folded(plan: "Plan") -> "list[tuple[Run, ...]]":
+    """The runs in order, those of a pattern that comes at least twice in a row gathered: as where directions are reused."""
+    runs, reused = plan.runs, plan.reused
+    kinds = [(run.live, run.stop - run.start, tuple(reused[..., run.start, :].ravel().tolist())) for run in runs]
+    lines, first = [], 0
+    while first < len(runs):
+        period, stop = _pattern(kinds, first)
+        lines += [tuple(runs[first + place : stop : period]) for place in range(period)]
+        first = stop
+    return lines
+
+
+def _pattern(kinds: Sequence[tuple], first: int) -> tuple[int, int]:
+    """The shortest pattern that begins at ``first`` and comes at least twice: its length, and where it ends; (1, the next)."""
+    for period in range(2, (len(kinds) - first) // 2 + 1):
+        stop = first + period
+        while stop < len(kinds) and kinds[stop] == kinds[stop - period]:
+            stop += 1
+        if stop >= first + 2 * period:
+            return period, stop
+    return 1, first + 1
 
 
 def cost_text(plan: "Plan") -> str:
@@ -61,13 +101,19 @@ def cost_text(plan: "Plan") -> str:
     cost = plan.cost
     return (
         f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, "
-        f"{cost.flops / 1e9:.4g} GFLOP per sample = {cost.relative:.3f}x unguided"
+        f"{flops_text(cost.flops)} per sample = {cost.relative:.3f}x unguided"
     )
+
+
+def flops_text(flops: int) -> str:
+    """A number of operations in the unit that leaves one to three digits before the point, up to PFLOP."""
+    power = next((power for power in (15, 12) if flops >= 10**power), 9)
+    return f"{flops / 10**power:.4g} {FLOPS_UNITS[power]}"
 
 
 def plan_dict(plan: "Plan") -> dict:
     """Everything a run needs to be repeated, with plain numbers and strings."""
-    cost, reused = plan.cost, (plan.weights != 0) & ~plan.evaluated
+    cost, reused = plan.cost, plan.reused.reshape(-1, plan.calls, len(plan.masks)).any(axis=0)
     return {
         "model": plan.spec.name,
         "height": plan.height,
@@ -83,7 +129,7 @@ def plan_dict(plan: "Plan") -> dict:
         "solver_columns": list(SOLVER_COLUMNS),
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
-        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in reused.reshape(-1, *reused.shape[-2:]).any(axis=0)],
+        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in reused],
         "cost": {
             "calls": cost.calls,
             "evaluations": cost.evaluations,

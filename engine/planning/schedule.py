@@ -19,7 +19,7 @@ def check_steps(steps: int) -> int:
     return steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """``steps + 1`` noise levels inside [0, 1] that fall throughout, or rise throughout; taken as they are.
 
@@ -43,6 +43,9 @@ class Schedule:
                     f"noise levels must fall throughout or rise throughout, got {first:.6g} followed by {second:.6g} "
                     f"in a list from {sigmas[0]:.6g} to {sigmas[-1]:.6g}"
                 )
+
+    def __repr__(self) -> str:
+        return f"<Schedule {self.name}: {self.steps} steps from {self.sigmas[0]:.6g} to {self.sigmas[-1]:.6g}>"
 
     @property
     def steps(self) -> int:

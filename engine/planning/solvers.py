@@ -45,7 +45,7 @@ class HostStep(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solver:
     """A named recipe ``sigmas -> rows``; ``stochastic`` solvers use in-loop noise."""
 
@@ -55,6 +55,9 @@ class Solver:
     last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
     # of a network with a learned variance: sigmas -> log of the largest deviation over the smallest, [N], see ``ddpm``
     spreads: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Solver {self.name}>"
 
     def begin(self) -> HostStep | None:
         """What makes the steps of a run that begins now; None: the rows do."""

@@ -18,7 +18,7 @@ CLIPS = ENCODERS[:2]  # the third, T5, may be missing: zeros stand in its place,
 PROMPT_LENGTH = 256  # tokens of the third encoder, T5; the two CLIPs bring 77
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PromptEmbeddings:
     """Encoded prompts of B images, reusable across calls.  ``negative`` may be None when no rule needs it."""
 
@@ -27,6 +27,9 @@ class PromptEmbeddings:
 
     def __len__(self) -> int:
         return len(self.positive)
+
+    def __repr__(self) -> str:
+        return f"<PromptEmbeddings of {len(self)} prompts, {'without' if self.negative is None else 'with'} negative ones>"
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "PromptEmbeddings":
         def changed(condition: TextCondition | None) -> TextCondition | None:

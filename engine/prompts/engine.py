@@ -18,7 +18,7 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solvers import Solver
-from ..rules.batch import Rules
+from ..rules.batch import RulesLike
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
@@ -37,7 +37,7 @@ from .planning import (
 from .vae import check_output, draw_start, load_images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptRun:
     """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
 
@@ -68,7 +68,7 @@ class PromptEngine(PipeCore):
 
     def plan(
         self,
-        guidance: Rules | None = None,
+        guidance: RulesLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver | None = None,
@@ -93,7 +93,7 @@ class PromptEngine(PipeCore):
     def sample(
         self,
         embeddings: PromptEmbeddings,
-        guidance: Rules | None = None,
+        guidance: RulesLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -165,7 +165,7 @@ class PromptEngine(PipeCore):
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
         negative_prompt: str | Sequence[str] | None = "",
-        guidance: Rules | None = None,
+        guidance: RulesLike = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -238,7 +238,7 @@ class PromptEngine(PipeCore):
 
     def denoiser(
         self,
-        guidance: Rules | None,
+        guidance: RulesLike,
         embeddings: PromptEmbeddings,
         *,
         schedule: ScheduleLike | None = None,

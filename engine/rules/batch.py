@@ -1,32 +1,34 @@
 """Rules of a whole batch: one rule for all samples, one with numbers for each, or a list of one rule for each."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+
+from segue.models.spec import ModelSpec
 
 from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
-from .guidance import Correction, Guidance, Unguided
+from .guidance import Correction, Guidance
+from .presets import RuleLike, as_rule
 
-Rules = Guidance | Sequence[Guidance | None]  # None: unguided
-NEUTRAL = {RescaledDeviation: {"phi": 0.0}, AdaptiveProjection: {"momentum": 0.0, "radius": float("inf"), "eta": 1.0}}
+Rules = Guidance | tuple[Guidance, ...]
+RulesLike = RuleLike | Sequence[RuleLike]
+NEUTRAL = {RescaledDeviation: {"phi": 0.0}, AdaptiveProjection: {"momentum": 0.0, "radius": math.inf, "eta": 1.0}}
 
 
-def check_rules(rules: Any) -> Rules:
-    """``rules`` as a rule or a tuple of a rule for each sample; None is unguided.  Raises ``TypeError`` or ``ValueError``."""
-    if rules is None:
-        return Unguided()
-    if isinstance(rules, Guidance):
-        return rules
+def as_rules(rules: RulesLike, model: str | ModelSpec = "") -> Rules:
+    """A rule as :func:`.presets.as_rule` reads it, or a tuple of one for each sample from a list.
+
+    Raises ``TypeError`` or ``ValueError``, also for a rule in a list that has numbers for several samples itself.
+    """
     if not isinstance(rules, list | tuple):
-        raise TypeError(f"guidance must be a Guidance rule, or a list of one for each sample, got {rules!r}")
+        return as_rule(rules, model)
     if not rules:
-        raise ValueError("a list of rules holds one for each sample, got an empty one")
-    for rule in rules:
-        if not isinstance(rule, Guidance | None):
-            raise TypeError(f"guidance must be a Guidance rule, or a list of one for each sample, got {rule!r} in it")
-        if rule is not None and rule.samples is not None:
-            raise ValueError(f"the rule of one sample of a list has one number each, got one for {rule.samples} samples")
-    return tuple(Unguided() if rule is None else rule for rule in rules)
+        raise ValueError(f"a list of rules holds one for each sample, got {rules!r}")
+    read = tuple(as_rule(rule, model) for rule in rules)
+    for rule in read:
+        if rule.samples is not None:
+            raise ValueError(f"a rule in a list is that of one sample, got {rule!r} with numbers for {rule.samples} samples")
+    return read
 
 
 def check_count(rules: Rules, count: int) -> None:

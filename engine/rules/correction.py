@@ -34,6 +34,7 @@ class RescaledDeviation(Correction):
 
     phi: Number
 
+    name = "rescale"
     needs_reference = False
 
     def __post_init__(self):
@@ -45,6 +46,8 @@ class OptimizedScale(Correction):
     """CFG-Zero*: the reference scaled to fit the conditional velocity, and no velocity at all in the first ``zero_steps``."""
 
     zero_steps: int | tuple[int, ...] = 0
+
+    name = "zero-star"
 
     def __post_init__(self):
         _set(self, zero_steps=self._count)
@@ -65,6 +68,7 @@ class AdaptiveProjection(Correction):
     radius: Number
     eta: Number
 
+    name = "apg"
     has_memory = True
 
     def __post_init__(self):

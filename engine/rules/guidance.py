@@ -16,9 +16,11 @@ from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .per_sample import Number, common_count, each, of_sample, samples_of, shown
-from .window import EVERYWHERE, Window
+from .rule_text import shown_rule
+from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
+ROUNDING = 2.0**-50  # of a scale, less 1, plus a delta: a few steps of fp64
 RETURNED = "a function of sigma must return a number"
 
 
@@ -143,9 +145,13 @@ class Weight:
         return value
 
     def __call__(self, sigma: float, position: float) -> float:
-        """The weight at noise level ``sigma`` and position ``p`` in the window, where all samples share the numbers."""
+        """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left.
+
+        Of numbers that all samples share; see :meth:`Guidance.of_sample`.
+        """
         if self.function is None:
-            return self.base + self.delta * (1 - 2 * position)
+            value = self.base + self.delta * (1 - 2 * position)
+            return value if abs(value) > ROUNDING * (1 + abs(self.base) + abs(self.delta)) else 0.0
         value = real_number(self.function(sigma), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
@@ -170,8 +176,7 @@ class Term:
             raise TypeError(f"the branch of a term must be a Branch, got {self.branch!r}")
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
-        if not isinstance(self.window, Window):
-            raise TypeError(f"a window is made by Window.sigma, Window.fraction or Window.steps, got {self.window!r}")
+        object.__setattr__(self, "window", as_window(self.window))
         object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
@@ -181,10 +186,12 @@ class Term:
 class Correction:
     """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
 
+    ``name``: of the rule whose text it is, with the fields as options.
     ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
     ``has_memory``: it depends on the calls before.
     """
 
+    name = ""
     needs_reference = True
     has_memory = False
     zero_steps = 0
@@ -194,7 +201,7 @@ class Correction:
         return f"{type(self).__name__} ({numbers})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guidance:
     """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
 
@@ -221,6 +228,9 @@ class Guidance:
         terms = tuple(replace(term, weight=of_sample(term.weight, sample)) for term in self.terms)
         return Guidance(terms, of_sample(self.correction, sample) if self.correction else None)
 
+    def __repr__(self) -> str:
+        return f"<Guidance {shown_rule(self)}>"
+
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
@@ -241,7 +251,7 @@ class Guidance:
             return f"the correction {self.correction}"
         return ""
 
-    def within(self, window: Window) -> "Guidance":
+    def within(self, window: Window | str) -> "Guidance":
         """The same rule with every term confined to ``window``; a term that already has a window is refused."""
         for term in self.terms:
             if term.window != EVERYWHERE:
@@ -274,15 +284,15 @@ def _weight(value: Scale, delta: float | Sequence[float], offset: float = 0.0) -
     return Weight(each(numbers, lambda number: number - offset), delta)
 
 
-def _one_term(branch: Branch, weight: Weight, window: Window | None, channels: int | None = None) -> Guidance:
-    return Guidance((Term(branch, weight, EVERYWHERE if window is None else window, channels),))
+def _one_term(branch: Branch, weight: Weight, window: Window | str | None, channels: int | None = None) -> Guidance:
+    return Guidance((Term(branch, weight, as_window(window), channels),))
 
 
 def CFG(
     scale: Scale,
     *,
     delta: float | Sequence[float] = 0.0,
-    window: Window | None = None,
+    window: Window | str | None = None,
     condition: str | int = "uncond",
     channels: int | None = None,
 ) -> Guidance:
@@ -296,7 +306,7 @@ def CFG(
 
 
 def SkipLayer(
-    weight: Scale, layers: tuple[int, ...], *, delta: float | Sequence[float] = 0.0, window: Window | None = None
+    weight: Scale, layers: tuple[int, ...], *, delta: float | Sequence[float] = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
@@ -311,19 +321,21 @@ def PerturbedLayers(
     *,
     kind: str,
     delta: float | Sequence[float] = 0.0,
-    window: Window | None = None,
+    window: Window | str | None = None,
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
-def EarlyExit(weight: Scale, layer: int, *, delta: float | Sequence[float] = 0.0, window: Window | None = None) -> Guidance:
+def EarlyExit(
+    weight: Scale, layer: int, *, delta: float | Sequence[float] = 0.0, window: Window | str | None = None
+) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
 def AutoGuidance(
-    weight: Scale, *, model: str = "weak", delta: float | Sequence[float] = 0.0, window: Window | None = None
+    weight: Scale, *, model: str = "weak", delta: float | Sequence[float] = 0.0, window: Window | str | None = None
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
@@ -339,13 +351,21 @@ def from_extrapolation(scale: float | Sequence[float]) -> Number:
     return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
 
 
-def SGG(strong: Guidance, weak: Guidance, switch: float) -> Guidance:
+def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guidance:
     """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
 
-    Source: arXiv 2603.20584.  The published SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
+    ``switch`` may also be the first segment as a window, ``Window.fraction(0, 0.5)``, or the text of either.  At 0 and 1 one
+    rule is everywhere and the other left out, but for a correction of the whole.  Source: arXiv 2603.20584.  The published
+    SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
     """
-    requirement = "the switch is a noise level between 0 and 1"
-    switch = real_number(switch, requirement)
-    if not 0 < switch < 1:
-        raise ValueError(f"{requirement}, got {switch}")
-    return strong.within(Window.sigma(switch, 1.0)) + weak.within(Window.sigma(0.0, switch))
+    first, second = segments(switch)
+    return _segment(strong, first) + _segment(weak, second)
+
+
+def _segment(rule: Guidance, window: Window) -> Guidance:
+    """``rule`` within a segment of the run, which may be empty."""
+    confined = rule.within(window)
+    if not window.is_empty:
+        return confined
+    correction = rule.correction
+    return Guidance((), None if correction is None or correction.needs_reference else correction)

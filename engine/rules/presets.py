@@ -3,9 +3,10 @@
 A rule is ``NAME`` or ``NAME:OPTION=VALUE,...``; rules add with ``+``::
 
     sgg      cfg:scale=3      slg:layers=7,8,weight=2      cfg:scale=4.5,window=steps:1-14 + slg:weight=3,layers=7-9
+
+A scale, a weight or another number of a rule may be a list, one for each sample of the batch: ``cfg:scale=2,4``.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,21 +14,15 @@ from typing import Any
 
 from segue.models.spec import ModelSpec
 
+from ..numeric_input import number_from_text
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
-from .window import Window
+from .rule_text import PERTURBING, named_text, value_text
+from .window import Window, segments
 
 # --- values ----------------------------------------------------------------------------------------------------------
-
-
-def parse_number(text: str) -> float:
-    """A number; whether it is finite and in range is for the rule to say."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"expected a number, got {text!r}") from None
 
 
 def parse_integer(text: str) -> int:
@@ -37,27 +32,26 @@ def parse_integer(text: str) -> int:
     return numbers[0]
 
 
+def parse_each(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of one value for all samples, or of a list of one for each: ``2`` or ``2,4``; of a single sample ``2,``."""
+
+    def parsed(text: str) -> Any:
+        if "," not in text:
+            return parse(text)
+        *values, last = text.split(",")
+        return tuple(map(parse, [*values, last] if last.strip() else values))
+
+    return parsed
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(parse_integers(text))
 
 
-def parse_window(text: str) -> Window:
-    """``sigma:LOW,HIGH``, ``fraction:START,STOP``, ``steps:FIRST,LAST`` or ``all``; a dash may stand for the comma."""
-    kind, _, bounds = text.partition(":")
-    if text == "all":
-        return Window()
-    parts = bounds.split(",") if "," in bounds else bounds.split("-")
-    if kind not in ("sigma", "fraction", "steps") or len(parts) != 2:
-        raise ValueError(f"expected a window such as sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14, got {text!r}")
-    low, high = (parse_number(part) for part in parts)
-    return Window(kind, low, high)
-
-
 def parse_switch(text: str) -> float | Window:
-    """A noise level, or ``fraction:F`` of the steps (then the first segment as a window)."""
-    if not text.startswith("fraction:"):
-        return parse_number(text)
-    return Window.fraction(0.0, parse_number(text.removeprefix("fraction:")))
+    """A noise level, or the first segment as a window: ``fraction:F`` of the steps."""
+    first, _ = segments(text)
+    return first.low if first.kind == "sigma" else first
 
 
 def parse_reference(text: str) -> str | int:
@@ -65,43 +59,30 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
-def _number_text(value: float) -> str:
-    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
-
-
-def _value_text(option: str, value: Any) -> str:
-    """A value as its parser reads it, exactly."""
-    if isinstance(value, Window):
-        bounds = (value.high,) if option == "switch" else (value.low, value.high)
-        return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(_number_text, bounds))}"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return _number_text(value) if isinstance(value, float) else str(value)
-
-
 def _shown(option: str, value: Any) -> str:
     """A value for a person to read."""
     if isinstance(value, Window):
         return str(value)
-    return _value_text(option, value).replace(",", ", ")
+    return value_text(option, value).replace(",", ", ")
 
 
+parse_numbers = parse_each(number_from_text)
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": parse_number,
-    "weight": parse_number,
-    "delta": parse_number,
+    "scale": parse_numbers,
+    "weight": parse_numbers,
+    "delta": parse_numbers,
     "layers": parse_layers,
     "layer": parse_integer,
     "switch": parse_switch,
-    "window": parse_window,
+    "window": Window.parse,
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
-    "phi": parse_number,
-    "zero_steps": parse_integer,
-    "momentum": parse_number,
-    "radius": parse_number,
-    "eta": parse_number,
+    "phi": parse_numbers,
+    "zero_steps": parse_each(parse_integer),
+    "momentum": parse_numbers,
+    "radius": parse_numbers,
+    "eta": parse_numbers,
     "model": str,
 }
 
@@ -112,14 +93,9 @@ def _cfg(scale, reference="uncond", **options) -> Guidance:
     return CFG(scale, condition=reference, **options)
 
 
-def _perturbed(kind: str) -> Callable[..., Guidance]:
+def _perturbed(name: str) -> Callable[..., Guidance]:
+    kind = next(kind for kind, known in PERTURBING.items() if known == name)
     return lambda weight, layers, **options: PerturbedLayers(weight, layers, kind=kind, **options)
-
-
-def _segmented(strong: Guidance, weak: Guidance, switch: float | Window) -> Guidance:
-    if not isinstance(switch, Window):
-        return SGG(strong, weak, switch)
-    return strong.within(switch) + weak.within(Window.fraction(switch.high, 1.0))
 
 
 @dataclass(frozen=True)
@@ -137,25 +113,23 @@ KINDS = {
     "none": RuleKind("Unguided", (), (), Unguided),
     "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
     "slg": RuleKind("Skip-layer guidance", ("weight", "layers"), _TERM, SkipLayer),
-    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_identity")),
-    "pag-image": RuleKind(
-        "Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("attention_identity_image")
-    ),
-    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_skip")),
-    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("attention_blur")),
+    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("pag")),
+    "pag-image": RuleKind("Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("pag-image")),
+    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("stg")),
+    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("seg")),
     "exit": RuleKind("Early-exit guidance", ("weight", "layer"), _TERM, EarlyExit),
     "ag": RuleKind("Autoguidance", ("weight",), (*_TERM, "model"), AutoGuidance),
     "sgg": RuleKind(
         "Segmented guidance",
         ("scale", "weight", "layers", "switch"),
         ("refresh",),
-        lambda scale, weight, layers, switch: _segmented(CFG(scale), SkipLayer(weight, layers), switch),
+        lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     ),
     "sgg-exit": RuleKind(
         "Segmented guidance, early exit",
         ("scale", "weight", "layer", "switch"),
         ("refresh",),
-        lambda scale, weight, layer, switch: _segmented(CFG(scale), EarlyExit(weight, layer), switch),
+        lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     ),
     "rescale": RuleKind("rescaled deviation", ("phi",), (), Rescale),
     "zero-star": RuleKind("optimized scale", (), ("zero_steps",), CFGZeroStar),
@@ -180,8 +154,7 @@ class NamedRule:
 
     @property
     def text(self) -> str:
-        options = ",".join(f"{option}={_value_text(option, value)}" for option, value in self.options)
-        return f"{self.name}:{options}" if options else self.name
+        return named_text(self.name, self.options)
 
     @property
     def title(self) -> str:
@@ -214,6 +187,25 @@ class ParsedRule:
     @property
     def summary(self) -> str:
         return " + ".join(part.summary for part in self.parts)
+
+
+RuleLike = Guidance | ParsedRule | NamedRule | str | None
+
+
+def as_rule(rule: RuleLike, model: str | ModelSpec = "") -> Guidance:
+    """A rule from one, from its text by the numbers of ``model``, or from None, which is unguided.
+
+    Raises ``ValueError`` as :func:`parse_rule`, ``TypeError`` for anything else.
+    """
+    if rule is None:
+        return Unguided()
+    if isinstance(rule, str):
+        return parse_rule(rule, model).guidance
+    if isinstance(rule, NamedRule | ParsedRule):
+        return rule.guidance
+    if not isinstance(rule, Guidance):
+        raise TypeError(f"guidance must be a rule such as CFG(4.5), or its text such as 'cfg:scale=4.5', got {rule!r}")
+    return rule
 
 
 def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:

@@ -1,7 +1,7 @@
 """The loop over network calls: callbacks, progress, interruption, finite checks.  It knows nothing of guidance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from .program import Program
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CallInfo:
     """What a callback sees after each network call; ``x`` is the state [B, C, H, W] itself, in flow coordinates."""
 
@@ -18,7 +18,7 @@ class CallInfo:
     step: int
     sigma: float
     live: tuple[int, ...]
-    x: Tensor
+    x: Tensor = field(repr=False)
 
 
 Callback = Callable[[CallInfo], bool | None]

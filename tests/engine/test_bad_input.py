@@ -116,6 +116,11 @@ RULES = [
     (lambda: AutoGuidance(1.0, model="main"), ValueError, "'main'"),
     (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), switch=1.5), ValueError, "1.5"),
     (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), switch=NAN), ValueError, "nan"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), Window.steps(1, 14)), ValueError, "begins with the run, .* got steps 1-14"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), "fraction:0.2,0.5"), ValueError, r"got fraction \[0.2, 0.5\)"),
+    (lambda: SGG(CFG(3.0), SkipLayer(2.0, (7,)), "half"), ValueError, "a number, got .half."),
+    (lambda: CFG(3.0, window="steps"), ValueError, "window such as sigma:0.2,0.8 .* got .steps."),
+    (lambda: CFG(3.0, window="sigma:0,x"), ValueError, "a number, got .x."),
     (lambda: SGG(CFG(3.0, window=Window.steps(1, 2)), SkipLayer(2.0, (7,)), 0.6), ValueError, "steps 1-2"),
     (lambda: Window.sigma(0.8, 0.2), ValueError, "0.8 to 0.2"),
     (lambda: Window.sigma(0.5, 0.5), ValueError, "0.5 to 0.5"),
@@ -158,7 +163,8 @@ def test_numbers_of_numpy_are_numbers():
 
 
 RUNS = [
-    ({"guidance": "cfg"}, TypeError, "'cfg'"),
+    ({"guidance": 3.0}, TypeError, r"such as CFG\(4.5\), or its text .* got 3.0"),
+    ({"guidance": "cgf"}, ValueError, "unknown guidance rule .cgf."),
     ({"guidance": SkipLayer(1.0, (12,))}, ValueError, "layer 12 .* layers 0 to 11"),
     ({"guidance": EarlyExit(1.0, 5)}, ValueError, "after layer 5; it has: 4"),
     ({"guidance": AutoGuidance(1.0)}, ValueError, "'weak'; the engine holds: main"),

@@ -29,7 +29,8 @@ def refused(error, message, function, *arguments, **keywords):
 @pytest.mark.parametrize(
     ("error", "message", "rule"),
     [
-        (TypeError, "guidance must be a Guidance rule, got 'cfg'", "cfg"),
+        (TypeError, "guidance must be a rule such as CFG\\(4.5\\), or its text such as .cfg:scale=4.5., got 4.5", 4.5),
+        (ValueError, "unknown guidance rule .cgf.; known: none, cfg", "cgf"),
         (ValueError, "layer 6 does not exist: .* has layers 0 to 5", SkipLayer(2.0, (5, 6))),
         (ValueError, "no network named 'weak'", AutoGuidance(1.5)),
         (ValueError, "'parent' needs superclasses", CFG(3.0, condition="parent")),

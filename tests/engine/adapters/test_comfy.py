@@ -167,7 +167,7 @@ def test_automatic_layers_are_the_published_ones_for_the_medium_models_only():
         ({"layers": "seven"}, "expected numbers such as 3 or 0-7"),
         ({"layers": "1, 1"}, "layers must be distinct"),
         ({"cfg": float("nan")}, "a weight must be finite, got nan"),
-        ({"switch": 1.0}, "the switch is a noise level between 0 and 1, got 1.0"),
+        ({"switch": 1.5}, "the switch is a noise level between 0 and 1, or .*, got 1.5"),
         ({"switch_by": "steps"}, "by sigma or by percent, got 'steps'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -182,7 +182,7 @@ def test_bad_values_are_refused_when_the_node_runs(changes, message):
     [
         ({"cfg": True}, "a scale must be a finite number or a function of sigma, got True"),
         ({"weight": "3"}, "a scale must be a finite number or a function of sigma, got '3'"),
-        ({"switch": True}, "the switch is a noise level between 0 and 1, got True"),
+        ({"switch": True}, "the switch is a noise level between 0 and 1, or .*, got True"),
         ({"layers": 7}, "layers are written as text, such as '7, 8, 9' or 'auto', got 7"),
     ],
 )

@@ -218,7 +218,7 @@ def test_what_a_guider_cannot_do_is_refused_in_one_sentence(rule, message):
 
 
 def test_wrong_networks_and_schedulers_are_refused(transformer, prompts, latents):
-    with pytest.raises(TypeError, match="guidance must be a Guidance rule or its text"):
+    with pytest.raises(TypeError, match=r"guidance must be a rule such as .*, or its text .* got 4\.5"):
         SegmentedGuidance(4.5)
     guider = SegmentedGuidance(SkipLayer(2.0, (1, 6)))
     with pytest.raises(ValueError, match="layer 6 does not exist: blocks are 0 to 5"):

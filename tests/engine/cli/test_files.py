@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from segue import Engine
 from segue.__main__ import app
-from segue.engine.cli.sample import picture_name
+from segue.engine.records.pictures import picture_name
 
 
 @pytest.fixture(scope="module")

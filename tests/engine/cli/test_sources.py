@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from segue import CFG, EarlyExit, Engine
 from segue.__main__ import app
-from segue.engine.cli.provenance import Origin
+from segue.engine.records.provenance import Origin
 
 RUN = ["-g", "cfg:scale=3", "--steps", "2"]
 

@@ -13,13 +13,18 @@ from segue import (
     CFG,
     SGG,
     AutoGuidance,
+    Branch,
     CFGZeroStar,
     EarlyExit,
     Engine,
+    Exit,
+    Guidance,
     PerturbedLayers,
     Rescale,
     SkipLayer,
+    Term,
     Unguided,
+    Weight,
     Window,
     compile_plan,
     flow_shift,
@@ -29,6 +34,7 @@ from segue.engine.cli.selection import pair_samples, parse_labels
 from segue.engine.rules.integers import parse_integers
 from segue.engine.rules.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
 from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule
+from segue.engine.rules.rule_text import rule_text
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import dit_spec, repa_spec, sit_spec
 
@@ -111,6 +117,42 @@ sums = st.lists(named_rules(), min_size=1, max_size=3).map(lambda parts: ParsedR
 def test_the_text_of_a_rule_repeats_it_exactly_whatever_the_defaults(rule):
     assert parse_rule(rule.text).guidance == rule.guidance
     assert parse_rule(rule.text, "herbarium").text == rule.text
+
+
+@given(sums.filter(holds_one_correction))
+def test_a_rule_has_a_text_that_makes_it_again(rule):
+    assert parse_rule(rule_text(rule.guidance)).guidance == rule.guidance
+    assert repr(rule.guidance) == f"<Guidance {rule_text(rule.guidance)}>"
+
+
+@pytest.mark.parametrize(("text", "guidance"), EQUAL, ids=[text for text, _ in EQUAL])
+def test_the_text_of_a_rule_is_no_longer_than_what_it_was_written_as(text, guidance):
+    assert len(rule_text(guidance)) <= len(parse_rule(text).text)
+
+
+@pytest.mark.parametrize(
+    ("rule", "why", "shown"),
+    [
+        (CFG(lambda sigma: 3.0), "the weight of uncond is a function of sigma", "cfg:scale=<function>"),
+        (
+            SGG(CFG(2.0), SkipLayer(lambda sigma: 2.0, (1,)), 0.5),
+            "the weight of cond skip 1 is",
+            "cfg:scale=2,window=sigma:0.5,1 + slg:weight=<function>,layers=1,window=sigma:0,0.5",
+        ),
+        (
+            Guidance((Term(Branch("uncond", Exit(2)), Weight(1.0)),)),
+            "no named rule has the branch uncond exit 2",
+            "<uncond exit 2>",
+        ),
+        (Guidance((Term(Branch(model="weak"), Weight(1.0), channels=3),)), "cond of weak on some channels", "<cond of weak>"),
+        (Guidance((Term(Branch(model="a=b"), Weight(1.0)),)), "the branch cond of a=b", "<cond of a=b>"),
+        (Guidance((Term(Branch("uncond"), Weight(1e-20)),)), "no scale has the weight 1e-20", "cfg:scale=1"),
+    ],
+)
+def test_a_rule_without_a_text_says_what_has_none_and_shows_itself_all_the_same(rule, why, shown):
+    with pytest.raises(ValueError, match=f"no text that makes it again: .*{why}"):
+        rule_text(rule)
+    assert repr(rule) == f"<Guidance {shown}>"
 
 
 def single(model: str, name: str) -> bool:

@@ -1,0 +1,1 @@
+"""What a picture records about how it was made, and the files that carry it."""
