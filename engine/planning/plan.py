@@ -143,15 +143,16 @@ class Plan:
 
     @property
     def reused(self) -> np.ndarray:
-        """``[..., N, K]`` bool, whether a direction ``c - k`` of an earlier call serves."""
-        return (self.weights != 0) & ~self.evaluated
+        """``[N, K]`` bool, whether a direction ``c - k`` of an earlier call serves, any sample where they differ."""
+        reused = (self.weights != 0) & ~self.evaluated
+        return reused.any(axis=0) if self.samples else reused
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         runs: list[Run] = []
         reused = self.reused
         for call, live in enumerate(self.live):
-            if runs and runs[-1].live == live and (reused[..., call, :] == reused[..., call - 1, :]).all():
+            if runs and runs[-1].live == live and (reused[call] == reused[call - 1]).all():
                 runs[-1] = Run(runs[-1].start, call + 1, live)
             else:
                 runs.append(Run(call, call + 1, live))

@@ -58,10 +58,10 @@ def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
         live, calls = runs[0].live, np.concatenate([np.arange(run.start, run.stop) for run in runs])
         rows, blocks, flops = plan.call_cost(live)
         first, last = plan.sigmas[calls[0]], plan.sigmas[calls[-1]]
-        weights, reused = plan.weights[..., calls, :], plan.reused[..., calls, :].reshape(-1, len(calls), len(plan.masks))
+        weights, reused = plan.weights[..., calls, :], plan.reused[calls].any(axis=0)
         names = [str(plan.branches[0])] if live else ["none: the velocity is zero"]
         names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in live[1:]]
-        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused.any((0, 1)))]
+        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused)]
         levels = f"{first:.4f}-{last:.4f}" if len(calls) > 1 else f"{first:.4f}"
         table.append((_numbers(runs), levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
@@ -76,7 +76,7 @@ def _numbers(runs: "Sequence[Run]") -> str:
 def _folded(plan: "Plan") -> "list[tuple[Run, ...]]":
     """The runs in order, those of a pattern that comes at least twice in a row gathered: as where directions are reused."""
     runs, reused = plan.runs, plan.reused
-    kinds = [(run.live, run.stop - run.start, tuple(reused[..., run.start, :].ravel().tolist())) for run in runs]
+    kinds = [(run.live, run.stop - run.start, tuple(reused[run.start].tolist())) for run in runs]
     lines, first = [], 0
     while first < len(runs):
         period, stop = _pattern(kinds, first)
@@ -113,7 +113,7 @@ def flops_text(flops: int) -> str:
 
 def plan_dict(plan: "Plan") -> dict:
     """Everything a run needs to be repeated, with plain numbers and strings."""
-    cost, reused = plan.cost, plan.reused.reshape(-1, plan.calls, len(plan.masks)).any(axis=0)
+    cost = plan.cost
     return {
         "model": plan.spec.name,
         "height": plan.height,
@@ -129,7 +129,7 @@ def plan_dict(plan: "Plan") -> dict:
         "solver_columns": list(SOLVER_COLUMNS),
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
-        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in reused],
+        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in plan.reused],
         "cost": {
             "calls": cost.calls,
             "evaluations": cost.evaluations,

@@ -41,7 +41,7 @@ def check_count(rules: Rules, count: int) -> None:
 def sample_rules(rules: Rules) -> tuple[Guidance, ...] | None:
     """One rule for each sample, each with a correction of the same kind or none of them; None where one serves them all.
 
-    Raises ``ValueError`` for corrections of two kinds, and for CFG-Zero* beside a rule that has terms without it.
+    Raises ``ValueError`` for corrections of two kinds, and for CFG-Zero* beside a rule that guides by another condition without.
     """
     if isinstance(rules, Guidance):
         return None if rules.samples is None else tuple(map(rules.of_sample, range(rules.samples)))
@@ -58,6 +58,7 @@ def _corrected(rule: Guidance, correction: Correction) -> Guidance:
     """``rule`` with a correction of the kind of ``correction``, which changes nothing where it had none."""
     if rule.correction:
         return rule
-    if isinstance(correction, OptimizedScale) and rule.terms:
+    guided = any(term.branch.condition != "cond" for term in rule.terms)
+    if isinstance(correction, OptimizedScale) and guided:
         raise ValueError(f"{correction} fits the reference of every sample of its batch, and the rule of another has none")
     return replace(rule, correction=type(correction)(**NEUTRAL.get(type(correction), {})))
