@@ -78,7 +78,7 @@ class Plan:
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
     reference: int | None  # the branch that the rule's correction acts on, if it acts on one
-    table: np.ndarray  # [N, 7] solver rows in the model's own output, see SOLVER_COLUMNS
+    table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
     samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
 
@@ -304,14 +304,22 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
 
 
 def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Parameterization) -> tuple[np.ndarray, list]:
-    """The [N, 7] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
+    """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
     rows = solver.rows(sigmas)
     levels = np.array([row.sigma for row in rows])
     m, n = parameterization.velocity(levels)
     scale = parameterization.input_scale(levels)
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
     a, b, c, d, e, f = values.T
-    return np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), rows
+    further = np.array([_padded(row.earlier, solver) for row in rows]).reshape(len(rows), solver.earlier)
+    return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows
+
+
+def _padded(earlier: tuple[float, ...], solver: Solver) -> tuple[float, ...]:
+    """A row's coefficients of what earlier rows left, as many as the solver has said."""
+    if len(earlier) > solver.earlier:
+        raise ValueError(f"solver {solver.name!r} keeps {solver.earlier} earlier rows, and a row of it weighs {len(earlier)}")
+    return *earlier, *[0.0] * (solver.earlier - len(earlier))
 
 
 def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 A network call with velocity ``v`` at state ``y`` does ``y' = A y + B v + C h + D z`` and leaves ``h' = E y + F v`` behind for
 the next row; ``h`` is the previous velocity (Adams-Bashforth, Heun) or the previous clean estimate (DPM-Solver++).  The two
-extra columns E and F are what lets multistep solvers on ``x0`` be rows too.  All in flow coordinates and fp64.
+extra columns E and F are what lets multistep solvers on ``x0`` be rows too.  A solver that looks further back adds
+``G h_0 + ...`` of what was left before ``h``.  All in flow coordinates and fp64.
 """
 
 import math
@@ -17,13 +18,14 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import real_number
 
-# of a plan's table: the factor that makes a state the network's input, then a row's coefficients
+# of a plan's table: the factor that makes a state the network's input, then a row's coefficients; more columns follow for
+# solvers with ``earlier``
 SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
 
 
 @dataclass(frozen=True)
 class SolverRow:
-    """One network call: the noise level it is made at, the step it belongs to, and its six coefficients."""
+    """One network call: the noise level it is made at, the step it belongs to, and its coefficients."""
 
     sigma: float
     step: int
@@ -33,6 +35,7 @@ class SolverRow:
     d: float = 0.0
     e: float = 0.0
     f: float = 0.0
+    earlier: tuple[float, ...] = ()  # of what was left two rows ago, three rows ago
 
 
 class HostStep(Protocol):
@@ -55,6 +58,7 @@ class Solver:
     last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
     # of a network with a learned variance: sigmas -> log of the largest deviation over the smallest, [N], see ``ddpm``
     spreads: Callable[[np.ndarray], np.ndarray] | None = None
+    earlier: int = 0  # how many rows before the previous one its rows weigh: each is one more state in memory
 
     def __repr__(self) -> str:
         return f"<Solver {self.name}>"

@@ -41,7 +41,7 @@ def check_count(rules: Rules, count: int) -> None:
 def sample_rules(rules: Rules) -> tuple[Guidance, ...] | None:
     """One rule for each sample, each with a correction of the same kind or none of them; None where one serves them all.
 
-    Raises ``ValueError`` for corrections of two kinds, and for CFG-Zero* beside a rule that guides by another condition without.
+    Raises ``ValueError`` for corrections of two kinds, and for CFG-Zero* beside a rule with a reference but without it.
     """
     if isinstance(rules, Guidance):
         return None if rules.samples is None else tuple(map(rules.of_sample, range(rules.samples)))
