@@ -45,7 +45,7 @@ def copy_row(p_table, p_out, index, entries, table_row, W: tl.constexpr, BLOCK: 
     tl.store(p_out + o_w, b_x, mask=m_w)
 
 
-@jit(do_not_specialize=["entries"])
+@jit(do_not_specialize=["entries", "table_own"])
 def gather_kernel(
     p_table,
     p_index,
@@ -65,7 +65,7 @@ def gather_kernel(
     copy_row(p_table + row * table_own, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
 
 
-@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "condition_block"])
+@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "times_own", "condition_block"])
 def modulation_kernel(
     p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, times_own, call_step,
     condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr,
