@@ -17,7 +17,7 @@ from .core import EngineCore
 from .planning.plan import Plan, compile_plan
 from .planning.schedule import Schedule
 from .planning.solvers import VELOCITY, Solver
-from .rules.batch import RulesLike, as_rules, check_count, sample_rules
+from .rules.batch import RulesLike, as_rules, check_count, plain_rules
 from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
@@ -63,7 +63,7 @@ class GuidedVelocity:
         self.guidance = as_rules(guidance, self.specs["main"])
         self.height, self.width = height, width
         if sigmas is None:
-            for rule in sample_rules(self.guidance) or (self.guidance,):
+            for rule in plain_rules(self.guidance):
                 if what := rule.needs_schedule():
                     raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")
         self.fixed = sigmas is not None

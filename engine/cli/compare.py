@@ -13,7 +13,7 @@ from ..files import NewFiles, refuse_existing
 from ..images import save_png
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_dict
-from ..rules.presets import parse_rule
+from ..rules.batch import parse_rules
 from .jobs import Job, captions, name_of, open_job
 from .options import Output, PromptOptions, RunOptions, Source
 from .sample import check_output, print_numbered
@@ -34,7 +34,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     if output.out is not None and not output.force:
         refuse_existing(out.with_suffix(".json"))
     job = open_job(source, run, text, MOST_PICTURES)
-    parsed = [parse_rule(rule, job.spec) for rule in rules or DEFAULT_RULES]
+    parsed = [parse_rules(rule, job.spec) for rule in rules or DEFAULT_RULES]
     plans = [job.plan(rule, run) for rule in parsed]
     for rule, plan in zip(parsed, plans, strict=True):
         print_warnings(plan, rule)

@@ -24,6 +24,7 @@ from ..prompts.saved_pipeline import SavedSD3
 from ..prompts.vae import draw_start, load_images
 from ..records.prompt_record import PromptRecord, file_digest
 from ..records.provenance import Origin, Record
+from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
 from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
@@ -64,7 +65,7 @@ class _Job:
         """Where the networks came from."""
         return Origin.of(self.engine, self.source.name, **self.source.how)
 
-    def record(self, rule: ParsedRule, plan: Plan) -> Record:
+    def record(self, rule: ParsedRule | ParsedRules, plan: Plan) -> Record:
         """What the pictures of a run record."""
         count = len(self.labels)
         max_batch, samples = min(self.max_batch or count, count), (tuple(self.labels), tuple(self.seeds))
@@ -97,8 +98,10 @@ class ClassJob(_Job):
         """What the labels are called; empty if they have no names."""
         return self.spec.class_names
 
-    def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
-        return make_plan(self.engine, rule, run)
+    def plan(self, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
+        plan = make_plan(self.engine, rule, run)
+        plan.check_samples(len(self.labels))
+        return plan
 
     def warm_up(self, plan: Plan) -> None:
         """Build what a run needs before its clock starts."""
@@ -143,9 +146,11 @@ class PromptJob(_Job):
         """The prompts, on one line and cut to the length of a caption."""
         return tuple(textwrap.shorten(prompt, CAPTION_LENGTH, placeholder="...") for prompt in self.prompts)
 
-    def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
+    def plan(self, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
         options = (run.steps, run.schedule, run.solver, *self.latent, self.strength)
-        return resolve_prompt_plan({"main": self.spec}, self.saved.scheduler, rule.guidance, *options)
+        plan = resolve_prompt_plan({"main": self.spec}, self.saved.scheduler, rule.guidance, *options)
+        plan.check_samples(len(self.labels))
+        return plan
 
     @cached_property
     def engine(self) -> PromptEngine:

@@ -91,7 +91,8 @@ RuleOption = Annotated[
         "-g",
         panel=_RULE,
         shown=DEFAULT_RULE,
-        help="none, cfg, slg, pag, pag-image, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +.",
+        help="none, cfg, slg, pag, pag-image, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +. "
+        "One for each picture: a list, scale=2,4, or rules with | between.",
     ),
 ]
 RulesOption = Annotated[

@@ -18,8 +18,9 @@ from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
 from ..planning.plan import Plan
+from ..rules.batch import ParsedRules, parse_rules
 from ..rules.integers import parse_integers
-from ..rules.presets import ParsedRule, parse_rule
+from ..rules.presets import ParsedRule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
@@ -78,8 +79,8 @@ def published_spec(name: str) -> ModelSpec | None:
     return family_spec(family.lower(), size.upper(), int(pixels or 256))
 
 
-def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule:
-    return parse_rule(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
+def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule | ParsedRules:
+    return parse_rules(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
 
 
 def check_batch(max_batch: int | None) -> None:
@@ -103,11 +104,11 @@ def choose_seeds(run: RunOptions) -> list[int]:
         raise ValueError(f"seeds: {error}") from None
 
 
-def make_plan(engine: Engine, rule: ParsedRule, run: RunOptions) -> Plan:
+def make_plan(engine: Engine, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
     return engine.plan(rule.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
 
 
-def print_warnings(plan: Plan, rule: ParsedRule) -> None:
+def print_warnings(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
     for warning in plan.warnings:
         print(f"warning: {rule.text}: {warning}", file=sys.stderr)
 

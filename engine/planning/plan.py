@@ -13,9 +13,10 @@ from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
-from ..rules.batch import Rules, RulesLike, as_rules, check_count, sample_rules
+from ..rules.batch import Rules, RulesLike, as_rules, check_count, is_shared, plain_rules
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
+from ..rules.per_sample import shared
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
@@ -112,7 +113,9 @@ class Plan:
 
         None where the velocity is zero.
         """
-        evaluated, silent = (self.evaluated.any(0), self.silent.all(0)) if self.samples else (self.evaluated, self.silent)
+        evaluated, silent = self.evaluated, self.silent
+        if self.samples:
+            evaluated, silent = np.any(evaluated, axis=0), np.all(silent, axis=0)
         rows = zip(evaluated, silent, strict=True)
         return tuple(() if quiet else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, quiet in rows)
 
@@ -136,10 +139,15 @@ class Plan:
         """The plan of some of the samples: itself where all share it."""
         return join_plans(self.samples[samples]) if self.samples else self
 
+    @cached_property
+    def rules(self) -> tuple[Guidance, ...]:
+        """The rule of each sample, or the single one that serves all."""
+        return plain_rules(self.guidance)
+
     @property
     def correction(self) -> Correction | None:
         """That of the rule; of samples' rules the first, all are of one kind."""
-        return (self.samples or (self,))[0].guidance.correction
+        return self.rules[0].correction
 
     @property
     def reused(self) -> np.ndarray:
@@ -348,8 +356,7 @@ def compile_plan(
         specs = {"main": specs}
     spec, solver = specs["main"], get_solver(solver)
     guidance = as_rules(guidance, spec)
-    own = sample_rules(guidance)
-    rules = own or (guidance,)
+    rules = plain_rules(guidance)
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
@@ -369,17 +376,18 @@ def compile_plan(
     table, rows = _solver_table(solver, sigmas, parameterization)
     branches = rule_branches(rules)
     references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
-    shared: dict[str, Any] = {"specs": specs, "schedule": schedule, "solver": solver, "height": height, "width": width}
-    shared |= {"branches": branches, "masks": channel_masks(rules, branches, spec.channels), "table": table}
-    shared |= {"sigmas": np.array([row.sigma for row in rows]), "steps": np.array([row.step for row in rows])}
-    shared |= {"reference": references.pop(), "kept": _kept(rules, branches)}
-    plans = {rule: _plan(rule, sigmas[:-1], shared) for rule in dict.fromkeys(rules)}
-    return plans[guidance] if own is None else replace(join_plans([plans[rule] for rule in own]), guidance=guidance)
+    common: dict[str, Any] = {"specs": specs, "schedule": schedule, "solver": solver, "height": height, "width": width}
+    common |= {"branches": branches, "masks": channel_masks(rules, branches, spec.channels), "table": table}
+    common |= {"sigmas": np.array([row.sigma for row in rows]), "steps": np.array([row.step for row in rows])}
+    common |= {"reference": references.pop(), "kept": _kept(rules, branches)}
+    plans = {rule: _plan(rule, sigmas[:-1], common) for rule in dict.fromkeys(rules)}
+    own = [plans[rule] for rule in rules]
+    return own[0] if is_shared(guidance) else replace(join_plans(own), guidance=guidance)
 
 
-def _plan(rule: Guidance, step_sigmas: np.ndarray, shared: Mapping[str, Any]) -> Plan:
-    """The plan of one rule over the branches of its batch; ``shared`` are the fields that do not depend on its numbers."""
-    branches, steps, reference = shared["branches"], shared["steps"], shared["reference"]
+def _plan(rule: Guidance, step_sigmas: np.ndarray, common: Mapping[str, Any]) -> Plan:
+    """The plan of one rule over the branches of its batch; ``common`` are the fields that do not depend on its numbers."""
+    branches, steps, reference = common["branches"], common["steps"], common["reference"]
     weights, warnings = resolve_weights(rule, branches, step_sigmas)
     if reference is not None and isinstance(rule.correction, AdaptiveProjection):
         _check_above_zero(rule, step_sigmas, weights[:, reference - 1])
@@ -391,12 +399,12 @@ def _plan(rule: Guidance, step_sigmas: np.ndarray, shared: Mapping[str, Any]) ->
         silent=steps < _zero_steps(rule),
         evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
         warnings=tuple(warnings),
-        **shared,
+        **common,
     )
 
 
 def _zero_steps(rule: Guidance) -> int:
-    return rule.correction.zero_steps if rule.correction else 0
+    return shared(rule.correction.zero_steps) if rule.correction else 0
 
 
 def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
@@ -407,7 +415,6 @@ def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int,
 
 def join_plans(plans: Sequence[Plan]) -> Plan:
     """The plan of a batch whose samples have ``plans``: of one schedule, one solver and the same branches."""
-    numbers = {name: np.stack([getattr(plan, name) for plan in plans]) for name in ("weights", "evaluated", "silent")}
     owners: dict[str, list[int]] = {}
     for sample, plan in enumerate(plans):
         for warning in plan.warnings:
@@ -416,5 +423,12 @@ def join_plans(plans: Sequence[Plan]) -> Plan:
         warning if len(samples) == len(plans) else f"{warning} (sample {', '.join(map(str, samples))})"
         for warning, samples in owners.items()
     )
-    rules = tuple(plan.guidance for plan in plans)
-    return replace(plans[0], guidance=rules, warnings=warnings, samples=tuple(plans), **numbers)
+    return replace(
+        plans[0],
+        guidance=tuple(rule for plan in plans for rule in plan.rules),
+        weights=np.stack([plan.weights for plan in plans]),
+        evaluated=np.stack([plan.evaluated for plan in plans]),
+        silent=np.stack([plan.silent for plan in plans]),
+        warnings=warnings,
+        samples=tuple(plans),
+    )

@@ -8,6 +8,7 @@ from segue.models.spec import ModelSpec
 
 from ..rules.correction import OptimizedScale
 from ..rules.guidance import COND, Branch, Guidance
+from ..rules.per_sample import shared
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
@@ -63,7 +64,7 @@ def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps:
     correction, warnings = guidance.correction, []
     if correction and len(branches) == 1:
         warnings.append(f"{correction} corrects what terms add, and the rule has none that add: it changes nothing")
-    if correction and correction.zero_steps >= steps:
+    if correction and shared(correction.zero_steps) >= steps:
         warnings.append(f"{correction} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
     return warnings
 

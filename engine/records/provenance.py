@@ -17,7 +17,9 @@ from ..core import EngineCore
 from ..planning.plan import Plan
 from ..planning.schedule import Schedule
 from ..planning.solvers import Solver
-from ..rules.presets import ParsedRule, parse_rule
+from ..rules.batch import ParsedRules, parse_rules
+from ..rules.guidance import Guidance
+from ..rules.presets import ParsedRule
 from ..saved_files import VAE
 
 FORMAT = 1
@@ -142,7 +144,10 @@ class Record:
         first = index // self.max_batch * self.max_batch
         batch = slice(first, first + self.max_batch)
         labels, seeds = self.labels[batch], self.seeds[batch]
-        return replace(self, labels=labels, seeds=seeds, index=index - first)
+        rule, plan = parse_rules(self.rule), self.plan
+        if not isinstance(rule.guidance, Guidance) or rule.guidance.samples is not None:
+            plan = {**plan, "weights": plan["weights"][batch]}  # the rest tells of the whole run
+        return replace(self, rule=rule.part(batch).text, plan=plan, labels=labels, seeds=seeds, index=index - first)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -165,12 +170,12 @@ class Record:
         """The solver of the run."""
         return self.plan["solver"]
 
-    def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
+    def resolve(self, engine: EngineCore) -> tuple[ParsedRule | ParsedRules, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
         weights = fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
-        rule, recorded = parse_rule(self.rule), self.plan
+        rule, recorded = parse_rules(self.rule), self.plan
         schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
         size = {"height": recorded["height"], "width": recorded["width"]}
         plan = engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)

@@ -1,18 +1,67 @@
 """Rules of a whole batch: one rule for all samples, one with numbers for each, or a list of one rule for each."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from segue.models.spec import ModelSpec
 
 from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 from .guidance import Correction, Guidance
-from .presets import RuleLike, as_rule
+from .presets import ParsedRule, RuleLike, as_rule, parse_rule
 
 Rules = Guidance | tuple[Guidance, ...]
-RulesLike = RuleLike | Sequence[RuleLike]
-NEUTRAL = {RescaledDeviation: {"phi": 0.0}, AdaptiveProjection: {"momentum": 0.0, "radius": math.inf, "eta": 1.0}}
+SEPARATOR = " | "  # between the texts of the rules of samples
+NEUTRAL: dict[type, dict[str, float]] = {
+    OptimizedScale: {},
+    RescaledDeviation: {"phi": 0.0},
+    AdaptiveProjection: {"momentum": 0.0, "radius": math.inf, "eta": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class ParsedRules:
+    """A rule for each sample of a batch, by name."""
+
+    rules: tuple[ParsedRule, ...]
+
+    @property
+    def guidance(self) -> tuple[Guidance, ...]:
+        return _read(self.rules, "")
+
+    @property
+    def text(self) -> str:
+        return SEPARATOR.join(rule.text for rule in self.rules)
+
+    @property
+    def title(self) -> str:
+        return SEPARATOR.join(dict.fromkeys(rule.title for rule in self.rules))
+
+    @property
+    def summary(self) -> str:
+        return SEPARATOR.join(rule.summary for rule in self.rules)
+
+    def part(self, samples: slice) -> "ParsedRules":
+        """The rules of some of the samples."""
+        return ParsedRules(self.rules[samples])
+
+
+RulesLike = RuleLike | ParsedRules | Sequence[RuleLike]
+
+
+def parse_rules(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule | ParsedRules:
+    """A rule as :func:`.presets.parse_rule` reads it, or one for each sample, with ``|`` between them.
+
+    Raises ``ValueError`` as that and as :func:`as_rules`, and for ``options`` of several rules.
+    """
+    texts = text.split(SEPARATOR.strip())
+    if len(texts) == 1:
+        return parse_rule(text, model, options)
+    for option, value in (options or {}).items():
+        raise ValueError(f"{option} {value} belongs to one rule, but {text!r} is one for each sample; write it inside")
+    parsed = ParsedRules(tuple(parse_rule(one, model) for one in texts))
+    plain_rules(parsed.guidance)  # those that do not fit together raise here
+    return parsed
 
 
 def as_rules(rules: RulesLike, model: str | ModelSpec = "") -> Rules:
@@ -20,8 +69,15 @@ def as_rules(rules: RulesLike, model: str | ModelSpec = "") -> Rules:
 
     Raises ``TypeError`` or ``ValueError``, also for a rule in a list that has numbers for several samples itself.
     """
-    if not isinstance(rules, list | tuple):
-        return as_rule(rules, model)
+    if isinstance(rules, ParsedRules):
+        return rules.guidance
+    if isinstance(rules, str):
+        return parse_rules(rules, model).guidance
+    return _read(rules, model) if isinstance(rules, Sequence) else as_rule(rules, model)
+
+
+def _read(rules: Sequence[RuleLike], model: str | ModelSpec) -> tuple[Guidance, ...]:
+    """The rule of each sample."""
     if not rules:
         raise ValueError(f"a list of rules holds one for each sample, got {rules!r}")
     read = tuple(as_rule(rule, model) for rule in rules)
@@ -38,20 +94,25 @@ def check_count(rules: Rules, count: int) -> None:
         raise ValueError(f"the rule has numbers for {own} samples, and there are {count}")
 
 
-def sample_rules(rules: Rules) -> tuple[Guidance, ...] | None:
-    """One rule for each sample, each with a correction of the same kind or none of them; None where one serves them all.
+def is_shared(rules: Rules) -> bool:
+    """Whether one rule with one of each number serves all samples."""
+    return isinstance(rules, Guidance) and rules.samples is None
+
+
+def plain_rules(rules: Rules) -> tuple[Guidance, ...]:
+    """One rule for each sample, each with a correction of the same kind or none of them; a single one where it serves all.
 
     Raises ``ValueError`` for corrections of two kinds, and for CFG-Zero* beside a rule with a reference but without it.
     """
     if isinstance(rules, Guidance):
-        return None if rules.samples is None else tuple(map(rules.of_sample, range(rules.samples)))
+        return (rules,) if rules.samples is None else tuple(map(rules.of_sample, range(rules.samples)))
     corrections = {type(rule.correction): rule.correction for rule in rules if rule.correction}
     if len(corrections) > 1:
         first, second, *_ = corrections.values()
         raise ValueError(f"the rules of one batch hold corrections of one kind, got {first} and {second}")
     for correction in corrections.values():
         return tuple(_corrected(rule, correction) for rule in rules)
-    return tuple(rules)
+    return rules
 
 
 def _corrected(rule: Guidance, correction: Correction) -> Guidance:
@@ -61,4 +122,4 @@ def _corrected(rule: Guidance, correction: Correction) -> Guidance:
     guided = any(term.branch.condition != "cond" for term in rule.terms)
     if isinstance(correction, OptimizedScale) and guided:
         raise ValueError(f"{correction} fits the reference of every sample of its batch, and the rule of another has none")
-    return replace(rule, correction=type(correction)(**NEUTRAL.get(type(correction), {})))
+    return replace(rule, correction=type(correction)(**NEUTRAL[type(correction)]))

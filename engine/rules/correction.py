@@ -7,11 +7,11 @@ its numbers is one for all samples, or one for each sample of the batch.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..numeric_input import number_or_each, real_number, whole_number
 from .guidance import Correction, Guidance
-from .per_sample import Number, samples_of
+from .per_sample import Numbers, samples_of
 
 
 def _number(name: str, value: float, low: float, high: float, finite: bool = True) -> float:
@@ -32,7 +32,7 @@ def _set(correction: Correction, **checks: Callable[[Any], float]) -> None:
 class RescaledDeviation(Correction):
     """The guided prediction at the standard deviation of the conditional one, by the share ``phi``; in the network's output."""
 
-    phi: Number
+    phi: Numbers
 
     name = "rescale"
     needs_reference = False
@@ -64,9 +64,9 @@ class OptimizedScale(Correction):
 class AdaptiveProjection(Correction):
     """APG: the correction ``c - u`` with momentum, its norm clipped, its part parallel to ``c`` scaled; on clean estimates."""
 
-    momentum: Number
-    radius: Number
-    eta: Number
+    momentum: Numbers
+    radius: Numbers
+    eta: Numbers
 
     name = "apg"
     has_memory = True
@@ -80,7 +80,7 @@ class AdaptiveProjection(Correction):
         )
 
 
-def Rescale(phi: float | Sequence[float]) -> Guidance:
+def Rescale(phi: Numbers) -> Guidance:
     """Correction ``phi g std(c) / std(g) + (1 - phi) g`` of the guided prediction ``g``.  Source: arXiv 2305.08891, 3.4.
 
     Acts on the network's own output.  Added to a rule: ``CFG(7.0) + Rescale(0.7)``.
@@ -94,10 +94,10 @@ def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
     In the first ``zero_steps`` the velocity is zero and nothing is evaluated.  For networks that predict velocities.
     Source: CFG-Zero* (arXiv 2503.18886).
     """
-    return Guidance(correction=OptimizedScale(zero_steps))
+    return Guidance(correction=OptimizedScale(cast(int, zero_steps)))
 
 
-def APG(momentum: float | Sequence[float], radius: float | Sequence[float], eta: float | Sequence[float]) -> Guidance:
+def APG(momentum: Numbers, radius: Numbers, eta: Numbers) -> Guidance:
     """Adaptive projected guidance, a correction of the term with another condition.  Source: arXiv 2410.02416.
 
     On clean estimates: ``D = c - u`` plus ``momentum`` times the D before, its norm clipped to ``radius`` (``inf``: not), its

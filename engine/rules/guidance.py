@@ -6,16 +6,16 @@ delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sam
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 import numpy as np
-from torch import Tensor
 
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
-from .per_sample import Number, common_count, each, of_sample, samples_of, shown
+from .per_sample import Numbers, common_count, each, of_sample, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
@@ -126,8 +126,8 @@ class Weight:
     command line (arXiv 2603.20584).
     """
 
-    base: Number = 0.0
-    delta: Number = 0.0
+    base: Numbers = 0.0
+    delta: Numbers = 0.0
     function: Callable[[float], float] | None = None
 
     def __post_init__(self):
@@ -150,8 +150,9 @@ class Weight:
         Of numbers that all samples share; see :meth:`Guidance.of_sample`.
         """
         if self.function is None:
-            value = self.base + self.delta * (1 - 2 * position)
-            return value if abs(value) > ROUNDING * (1 + abs(self.base) + abs(self.delta)) else 0.0
+            base, delta = shared(self.base), shared(self.delta)
+            value = base + delta * (1 - 2 * position)
+            return value if abs(value) > ROUNDING * (1 + abs(base) + abs(delta)) else 0.0
         value = real_number(self.function(sigma), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
@@ -194,7 +195,7 @@ class Correction:
     name = ""
     needs_reference = True
     has_memory = False
-    zero_steps = 0
+    zero_steps = cast("int | tuple[int, ...]", 0)
 
     def __str__(self) -> str:
         numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
@@ -270,10 +271,10 @@ class Guidance:
 Unguided = Guidance
 
 
-Scale = float | Sequence[float] | np.ndarray | Tensor | Callable[[float], float]  # one, one for each sample, a function
+Scale = Numbers | Callable[[float], float]
 
 
-def _weight(value: Scale, delta: float | Sequence[float], offset: float = 0.0) -> Weight:
+def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight."""
     if callable(value):
         if any(np.atleast_1d(delta)):
@@ -291,7 +292,7 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
 def CFG(
     scale: Scale,
     *,
-    delta: float | Sequence[float] = 0.0,
+    delta: Numbers = 0.0,
     window: Window | str | None = None,
     condition: str | int = "uncond",
     channels: int | None = None,
@@ -305,9 +306,7 @@ def CFG(
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 
-def SkipLayer(
-    weight: Scale, layers: tuple[int, ...], *, delta: float | Sequence[float] = 0.0, window: Window | str | None = None
-) -> Guidance:
+def SkipLayer(weight: Scale, layers: tuple[int, ...], *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
     The two-stream form bypasses both streams.  Source: Stability's SD3.5 sampler and STG (arXiv 2411.18664).
@@ -320,23 +319,19 @@ def PerturbedLayers(
     layers: tuple[int, ...],
     *,
     kind: str,
-    delta: float | Sequence[float] = 0.0,
+    delta: Numbers = 0.0,
     window: Window | str | None = None,
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
-def EarlyExit(
-    weight: Scale, layer: int, *, delta: float | Sequence[float] = 0.0, window: Window | str | None = None
-) -> Guidance:
+def EarlyExit(weight: Scale, layer: int, *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
-def AutoGuidance(
-    weight: Scale, *, model: str = "weak", delta: float | Sequence[float] = 0.0, window: Window | str | None = None
-) -> Guidance:
+def AutoGuidance(weight: Scale, *, model: str = "weak", delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
     ``model`` names a network that the engine holds beside its own.
@@ -346,7 +341,7 @@ def AutoGuidance(
     return _one_term(Branch(model=model), _weight(weight, delta), window)
 
 
-def from_extrapolation(scale: float | Sequence[float]) -> Number:
+def from_extrapolation(scale: Numbers) -> Numbers:
     """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``; or one per sample."""
     return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
 

@@ -1,10 +1,14 @@
 """Numbers of a rule that differ from sample to sample: fields that hold a tuple, one number for each sample of a batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-Number = float | tuple[float, ...]  # one for all samples, or one for each
+import numpy as np
+from torch import Tensor
+
+# one for all samples, or one for each; a rule keeps the latter as a tuple
+Numbers = float | Sequence[float] | np.ndarray | Tensor
 
 
 def common_count(counts: Iterable[int | None]) -> int | None:
@@ -27,11 +31,18 @@ def of_sample(holder: Any, sample: int) -> Any:
     return replace(holder, **{name: value[sample] for name, value in values.items() if isinstance(value, tuple)})
 
 
-def each(number: Number, change: Callable[[float], Any]) -> Any:
+def shared(number: Any) -> Any:
+    """``number``, which all samples must have in common, else ``ValueError``."""
+    if isinstance(number, tuple):
+        raise ValueError(f"{shown(number)} are numbers of {len(number)} samples: take the rule of one, rule.of_sample(i)")
+    return number
+
+
+def each(number: Any, change: Callable[[float], Any]) -> Any:
     """``change(number)``, or the tuple of what it makes of each."""
     return tuple(map(change, number)) if isinstance(number, tuple) else change(number)
 
 
-def shown(number: Number) -> str:
+def shown(number: Any) -> str:
     """For a person to read: ``2``, or ``2, 4`` of two samples."""
     return ", ".join(f"{value:g}" for value in number) if isinstance(number, tuple) else f"{number:g}"

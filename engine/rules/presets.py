@@ -85,6 +85,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "eta": parse_numbers,
     "model": str,
 }
+PER_SAMPLE = ("scale", "weight", "delta", "phi", "zero_steps", "momentum", "radius", "eta")  # a tuple is one for each sample
 
 # --- rules -----------------------------------------------------------------------------------------------------------
 
@@ -136,6 +137,11 @@ KINDS = {
     "apg": RuleKind("adaptive projection", ("momentum", "radius", "eta"), (), APG),
 }
 
+
+def _part(option: str, value: Any, samples: slice) -> Any:
+    return value[samples] if option in PER_SAMPLE and isinstance(value, tuple) else value
+
+
 # --- parsing ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +161,11 @@ class NamedRule:
     @property
     def text(self) -> str:
         return named_text(self.name, self.options)
+
+    def part(self, samples: slice) -> "NamedRule":
+        """The rule of some of the samples of its batch."""
+        options = ((option, _part(option, value, samples)) for option, value in self.options)
+        return NamedRule(self.name, tuple(options))
 
     @property
     def title(self) -> str:
@@ -179,6 +190,10 @@ class ParsedRule:
     @property
     def text(self) -> str:
         return " + ".join(part.text for part in self.parts)
+
+    def part(self, samples: slice) -> "ParsedRule":
+        """The rule of some of the samples of its batch."""
+        return ParsedRule(tuple(part.part(samples) for part in self.parts))
 
     @property
     def title(self) -> str:
