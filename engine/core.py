@@ -17,6 +17,7 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 from segue.models.wrapped_modules import unwrapped
 
+from .argument_names import refuses_unknown
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
@@ -42,6 +43,7 @@ class EngineCore:
     """
 
     MAX_PROGRAMS = 8
+    loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class EngineCore:
     def specs(self) -> dict[str, ModelSpec]:
         return {name: model.spec for name, model in self.models.items()}
 
+    @refuses_unknown()
     def plan(
         self,
         guidance: RulesLike = None,

@@ -1,10 +1,10 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,17 @@ from segue.models.spec import SiTSpec
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
-from .core import EngineCore, ScheduleLike, check_rising, check_seeds, whole_numbers
+from .argument_names import refuses_unknown
+from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import resolve_device, resolve_dtype
-from .images import latents_to_images
+from .images import PIXEL_CHANNELS, latents_to_images
+from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
 from .planning.solvers import Solver
+from .records.provenance import Record
+from .records.run import Run
 from .rules.batch import RulesLike
 from .running.program import Program
 from .running.sampler import Callback
@@ -28,9 +32,11 @@ from .saved_files import VAE, vae_folder
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
+Labels = Sequence[int | str] | str
 
-@dataclass(frozen=True, eq=False)
-class SampleRun:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SampleRun(Run):
     """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
 
     A run that is stopped in one of several batches holds the samples of that batch and those before it.
@@ -42,8 +48,10 @@ class SampleRun:
     seeds: tuple[int, ...]
     calls: int
     model: str
-    decoder: Decoder | None = field(default=None, repr=False, compare=False)
-    max_batch: int | None = field(default=None, repr=False, compare=False)
+    decoder: Decoder | None = None
+    max_batch: int | None = None
+    engine: "Engine | None" = None
+    unrecorded: str = ""
 
     @cached_property
     def images(self) -> list:
@@ -51,6 +59,25 @@ class SampleRun:
         if self.decoder is None:
             return latents_to_images(self.latents)
         return self.decoder.pictures(self.latents, self.max_batch)
+
+    def _record(self, rule: str, max_batch: int) -> Record:
+        origin = self._origin().with_decoder(self.decoder)
+        return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch)
+
+    def _names(self) -> tuple[str, ...]:
+        return cast(SiTSpec, self.plan.spec).class_names
+
+    def _caption(self, index: int) -> str:
+        names = self._names()
+        return names[self.labels[index]] if names else f"class {self.labels[index]}"
+
+    def _pictures(self) -> list:
+        return self.images
+
+    def _pictures_at_hand(self) -> list:
+        if self.decoder is None:
+            return self.images if self.latents.shape[1] == PIXEL_CHANNELS else []
+        return vars(self).get("images", [])
 
 
 class Engine(EngineCore):
@@ -76,6 +103,7 @@ class Engine(EngineCore):
         self.decoder = None if vae is None else Decoder.of(vae, self.spec.channels)
 
     @classmethod
+    @refuses_unknown()
     def from_pretrained(
         cls,
         source: str | Path,
@@ -126,13 +154,18 @@ class Engine(EngineCore):
         reading = Reading(revision, variant, token, t5, vae is None)
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
+        how = {"family": family, "heads": heads, "exit_layer": exit_layer, "revision": revision, "variant": variant, "t5": t5}
+        further = {name: str(other) for name, other in (models or {}).items()}
+        loaded = str(source), how | {"models": further, "vae": str(vae) if vae else None}
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_further(models, vae, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
-            return PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
+            engine = PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
+            engine.loaded = loaded
+            return engine
         reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
         decoder = _vae_of(source, vae, Reading(token=token))
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
@@ -140,6 +173,8 @@ class Engine(EngineCore):
             _refuse_further(models, vae, source)
         elif decoder is not None:
             check_channels(saved_channels(decoder), model.spec.channels, "make pictures")
+        if isinstance(model.spec, SiTSpec) and not model.spec.class_names:
+            model.spec = replace(model.spec, class_names=saved_class_names(source, model.spec.num_classes))
         for name, other in (models or {}).items():
             others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
         for network in (model, *others.values()):
@@ -149,11 +184,13 @@ class Engine(EngineCore):
         if isinstance(model.spec, MMDiTSpec):
             return PromptEngine(model, None, device, dtype, graphs, kernels, linears)
         engine = cls(model, others, device, dtype, graphs, kernels, linears)
+        engine.loaded = loaded
         if decoder is not None:
             engine.decoder = Decoder.read(decoder, dtype, device, variant)
         return engine
 
     @classmethod
+    @refuses_unknown()
     def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Any:
         """An engine on a live diffusers pipeline: a PromptEngine on a Stable Diffusion 3, an Engine on a ``DiTPipeline``.
 
@@ -169,16 +206,21 @@ class Engine(EngineCore):
         if transformer is not None and is_dit(transformer):
             check_dit(transformer)
             place = transformer.device, transformer.dtype
-            return cls(from_diffusers_dit(transformer), None, *place, graphs, kernels, linears, vae=pipe.vae)
+            network = from_diffusers_dit(transformer)
+            names = pipe_class_names(getattr(pipe, "labels", None), network.spec.num_classes)
+            network.spec = replace(network.spec, class_names=names)
+            return cls(network, None, *place, graphs, kernels, linears, vae=pipe.vae)
         return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
 
-    def generate(self, prompt, *_, **__):
+    def generate(self, prompt: Any = None, *_, **options: Any):
         """Refuses: a class-label model takes labels, not prompts."""
+        prompt = options.pop("prompt", prompt)
         raise TypeError(f"{self.spec.name} is a class-label model and takes no prompt, got {prompt!r}; use sample(labels)")
 
+    @refuses_unknown()
     def sample(
         self,
-        labels: Sequence[int],
+        labels: Labels,
         guidance: RulesLike = None,
         *,
         steps: int | None = None,
@@ -196,7 +238,9 @@ class Engine(EngineCore):
     ) -> SampleRun:
         """Draw one sample per label.
 
-        ``guidance`` is one rule, which may hold a number for each sample (``CFG([2.0, 4.0])``), or a list of a rule for each.
+        ``labels``: numbers or names in a list, or text as on the command line (``"0-7"``, ``"all"``); the name of a
+        superclass stands for its classes.  ``guidance`` is one rule, which may hold a number for each sample
+        (``CFG([2.0, 4.0])``), or a list of a rule for each.
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
@@ -204,11 +248,12 @@ class Engine(EngineCore):
         does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
         weights that it changes act from the next call on.
         """
-        labels = self._check_labels(labels)
+        labels = check_labels(labels, self.spec)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         plan.check_samples(len(labels))
         check_rising(plan, latents, noise)
+        own_noise, clean = noise, latents
         noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(
             plan,
@@ -224,16 +269,19 @@ class Engine(EngineCore):
             latents = latents / plan.parameterization.prior_scale(plan.last_sigma)
         drawn = slice(len(latents))  # fewer if a callback stopped an earlier batch
         made = tuple(labels[drawn]), tuple(seeds[drawn])
-        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch)
+        given = " and ".join(name for name, start in {"noise": own_noise, "latents": clean}.items() if start is not None)
+        unrecorded = f"it began with {given} of the caller's" if given else ""
+        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded)
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, by the VAE ``max_batch`` at a time; ``ValueError`` for another shape."""
         return latents_to_images(latents) if self.decoder is None else self.decoder.pictures(latents, max_batch)
 
+    @refuses_unknown()
     def denoiser(
         self,
         guidance: RulesLike,
-        labels: Sequence[int],
+        labels: Labels,
         *,
         schedule: ScheduleLike | None = None,
         height: int | None = None,
@@ -248,22 +296,20 @@ class Engine(EngineCore):
         so a memory, of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as
         samplers do.
         """
-        labels = self._check_labels(labels)
+        labels = check_labels(labels, self.spec)
         size = checked_size(self.spec, height, width)
         sigmas = None if schedule is None else as_schedule(schedule)
         velocity = GuidedVelocity(self, guidance, lambda plan: self._conditions(plan, labels), *size, sigmas)
         return Denoiser(velocity, len(labels))
 
-    def load(
-        self, plan: Plan, labels: Sequence[int], seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None
-    ) -> Program:
+    def load(self, plan: Plan, labels: Labels, seeds: Sequence[int], noise: Tensor, latents: Tensor | None = None) -> Program:
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start.
 
         Raises as :meth:`sample`.
 
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
-        labels = self._check_labels(labels)
+        labels = check_labels(labels, self.spec)
         plan.check_samples(len(labels))
         seeds = check_seeds(seeds, len(labels))
         state = self._first_state(plan, noise, latents, len(labels))
@@ -294,16 +340,6 @@ class Engine(EngineCore):
             else:
                 table[condition] = [int(condition)] * count
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
-
-    def _check_labels(self, labels: Sequence[int]) -> list[int]:
-        labels = whole_numbers(labels, f"labels of the class-label model {self.spec.name}")
-        if not labels:
-            raise ValueError("labels is empty; give at least one label")
-        top = self.spec.num_classes - 1
-        for label in labels:
-            if not 0 <= label <= top:
-                raise ValueError(f"label {label} is out of range: {self.spec.name} has classes 0 to {top}")
-        return labels
 
 
 def _refuse_further(models: Mapping | None, vae: Any, source: str | Path) -> None:

@@ -95,7 +95,7 @@ def refuse_existing(*paths: Path) -> None:
     """Raise ``FileExistsError`` if one of the files that a user named is there already."""
     for path in paths:
         if path.exists():
-            raise FileExistsError(f"{path} is there already; choose another name, or write over it with --force")
+            raise FileExistsError(f"{path} is there already; choose another name, or write over it (--force, force=True)")
 
 
 def check_writable(path: Path, folder: bool) -> None:

@@ -30,8 +30,8 @@ FLOORS = (
     ("core", "velocity"),
     ("running",),
     ("planning",),
-    ("rules",),
-    ("device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
+    ("rules", "labels"),
+    ("argument_names", "device", "files", "images", "linears", "numeric_input", "saved_files", "sources"),
 )
 MOST_FLOORS, MOST_FILES = 9, 14
 # optional or slow to import: inside the functions that use them

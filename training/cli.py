@@ -138,9 +138,9 @@ def herbarium(
 
     segue herbarium --out leaves.png --species Acerites,7 --per-species 12
     """
-    from segue.engine.cli.selection import parse_labels
     from segue.engine.files import NewFiles, check_writable, refuse_existing
     from segue.engine.images import save_png
+    from segue.engine.labels import parse_labels
 
     from .sheet import species_sheet
     from .species import NUM_SPECIES, SPECIES

@@ -18,6 +18,7 @@ from segue.models.dit_diffusers import live_dit_spec
 from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
+from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import check_graphs
 from ..planning.plan import Plan, compile_plan
@@ -37,6 +38,7 @@ from .scheduler_calls import SchedulerCalls
 from .transformer_call import Remembered, TransformerCall
 
 
+@refuses_unknown()
 def attach(pipe: Any, guidance: RulesLike = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 

@@ -23,6 +23,7 @@ def sample(
     variant: o.VariantOption = None,
     t5: o.T5Option = None,
     vae: o.VAEOption = None,
+    weak: o.WeakOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -76,6 +77,8 @@ def sample(
 
     segue sample --model SiT-XL-2-256x256.pt --family sit --vae sd-vae-ft-ema/ -g cfg --classes 207
 
+    segue sample --model mine.safetensors --weak smaller.safetensors -g ag:weight=1
+
     segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
@@ -83,7 +86,7 @@ def sample(
     from .redraw import redraw
     from .sample import draw_pictures
 
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -114,6 +117,7 @@ def compare(
     variant: o.VariantOption = None,
     t5: o.T5Option = None,
     vae: o.VAEOption = None,
+    weak: o.WeakOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -152,7 +156,7 @@ def compare(
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
     compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
 
 
@@ -163,6 +167,7 @@ def plan(
     branch_head: o.BranchOption = None,
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
+    weak: o.WeakOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -205,7 +210,7 @@ def plan(
         refresh=refresh,
     )
     text = o.PromptOptions(height=height, width=width)
-    source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant)
+    source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 

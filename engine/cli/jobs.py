@@ -1,6 +1,5 @@
 """A set of pictures to draw, by class or by prompt: everything is checked before any weights of an SD3 are loaded."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +16,13 @@ from ..engine import Engine
 from ..linears import check_linears
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_dict
-from ..prompts.encoding import PromptEmbeddings, check_prompts
+from ..prompts.encoding import PROMPT_LENGTH, PromptEmbeddings, check_prompts
 from ..prompts.engine import PromptEngine
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
-from ..prompts.vae import draw_start, load_images
-from ..records.prompt_record import PromptRecord, file_digest
+from ..prompts.vae import draw_start, load_images, read_start
+from ..records.pictures import short_prompts
+from ..records.prompt_record import PromptRecord, file_digest, start_of
 from ..records.provenance import Origin, Record
 from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
@@ -44,7 +44,6 @@ from .session import (
     warm_up_labels,
 )
 
-CAPTION_LENGTH = 48
 MOST_CLASSES = 24  # how many are drawn where none are chosen
 
 
@@ -63,7 +62,8 @@ class _Job:
 
     def origin(self) -> Origin:
         """Where the networks came from."""
-        return Origin.of(self.engine, self.source.name, **self.source.how)
+        source, how = self.engine.loaded
+        return Origin.of(self.engine, source, **how)
 
     def record(self, rule: ParsedRule | ParsedRules, plan: Plan) -> Record:
         """What the pictures of a run record."""
@@ -136,6 +136,7 @@ class PromptJob(_Job):
     image: Path | None = None
     strength: float = 1.0
     pictures: bool = True
+    max_sequence_length: int | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -144,7 +145,7 @@ class PromptJob(_Job):
     @property
     def names(self) -> tuple[str, ...]:
         """The prompts, on one line and cut to the length of a caption."""
-        return tuple(textwrap.shorten(prompt, CAPTION_LENGTH, placeholder="...") for prompt in self.prompts)
+        return short_prompts(self.prompts)
 
     def plan(self, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
         options = (run.steps, run.schedule, run.solver, *self.latent, self.strength)
@@ -166,7 +167,8 @@ class PromptJob(_Job):
     @cached_property
     def embeddings(self) -> PromptEmbeddings:
         """Those of every picture; the text encoders are freed after them."""
-        encoded = self.engine.encode(self.prompts, self.negatives)
+        length = PROMPT_LENGTH if self.max_sequence_length is None else self.max_sequence_length
+        encoded = self.engine.encode(self.prompts, self.negatives, max_sequence_length=length)
         self.engine.free_text_encoders()
         return encoded.select(self.labels)
 
@@ -175,8 +177,7 @@ class PromptJob(_Job):
         """Clean latents to start from and the noise that goes with them; empty where there is no picture."""
         if self.image is None:
             return {}
-        with Image.open(self.image) as file:
-            pixels = load_images(self.engine.pipe, file.convert("RGB"), *self.latent, channels=self.spec.channels)
+        pixels = load_images(self.engine.pipe, read_start(self.image), *self.latent, channels=self.spec.channels)
         latents, noise = draw_start(self.engine.pipe, pixels, self.seeds)
         return {"latents": latents, "noise": noise}
 
@@ -192,10 +193,10 @@ class PromptJob(_Job):
         """What to record beside labels and seeds."""
         start = None
         if self.image is not None:
-            start = {"file": str(self.image), "sha256": file_digest(self.image), "strength": self.strength}
+            start = start_of(self.image, self.strength)
         height, width = (side * self.saved.factor for side in self.latent)
         prompts = {"prompts": tuple(self.prompts), "negative_prompts": tuple(self.negatives)}
-        return prompts | {"pixels": (width, height), "start": start}
+        return prompts | {"pixels": (width, height), "start": start, "max_sequence_length": self.max_sequence_length}
 
 
 Job = ClassJob | PromptJob
@@ -286,7 +287,8 @@ def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
             raise ValueError(f"{image} is not the picture that the recorded run started from")
     latent = (record.plan["height"], record.plan["width"])
     texts = (list(record.prompts), list(record.negative_prompts))
-    return PromptJob(source, saved, *texts, labels, seeds, record.max_batch, latent, image, strength)
+    length = record.max_sequence_length
+    return PromptJob(source, saved, *texts, labels, seeds, record.max_batch, latent, image, strength, True, length)
 
 
 def captions(names: Sequence[str], labels: Sequence[int], seeds: Sequence[int]) -> list[str]:

@@ -1,5 +1,6 @@
 """Options that several commands share: their types for typer, and what they are once collected."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ import typer
 
 DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
+WEAK = "weak"  # the network that the rule ag takes by default
 CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
 
@@ -66,6 +68,10 @@ VAEOption = Annotated[
         shown="the pipeline's own",
         help="A VAE's folder or hub id, to make pictures of a class-label model's latents.",
     ),
+]
+WeakOption = Annotated[
+    str | None,
+    _option("--weak", panel=_MODEL, help="A smaller or less trained network for the rule ag: a file, a folder or a hub id."),
 ]
 DeviceOption = Annotated[
     str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
@@ -202,6 +208,8 @@ class Source:
     variant: str | None = None
     t5: bool | None = None
     vae: str | None = None
+    weak: str | None = None
+    models: Mapping[str, str] | None = None  # further networks of a record, by name
 
     @property
     def name(self) -> str:
@@ -212,7 +220,18 @@ class Source:
     def how(self) -> dict[str, Any]:
         """Keywords of :meth:`Engine.from_pretrained` that say how the model is read."""
         file = {"family": self.family, "heads": self.heads, "exit_layer": self.branch_head}
-        return file | {"revision": self.revision, "variant": self.variant, "t5": self.t5 is not False, "vae": self.vae}
+        return file | {
+            "revision": self.revision,
+            "variant": self.variant,
+            "t5": self.t5 is not False,
+            "vae": self.vae,
+            "models": self.further,
+        }
+
+    @property
+    def further(self) -> dict[str, str]:
+        """Where further networks are, by name."""
+        return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .sample import DEFAULT_OUT, check_output, draw_grid, print_numbered
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Draw what ``path`` records and write it.
 
-    ``--model`` and ``--device`` may say where the same weights are and run, ``--vae`` where the same VAE is,
+    ``--model``, ``--weak`` and ``--device`` may say where the same weights are and run, ``--vae`` where the same VAE is,
     ``--image`` where the same start picture is.
     """
     _refuse_options(source, rule, run, output, text)
@@ -53,7 +53,9 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
 def _recorded_source(source: Source, origin: Origin) -> Source:
     """Where the recorded weights are and how they are read: as recorded, or as the options say beside ``--model``."""
     precision: dict[str, Any] = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
-    precision["vae"] = source.vae or origin.vae
+    precision |= {"vae": source.vae or origin.vae, "models": origin.models}
+    if not (source.model or origin.source):
+        raise ValueError("the networks of the picture were made in Python: say by --model where these weights are")
     if source.model:
         return replace(source, **precision)
     how: dict[str, Any] = {"family": origin.family, "heads": origin.heads, "branch_head": origin.exit_layer}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..files import NewFiles, check_writable, refuse_existing
-from ..records.pictures import picture_name, write_picture
+from ..files import NewFiles
+from ..records.pictures import check_place, picture_name, write_picture
 from ..records.provenance import Record
 from .jobs import captions, open_job
 from .latents import wants_pictures, write_latents
@@ -17,7 +17,6 @@ from .session import choose_rule, print_warnings
 from .sheets import default_columns, default_zoom, picture_grid
 
 DEFAULT_OUT = Path("out")
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
@@ -54,13 +53,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
 def check_output(output: Output, default: Path) -> tuple[Path, bool]:
     """Where to write and whether that is a folder; ``ValueError`` or ``OSError`` if nothing can be written there."""
     out = output.out or default
-    if out.suffix.lower() in OTHER_FORMATS:
-        raise ValueError(f"pictures are written as PNG, which carries their record, got {out}")
-    folder = out.suffix.lower() != ".png"
-    check_writable(out, folder)
-    if output.out is not None and not folder and not output.force:
-        refuse_existing(out)
-    return out, folder
+    return out, check_place(out, output.out is not None, output.force)
 
 
 def print_numbered(new: NewFiles) -> None:

@@ -1,40 +1,7 @@
-"""Numbers and classes chosen by text: ``3``, ``0-7``, ``0-23:2``, ``all``, species names."""
-
-from collections.abc import Sequence
+"""One class and one seed for every picture of a command."""
 
 from ..numeric_input import check_seed
-from ..rules.integers import LARGEST_RANGE, parse_integers
-
-
-def parse_labels(text: str, classes: int, names: Sequence[str], model: str) -> list[int]:
-    """Labels from numbers, ranges, ``all``, class names or the first word of class names (a genus), comma-separated.
-
-    ``classes`` is the number of classes of ``model`` and ``names`` what they are called (empty: they have no names).
-    Raises ``ValueError`` for a name or number that is none of them.
-    """
-    labels: list[int] = []
-    for piece in (piece.strip() for piece in text.split(",")):
-        if piece == "all":
-            labels += range(classes)
-        elif piece[:1].isdigit():
-            labels += parse_integers(piece)
-        else:
-            labels += _labels_named(piece, names, classes, model)
-    for label in labels:
-        if label >= classes:
-            raise ValueError(f"class {label} is out of range: {model} has classes 0 to {classes - 1}")
-    return labels
-
-
-def _labels_named(name: str, names: Sequence[str], classes: int, model: str) -> list[int]:
-    folded = [known.casefold() for known in names]
-    if name.casefold() in folded:
-        return [folded.index(name.casefold())]
-    genus = [label for label, known in enumerate(folded) if known.split()[:1] == [name.casefold()]]
-    if genus:
-        return genus
-    known = f"0 to {classes - 1}, all" + (f", or names such as {names[0]!r}" if names else "; its classes have no names")
-    raise ValueError(f"{model} has no class {name!r}; it has {known}")
+from ..rules.integers import LARGEST_RANGE
 
 
 def pair_samples(labels: list[int], seeds: list[int], count: int) -> tuple[list[int], list[int]]:

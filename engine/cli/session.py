@@ -17,6 +17,7 @@ from segue.models.spec import ModelSpec, SiTSpec
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
+from ..labels import parse_labels
 from ..planning.plan import Plan
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.integers import parse_integers
@@ -24,7 +25,7 @@ from ..rules.presets import ParsedRule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
-from .selection import pair_samples, parse_labels
+from .selection import pair_samples
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
 

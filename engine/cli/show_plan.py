@@ -63,6 +63,8 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
         return {"main": published}
     how: dict[str, Any] = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
     model, others = load_model(local_source(name, reading_of(source)), source.family, **how)
+    for network, path in source.further.items():
+        others |= {network: load_model(local_source(path), source.family)[0]}
     return {"main": model.spec} | {network: other.spec for network, other in others.items()}
 
 

@@ -12,6 +12,7 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
+from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, RulesLike, as_rules, check_count, is_shared, plain_rules
 from ..rules.correction import AdaptiveProjection
@@ -338,6 +339,7 @@ def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tupl
     return height, width
 
 
+@refuses_unknown()
 def compile_plan(
     guidance: RulesLike,
     schedule: Schedule,

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +14,20 @@ from segue.models.mmdit import TextCondition
 
 from ..adapters.kdiffusion import Denoiser
 from ..adapters.scheduler_solver import timed_scheduler
+from ..argument_names import refuses_unknown
 from ..core import ScheduleLike, check_rising, check_seeds
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solvers import Solver
+from ..records.pictures import short_prompts
+from ..records.prompt_record import PromptRecord, start_of
+from ..records.run import Run
 from ..rules.batch import RulesLike
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
-from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_texts
+from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_prompts, check_texts
 from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
 from .pipe_core import PipeCore
@@ -34,14 +39,15 @@ from .planning import (
     resolve_prompt_plan,
     start_size,
 )
-from .vae import check_output, draw_start, load_images
+from .vae import check_output, draw_start, load_images, read_start
 
 
-@dataclass(frozen=True, eq=False)
-class PromptRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptRun(Run):
     """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
 
     A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
+    ``texts`` is what its record says of prompts and start beside every run's.
     """
 
     latents: Tensor
@@ -51,6 +57,27 @@ class PromptRun:
     model: str
     prompts: tuple[str, ...] = ()
     images: list = field(default_factory=list)
+    max_batch: int | None = None
+    engine: "PromptEngine | None" = None
+    unrecorded: str = ""
+    texts: Mapping[str, Any] = field(default_factory=dict)
+
+    def _record(self, rule: str, max_batch: int) -> PromptRecord:
+        labels = tuple(self.texts["labels"])
+        texts = {name: value for name, value in self.texts.items() if name != "labels"}
+        return PromptRecord(self._origin(), rule, self.plan.to_dict(), labels, self.seeds, max_batch, **texts)
+
+    def _names(self) -> tuple[str, ...]:
+        return short_prompts(self.texts["prompts"])
+
+    def _caption(self, index: int) -> str:
+        return short_prompts(self.prompts)[index] if self.prompts else "embedded prompt"
+
+    def _pictures(self) -> list:
+        return self.images
+
+    def _pictures_at_hand(self) -> list:
+        return self.images
 
 
 class PromptEngine(PipeCore):
@@ -66,6 +93,7 @@ class PromptEngine(PipeCore):
         """A copy of the pipeline's scheduler with its timesteps set."""
         return timed_scheduler(self.pipe.scheduler, steps, self.spec.tokens(height, width))
 
+    @refuses_unknown()
     def plan(
         self,
         guidance: RulesLike = None,
@@ -90,6 +118,7 @@ class PromptEngine(PipeCore):
 
     # --- sampling ------------------------------------------------------------------------------------------------------
 
+    @refuses_unknown()
     def sample(
         self,
         embeddings: PromptEmbeddings,
@@ -145,7 +174,8 @@ class PromptEngine(PipeCore):
             state = self._first_state(plan, noise, latents, len(embeddings))
             options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite, "progress": progress}
             result, calls = self.run(plan, conditions, seeds, state, **options)
-        return PromptRun(result, plan, tuple(seeds[: len(result)]), calls, self.spec.name)
+        made = result, plan, tuple(seeds[: len(result)]), calls, self.spec.name
+        return PromptRun(*made, max_batch=max_batch, engine=self, unrecorded="its prompts came encoded")
 
     def _check_numerics(self, numerics: str, schedule, solver, max_batch, check_finite) -> None:
         if numerics not in ("segue", "diffusers"):
@@ -161,6 +191,7 @@ class PromptEngine(PipeCore):
     def _noise_dtype(self, numerics: str) -> torch.dtype:
         return self.dtype if numerics == "diffusers" else torch.float32
 
+    @refuses_unknown(options_of=sample)
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
@@ -179,12 +210,11 @@ class PromptEngine(PipeCore):
     ) -> PromptRun:
         """Prompts, or embeddings of prompts, to images.
 
-        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major: so are the numbers of a rule that has one
-        for each sample.  ``image`` (PIL, array or tensor; one, or
-        one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by default
-        0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline``
-        does with a generator per image.  ``output="latent"`` makes no pictures, and needs no VAE.  Other keywords are those of
-        :meth:`sample`.
+        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major, and so are the numbers of a rule that has
+        one for each sample.  ``image`` (a file, PIL, array, tensor; one, or one per prompt) is a picture to start from: of the
+        schedule, the last ``strength`` part in (0, 1] runs, by default 0.6.  A sample's seed draws its latent from the VAE's
+        posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline`` does with a generator per image.
+        ``output="latent"`` makes no pictures, and needs no VAE.  Other keywords are those of :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
@@ -196,7 +226,7 @@ class PromptEngine(PipeCore):
         count, latents = len(prompt if texts is None else texts), options.get("latents")
         num_images = counting_number(num_images, "num_images")
         seeds = check_seeds(seeds, count * num_images)
-        started = check_start(strength, image, latents)
+        started, unrecorded = check_start(strength, image, latents), _unrecorded(prompt, image, options)
         self.refresh()
         pictures = check_output(output, pipe, self.spec.channels)
         size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
@@ -211,7 +241,7 @@ class PromptEngine(PipeCore):
             check_rising(plan, latents, image, options.get("noise"))
         if options.get("noise") is not None:
             self.check_noise(plan, options["noise"], len(seeds))
-        pixels = None if image is None else load_images(pipe, image, *size, count, self.spec.channels)
+        pixels = None if image is None else load_images(pipe, read_start(image), *size, count, self.spec.channels)
         if isinstance(prompt, PromptEmbeddings):
             embeddings = prompt
         else:
@@ -226,7 +256,31 @@ class PromptEngine(PipeCore):
         with self._turn():
             pipe.maybe_free_model_hooks()
         names = [text for text in texts or () for _ in range(num_images)]
-        return replace(run, prompts=tuple(names[: len(run.latents)]), images=images)
+        told = {} if unrecorded else self._told(texts, negative_prompt, num_images, max_sequence_length, run, image, strength)
+        made: dict[str, Any] = {"prompts": tuple(names[: len(run.latents)]), "images": images}
+        return replace(run, unrecorded=unrecorded, texts=told, **made)
+
+    def _told(
+        self,
+        texts: Sequence[str],
+        negative: str | Sequence[str],
+        num_images: int,
+        length: int | None,
+        run: PromptRun,
+        image: str | Path | None,
+        strength: float,
+    ) -> dict[str, Any]:
+        """What the record of a run says of its prompts and its start."""
+        labels = [label for label in range(len(texts)) for _ in range(num_images)][: len(run.latents)]
+        height, width = (side * self.pipe.vae_scale_factor for side in (run.plan.height, run.plan.width))
+        return {
+            "labels": labels,
+            "prompts": tuple(texts),
+            "negative_prompts": tuple(check_prompts(negative, len(texts))),
+            "pixels": (width, height),
+            "start": None if image is None else start_of(Path(image), strength),
+            "max_sequence_length": PROMPT_LENGTH if length is None else length,
+        }
 
     def _drawn_start(self, pixels: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Tensor]:
         """Clean latents and noise of an image-to-image run, drawn by the samples' seeds; a given noise stays."""
@@ -236,6 +290,7 @@ class PromptEngine(PipeCore):
 
     # --- other loops ---------------------------------------------------------------------------------------------------
 
+    @refuses_unknown()
     def denoiser(
         self,
         guidance: RulesLike,
@@ -282,3 +337,14 @@ class PromptEngine(PipeCore):
         if table.get("uncond", embeddings.positive) is None:
             raise ValueError("the rule has an unconditional branch, and the embeddings hold no negative prompt")
         return table
+
+
+def _unrecorded(prompt: Any, image: Any, options: Mapping[str, Any]) -> str:
+    """Why no record can hold what a run was made of; empty where one can."""
+    if given := " and ".join(name for name in ("noise", "latents") if options.get(name) is not None):
+        return f"it began with {given} of the caller's"
+    if isinstance(prompt, PromptEmbeddings):
+        return "its prompts came encoded"
+    if image is not None and not isinstance(image, str | Path):
+        return "it began with a picture that is no file"
+    return "its numerics are those of diffusers" if options.get("numerics", "segue") != "segue" else ""

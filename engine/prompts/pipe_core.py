@@ -17,6 +17,7 @@ from segue.models.weight_watch import WeightWatch
 
 from ..adapters.around_forward import AroundForward, turns
 from ..adapters.vae import decode_latents
+from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import resolve_device, resolve_dtype
 from ..linears import weight_sums
@@ -66,6 +67,7 @@ class PipeCore(EngineCore):
         self.refresh()
 
     @classmethod
+    @refuses_unknown()
     def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Self:
         """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied.
 
@@ -76,6 +78,7 @@ class PipeCore(EngineCore):
         return cls(None, pipe, graphs=graphs, kernels=kernels, linears=linears)
 
     @classmethod
+    @refuses_unknown()
     def from_folder(
         cls,
         folder: str | Path,
@@ -217,6 +220,7 @@ class PipeCore(EngineCore):
             )
         return self.pipe
 
+    @refuses_unknown()
     def encode(
         self,
         prompt: str | Sequence[str],

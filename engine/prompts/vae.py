@@ -1,9 +1,11 @@
 """Pictures to latents through the VAE and image processor of a diffusers pipeline, and what a run needs of its VAE."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..adapters.live_transformer import execution_device
@@ -44,6 +46,14 @@ def load_images(pipe, images: Any, height: int, width: int, count: int = 1, chan
     if pixels.shape[1] != colours:
         raise ValueError(f"a start image must have {colours} channels, got {pixels.shape[1]}; a latent goes to latents=")
     return pixels
+
+
+def read_start(image: Any) -> Any:
+    """A picture to start from, as :func:`load_images` takes it: a file is read.  Raises ``OSError``."""
+    if not isinstance(image, str | Path):
+        return image
+    with Image.open(image) as file:
+        return file.convert("RGB")
 
 
 @torch.no_grad()

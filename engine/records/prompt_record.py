@@ -17,12 +17,14 @@ class PromptRecord(Record):
 
     ``prompts`` and ``negative_prompts`` are all of the run, one for one: text encoders may round differently in another
     batch.  ``pixels`` is (width, height); ``start`` what image-to-image began with: its file, digest and strength.
+    ``max_sequence_length`` is what the prompts were cut to, None for the usual.
     """
 
     prompts: tuple[str, ...] = ()
     negative_prompts: tuple[str, ...] = ()
     pixels: tuple[int, int] = (0, 0)
     start: Mapping[str, Any] | None = None
+    max_sequence_length: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,6 +68,11 @@ def read_record(chunk: Any, name: str) -> Record:
     """The record of the file ``name``, of either kind; ``ValueError`` if it is not one that this version can redraw."""
     kind = PromptRecord if isinstance(chunk, dict) and "prompts" in chunk else Record
     return kind.from_dict(chunk, name)
+
+
+def start_of(image: Path, strength: float) -> dict[str, Any]:
+    """What a record says of the picture that a run begins with.  Raises ``OSError``."""
+    return {"file": str(image), "sha256": file_digest(image), "strength": strength}
 
 
 def file_digest(path: Path) -> str:

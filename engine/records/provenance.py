@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..rules.presets import ParsedRule
 from ..saved_files import VAE
 
 FORMAT = 1
+LATER = ("max_sequence_length",)  # fields that records of this format need not have
 VALUES_PER_TENSOR = 64
 PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
 
@@ -43,6 +44,7 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
 class Origin:
     """The networks of a picture: where they were loaded from, how, and what they were.
 
+    ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
     ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.
     """
@@ -59,6 +61,7 @@ class Origin:
     revision: str | None = None
     variant: str | None = None
     t5: bool = True
+    models: Mapping[str, str] = field(default_factory=dict)
     vae: str | None = None
     vae_weights: str | None = None
     pixels_per_latent: int = 1
@@ -115,7 +118,9 @@ class Record:
                 raise ValueError("it is a sheet of several rules, which segue compare draws")
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']!r}, not {FORMAT}")
-            values = {field.name: record[field.name] for field in fields(cls)}
+            values = {
+                field.name: record[field.name] for field in fields(cls) if field.name in record or field.name not in LATER
+            }
             made = cls(**values | {"origin": Origin(**record["origin"])})
             made._check()
             return made

@@ -9,9 +9,9 @@ from segue.models.spec import ModelSpec
 from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 from .guidance import Correction, Guidance
 from .presets import ParsedRule, RuleLike, as_rule, parse_rule
+from .rule_text import SEPARATOR
 
 Rules = Guidance | tuple[Guidance, ...]
-SEPARATOR = " | "  # between the texts of the rules of samples
 NEUTRAL: dict[type, dict[str, float]] = {
     OptimizedScale: {},
     RescaledDeviation: {"phi": 0.0},

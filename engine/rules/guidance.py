@@ -257,6 +257,7 @@ class Guidance:
         for term in self.terms:
             if term.window != EVERYWHERE:
                 raise ValueError(f"a term already has the window {term.window}; give windows in one place")
+        window = as_window(window)
         return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
 
     def reused(self, refresh: int) -> "Guidance":

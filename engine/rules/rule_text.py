@@ -21,6 +21,7 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
 SEGMENTED = {"slg": "sgg", "exit": "sgg-exit"}  # by the name of the weak rule
 WITHOUT_TEXT = "<function>"  # in the place of a weight that is a function of sigma
 DECIMALS = 12
+SEPARATOR = " | "  # between the rules of samples
 
 Options = dict[str, Any]
 Named = tuple[str, Options]
@@ -46,11 +47,13 @@ def named_text(name: str, options: Iterable[tuple[str, Any]]) -> str:
     return f"{name}:{text}" if text else name
 
 
-def rule_text(rule: "Guidance") -> str:
-    """The text that :func:`.presets.parse_rule` makes the same rule of, whatever the model.
+def rule_text(rule: "Rules") -> str:
+    """The text that :func:`.batch.parse_rules` makes the same rule of, whatever the model.
 
     Raises ``ValueError`` for a rule that has none: a weight is a function of sigma, or a branch none that has a name.
     """
+    if isinstance(rule, tuple):
+        return SEPARATOR.join(map(rule_text, rule))
     text, unnamed = _described(rule)
     if unnamed:
         raise ValueError(f"the rule has no text that makes it again: {unnamed}")
@@ -87,7 +90,8 @@ def _described(rule: "Guidance") -> tuple[str, str]:
 
 def _named(term: "Term") -> Named | None:
     """The name and the options of the rule that a term is; None if no name has its branch."""
-    branch, network, weight = term.branch, term.branch.network, term.weight
+    branch, weight = term.branch, term.weight
+    network: Any = branch.network  # a Perturb where it has layers, else an Exit
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
     if branch.condition != "cond" and network is None and branch.model == "main":
@@ -123,7 +127,7 @@ def _scale(base: float) -> float:
 
 def _is_plain(name: str) -> bool:
     """Whether a name survives in the text of a rule."""
-    return bool(name) and name == name.strip() and not set(name) & set(",=+:")
+    return bool(name) and name == name.strip() and not set(name) & set(",=+:|")
 
 
 def _segmented(parts: Sequence[Named | None]) -> Named | None:

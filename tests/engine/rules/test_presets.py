@@ -30,7 +30,8 @@ from segue import (
     flow_shift,
     parse_rule,
 )
-from segue.engine.cli.selection import pair_samples, parse_labels
+from segue.engine.cli.selection import pair_samples
+from segue.engine.labels import parse_labels
 from segue.engine.rules.integers import parse_integers
 from segue.engine.rules.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
 from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule
