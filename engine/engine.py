@@ -22,7 +22,7 @@ from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.schedule import as_schedule
-from .planning.solvers import Solver
+from .planning.solver_rows import Solver
 from .records.provenance import Record
 from .records.run import Run
 from .rules.batch import RulesLike

@@ -11,7 +11,8 @@ _MODULES = {
     "segue.engine.engine": ("Engine", "SampleRun"),
     "segue.engine.planning.plan": ("Plan", "compile_plan"),
     "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
-    "segue.engine.planning.solvers": ("Solver", "euler_maruyama"),
+    "segue.engine.planning.solver_rows": ("Solver",),
+    "segue.engine.planning.solvers": ("euler_maruyama",),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.rules.guidance": (
         "CFG",

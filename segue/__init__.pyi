@@ -12,7 +12,8 @@ from segue.engine.planning.schedule import (
     linear as linear,
     resolution_shift as resolution_shift,
 )
-from segue.engine.planning.solvers import Solver as Solver, euler_maruyama as euler_maruyama
+from segue.engine.planning.solver_rows import Solver as Solver
+from segue.engine.planning.solvers import euler_maruyama as euler_maruyama
 from segue.engine.rules.correction import APG as APG, CFGZeroStar as CFGZeroStar, Rescale as Rescale
 from segue.engine.rules.guidance import (
     CFG as CFG,

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..planning.schedule import Schedule, check_falls, skipped_steps
-from ..planning.solvers import EULER, HEUN, HostStep, Solver, SolverRow
+from ..planning.solver_rows import HostStep, Solver, SolverRow
+from ..planning.solvers import EULER, HEUN
 from .scheduler_calls import SchedulerCalls
 
 
@@ -74,7 +75,7 @@ class SchedulerSteps:
 
     @torch.no_grad()
     def __call__(self, state: Tensor, velocity: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
-        """As :class:`.solvers.HostStep`."""
+        """As :class:`.solver_rows.HostStep`."""
         with _NoiseOfTheRun(state.shape, lambda: noise(next(self._draws))):
             return self.scheduler.step(velocity, next(self._times), state, return_dict=False)[0]
 

@@ -21,7 +21,8 @@ from ..rules.per_sample import shared
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
-from .solvers import Solver, check_learned_variance, get_solver
+from .solver_rows import Solver
+from .solvers import check_learned_variance, get_solver
 from .term_weights import (
     channel_masks,
     correction_warnings,

@@ -19,7 +19,7 @@ from ..core import ScheduleLike, check_rising, check_seeds
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from ..records.pictures import short_prompts
 from ..records.prompt_record import PromptRecord, start_of
 from ..records.run import Run

@@ -13,7 +13,7 @@ from ..core import ScheduleLike, resolve_plan
 from ..numeric_input import counting_number, real_number, whole_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import check_steps, from_scheduler
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from ..rules.batch import RulesLike
 
 DEFAULT_STEPS = 28

@@ -24,7 +24,7 @@ from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
-from ..planning.solvers import HostStep, Solver
+from ..planning.solver_rows import HostStep, Solver
 from ..rules.guidance import Branch
 from .call_table import CallTable
 from .combination import Combination

@@ -9,7 +9,7 @@ from live_sets import engine_of, load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue import CFG, SGG, AutoGuidance, EarlyExit, SkipLayer
-from segue.engine.planning.solvers import Solver, SolverRow
+from segue.engine.planning.solver_rows import Solver, SolverRow
 from segue.engine.running.program import Program, ProgramKey
 from segue.kernels.dispatch import LIBRARY
 from segue.kernels.record import REFERENCE, TRITON
