@@ -21,7 +21,8 @@ from .argument_names import refuses_unknown
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
-from .planning.plan import Plan, checked_size, compile_plan
+from .planning.compile import compile_plan, plan_part
+from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solver_rows import Solver
 from .planning.solvers import get_solver
@@ -200,7 +201,7 @@ class EngineCore:
             for first in range(0, len(seeds), chunk):
                 part = slice(first, first + chunk)
                 own = {name: value[part] for name, value in conditions.items()}
-                program = self.prepare(plan.part(part), own, seeds[part], state[part])
+                program = self.prepare(plan_part(plan, part), own, seeds[part], state[part])
                 try:
                     calls = run_program(program, Counting(self.followed(callback, program), advance), check_finite)
                     latents.append(program.x.clone())

@@ -14,7 +14,8 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from .core import EngineCore
-from .planning.plan import Plan, compile_plan
+from .planning.compile import compile_plan
+from .planning.plan import Plan
 from .planning.schedule import Schedule
 from .planning.solver_rows import Solver
 from .planning.solvers import VELOCITY

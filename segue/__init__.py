@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
     "segue.engine.engine": ("Engine", "SampleRun"),
-    "segue.engine.planning.plan": ("Plan", "compile_plan"),
+    "segue.engine.planning.compile": ("compile_plan",),
+    "segue.engine.planning.plan": ("Plan",),
     "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
     "segue.engine.planning.solver_rows": ("Solver",),
     "segue.engine.planning.solvers": ("euler_maruyama",),

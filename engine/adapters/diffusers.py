@@ -21,7 +21,8 @@ from segue.models.module_rows import ModuleNetwork
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import check_graphs
-from ..planning.plan import Plan, compile_plan
+from ..planning.compile import compile_plan
+from ..planning.plan import Plan
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.batch import Rules, RulesLike, as_rules

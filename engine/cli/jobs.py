@@ -69,7 +69,7 @@ class _Job:
         """What the pictures of a run record."""
         count = len(self.labels)
         max_batch, samples = min(self.max_batch or count, count), (tuple(self.labels), tuple(self.seeds))
-        return self.RECORD(self.origin(), rule.text, plan_dict(plan), *samples, max_batch, **self.texts())
+        return self.RECORD(self.origin(), rule.text, plan_dict(plan), *samples, max_batch, planned=plan, **self.texts())
 
 
 @dataclass

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..planning.compile import plan_part
 from ..planning.plan import Plan
 from ..prompts.encoding import PromptEmbeddings
 from ..prompts.engine import PromptEngine
@@ -54,7 +55,7 @@ def warm_up_prompts(
     settings: dict[str, Any] = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
     exact = engine.plan(plan.guidance, **settings, text_tokens=tokens)
     for size in batch_sizes(len(seeds), max_batch):
-        part = exact.part(slice(size))
+        part = plan_part(exact, slice(size))
         program = engine.load(part, embeddings.select(range(size)), seeds[:size], engine.draw_noise(part, seeds[:size]))
         for live in part.live_sets:
             program.advance(live)

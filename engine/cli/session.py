@@ -18,6 +18,7 @@ from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
 from ..labels import parse_labels
+from ..planning.compile import plan_part
 from ..planning.plan import Plan
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.integers import parse_integers
@@ -157,7 +158,7 @@ def draw_labels(
 def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
     """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
     for size in batch_sizes(len(labels), max_batch):
-        part = plan.part(slice(size))
+        part = plan_part(plan, slice(size))
         program = engine.load(part, labels[:size], seeds[:size], engine.draw_noise(part, seeds[:size]))
         for live in part.live_sets:
             program.advance(live)

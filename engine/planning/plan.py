@@ -1,8 +1,8 @@
-"""Guidance x schedule x solver -> Plan: who runs at which call, with which numbers, at what cost."""
+"""A plan: who runs at which call, with which numbers, at what cost."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,27 +12,13 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
-from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
-from ..rules.batch import Rules, RulesLike, as_rules, check_count, is_shared, plain_rules
-from ..rules.correction import AdaptiveProjection
+from ..rules.batch import Rules, check_count, plain_rules
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
-from ..rules.per_sample import shared
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solver_rows import Solver
-from .solvers import check_learned_variance, get_solver
-from .term_weights import (
-    channel_masks,
-    correction_warnings,
-    coverage_warnings,
-    evaluated_calls,
-    reference_branch,
-    refresh_intervals,
-    resolve_weights,
-    rule_branches,
-)
 
 
 @dataclass(frozen=True)
@@ -136,10 +122,6 @@ class Plan:
     def check_samples(self, count: int) -> None:
         """Raise ``ValueError`` unless the plan serves ``count`` samples."""
         check_count(self.guidance, count)
-
-    def part(self, samples: slice) -> "Plan":
-        """The plan of some of the samples: itself where all share it."""
-        return join_plans(self.samples[samples]) if self.samples else self
 
     @cached_property
     def rules(self) -> tuple[Guidance, ...]:
@@ -278,160 +260,9 @@ def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -
     return Path(conditions.index(branch.condition), tuple(operations))
 
 
-def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
-    if branch.model not in specs:
-        held = ", ".join(specs)
-        raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
-    spec, main = specs[branch.model], specs["main"]
-    same = ("channels", "patch", "prediction", "time", "num_classes", "parents")  # labels mean the same to both
-    if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
-        raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
-    if isinstance(branch.network, Perturb):
-        for layer in branch.network.layers:
-            if layer >= spec.depth:
-                raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
-    if isinstance(branch.network, Exit) and branch.network.layer not in spec.exits:
-        known = ", ".join(map(str, spec.exits)) or "none"
-        raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")
-
-
-def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
-    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
-    if (weights[sigmas == 0] != 0).any():
-        raise ValueError(
-            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
-            "give its term Window.sigma(0, 1), which begins above"
-        )
-
-
-def _check_condition(branch: Branch, spec: ModelSpec) -> None:
-    if branch.condition == "parent" and not getattr(spec, "parents", ()):
-        raise ValueError(f"the condition 'parent' needs superclasses, and {spec.name} has none")
-    if isinstance(branch.condition, int):
-        classes = getattr(spec, "num_classes", 0)
-        if not 0 <= branch.condition < classes:
-            raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
-
-
-def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Parameterization) -> tuple[np.ndarray, list]:
-    """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
-    rows = solver.rows(sigmas)
-    levels = np.array([row.sigma for row in rows])
-    m, n = parameterization.velocity(levels)
-    scale = parameterization.input_scale(levels)
-    values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
-    a, b, c, d, e, f = values.T
-    further = np.array([_padded(row.earlier, solver) for row in rows]).reshape(len(rows), solver.earlier)
-    return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows
-
-
-def _padded(earlier: tuple[float, ...], solver: Solver) -> tuple[float, ...]:
-    """A row's coefficients of what earlier rows left, as many as the solver has said."""
-    if len(earlier) > solver.earlier:
-        raise ValueError(f"solver {solver.name!r} keeps {solver.earlier} earlier rows, and a row of it weighs {len(earlier)}")
-    return *earlier, *[0.0] * (solver.earlier - len(earlier))
-
-
 def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:
     """A latent size that ``spec`` can cut into patches, its own where None.  Raises ``TypeError`` or ``ValueError``."""
     height = spec.height if height is None else whole_number(height, "the latent height must be a whole number")
     width = spec.width if width is None else whole_number(width, "the latent width must be a whole number")
     spec.check_size(height, width)
     return height, width
-
-
-@refuses_unknown()
-def compile_plan(
-    guidance: RulesLike,
-    schedule: Schedule,
-    solver: Solver | str,
-    specs: Mapping[str, ModelSpec] | ModelSpec,
-    height: int | None = None,
-    width: int | None = None,
-) -> Plan:
-    """Resolve a guidance rule or its text, or a list of one for each sample, against a schedule and a solver for a model.
-
-    ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
-    the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
-    exist; holes, overlaps and empty windows are ``Plan.warnings``.
-    """
-    if isinstance(specs, ModelSpec):
-        specs = {"main": specs}
-    spec, solver = specs["main"], get_solver(solver)
-    guidance = as_rules(guidance, spec)
-    rules = plain_rules(guidance)
-    height, width = checked_size(spec, height, width)
-    parameterization = Parameterization(spec)
-    sigmas = parameterization.snap(schedule.array())
-    for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
-        first, second = schedule.sigmas[i : i + 2]
-        raise ValueError(
-            f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
-            f"{parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
-        )
-    for term in (term for rule in rules for term in rule.terms):
-        _check_branch(term.branch, specs)
-        _check_condition(term.branch, spec)
-        if term.channels is not None and term.channels > spec.channels:
-            raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
-    for rule in rules:
-        check_learned_variance(solver, spec, _zero_steps(rule))
-    table, rows = _solver_table(solver, sigmas, parameterization)
-    branches = rule_branches(rules)
-    references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
-    common: dict[str, Any] = {"specs": specs, "schedule": schedule, "solver": solver, "height": height, "width": width}
-    common |= {"branches": branches, "masks": channel_masks(rules, branches, spec.channels), "table": table}
-    common |= {"sigmas": np.array([row.sigma for row in rows]), "steps": np.array([row.step for row in rows])}
-    common |= {"reference": references.pop(), "kept": _kept(rules, branches)}
-    plans = {rule: _plan(rule, sigmas[:-1], common) for rule in dict.fromkeys(rules)}
-    own = [plans[rule] for rule in rules]
-    return own[0] if is_shared(guidance) else replace(join_plans(own), guidance=guidance)
-
-
-def _plan(rule: Guidance, step_sigmas: np.ndarray, common: Mapping[str, Any]) -> Plan:
-    """The plan of one rule over the branches of its batch; ``common`` are the fields that do not depend on its numbers."""
-    branches, steps, reference = common["branches"], common["steps"], common["reference"]
-    weights, warnings = resolve_weights(rule, branches, step_sigmas)
-    if reference is not None and isinstance(rule.correction, AdaptiveProjection):
-        _check_above_zero(rule, step_sigmas, weights[:, reference - 1])
-    weights[: _zero_steps(rule)] = 0.0
-    warnings += coverage_warnings(rule, step_sigmas) + correction_warnings(rule, branches, len(step_sigmas))
-    return Plan(
-        guidance=rule,
-        weights=weights[steps],
-        silent=steps < _zero_steps(rule),
-        evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
-        warnings=tuple(warnings),
-        **common,
-    )
-
-
-def _zero_steps(rule: Guidance) -> int:
-    return shared(rule.correction.zero_steps) if rule.correction else 0
-
-
-def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
-    """The branches whose directions the calls of some sample reuse."""
-    longest = np.max([refresh_intervals(rule, branches) for rule in rules], axis=0)
-    return tuple(int(k) + 1 for k in np.flatnonzero(longest > 1))
-
-
-def join_plans(plans: Sequence[Plan]) -> Plan:
-    """The plan of a batch whose samples have ``plans``: of one schedule, one solver and the same branches."""
-    owners: dict[str, list[int]] = {}
-    for sample, plan in enumerate(plans):
-        for warning in plan.warnings:
-            owners.setdefault(warning, []).append(sample)
-    warnings = tuple(
-        warning if len(samples) == len(plans) else f"{warning} (sample {', '.join(map(str, samples))})"
-        for warning, samples in owners.items()
-    )
-    return replace(
-        plans[0],
-        guidance=tuple(rule for plan in plans for rule in plan.rules),
-        weights=np.stack([plan.weights for plan in plans]),
-        evaluated=np.stack([plan.evaluated for plan in plans]),
-        silent=np.stack([plan.silent for plan in plans]),
-        warnings=warnings,
-        samples=tuple(plans),
-    )

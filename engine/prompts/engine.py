@@ -65,7 +65,9 @@ class PromptRun(Run):
     def _record(self, rule: str, max_batch: int) -> PromptRecord:
         labels = tuple(self.texts["labels"])
         texts = {name: value for name, value in self.texts.items() if name != "labels"}
-        return PromptRecord(self._origin(), rule, self.plan.to_dict(), labels, self.seeds, max_batch, **texts)
+        return PromptRecord(
+            self._origin(), rule, self.plan.to_dict(), labels, self.seeds, max_batch, planned=self.plan, **texts
+        )
 
     def _names(self) -> tuple[str, ...]:
         return short_prompts(self.texts["prompts"])

@@ -15,7 +15,7 @@ import numpy as np
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
-from .per_sample import Numbers, common_count, each, of_sample, samples_of, shared, shown
+from .per_sample import Numbers, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
@@ -226,8 +226,15 @@ class Guidance:
 
     def of_sample(self, sample: int) -> "Guidance":
         """The rule of one sample of the batch, with one number wherever this has one for each."""
-        terms = tuple(replace(term, weight=of_sample(term.weight, sample)) for term in self.terms)
-        return Guidance(terms, of_sample(self.correction, sample) if self.correction else None)
+        return self._picked(sample)
+
+    def part(self, samples: slice) -> "Guidance":
+        """The rule of some of the samples of the batch."""
+        return self._picked(samples)
+
+    def _picked(self, samples: int | slice) -> "Guidance":
+        terms = tuple(replace(term, weight=picked(term.weight, samples)) for term in self.terms)
+        return Guidance(terms, picked(self.correction, samples) if self.correction else None)
 
     def __repr__(self) -> str:
         return f"<Guidance {shown_rule(self)}>"

@@ -25,10 +25,10 @@ def samples_of(holder: Any) -> int | None:
     return common_count(len(value) for value in values if isinstance(value, tuple))
 
 
-def of_sample(holder: Any, sample: int) -> Any:
-    """The dataclass ``holder`` with the numbers of one sample."""
+def picked(holder: Any, samples: int | slice) -> Any:
+    """The dataclass ``holder`` with the number of one sample, or the numbers of some, in the place of those of all."""
     values = {field.name: getattr(holder, field.name) for field in fields(holder)}
-    return replace(holder, **{name: value[sample] for name, value in values.items() if isinstance(value, tuple)})
+    return replace(holder, **{name: value[samples] for name, value in values.items() if isinstance(value, tuple)})
 
 
 def shared(number: Any) -> Any:
