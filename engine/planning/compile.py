@@ -53,7 +53,7 @@ def compile_plan(
     height, width = checked_size(spec, height, width)
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
-    _check_distinct(schedule, sigmas, parameterization)
+    _check_distinct(schedule, sigmas, spec)
     for rule in rules:
         _check_terms(rule, specs)
         check_learned_variance(solver, spec, _zero_steps(rule))
@@ -127,13 +127,13 @@ def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
     )
 
 
-def _check_distinct(schedule: Schedule, sigmas: np.ndarray, parameterization: Parameterization) -> None:
+def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:
     """Raise ``ValueError`` for levels that differ in the schedule and are one to the model."""
     for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
         first, second = schedule.sigmas[i : i + 2]
         raise ValueError(
-            f"noise levels {first:.6g} and {second:.6g} are the same to {parameterization.spec.name}: the nearest of its "
-            f"{parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
+            f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
+            f"{Parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
         )
 
 
