@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from ..numeric_input import number_or_each, real_number, whole_number
 from .guidance import Correction, Guidance
-from .per_sample import Numbers, samples_of
+from .per_sample import Number, Numbers, as_kept, samples_of
 
 
 def _number(name: str, value: float, low: float, high: float, finite: bool = True) -> float:
@@ -32,7 +32,7 @@ def _set(correction: Correction, **checks: Callable[[Any], float]) -> None:
 class RescaledDeviation(Correction):
     """The guided prediction at the standard deviation of the conditional one, by the share ``phi``; in the network's output."""
 
-    phi: Numbers
+    phi: Number
 
     name = "rescale"
     needs_reference = False
@@ -64,9 +64,9 @@ class OptimizedScale(Correction):
 class AdaptiveProjection(Correction):
     """APG: the correction ``c - u`` with momentum, its norm clipped, its part parallel to ``c`` scaled; on clean estimates."""
 
-    momentum: Numbers
-    radius: Numbers
-    eta: Numbers
+    momentum: Number
+    radius: Number
+    eta: Number
 
     name = "apg"
     has_memory = True
@@ -85,7 +85,7 @@ def Rescale(phi: Numbers) -> Guidance:
 
     Acts on the network's own output.  Added to a rule: ``CFG(7.0) + Rescale(0.7)``.
     """
-    return Guidance(correction=RescaledDeviation(phi))
+    return Guidance(correction=RescaledDeviation(as_kept(phi)))
 
 
 def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
@@ -94,7 +94,7 @@ def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
     In the first ``zero_steps`` the velocity is zero and nothing is evaluated.  For networks that predict velocities.
     Source: CFG-Zero* (arXiv 2503.18886).
     """
-    return Guidance(correction=OptimizedScale(cast(int, zero_steps)))
+    return Guidance(correction=OptimizedScale(cast(int, as_kept(zero_steps))))
 
 
 def APG(momentum: Numbers, radius: Numbers, eta: Numbers) -> Guidance:
@@ -103,4 +103,4 @@ def APG(momentum: Numbers, radius: Numbers, eta: Numbers) -> Guidance:
     On clean estimates: ``D = c - u`` plus ``momentum`` times the D before, its norm clipped to ``radius`` (``inf``: not), its
     component parallel to ``c`` times ``eta``.
     """
-    return Guidance(correction=AdaptiveProjection(momentum, radius, eta))
+    return Guidance(correction=AdaptiveProjection(as_kept(momentum), as_kept(radius), as_kept(eta)))

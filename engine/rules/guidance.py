@@ -15,7 +15,7 @@ import numpy as np
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
-from .per_sample import Numbers, common_count, each, picked, samples_of, shared, shown
+from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
@@ -126,8 +126,8 @@ class Weight:
     command line (arXiv 2603.20584).
     """
 
-    base: Numbers = 0.0
-    delta: Numbers = 0.0
+    base: Number = 0.0
+    delta: Number = 0.0
     function: Callable[[float], float] | None = None
 
     def __post_init__(self):
@@ -290,7 +290,7 @@ def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
         return Weight(function=lambda sigma: real_number(value(sigma), RETURNED) - offset)
     requirement = "a scale must be a finite number or a function of sigma"
     numbers = number_or_each(value, lambda number: real_number(number, requirement))
-    return Weight(each(numbers, lambda number: number - offset), delta)
+    return Weight(each(numbers, lambda number: number - offset), as_kept(delta))
 
 
 def _one_term(branch: Branch, weight: Weight, window: Window | str | None, channels: int | None = None) -> Guidance:

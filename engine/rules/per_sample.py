@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-# one for all samples, or one for each; a rule keeps the latter as a tuple
-Numbers = float | Sequence[float] | np.ndarray | Tensor
+from ..numeric_input import number_or_each
+
+Number = float | tuple[float, ...]  # one for all samples, or one for each, as a rule keeps them
+Numbers = float | Sequence[float] | np.ndarray | Tensor  # as callers give them
+
+
+def as_kept(numbers: Numbers) -> Number:
+    """``numbers`` as a rule keeps them, which then checks each.  Raises ``ValueError`` for a list of none."""
+    return number_or_each(numbers, lambda number: number)
 
 
 def common_count(counts: Iterable[int | None]) -> int | None:
