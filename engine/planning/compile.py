@@ -1,7 +1,7 @@
-"""Guidance x schedule x solver -> Plan, for one rule that all samples share or for the rule of each."""
+"""Guidance x schedule x solver -> Plan: of all samples alike, of rules of their own, or of whole requests of their own."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from ..rules.per_sample import shared
+from ..rules.presets import RuleLike
 from .plan import Plan, checked_size
 from .schedule import Schedule
-from .solver_rows import Solver
+from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
 from .term_weights import (
     channel_masks,
@@ -28,6 +29,15 @@ from .term_weights import (
     resolve_weights,
     rule_branches,
 )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sample of a batch asks for."""
+
+    rule: RuleLike
+    schedule: Schedule
+    solver: Solver | str = "euler"
 
 
 @refuses_unknown()
@@ -45,52 +55,83 @@ def compile_plan(
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
     exist; holes, overlaps and empty windows are ``Plan.warnings``.
     """
-    if isinstance(specs, ModelSpec):
-        specs = {"main": specs}
-    spec, solver = specs["main"], get_solver(solver)
-    guidance = as_rules(guidance, spec)
-    rules = plain_rules(guidance)
-    height, width = checked_size(spec, height, width)
-    parameterization = Parameterization(spec)
-    sigmas = parameterization.snap(schedule.array())
-    _check_distinct(schedule, sigmas, spec)
-    for rule in rules:
-        _check_terms(rule, specs)
-        check_learned_variance(solver, spec, _zero_steps(rule))
-    table, rows = _solver_table(solver, sigmas, parameterization)
-    branches = rule_branches(rules)
-    references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
-    common: dict[str, Any] = {"specs": specs, "schedule": schedule, "solver": solver, "height": height, "width": width}
-    common |= {"branches": branches, "masks": channel_masks(rules, branches, spec.channels), "table": table}
-    common |= {"sigmas": np.array([row.sigma for row in rows]), "steps": np.array([row.step for row in rows])}
-    common |= {"reference": references.pop(), "kept": _kept(rules, branches)}
-    plans = {rule: _plan(rule, sigmas[:-1], common) for rule in dict.fromkeys(rules)}
-    own = [plans[rule] for rule in rules]
-    return own[0] if is_shared(guidance) else _joined(own, guidance)
+    specs = {"main": specs} if isinstance(specs, ModelSpec) else specs
+    guidance = as_rules(guidance, specs["main"])
+    plans = _plans([Request(rule, schedule, solver) for rule in plain_rules(guidance)], specs, height, width)
+    return plans[0] if is_shared(guidance) else _joined(plans, guidance)
+
+
+def compile_batch(
+    requests: Sequence[Request], specs: Mapping[str, ModelSpec], height: int | None = None, width: int | None = None
+) -> Plan:
+    """The plan of a batch whose samples have schedules and solvers of their own beside their rules.
+
+    It goes on until the last sample has come to its end; those before it are left as they are from then on.  ``sigmas``,
+    ``steps`` and ``table`` are those of the longest run, ``samples`` has each.  Raises as :func:`compile_plan`, and
+    ``ValueError`` for a scheduler that makes its own steps beside another solver.
+    """
+    guidance = as_rules([request.rule for request in requests], specs["main"])
+    pairs = zip(requests, plain_rules(guidance), strict=True)
+    return _joined(_plans([replace(request, rule=rule) for request, rule in pairs], specs, height, width), guidance)
 
 
 def plan_part(plan: Plan, samples: slice) -> Plan:
     """The plan of some of the samples of a batch, with the branches of their rules alone; itself where all share it."""
     if not plan.samples:
         return plan
-    rules = plan.guidance
-    own = rules.part(samples) if isinstance(rules, Guidance) else rules[samples]
-    return compile_plan(own, plan.schedule, plan.solver, plan.specs, plan.height, plan.width)
+    guidance = plan.guidance.part(samples) if isinstance(plan.guidance, Guidance) else plan.guidance[samples]
+    pairs = zip(plan.samples[samples], plain_rules(guidance), strict=True)
+    requests = [Request(rule, own.schedule, own.solver) for own, rule in pairs]
+    return _joined(_plans(requests, plan.specs, plan.height, plan.width), guidance)
 
 
-def _plan(rule: Guidance, step_sigmas: np.ndarray, common: Mapping[str, Any]) -> Plan:
-    """The plan of one rule over the branches of its batch; ``common`` are the fields that do not depend on its numbers."""
-    branches, steps, reference = common["branches"], common["steps"], common["reference"]
-    weights, warnings = resolve_weights(rule, branches, step_sigmas)
+def _plans(requests: Sequence[Request], specs: Mapping[str, ModelSpec], height: int | None, width: int | None) -> list[Plan]:
+    """The plan of each request, over the branches of all; equal requests have one plan."""
+    spec = specs["main"]
+    height, width = checked_size(spec, height, width)
+    rules, solvers = [request.rule for request in requests], [get_solver(request.solver) for request in requests]
+    for rule, solver in zip(rules, solvers, strict=True):
+        _check_terms(rule, specs)
+        check_learned_variance(solver, spec, _zero_steps(rule))
+    if len(set(solvers)) > 1:
+        for solver in solvers:
+            if solver.begin() is not None:
+                raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
+    branches = rule_branches(rules)
+    references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
+    common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
+    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": _kept(rules, branches)}
+    common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
+    made: dict[Request, Plan] = {}
+    for request, solver in zip(requests, solvers, strict=True):
+        if request not in made:
+            made[request] = _plan(request.rule, request.schedule, solver, common)
+    return [made[request] for request in requests]
+
+
+def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[str, Any]) -> Plan:
+    """The plan of one rule; ``common`` are the fields that all samples of its batch share."""
+    branches, reference, spec = common["branches"], common["reference"], common["specs"]["main"]
+    parameterization = Parameterization(spec)
+    sigmas = parameterization.snap(schedule.array())
+    _check_distinct(schedule, sigmas, spec)
+    table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"])
+    steps = np.array([row.step for row in rows])
+    weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
     if reference is not None and isinstance(rule.correction, AdaptiveProjection):
-        _check_above_zero(rule, step_sigmas, weights[:, reference - 1])
+        _check_above_zero(rule, sigmas[:-1], weights[:, reference - 1])
     weights[: _zero_steps(rule)] = 0.0
-    warnings += coverage_warnings(rule, step_sigmas) + correction_warnings(rule, branches, len(step_sigmas))
+    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
     return Plan(
         guidance=rule,
+        schedule=schedule,
+        solver=solver,
+        sigmas=np.array([row.sigma for row in rows]),
+        steps=steps,
         weights=weights[steps],
         silent=steps < _zero_steps(rule),
         evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
+        table=table,
         warnings=tuple(warnings),
         **common,
     )
@@ -116,12 +157,21 @@ def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
         warning if len(samples) == len(plans) else f"{warning} (sample {', '.join(map(str, samples))})"
         for warning, samples in owners.items()
     )
+    longest = max(plans, key=lambda plan: plan.calls)
+
+    def stacked(name: str, beyond: float | bool) -> np.ndarray:
+        """A field of every sample; ``beyond`` its end until the longest run ends."""
+        fields = [getattr(plan, name) for plan in plans]
+        missing = [longest.calls - len(values) for values in fields]
+        padded = zip(fields, missing, strict=True)
+        return np.stack([np.pad(x, [(0, n), *[(0, 0)] * (x.ndim - 1)], constant_values=beyond) for x, n in padded])
+
     return replace(
-        plans[0],
+        longest,
         guidance=rules,
-        weights=np.stack([plan.weights for plan in plans]),
-        evaluated=np.stack([plan.evaluated for plan in plans]),
-        silent=np.stack([plan.silent for plan in plans]),
+        weights=stacked("weights", 0.0),
+        evaluated=stacked("evaluated", False),
+        silent=stacked("silent", True),
         warnings=warnings,
         samples=tuple(plans),
     )
@@ -182,7 +232,9 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
             raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
 
 
-def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Parameterization) -> tuple[np.ndarray, list]:
+def _solver_table(
+    solver: Solver, sigmas: np.ndarray, parameterization: Parameterization, earlier: int
+) -> tuple[np.ndarray, list[SolverRow]]:
     """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
     rows = solver.rows(sigmas)
     levels = np.array([row.sigma for row in rows])
@@ -190,12 +242,12 @@ def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Paramete
     scale = parameterization.input_scale(levels)
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
     a, b, c, d, e, f = values.T
-    further = np.array([_padded(row.earlier, solver) for row in rows]).reshape(len(rows), solver.earlier)
+    further = np.array([_padded(row.earlier, solver, earlier) for row in rows]).reshape(len(rows), earlier)
     return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows
 
 
-def _padded(earlier: tuple[float, ...], solver: Solver) -> tuple[float, ...]:
-    """A row's coefficients of what earlier rows left, as many as the solver has said."""
-    if len(earlier) > solver.earlier:
-        raise ValueError(f"solver {solver.name!r} keeps {solver.earlier} earlier rows, and a row of it weighs {len(earlier)}")
-    return *earlier, *[0.0] * (solver.earlier - len(earlier))
+def _padded(weights: tuple[float, ...], solver: Solver, count: int) -> tuple[float, ...]:
+    """A row's ``count`` coefficients of what earlier rows left, at least as many as the solver has said."""
+    if len(weights) > solver.earlier:
+        raise ValueError(f"solver {solver.name!r} keeps {solver.earlier} earlier rows, and a row of it weighs {len(weights)}")
+    return *weights, *[0.0] * (count - len(weights))

@@ -67,6 +67,7 @@ class Plan:
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
     reference: int | None  # the branch that the rule's correction acts on, if it acts on one
+    earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
     samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
@@ -89,10 +90,20 @@ class Plan:
         return Parameterization(self.spec)
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the solver of any sample draws noise."""
+        return any(own.solver.stochastic for own in self.samples or (self,))
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether that of any sample reads its variance from the network."""
+        return any(own.solver.spreads is not None for own in self.samples or (self,))
+
+    @property
     def spreads(self) -> np.ndarray:
-        """``[N, 1]``, by how much a learned variance may raise the logarithm of the solver's deviation; else ``[N, 0]``."""
+        """``[N, 1]``, by how much a learned variance may raise the logarithm of the solver's deviation."""
         if self.solver.spreads is None:
-            return np.zeros((self.calls, 0))
+            return np.zeros((self.calls, 1))
         return self.solver.spreads(self.parameterization.snap(self.schedule.array()))[:, None]
 
     @cached_property
@@ -107,16 +118,22 @@ class Plan:
         rows = zip(evaluated, silent, strict=True)
         return tuple(() if quiet else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, quiet in rows)
 
+    @property
+    def times(self) -> list[np.ndarray]:
+        """The network times of the calls, [N]: of all samples, or of each."""
+        return [own.parameterization.network_time(own.sigmas) for own in self.samples or (self,)]
+
     def live_at(self, calls: np.ndarray, fresh: np.ndarray) -> tuple[int, ...]:
         """The branches to evaluate where sample i is at ``calls[i]``; calls [B], fresh [B] bool.
 
-        A branch that is dead for some of the samples has weight zero there.  The ``fresh`` samples have kept no direction: of
-        a kept branch that weighs something they need another.
+        A branch that is dead for some of the samples has weight zero there; after its last call a sample needs none.  The
+        ``fresh`` samples have kept no direction: of a kept branch that weighs something they need another.
         """
         live: set[int] = set()
         for plan, call, anew in zip(self.samples or (self,) * len(calls), calls.tolist(), fresh, strict=True):
-            live.update(plan.live[call])
-            live.update(branch for branch in plan.kept if anew and plan.weights[call, branch - 1])
+            if call < plan.calls:
+                live.update(plan.live[call])
+                live.update(branch for branch in plan.kept if anew and plan.weights[call, branch - 1])
         return tuple(sorted(live))
 
     def check_samples(self, count: int) -> None:
@@ -211,7 +228,7 @@ class Plan:
             evaluations += len(layout.blocks)
             blocks += layout.block_rows
             flops += spec.embed_flops(tokens) + layout.projections(early=self.combines_early(live)) * spec.readout_flops(tokens)
-            flops += spec.readout_flops(tokens) if model == "main" and self.solver.spreads else 0  # the learned variance
+            flops += spec.readout_flops(tokens) if model == "main" and self.learned_variance else 0  # the learned variance
             flops += sum(rows.active * spec.block_flops(layer, tokens) for layer, rows in enumerate(layout.layers))
         return evaluations, blocks, flops
 

@@ -95,7 +95,7 @@ def _load_times(program: Program, times: Tensor, conditions: Mapping[str | int, 
     """Call the network at ``times`` [N]; some schedulers round them, and the plan's are 1000 sigma in fp32."""
     plan, told = program.plan, times.cpu().double().numpy()
     if not np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
-        program.load_times(told, conditions)
+        program.load_times([told], conditions)
 
 
 def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: Callback) -> tuple[Tensor, int]:

@@ -20,10 +20,16 @@ class CallTable:
     ):
         self.rows = torch.zeros(1 if shared else batch, calls, width, dtype=dtype, device=device)
 
-    def fill(self, values: Sequence[np.ndarray]) -> None:
-        """Put ``values`` [N, W], one for all samples or one for each, into the first rows."""
-        host = torch.from_numpy(np.stack(values)).to(self.rows.dtype)  # not every device has fp64
-        self.rows[:, : host.shape[1]].copy_(host)
+    def fill(self, values: Sequence[np.ndarray], beyond: float | Sequence[float] = 0.0) -> None:
+        """Put ``values`` [N, W], one for all samples or one for each, into the first rows; ``beyond`` into those of others.
+
+        Samples that have rows of their own may have more or fewer: a shorter run goes on beyond its end.
+        """
+        host = np.empty((len(values), max(map(len, values)) if len(values) == 1 else self.rows.shape[1], self.rows.shape[2]))
+        host[:] = beyond
+        for own, rows in zip(host, values, strict=True):
+            own[: len(rows)] = rows
+        self.rows[:, : host.shape[1]].copy_(torch.from_numpy(host).to(self.rows.dtype))  # not every device has fp64
 
     def at(self, kernels: Kernels, call: Tensor) -> Tensor:
         """The row of every sample, [B, W]; call [B] int64."""

@@ -8,7 +8,7 @@ allocated here, so a step can be captured once and replayed.
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
-from ..planning.solver_rows import HostStep, Solver
+from ..planning.solver_rows import IDLE, HostStep
 from ..rules.guidance import Branch
 from .call_table import CallTable
 from .combination import Combination
@@ -57,15 +57,14 @@ class ProgramKey:
 
     @classmethod
     def of(cls, plan: Plan, batch: int) -> "ProgramKey":
-        solver: Solver = plan.solver
         capacity = 32  # a table row of SD3.5-medium is a megabyte: room for common step counts, not more
-        while capacity < plan.calls:
+        while capacity < max(plan.calls, len(np.unique(np.concatenate(plan.times)))):
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         kind = type(plan.correction)
         rule = plan.branches, masks, plan.kept, kind
-        kinds = solver.stochastic, solver.spreads is not None, solver.earlier
+        kinds = plan.stochastic, plan.learned_variance, plan.earlier
         return cls(batch, not plan.samples, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
@@ -159,18 +158,23 @@ class Program:
         self.call.zero_()
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
         samples = plan.samples or (plan,)
-        self.call_table.fill([np.hstack([own.table, own.coefficients().reshape(own.calls, -1)]) for own in samples])
-        self.spread_table.fill([own.spreads for own in samples])
+        rows = [np.hstack([own.table, own.coefficients().reshape(own.calls, -1)]) for own in samples]
+        self.call_table.fill(rows, beyond=[*IDLE, *[0.0] * (rows[0].shape[1] - len(IDLE))])
+        self.spread_table.fill([own.spreads[:, : int(self.key.learned_variance)] for own in samples])
         self.combination.load(samples)
         self._follow_places()
-        self.load_times(plan.parameterization.network_time(plan.sigmas), conditions)
+        self.load_times(plan.times, conditions)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def load_times(self, times: np.ndarray, conditions: Mapping[str | int, Any]) -> None:
-        """Call the network at ``times`` [N], one for every call, and compute what depends on them and the conditions alone."""
-        distinct, index = np.unique(times, return_inverse=True)
-        self.time_table.fill([index[:, None]] * len(self.time_table.rows))
+    def load_times(self, times: Sequence[np.ndarray], conditions: Mapping[str | int, Any]) -> None:
+        """Call the network at ``times`` [N], one for every call of all samples or of each, and compute what depends on them.
+
+        That is what depends on times and conditions alone.
+        """
+        distinct = np.unique(np.concatenate(times))
+        own = [np.searchsorted(distinct, values)[:, None] for values in times]
+        self.time_table.fill(own)
         self._given = torch.from_numpy(distinct), [conditions[condition].detach() for condition in self.plan.conditions]
         self._load_rows()
 

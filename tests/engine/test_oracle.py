@@ -13,6 +13,7 @@ from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
 from tiny_models import tiny_sit
 
 from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
+from segue.engine.planning.compile import Request, compile_batch
 from segue.engine.planning.plan import branch_path
 from segue.engine.planning.schedule import Schedule
 from segue.engine.rules.correction import OptimizedScale
@@ -258,3 +259,49 @@ def test_random_rules_of_the_samples_of_one_batch(engines, chunk):
             expected = naive.run(solver, noise[i : i + 1], draws)
             error = float((result[i] - expected[0]).abs().max() / expected.abs().max().clamp_min(1))
             assert error < RELATIVE_ERROR, f"case {case}, sample {i}: {solver}, {steps} steps, {error:.2e}\n{own}\n{plan}"
+
+
+def random_requests(rng: random.Random, engine: Engine, batch: int) -> list[Request]:
+    """Rules, schedules and solvers of their own; levels that a discrete model takes for one are drawn again."""
+    rules = random_batch(rng, engine.spec, 8, batch)
+    rules = list(rules) if isinstance(rules, list) else [rules.of_sample(i) for i in range(batch)]
+    requests = []
+    for rule in rules:
+        solver = rng.choice((*SOLVERS, *["ddpm"] * (engine.spec.prediction == "epsilon")))
+        schedule = random_plan(rng, engine, None, rng.choice((1, 2, 3, 5, 8)), solver).schedule
+        requests.append(Request(rule, schedule, solver))
+    return requests
+
+
+@pytest.mark.parametrize("chunk", range(3))
+def test_requests_that_come_and_go_in_one_batch(engines, chunk):
+    """Samples of other rules, solvers and step counts share the steps, each from its own beginning to its own end."""
+    for case in range(chunk * BATCH_CASES // 3, (chunk + 1) * BATCH_CASES // 3):
+        rng = random.Random(f"requests {case}")
+        engine, doubles = engines[case % len(engines)]
+        spec, batch = engine.spec, rng.randint(1, 4)
+        requests = random_requests(rng, engine, batch)
+        plan = compile_batch(requests, engine.specs)
+        labels = [rng.randrange(spec.num_classes) for _ in range(batch)]
+        seeds, begins = [rng.randrange(2**40) for _ in range(batch)], [rng.randrange(4) for _ in range(batch)]
+        noise = torch.randn(batch, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(case))
+        program = engine.load(plan, labels, seeds, noise)
+        states = [noise[i] * own.parameterization.prior_scale(own.sigmas[0]) for i, own in enumerate(plan.samples)]
+        calls, ends = np.zeros(batch, int), [begin + own.calls for begin, own in zip(begins, plan.samples, strict=True)]
+        for tick in range(max(ends)):
+            for i in range(batch):
+                if tick == begins[i]:  # whatever was in its place before
+                    program.x[i], program.call[i], calls[i] = states[i], 0, 0
+                    for memory in program.memory():
+                        memory[i] = 0.0
+            running = np.array([begin <= tick < end for begin, end in zip(begins, ends, strict=True)])
+            program.combination.forget(np.array([tick == begin for begin in begins]))
+            program.step(plan.live_at(np.where(running, calls, plan.calls), calls == 0))
+            calls = np.minimum(calls + 1, plan.calls)
+            program.call.copy_(torch.from_numpy(calls))
+        for i, own in enumerate(plan.samples):
+            draws = partial(loop_noise, seeds[i : i + 1], noise[i : i + 1])
+            naive = NaiveSampler(doubles, own.guidance, torch.tensor(labels[i : i + 1]), list(own.schedule.sigmas))
+            expected = naive.run(own.solver.name, noise[i : i + 1], draws)
+            error = float((program.x[i] - expected[0]).abs().max() / expected.abs().max().clamp_min(1))
+            assert error < RELATIVE_ERROR, f"case {case}, sample {i} from {begins[i]}: {error:.2e}\n{own}\n{plan}"
