@@ -93,20 +93,22 @@ def _plans(requests: Sequence[Request], specs: Mapping[str, ModelSpec], height: 
     for rule, solver in zip(rules, solvers, strict=True):
         _check_terms(rule, specs)
         check_learned_variance(solver, spec, _zero_steps(rule))
-    if len(set(solvers)) > 1:
-        for solver in solvers:
-            if solver.begin() is not None:
-                raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
+    for solver in solvers:
+        if any(solver is not other for other in solvers) and solver.begin() is not None:
+            raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
     branches = rule_branches(rules)
     references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
     common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
     common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": _kept(rules, branches)}
     common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
-    made: dict[Request, Plan] = {}
+    made: dict[tuple, Plan] = {}
+    plans = []
     for request, solver in zip(requests, solvers, strict=True):
-        if request not in made:
-            made[request] = _plan(request.rule, request.schedule, solver, common)
-    return [made[request] for request in requests]
+        key = request.rule, request.schedule, id(solver)  # a scheduler's has a configuration, which no key can hold
+        if key not in made:
+            made[key] = _plan(request.rule, request.schedule, solver, common)
+        plans.append(made[key])
+    return plans
 
 
 def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[str, Any]) -> Plan:

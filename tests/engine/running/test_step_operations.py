@@ -147,7 +147,7 @@ def test_a_solver_without_earlier_rows_holds_no_more_than_a_state_and_a_history(
     sizes = {}
     for solver in ("dpm++2m", LOOKING_BACK):
         program = load(engine, engine.plan(SEGMENTED, steps=4, solver=solver))
-        sizes[solver] = sum(tensor.numel() for tensor in program.state()), program.solver_table.shape[1]
+        sizes[solver] = sum(tensor.numel() for tensor in program.state()), program.columns
     state = program.x.numel()
     assert sizes["dpm++2m"] == (2 * state + len(program.x), 7)
     assert sizes[LOOKING_BACK] == (4 * state + len(program.x), 9)
