@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from .quality import commands as quality_commands
 from .suites import SUITES
 
 RESULTS = Path("bench/results")
@@ -57,8 +58,9 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="One small model, thr
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``segue bench`` to ``app``."""
+    """Add ``segue bench``, ``segue score`` and ``segue tune-scales`` to ``app``."""
     app.add_typer(bench, name="bench")
+    quality_commands.register(app)
 
 
 def _suite_command(name: str):

@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .quality_interval import SUITE as QUALITY
-from .quality_interval import interval_of
+from .quality.interval import SUITE as QUALITY
+from .quality.interval import interval_of
 from .rows import Row, latest, parse_rows, read_rows
 from .scores.units import SCORE, SHARE
 

@@ -4,23 +4,28 @@ from .rows import Row
 from .summary import beside_summary, on_card, speed_summary
 from .tables import by_device, select
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BLOCK = "bench"
 
 
 def readme_block(rows: list[Row]) -> str:
-    """Markers and everything between them, cards before processors; deterministic in the rows.
+    """Everything between the markers, cards before processors; deterministic in the rows.
 
-    Raises ``ValueError`` for rows of code that was never committed: nobody could measure them again.
+    Raises ``ValueError`` as :func:`check_committed` does.
     """
-    for row in rows:
-        if row.commit.endswith("+changes"):
-            raise ValueError(f"{row.suite} {row.case} was measured with uncommitted changes ({row.commit}); measure it again")
-    parts = [BEGIN]
+    check_committed(rows)
+    parts: list[str] = []
     devices = by_device(select(rows, "e2e")).items()
     for (device, dtype), here in sorted(devices, key=lambda item: not any(map(on_card, item[1]))):
         tables = (beside_summary(here), speed_summary(here))
         parts += [f"**{device}, {dtype}**, {made(here)}", *(table for table in tables if table)]
-    return "\n\n".join([*parts, END])
+    return "\n\n".join(parts)
+
+
+def check_committed(rows: list[Row]) -> None:
+    """Raise ``ValueError`` for rows of code that was never committed: nobody could measure them again."""
+    for row in rows:
+        if row.commit.endswith("+changes"):
+            raise ValueError(f"{row.suite} {row.case} was measured with uncommitted changes ({row.commit}); measure it again")
 
 
 def made(rows: list[Row]) -> str:
@@ -30,8 +35,14 @@ def made(rows: list[Row]) -> str:
     return f"torch {releases}, commit {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}:"
 
 
-def update_block(text: str, block: str, name: str) -> str:
-    """``text`` with what lies between the bench markers replaced; raises ``ValueError`` unless there is one pair."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{name} needs one pair of markers, {BEGIN} and {END}")
-    return text[: text.index(BEGIN)] + block + text[text.index(END) + len(END) :]
+def markers(block: str) -> tuple[str, str]:
+    """What begins and ends a generated block of a document."""
+    return f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+
+
+def update_block(text: str, content: str, name: str, block: str = BLOCK) -> str:
+    """``text`` with ``content`` between the markers of ``block``; raises ``ValueError`` unless there is one pair."""
+    begin, end = markers(block)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{name} needs one pair of markers, {begin} and {end}")
+    return text[: text.index(begin)] + "\n\n".join([begin, content, end]) + text[text.index(end) + len(end) :]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .plots import write_plots
+from .quality.tables import quality_tables
 from .readme_block import readme_block, update_block
 from .rows import Row, latest, read_rows
 from .summary import summary_tables
@@ -26,6 +27,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "kernels": ("Operations", kernel_tables),
     "cold": ("Cold start", cold_tables),
     "scaling": ("Scaling", scaling_tables),
+    "quality": ("Quality", quality_tables),
 }
 
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -193,7 +193,15 @@ def _weights(checkpoint: Checkpoint, key: str) -> Tensor:
 # --- our own files ---------------------------------------------------------------------------------------------------
 
 
-def save_model(model: SiT, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+class SavedNetwork(Protocol):
+    """A network that says what it is: its ``spec`` is written beside its weights."""
+
+    spec: Any
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_model(model: SavedNetwork, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a network with its spec as safetensors; the file appears whole or not at all.
 
     ``metadata`` adds strings to the header.  The position table is computed on loading, not stored.  Raises ``OSError`` if

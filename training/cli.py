@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for weights, state and log.")],
-    recipe: Annotated[str | None, typer.Option(help="herbarium (default) or herbarium-weak.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="herbarium (default), or herbarium- and weak, classifier or judge.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="End after this much training time; 0: no limit.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -27,8 +29,10 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default cuda if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (autocast) or float32.")] = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile the network; needs a C++ compiler.")] = None,
+    graph: Annotated[bool | None, typer.Option(help="On a CUDA device, capture the step as a graph.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that draw leaves.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    snapshot_every: Annotated[int | None, typer.Option(help="Steps between weights that are kept; 0: none.")] = None,
     resume: Annotated[
         bool | None, typer.Option("--resume/--fresh", help="Continue the run in the folder / replace it.")
     ] = None,
@@ -63,8 +67,10 @@ def train(
         "device": device or _default_device(),
         "dtype": dtype,
         "compile": compile,
+        "graph": graph,
         "workers": workers,
         "checkpoint_every": checkpoint_every,
+        "snapshot_every": snapshot_every,
     }
     settings = TrainSettings.from_dict(values | {name: value for name, value in given.items() if value is not None})
     start = {None: "new", True: "resume", False: "fresh"}[resume]
@@ -105,6 +111,8 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Option(help="Safetensors file to write.")],
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    step: Annotated[int | None, typer.Option(help="Weights that the run kept of this step; default the latest.")] = None,
+    parent: Annotated[Path | None, typer.Option(help="The model's file that this one is made for.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write the averaged weights of a training run as one small file.
@@ -119,7 +127,7 @@ def export(
 
     if not force:
         refuse_existing(out)
-    model = export_run(run, out, dtype)
+    model = export_run(run, out, dtype, step, parent)
     count = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{out}: {model.spec.name}, {count / 1e6:.2f} M parameters, {out.stat().st_size / 1e6:.1f} MB")
 

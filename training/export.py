@@ -3,22 +3,29 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from segue.engine.files import check_writable
-from segue.models.sit import SiT
+from segue.models.bundled import PARENT_KEY, digest
+from segue.models.classifiers import ClassifierSpec, load_classifier
 from segue.models.weights import load_network, save_model
 
+from .loop import task_of
 from .recipes import get_recipe
-from .run_folder import WEIGHTS, RunFolder
+from .run_folder import RunFolder
 
 EXPORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def export_run(folder: Path, path: Path, dtype: str = "float16") -> SiT:
+def export_run(
+    folder: Path, path: Path, dtype: str = "float16", step: int | None = None, parent: Path | None = None
+) -> nn.Module:
     """Write the EMA weights of a run of a known recipe to ``path`` (safetensors); returns the network as written.
 
-    The header holds the spec and, as strings, the recipe, seed, steps, images and training seconds.  Raises ``ValueError`` if
-    the folder holds no such run, its network is not the recipe's, or a weight does not fit ``dtype``.
+    ``step``: weights that the run kept of an earlier step.  ``parent``: the file of the model that this one was made for, whose
+    digest goes into the header.  The header also holds the spec and, as strings, the recipe, seed, steps, images and, of the
+    latest weights, the training seconds.  Raises ``ValueError`` if the folder holds no such run or step, its network is not
+    the recipe's, or a weight does not fit ``dtype``.
     """
     if dtype not in EXPORT_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(EXPORT_DTYPES)}, got {dtype!r}")
@@ -27,14 +34,19 @@ def export_run(folder: Path, path: Path, dtype: str = "float16") -> SiT:
     record = run.existing()
     recipe = get_recipe(record["spec"].get("name"))
     run.check_same("spec", recipe.spec.to_dict())
-    model = SiT(recipe.spec)
-    model.load_state_dict(load_network(Path(folder) / WEIGHTS)[0].state_dict())
+    made_for = {} if parent is None else {PARENT_KEY: digest(parent)}
+    weights = run.weights(step)
+    stored = load_classifier(weights) if isinstance(recipe.spec, ClassifierSpec) else load_network(weights)[0]
+    model = task_of(recipe.spec, recipe.settings).network()
+    model.load_state_dict(stored.state_dict())
     model = model.to(EXPORT_DTYPES[dtype]).eval()
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} in {folder} is not finite in {dtype}")
-    images = record["step"] * record["settings"]["batch_size"]
-    facts = {"seed": record["settings"]["seed"], "steps": record["step"], "images": images, "seconds": round(record["seconds"])}
+    steps = record["step"] if step is None else step
+    facts = {"seed": record["settings"]["seed"], "steps": steps, "images": steps * record["settings"]["batch_size"]}
+    if step is None:
+        facts["seconds"] = round(record["seconds"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, path, {"recipe": recipe.spec.name} | {name: str(value) for name, value in facts.items()})
+    save_model(model, path, {"recipe": recipe.spec.name} | {name: str(value) for name, value in facts.items()} | made_for)
     return model

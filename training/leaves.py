@@ -33,7 +33,7 @@ INDIVIDUAL_RANGES = {
 def draw_leaves(labels: Tensor, generator: torch.Generator, size: int = SIZE) -> Tensor:
     """New leaf images of the given species.
 
-    labels [B] int64 in [0, 24); returns [B, 3, size, size] fp32 in [-1, 1].  The same generator state gives the same leaves.
+    labels [B] int64 in [0, 48); returns [B, 3, size, size] fp32 in [-1, 1].  The same generator state gives the same leaves.
     """
     return render_leaves(labels, draw_individuals(labels.shape[0], generator), size)
 

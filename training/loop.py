@@ -9,18 +9,25 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segue.models.sit import SiT
-from segue.models.spec import SiTSpec
+from segue.models.classifiers import ClassifierSpec
 
 from .herbarium import MAX_BATCHES, herbarium_loader
-from .objective import logit_normal_time, plain_loss
 from .run_folder import RunFolder, Start
 from .settings import TrainSettings
+from .step import TrainingStep, load_optimizer, make_optimizer
 from .streams import stream_generator
+from .task import ClassificationTask, Spec, Task, VelocityTask
 
 LOG_EVERY = 50
 
-Callback = Callable[["Trainer", dict[str, float]], bool | None]
+Callback = Callable[["Trainer", dict[str, Tensor]], bool | None]
+
+
+def task_of(spec: Spec, settings: TrainSettings) -> Task:
+    """What a network of this kind is trained to do."""
+    if isinstance(spec, ClassifierSpec):
+        return ClassificationTask(spec)
+    return VelocityTask(spec, settings.dropout, settings.exit_weight)
 
 
 class Trainer:
@@ -31,18 +38,18 @@ class Trainer:
     ``minutes`` the learning rate follows the clock.
     """
 
-    def __init__(self, spec: SiTSpec, settings: TrainSettings, folder: str | Path, start: Start = "new"):
+    def __init__(self, spec: Spec, settings: TrainSettings, folder: str | Path, start: Start = "new"):
         self.spec, self.settings, self.folder = spec, settings, RunFolder(folder)
         self.folder.open(spec, settings, start)
+        self.task = task_of(spec, settings)
         self.step = 0
         self.seconds = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = SiT(spec).initialize().to(settings.device)
+            self.model = self.task.network().to(settings.device)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
-        )
+        self.optimizer = make_optimizer(self.model, settings)
+        self.one_step = TrainingStep(self.model, self.ema, self.optimizer, self.task, settings)
         if start == "resume":
             self._resume()
         if settings.compile:
@@ -55,7 +62,7 @@ class Trainer:
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"], self.settings)
             self.step, self.seconds = state["step"], state["seconds"]
         self.folder.cut_log(self.step)
 
@@ -86,41 +93,28 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
         return s.learning_rate * warm * (s.final_learning_rate + (1 - s.final_learning_rate) * cosine)
 
-    def train_step(self, x0: Tensor, labels: Tensor) -> dict[str, float]:
-        """One optimiser step on images x0 [B, C, H, W] and labels [B]; returns the losses and the gradient's norm."""
-        losses = self._losses(x0, labels)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is {norm.item()} at step {self.step}; the last checkpoint was kept")
-        self.optimizer.step()
-        self.ema.update_parameters(self.model)
-        self.step += 1
-        return {name: value.item() for name, value in losses.items()} | {"gradient": norm.item()}
+    def train_step(self, x0: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One optimiser step on images x0 [B, C, H, W] and labels [B]; the losses and the gradient's norm, on the device.
 
-    def _losses(self, x0: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The losses at noise levels, noise and dropped labels that depend on the seed and the step only."""
-        s = self.settings
-        generator = stream_generator(s.seed, MAX_BATCHES + self.step)
-        labels = s.dropout(labels, self.spec, generator)
-        sigma = logit_normal_time(x0.shape[0], generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        x0, labels, sigma, eps = (tensor.to(s.device) for tensor in (x0, labels, sigma, eps))
-        with torch.autocast(torch.device(s.device).type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
-            return plain_loss(self.model, x0, labels, sigma, eps, s.exit_weight)
+        Its random numbers depend on the seed and the step only.
+        """
+        drawn = self.task.draw(x0, labels, stream_generator(self.settings.seed, MAX_BATCHES + self.step))
+        try:
+            losses = self.one_step(drawn, self.learning_rate())
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} at step {self.step}; the last checkpoint was kept") from None
+        self.step += 1
+        return losses
 
     def run(self, callback: Callback | None = None) -> bool:
         """Train to the end, or until ``callback(trainer, losses)`` returns False; both are saved.
 
-        The callback runs after every step.  Returns whether the run reached its end.  An exception leaves the last checkpoint
-        as it was.
+        The callback runs after every step; to read a loss is to wait for the device.  Returns whether the run reached its end.
+        An exception leaves the last checkpoint as it was.
         """
         s = self.settings
         batches = iter(herbarium_loader(s.batch_size, s.seed, self.step, s.workers))
-        window: list[dict[str, float]] = []
+        window: list[dict[str, Tensor]] = []
         while self.progress < 1:
             began = time.perf_counter()
             losses = self.train_step(*next(batches))
@@ -132,14 +126,24 @@ class Trainer:
                 window = []
             stopped = callback is not None and callback(self, losses) is False
             if finished or stopped or self.step % s.checkpoint_every == 0:
+                self._check_finite(losses)
                 self.save()
+            if s.snapshot_every and self.step % s.snapshot_every == 0:
+                self.folder.save_snapshot(self.ema.module, self.step)
             if stopped and not finished:
                 return False
         return True
 
-    def _log(self, window: list[dict[str, float]]) -> None:
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        """A gradient that was not finite makes all later ones so: raise before weights like these are saved."""
+        norm = losses["gradient"].item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {norm} before step {self.step}; the last checkpoint was kept")
+
+    def _log(self, window: list[dict[str, Tensor]]) -> None:
         """Append the means over the steps since the last row."""
+        self._check_finite(window[-1])
         rate = self.step * self.settings.batch_size / max(self.seconds, 1e-9)
         row = {"step": self.step, "seconds": round(self.seconds, 1), "images_per_s": round(rate, 2), "lr": self.learning_rate()}
-        means = {name: round(sum(losses[name] for losses in window) / len(window), 5) for name in window[0]}
-        self.folder.log(row | means)
+        table = torch.stack([torch.stack(list(losses.values())) for losses in window]).double().mean(0).tolist()
+        self.folder.log(row | {name: round(mean, 5) for name, mean in zip(window[0], table, strict=True)})

@@ -4,10 +4,12 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from .loop import LOG_EVERY, Trainer
 
-SMOOTHING = 0.98
+SMOOTHING = 0.98  # a step
+SHOW_EVERY = 10  # steps: to read a loss is to wait for the device
 
 
 class TrainingDisplay:
@@ -37,8 +39,11 @@ class TrainingDisplay:
     def __exit__(self, *_) -> None:
         self.bar.stop()
 
-    def show(self, trainer: Trainer, losses: dict[str, float]) -> None:
-        self.loss = losses["loss"] if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * losses["loss"]
+    def show(self, trainer: Trainer, losses: dict[str, Tensor]) -> None:
+        if self.loss is not None and trainer.step % SHOW_EVERY and trainer.progress < 1:
+            return
+        loss, keep = losses["loss"].item(), SMOOTHING**SHOW_EVERY
+        self.loss = loss if self.loss is None else keep * self.loss + (1 - keep) * loss
         status = self.status(trainer)
         self.bar.update(self.task, completed=trainer.progress, status=status)
         if not self.console.is_terminal and (trainer.step % LOG_EVERY == 0 or trainer.progress >= 1):

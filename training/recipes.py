@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass, replace
 
+from segue.models.classifiers import ClassifierSpec
 from segue.models.spec import SiTSpec
 
 from .leaves import SIZE
 from .objective import LabelDropout
 from .settings import TrainSettings
 from .species import NUM_SPECIES, PARENTS, SPECIES
+from .task import Spec
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A network and how to train it."""
 
-    spec: SiTSpec
+    spec: Spec
     settings: TrainSettings
 
 
@@ -34,15 +36,34 @@ _STRONG = SiTSpec(
     parents=PARENTS,
     class_names=SPECIES,
 )
-_SETTINGS = TrainSettings(steps=100_000, minutes=105, dropout=LabelDropout(0.1, 0.1), checkpoint_every=250)
+_SETTINGS = TrainSettings(
+    steps=16_000, batch_size=128, dropout=LabelDropout(0.1, 0.1), checkpoint_every=250, snapshot_every=1_000
+)
+# one chooses and guides, the other judges: two families, so that what flatters the one need not flatter the other
+_CHOOSER = ClassifierSpec(
+    name="herbarium-classifier",
+    family="convolutional",
+    channels=3,
+    size=SIZE,
+    widths=(32, 40, 56),
+    depth=2,
+    num_classes=NUM_SPECIES,
+    parents=PARENTS,
+    class_names=SPECIES,
+)
+_JUDGE = replace(_CHOOSER, name="herbarium-judge", family="transformer", widths=(64,), depth=4)
+_CLASSIFICATION = TrainSettings(steps=12_000, batch_size=128, weight_decay=0.01, checkpoint_every=250)
 
-# the weak sibling has a fifth of the parameters and an eighth of the time: what it gets wrong is what autoguidance corrects;
+# the weak sibling has a fifth of the parameters and an eighth of the steps: what it gets wrong is what autoguidance corrects;
 # its run is too short for the longer average
 RECIPES = {
     "herbarium": Recipe(_STRONG, _SETTINGS),
     "herbarium-weak": Recipe(
-        replace(_STRONG, name="herbarium-weak", dim=96, depth=6, heads=3, exits=()), replace(_SETTINGS, minutes=13, ema=0.99)
+        replace(_STRONG, name="herbarium-weak", dim=96, depth=6, heads=3, exits=()),
+        replace(_SETTINGS, steps=2_000, ema=0.99, snapshot_every=0),
     ),
+    "herbarium-classifier": Recipe(_CHOOSER, replace(_CLASSIFICATION, learning_rate=2e-3)),
+    "herbarium-judge": Recipe(_JUDGE, _CLASSIFICATION),
 }
 
 

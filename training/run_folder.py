@@ -9,28 +9,31 @@ from typing import Any, Literal
 import torch
 
 from segue.engine.files import check_writable, whole_file
-from segue.models.sit import SiT
-from segue.models.spec import SiTSpec
-from segue.models.weights import save_model
+from segue.models.weights import SavedNetwork, save_model
 
 from .settings import TrainSettings
+from .task import Spec
 
 Start = Literal["new", "resume", "fresh"]
 
 FILES = WEIGHTS, STATE, LOG, RECORD = "model.safetensors", "state.pt", "log.jsonl", "run.json"
+SNAPSHOTS = "snapshots"
 STATE_KEYS = {"model", "ema", "optimizer", "step", "seconds"}
 
 # what may change when a run is resumed: the length and the machine, and names for people; not what is learnt from a batch
-MAY_CHANGE = {"steps", "minutes", "checkpoint_every", "device", "compile", "workers", "class_names"}
+MAY_CHANGE = {"steps", "minutes", "checkpoint_every", "snapshot_every", "device", "compile", "graph", "workers", "class_names"}
 
 
 class RunFolder:
-    """``model.safetensors`` (EMA weights and spec), ``state.pt`` (to resume), ``run.json`` (what it is), ``log.jsonl``."""
+    """``model.safetensors`` (EMA weights and spec), ``state.pt`` (to resume), ``run.json`` (what it is), ``log.jsonl``.
+
+    ``snapshots/STEP.safetensors`` are EMA weights of earlier steps, if the run keeps any.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def open(self, spec: SiTSpec, settings: TrainSettings, start: Start) -> None:
+    def open(self, spec: Spec, settings: TrainSettings, start: Start) -> None:
         """Make the folder ready for a run, or refuse it with one sentence before any work.
 
         ``new`` wants a folder without a run.  ``resume`` wants one with the same network and settings (but for its length and
@@ -49,8 +52,8 @@ class RunFolder:
             raise ValueError(f"{self.path} holds a run of {record['spec'].get('name')}, not of {spec.name}")
         check_writable(self.path, folder=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in present:
-            (self.path / name).unlink()
+        for path in (*(self.path / name for name in present), *self.snapshots().values()):
+            path.unlink()
         self.write_record(spec, settings, step=0, seconds=0.0)
 
     # --- the record of what the run is ---------------------------------------------------------------------------------
@@ -75,7 +78,7 @@ class RunFolder:
             raise ValueError(f"there is no run in {self.path}")
         return record
 
-    def write_record(self, spec: SiTSpec, settings: TrainSettings, step: int, seconds: float) -> None:
+    def write_record(self, spec: Spec, settings: TrainSettings, step: int, seconds: float) -> None:
         record = {"spec": spec.to_dict(), "settings": asdict(settings), "step": step, "seconds": seconds}
         with whole_file(self.path / RECORD) as part:
             part.write_text(json.dumps(record, indent=1) + "\n")
@@ -90,11 +93,32 @@ class RunFolder:
 
     # --- weights and state ---------------------------------------------------------------------------------------------
 
-    def save(self, weights: SiT, state: dict[str, Any]) -> None:
+    def save(self, weights: SavedNetwork, state: dict[str, Any]) -> None:
         """Write the EMA weights and the resume state; each file is replaced whole or not at all."""
         save_model(weights, self.path / WEIGHTS)
         with whole_file(self.path / STATE) as part:
             torch.save(state, part)
+
+    def save_snapshot(self, weights: SavedNetwork, step: int) -> None:
+        """Keep the EMA weights of a step."""
+        path = self.path / SNAPSHOTS / f"{step}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_model(weights, path)
+
+    def snapshots(self) -> dict[int, Path]:
+        """The weights that were kept, by step, in order."""
+        found = {int(path.stem): path for path in (self.path / SNAPSHOTS).glob("*.safetensors") if path.stem.isdigit()}
+        return dict(sorted(found.items()))
+
+    def weights(self, step: int | None = None) -> Path:
+        """The latest EMA weights, or those kept of a step; raises ``ValueError`` if there are none of that step."""
+        if step is None:
+            return self.path / WEIGHTS
+        kept = self.snapshots()
+        if step not in kept:
+            steps = ", ".join(map(str, kept)) or "none"
+            raise ValueError(f"{self.path} keeps no weights of step {step}; it keeps: {steps}")
+        return kept[step]
 
     def load_state(self) -> dict[str, Any] | None:
         """The resume state on the CPU, or None if the run stopped before its first checkpoint."""

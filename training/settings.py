@@ -15,7 +15,7 @@ from .objective import LabelDropout
 from .streams import MAX_SEED
 
 DTYPES = ("bfloat16", "float32")
-WHOLE = ("steps", "batch_size", "checkpoint_every", "warmup", "seed", "workers")
+WHOLE = ("steps", "batch_size", "checkpoint_every", "snapshot_every", "warmup", "seed", "workers")
 REAL = ("learning_rate", "final_learning_rate", "weight_decay", "ema", "clip", "exit_weight", "minutes")
 
 
@@ -40,9 +40,11 @@ class TrainSettings:
     seed: int = 0
     minutes: float = 0.0
     checkpoint_every: int = 500
+    snapshot_every: int = 0  # steps between copies of the averaged weights that stay; 0: none
     dtype: str = "bfloat16"
     device: str = "cpu"
     compile: bool = False
+    graph: bool = True  # on a CUDA device: capture the step once and replay it
     workers: int = 0  # processes that draw leaves; 0 draws them between the steps
 
     def __post_init__(self):
@@ -52,7 +54,7 @@ class TrainSettings:
             self._set(name, real_number(getattr(self, name), f"{name} must be a number"))
         for name in ("steps", "batch_size", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup", "workers", "weight_decay", "exit_weight", "minutes"):
+        for name in ("warmup", "workers", "snapshot_every", "weight_decay", "exit_weight", "minutes"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "finite and at least 0")
         for name in ("learning_rate", "clip"):
             self._require(name, 0 < getattr(self, name) < math.inf, "finite and positive")
@@ -66,6 +68,11 @@ class TrainSettings:
 
         if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
             raise ValueError("compile needs a C++ compiler; set CXX, install one, or train without")
+
+    @property
+    def captured(self) -> bool:
+        """Whether the step is a captured graph."""
+        return self.graph and self.device.startswith("cuda")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainSettings":

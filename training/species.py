@@ -1,6 +1,7 @@
-"""The plants of the herbarium: 6 genera of 4 species each, as numbers.
+"""The plants of the herbarium: 6 genera of 8 species each, as numbers.
 
-Genera differ in shape; the species of a genus differ in details (width, margin teeth, veins, hue) and are easily confused.
+Genera differ in shape; the species of a genus differ in details, one to three of width, margin teeth, veins and hue, and are
+easily confused.
 """
 
 from dataclasses import astuple, dataclass, fields
@@ -46,15 +47,19 @@ _GENERA = (
     Genus("Betulina", 2.0, 1.0, 1.1, 1.1, 0.62, 5.0, 0.9, False, (0.44, 0.58, 0.16)),  # birch-like, ovate, light green
     Genus("Cordatia", 1.0, 0.9, 1.5, 1.5, 0.95, 3.0, 0.0, True, (0.14, 0.42, 0.24)),  # heart-like, deep green
     Genus("Digitaria", 7.0, 3.0, 6.0, 6.0, 0.90, 7.0, 0.0, True, (0.80, 0.52, 0.12)),  # fingered, seven lobes, ochre
-    Genus("Ellipsa", 2.0, 1.2, 1.2, 1.2, 0.34, 7.0, 1.3, False, (0.32, 0.46, 0.42)),  # willow-like, narrow, grey green
+    Genus("Ellipsa", 2.0, 1.2, 1.2, 1.2, 0.56, 5.0, 1.3, False, (0.32, 0.46, 0.42)),  # willow-like, narrow, grey green
     Genus("Ficaria", 3.0, 4.5, 10.0, 10.0, 0.85, 4.0, 0.5, False, (0.42, 0.22, 0.38)),  # fig-like, three lobes, purple
 )
 
 _DEPARTURES = (
     Departure("alba"),
-    Departure("borealis", aspect=0.84, veins=2.0, hue=0.04, light=0.06),
-    Departure("crispa", aspect=1.10, teeth=11.0, depth=0.09, hue=-0.04),
-    Departure("dentata", aspect=0.94, teeth=19.0, depth=0.06, veins=-1.0, light=-0.07),
+    Departure("borealis", veins=2.5),
+    Departure("crispa", teeth=9.0, depth=0.09),
+    Departure("dentata", teeth=19.0, depth=0.06),
+    Departure("elata", veins=2.5, teeth=9.0, depth=0.09),
+    Departure("flexilis", veins=2.5, teeth=19.0, depth=0.06),
+    Departure("glabra", aspect=0.88, hue=0.03),
+    Departure("hirta", aspect=0.88, hue=0.03, veins=2.5),
 )
 
 GENERA = tuple(genus.name for genus in _GENERA)

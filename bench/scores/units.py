@@ -3,6 +3,7 @@
 ACCURACY, SUPERCLASS = "accuracy", "superclass accuracy"
 FRECHET, KERNEL, INCEPTION = "Frechet distance per feature", "kernel distance", "inception score"
 NEIGHBOURS = ("precision", "recall", "coverage", "density")
+EFFECTIVE = "effective scale"  # neither way is better
 
 # a share of samples has Wilson's interval; more of a share or of a score is better, less of a distance
 SHARE, SCORE, DISTANCE = "share", "score", "distance"

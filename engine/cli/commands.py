@@ -58,8 +58,13 @@ def sample(
     force: o.ForceOption = False,
     json: o.JsonOption = False,
     picture: o.FromOption = None,
+    rank: o.RankOption = None,
+    world: o.WorldOption = None,
 ) -> None:
     """Draw pictures: by default one of each class with segmented guidance, into the folder out.
+
+    Into a file .npz go samples for an evaluation suite, --count in all, of the classes in turn; the same command goes on where
+    it was interrupted.
 
     [bold]Examples[/bold]
 
@@ -82,9 +87,12 @@ def sample(
     segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
+
+    segue sample --count 50000 --out samples.npz --rank 0 --world 4
     """
     from .redraw import redraw
     from .sample import draw_pictures
+    from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
     rule = o.RuleOptions.of(
@@ -101,6 +109,10 @@ def sample(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     output = o.Output(out, grid, columns, zoom, json, kind, force)
+    if picture is None and (archive := archive_of(out)):
+        write_samples(archive, source, rule, run, output, text, rank, world)
+        return
+    refuse_shards(rank, world)
     if picture is not None:
         redraw(picture, source, rule, run, output, text)
     else:

@@ -142,7 +142,8 @@ SeedsOption = Annotated[
     _option("--seeds", panel=_RUN, shown="0", help="A list or range, one for each picture, or one number that counts up."),
 ]
 CountOption = Annotated[
-    int | None, _option("--count", "--num-images", panel=_RUN, shown="1", help="Pictures of each class or prompt.")
+    int | None,
+    _option("--count", "--num-images", panel=_RUN, shown="1", help="Pictures of each class or prompt; in a file .npz, of all."),
 ]
 MaxBatchOption = Annotated[int | None, _option("--max-batch", panel=_RUN, shown="all", help="Pictures drawn at once.")]
 FiniteOption = Annotated[
@@ -173,9 +174,15 @@ StrengthOption = Annotated[
 ]
 
 OutOption = Annotated[
-    Path | None, _option("--out", "-o", panel=_OUT, shown="the folder out", help="A folder, or one PNG file.")
+    Path | None, _option("--out", "-o", panel=_OUT, shown="the folder out", help="A folder, one PNG file, or one file .npz.")
 ]
 SheetOption = Annotated[Path | None, _option("--out", "-o", panel=_OUT, shown="out/compare.png", help="The PNG file to write.")]
+RankOption = Annotated[
+    int | None, _option("--rank", panel=_OUT, shown="0", help="Which shard of a file .npz this process draws, from 0.")
+]
+WorldOption = Annotated[
+    int | None, _option("--world", panel=_OUT, shown="1", help="How many shards; the last to end makes the file.")
+]
 GridOption = Annotated[
     bool | None, _option("--grid/--no-grid", panel=_OUT, shown="grid", help="Also all pictures in one grid.png.")
 ]

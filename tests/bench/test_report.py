@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from segue.bench.readme_block import BEGIN, END, readme_block, update_block
+from segue.bench.readme_block import markers, readme_block, update_block
 from segue.bench.report import report_text, write_report
 from segue.bench.rows import append_rows, latest, make_row, read_rows
 from segue.bench.summary import summary_tables
 from segue.bench.timing import Statistic
+
+BEGIN, END = markers("bench")
 
 GAIN = "speed-up over the published algorithm"
 

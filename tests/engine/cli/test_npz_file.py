@@ -7,18 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from segue.engine.cli.npz_file import NpzFile
+from segue.engine.cli.npz_file import NpzFile, Shard, to_pixels
 from segue.engine.images import latents_to_images
 
 MADE_BY = {"model": "herbarium", "rule": "cfg:scale=1.5", "first_seed": 0}
+
+
+def black(count: int) -> np.ndarray:
+    return np.zeros((count, 5, 7, 3), np.uint8)
 
 
 def pictures(seed: int, count: int) -> torch.Tensor:
     return torch.randn(count, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
 
 
-def opened(folder, count: int = 10, **changes) -> NpzFile:
-    return NpzFile(folder / "samples.npz", count, 5, 7, MADE_BY | changes)
+def opened(folder, count: int = 10, batch: int = 1, rank: int = 0, world: int = 1, **changes) -> NpzFile:
+    return NpzFile(folder / "samples.npz", Shard(count, batch, rank, world), 5, 7, MADE_BY | changes)
 
 
 def expected(drawn: torch.Tensor) -> np.ndarray:
@@ -29,7 +33,7 @@ def test_numpy_reads_what_was_drawn(tmp_path, seed):
     drawn, labels = pictures(seed, 10), torch.arange(10) * 3
     file = opened(tmp_path)
     for part in (slice(0, 4), slice(4, 5), slice(5, 10)):
-        file.append(drawn[part], labels[part])
+        file.append(to_pixels(drawn[part]), labels[part])
     path = file.finish()
     with np.load(path) as found:
         assert found.files == ["arr_0", "arr_1"]
@@ -62,18 +66,18 @@ def leave_half_an_archive(folder):
 )
 def test_a_run_goes_on_where_it_stopped(tmp_path, seed, interrupt, kept):
     drawn, labels = pictures(seed, 10), torch.arange(10)
-    opened(tmp_path).append(drawn[:8], labels[:8])
+    opened(tmp_path).append(to_pixels(drawn[:8]), labels[:8])
     interrupt(tmp_path)
     file = opened(tmp_path)
     assert file.written == kept and not file.finished
-    file.append(drawn[kept:], labels[kept:])
+    file.append(to_pixels(drawn[kept:]), labels[kept:])
     with np.load(file.finish()) as found:
         assert np.array_equal(found["arr_0"], expected(drawn)) and np.array_equal(found["arr_1"], labels.numpy())
 
 
 def test_raw_files_that_outlived_the_archive_are_removed(tmp_path, seed, monkeypatch):
     file = opened(tmp_path, 2)
-    file.append(pictures(seed, 2), torch.tensor([1, 2]))
+    file.append(to_pixels(pictures(seed, 2)), torch.tensor([1, 2]))
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -87,7 +91,7 @@ def test_the_archive_is_made_without_holding_the_samples(tmp_path, monkeypatch):
     count, batch = 8000, 1000
     file = opened(tmp_path, count)
     for _ in range(count // batch):
-        file.append(torch.zeros(batch, 3, 5, 7), torch.zeros(batch, dtype=torch.int64))
+        file.append(to_pixels(torch.zeros(batch, 3, 5, 7)), torch.zeros(batch, dtype=torch.int64))
     tracemalloc.start()
     try:
         path = file.finish()
@@ -99,28 +103,76 @@ def test_the_archive_is_made_without_holding_the_samples(tmp_path, monkeypatch):
 
 
 def test_a_file_of_another_run_is_refused(tmp_path, seed):
-    opened(tmp_path).append(pictures(seed, 3), torch.zeros(3, dtype=torch.int64))
-    for changes in ({"rule": "none"}, {"first_seed": 5}):
-        with pytest.raises(ValueError, match=r"was begun as .*cfg:scale=1\.5.*and cannot go on as"):
+    opened(tmp_path).append(to_pixels(pictures(seed, 3)), torch.zeros(3, dtype=torch.int64))
+    made_by = (({"rule": "none"}, "rule 'cfg:scale=1.5'"), ({"first_seed": 5}, "first_seed 0"), ({"more": 1}, "more None"))
+    for changes, said in made_by:
+        with pytest.raises(ValueError, match=rf"was begun with {said}, and cannot go on with {next(iter(changes.values()))!r}"):
             opened(tmp_path, **changes)
-    with pytest.raises(ValueError, match="cannot go on as"):
-        opened(tmp_path, count=11)
+    for changes, said in (({"count": 11}, "count 10"), ({"batch": 2}, "batch 1"), ({"world": 3}, "world 1")):
+        with pytest.raises(ValueError, match=f"was begun with {said}, and cannot go on with {next(iter(changes.values()))}"):
+            opened(tmp_path, **changes)
     (tmp_path / "other.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"other\.npz exists already, and nothing beside it says how it was made"):
-        NpzFile(tmp_path / "other.npz", 3, 5, 7, MADE_BY)
+        NpzFile(tmp_path / "other.npz", Shard(3), 5, 7, MADE_BY)
+
+
+def test_a_shard_has_one_writer(tmp_path):
+    first = opened(tmp_path, world=2)
+    with pytest.raises(ValueError, match=r"another process is writing to .*samples\.npz\.0-of-2\.labels"):
+        opened(tmp_path, world=2)
+    assert opened(tmp_path, rank=1, world=2).written == first.written == 0
+
+
+@pytest.mark.parametrize(("count", "batch", "world"), [(10, 1, 1), (63, 4, 3), (64, 4, 3), (5, 4, 3), (3, 1, 5), (1, 199, 2)])
+def test_shards_are_all_samples_once_in_whole_batches(count, batch, world):
+    parts = [Shard(count, batch, rank, world).samples() for rank in range(world)]
+    assert [index for part in parts for index in part] == list(range(count))
+    assert all(part.start % batch == 0 for part in parts if part)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2 * batch
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_shard_that_ends_last_makes_the_archive_of_all(tmp_path, seed, order):
+    drawn, labels = pictures(seed, 11), torch.arange(11)
+    whole = NpzFile(tmp_path / "whole.npz", Shard(11), 5, 7, MADE_BY)
+    whole.append(to_pixels(drawn), labels)
+    made = []
+    for rank in order:
+        file = opened(tmp_path, 11, 2, rank, 3)
+        part = list(file.shard.samples())
+        file.append(to_pixels(drawn[part]), labels[part])
+        made.append(file.finish())
+        assert len(file.missing()) == 2 - order.index(rank) or made[-1]
+    assert made[:2] == [None, None] and made[2].read_bytes() == whole.finish().read_bytes()
+    assert opened(tmp_path, 11, 2, 0, 3).finish() == made[2]  # who comes later finds it made
+    assert not list(tmp_path.glob("*of-3*"))
+
+
+def test_a_part_of_a_batch_is_drawn_again_but_the_last_batch_may_be_short(tmp_path, seed):
+    drawn, labels = to_pixels(pictures(seed, 10)), torch.arange(10)
+    opened(tmp_path, batch=4).append(drawn[:6], labels[:6])
+    file = opened(tmp_path, batch=4)
+    assert file.written == 4
+    file.append(drawn[4:], labels[4:])
+    del file
+    assert opened(tmp_path, batch=4).written == 10
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda file: file.append(torch.zeros(11, 3, 5, 7), torch.zeros(11)), "0 are written, got 11 more"),
-        (lambda file: file.append(torch.zeros(2, 3, 5, 7), torch.zeros(3)), "a label each"),
-        (lambda file: file.append(torch.zeros(2, 3, 7, 5), torch.zeros(2)), r"pictures of \(5, 7\)"),
-        (lambda file: file.append(torch.zeros(2, 4, 5, 7), torch.zeros(2)), "4 channels are not pixels"),
-        (lambda file: file.append(torch.full((1, 3, 5, 7), torch.nan), torch.zeros(1)), "must be finite"),
+        (lambda file: file.append(black(11), torch.zeros(11)), "0 are written, got 11 more"),
+        (lambda file: file.append(black(2), torch.zeros(3)), "a label each, got uint8 of shape"),
+        (lambda file: file.append(black(2).swapaxes(1, 2), torch.zeros(2)), r"pictures of \(5, 7\)"),
+        (lambda file: file.append(black(2).astype(float), torch.zeros(2)), "expected uint8 pictures .* got float64"),
+        (lambda file: to_pixels(torch.zeros(2, 4, 5, 7)), "4 channels are not pixels"),
+        (lambda file: to_pixels(torch.full((1, 3, 5, 7), torch.nan)), "must be finite"),
         (lambda file: file.finish(), "needs 10 samples, and 0 are written"),
-        (lambda file: NpzFile(file.path.with_suffix(".zip"), 1, 5, 7, {}), r"must end in \.npz, got .*\.zip"),
-        (lambda file: NpzFile(file.path, 0, 5, 7, {}), "at least one sample, got 0"),
+        (lambda file: NpzFile(file.path.with_suffix(".zip"), Shard(1), 5, 7, {}), r"must end in \.npz, got .*\.zip"),
+        (lambda file: Shard(0), "at least one sample, got 0"),
+        (lambda file: Shard(3, 0), "a batch holds at least one sample, got 0"),
+        (lambda file: Shard(3, 1, 2, 2), r"a rank lies in \[0, world\), got rank 2 of world 2"),
+        (lambda file: Shard(3, 1, 0, 0), "got rank 0 of world 0"),
     ],
 )
 def test_bad_input_is_one_sentence_with_the_value(tmp_path, call, said):

@@ -3,9 +3,9 @@
 ``p20`` and ``p80`` of such a row are the ends of the interval at 60 %, not percentiles of repetitions: ``n`` counts samples.
 """
 
-from .rows import Row
-from .scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
-from .scores.units import SHARE
+from ..rows import Row
+from ..scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
+from ..scores.units import SHARE
 
 SUITE, SPREAD_LEVEL = "quality", 0.6
 

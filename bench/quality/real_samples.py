@@ -1,0 +1,69 @@
+"""Real samples that drawn ones are compared with: leaves of the herbarium, as many as are asked for, or pictures of a file."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from segue.models.spec import SiTSpec
+from segue.training.herbarium import Herbarium
+from segue.training.species import NUM_SPECIES, PARENTS, SPECIES
+
+from ..scores.extractors import features_of
+from ..scores.judge import Judge
+from .saved_pictures import SavedPictures
+
+HERBARIUM = "herbarium"
+LEAVES, LEAVES_AT_ONCE = 10_000, 500
+LEAVES_SEED = 40_009  # a stream of leaves that no network was trained on
+
+
+@dataclass(frozen=True, eq=False)
+class RealSamples:
+    """``count`` pictures under a ``name`` that rows carry; ``batches()`` gives them anew, [B, C, H, W] in [-1, 1].
+
+    ``parents`` are the superclasses of their classes, where these are known.
+    """
+
+    name: str
+    count: int
+    batches: Callable[[], Iterable[Tensor]]
+    parents: tuple[int, ...] = ()
+    _features: dict[str, Tensor] = field(default_factory=dict)
+
+    def check_count(self, samples: int) -> None:
+        """Raise ``ValueError`` unless there are as many as ``samples``: neighbours are counted among equally many."""
+        if self.count < samples:
+            raise ValueError(f"{samples} samples need as many real ones beside them, got {self.count}")
+
+    def features(self, judge: Judge) -> Tensor:
+        """Their features [count, F] by a judge, found once."""
+        if judge.name not in self._features:
+            self._features[judge.name] = features_of(self.batches(), judge.features)
+        return self._features[judge.name]
+
+
+def leaves(count: int = LEAVES) -> RealSamples:
+    """New leaves of all species.  Raises ``ValueError`` for a number that is none."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"the number of real samples must be a positive whole number, got {count!r}")
+
+    def batches() -> Iterable[Tensor]:
+        for index, first in enumerate(range(0, count, LEAVES_AT_ONCE)):
+            yield Herbarium(LEAVES_AT_ONCE, LEAVES_SEED).batch(index)[0][: count - first]
+
+    return RealSamples(f"{count} leaves of {NUM_SPECIES} species", count, batches, PARENTS)
+
+
+def real_samples(choice: str | None, count: int | None, spec: SiTSpec | None) -> RealSamples:
+    """What ``choice`` names: the herbarium (the default for its own models), an .npz file or a folder of pictures."""
+    if choice is None and spec is not None and tuple(spec.class_names) != SPECIES:
+        raise ValueError(f"{spec.name} draws no leaves of the herbarium: name real samples by --real FILE.npz or FOLDER")
+    if choice in (None, HERBARIUM):
+        return leaves(LEAVES if count is None else count)
+    saved = SavedPictures.open(Path(choice))
+    if count is not None and not 0 < count <= saved.count:
+        raise ValueError(f"{choice} holds {saved.count} pictures, and {count} are asked for")
+    chosen = saved if count is None else saved.first(count)
+    return RealSamples(f"{chosen.count} of {chosen.name}", chosen.count, chosen.__iter__)

@@ -1,0 +1,108 @@
+"""Weights of a rule by score: searched with one extractor on few samples, then judged by others on many, of other seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule, parse_rule
+from segue.models.spec import ModelSpec
+
+from ..rows import Row
+from ..scores.judge import Judge
+from ..scores.units import ACCURACY, FRECHET
+from .interval import interval_of
+from .judges import short_name
+from .rows import metric_by
+from .scoring import Scorer
+from .search import Axis, Level, Point, Ratio, Value, search
+from .tables import values_by_rule
+
+UNGUIDED = "none"
+STAGES = 2
+# Distances from "off", a factor of about three apart, for rules of one number and for sums, whose grid is their product.
+_ALONE, _IN_SUMS = (0.07, 0.2, 0.6, 1.8), (0.1, 0.35, 1.2)
+_FACTORS = (1.7, 1.3)
+OFF = {"scale": 1.0, "weight": 0.0}  # where a number does nothing
+LEVELS = Level((0.5,), (0.2, 0.1))
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A rule with the options that are searched; the others stay as they are."""
+
+    rule: NamedRule
+    options: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str, spec: ModelSpec) -> "Tunable":
+        """That of a rule's text; raises ``ValueError`` for a sum, and for a rule without a scale or weight."""
+        parsed = parse_rule(text, spec)
+        if len(parsed.parts) != 1:
+            raise ValueError(f"weights are searched for one rule at a time, got the sum {parsed.text!r}")
+        (rule,) = parsed.parts
+        options = tuple(name for name in KINDS[rule.name].needed if name in (*OFF, "switch"))
+        if not set(options) & set(OFF):
+            raise ValueError(f"{rule.name} has no scale and no weight to search")
+        return cls(rule, options)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        weights = [option for option in self.options if option in OFF]
+        coarse = _ALONE if len(weights) == 1 else _IN_SUMS
+        return tuple(Ratio(OFF[o], coarse, _FACTORS) if o in OFF else LEVELS for o in self.options)
+
+    def at(self, point: Point) -> str:
+        """The text of the rule with these numbers."""
+        numbers = dict(zip(self.options, point, strict=True))
+        options = tuple((name, numbers.get(name, value)) for name, value in self.rule.options)
+        return ParsedRule((replace(self.rule, options=options),)).text
+
+
+def tune(scorer: Scorer, rule: Tunable) -> str:
+    """The text of ``rule`` with the numbers of least distance whose accuracy is no lower than that of unguided samples.
+
+    By the one judge of ``scorer``, of the same seeds.  Where no numbers keep the accuracy, those that lose least of it.
+    """
+    (judge,) = scorer.judges
+    unguided = _scores(scorer, UNGUIDED, judge)
+    found = search(rule.axes, STAGES, lambda point: value_of(_scores(scorer, rule.at(point), judge), unguided))
+    return rule.at(found.best)
+
+
+def value_of(scores: Mapping[str, float], unguided: Mapping[str, float]) -> Value:
+    """What a search makes least: the accuracy that is missing, then the distance."""
+    missing = max(0.0, unguided.get(ACCURACY, 0.0) - scores.get(ACCURACY, 0.0))
+    return (missing, scores[FRECHET])
+
+
+def _scores(scorer: Scorer, text: str, judge: Judge) -> dict[str, float]:
+    rows = {row.metric: row.value for row in scorer.score([text])}
+    named = {score: metric_by(score, judge.name) for score in (ACCURACY, FRECHET)}
+    return {score: rows[metric] for score, metric in named.items() if metric in rows}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A rule beside unguided sampling by one judge: ``gains`` says what is better or worse, and whether clearly."""
+
+    judge: str
+    better: bool
+    text: str
+
+
+def verdicts(rows: Sequence[Row], rule: str, judges: Sequence[Judge]) -> list[Verdict]:
+    """By every judge: better is a rule with less distance and no less accuracy than unguided samples of the same seeds."""
+    table = values_by_rule(rows)
+    found = []
+    for judge in judges:
+        better, words = True, []
+        for score, sign in ((ACCURACY, 1), (FRECHET, -1)):
+            metric = metric_by(score, judge.name)
+            if metric not in table[rule]:
+                continue
+            own, other = (interval_of(table[name][metric]) for name in (rule, UNGUIDED))
+            gain = sign * (own.value - other.value)
+            better &= gain > 0 or (gain == 0 and score == ACCURACY)
+            way = "as good" if gain == 0 else "better" if gain > 0 else "worse"
+            words.append(f"{score} {'clearly ' if own.apart(other) else ''}{way}")
+        found.append(Verdict(short_name(judge.name), better, ", ".join(words)))
+    return found

@@ -1,0 +1,198 @@
+"""``segue score`` and ``segue tune-scales`` from outside: rows that the functions give, their tables, refusals before work."""
+
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoint import save_tiny
+from typer.testing import CliRunner
+
+from segue import Engine, parse_rule
+from segue.__main__ import app
+from segue.bench.quality.judges import named_judge
+from segue.bench.quality.tables import score_table
+from segue.bench.quality.time_limit import OutOfTimeError, TimeLimit
+from segue.bench.rows import read_rows
+from segue.bench.suites import UNFINISHED
+
+SMALL = ("--samples", "10", "--steps", "2", "--out", "rows.jsonl")
+PANEL = ("--judge", "stand_in_eye:eye", "--judge", "colours", "--real", "real.npz")
+
+
+class Eye:
+    """Five classes, by the mean colour."""
+
+    def features(self, pictures):
+        return pictures.mean(dim=(2, 3))
+
+    def __call__(self, pictures):
+        return self.features(pictures) @ torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture
+def segue(model, tmp_path, monkeypatch):
+    """Runs a command in a folder with real pictures; ``--model`` is the tiny one where ``model`` is true."""
+    monkeypatch.chdir(tmp_path)
+    found = ModuleType("stand_in_eye")
+    found.eye = Eye()
+    monkeypatch.setitem(sys.modules, "stand_in_eye", found)
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
+    np.savez("real.npz", pixels, np.arange(30) % 5)
+
+    def run(*arguments, code=0, own=True):
+        result = CliRunner().invoke(app, [*arguments, *(["--model", str(model)] if own else [])])
+        assert result.exit_code == code, result.stderr or result.exception
+        return result
+
+    return run
+
+
+def test_rules_are_scored_of_the_samples_that_the_options_name(segue, model, tmp_path):
+    said = segue("score", "-g", "none", "-g", "cfg:scale=2", *SMALL, "--seed", "7", *PANEL).stdout
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert "10 samples from seed 7, 2 steps, euler, beside 30 of real.npz " in rows[0].case
+    engine = Engine.from_pretrained(model, device="cpu")
+    rule = parse_rule("cfg:scale=2", engine.spec)
+    run = engine.sample([i % 5 for i in range(10)], rule.guidance, steps=2, seeds=7)
+    (accuracy,) = (row for row in rows if row.variant == "cfg:scale=2" and row.metric == "accuracy by stand_in_eye:eye")
+    found = Eye()(run.latents.clamp(-1, 1)).argmax(dim=1)
+    assert accuracy.value == pytest.approx(float((found == torch.arange(10) % 5).double().mean()))
+    assert score_table(rows) in said and "| none | 1.00x | 1.00 |" in said
+
+
+def test_the_same_command_goes_on_and_draws_nothing_that_is_there(segue, tmp_path, monkeypatch):
+    arguments = ("score", *SMALL, *PANEL)
+    segue(*arguments, "-g", "none", "--json")
+    first = (tmp_path / "rows.jsonl").read_text()
+    rows = json.loads(segue(*arguments, "-g", "none", "-g", "cfg:scale=2", "--json").stdout)
+    text = (tmp_path / "rows.jsonl").read_text()
+    assert text.startswith(first) and [json.loads(line) for line in text.splitlines()] == rows
+    monkeypatch.setattr(Engine, "sample", None)  # who would draw would fail
+    segue(*arguments, "-g", "none", "-g", "cfg:scale=2")
+    assert (tmp_path / "rows.jsonl").read_text() == text
+    assert (
+        score_table(read_rows(tmp_path / "rows.jsonl")) in segue("score", "--report", "--out", "rows.jsonl", own=False).stdout
+    )
+
+
+def test_a_document_takes_the_tables_of_a_model_between_its_markers(segue, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGUE_COMMIT", "abc")
+    segue("score", "-g", "none", *SMALL, *PANEL)
+    other = save_tiny(tmp_path / "other.safetensors", seed=1)
+    segue("score", "-g", "cfg:scale=3", *SMALL, *PANEL, "--model", str(other), own=False)
+    card = tmp_path / "card.md"
+    card.write_text("Before.\n\n<!-- quality:begin -->old<!-- quality:end -->\n\nAfter.\n")
+    for _ in range(2):  # the same again
+        segue("score", "--report", "--out", "rows.jsonl", "--into", "card.md")
+        text = card.read_text()
+        own = [row for row in read_rows(tmp_path / "rows.jsonl") if row.variant == "none"]
+        assert text.startswith("Before.\n\n<!-- quality:begin -->\n\n**herbarium ") and score_table(own) in text
+        assert text.endswith("<!-- quality:end -->\n\nAfter.\n") and "old" not in text and "cfg:scale=3" not in text
+    monkeypatch.setenv("SEGUE_COMMIT", "abc+changes")
+    segue("score", "-g", "exit:weight=1,layer=4", *SMALL, *PANEL)
+    said = segue("score", "--report", "--out", "rows.jsonl", "--into", "card.md", code=2).stderr
+    assert "was measured with uncommitted changes (abc+changes)" in said and card.read_text() == text
+
+
+def test_an_interruption_keeps_what_was_scored_and_exits_with_130(segue, tmp_path, monkeypatch):
+    sample, calls = Engine.sample, []
+
+    def stops(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(Engine, "sample", stops)
+    segue("score", "-g", "none", "-g", "cfg:scale=2", *SMALL, *PANEL, "--no-effective-scale", code=130)
+    assert {row.variant for row in read_rows(tmp_path / "rows.jsonl")} == {"none"}
+
+
+def test_a_rule_without_time_is_left_for_the_same_command(segue, tmp_path, monkeypatch):
+    def check(limit, what, work):
+        assert limit.minutes == 5
+        if what != "none":
+            raise OutOfTimeError(f"{what}: not begun")
+
+    monkeypatch.setattr(TimeLimit, "check", check)
+    said = segue("score", "-g", "none", "-g", "cfg:scale=2", *SMALL, *PANEL, "--limit-minutes", "5", code=UNFINISHED).stdout
+    assert "cfg:scale=2: not begun; the same command goes on there" in said and "| none | 1.00x |" in said
+    assert {row.variant for row in read_rows(tmp_path / "rows.jsonl")} == {"none"}
+
+
+def test_pictures_that_exist_are_scored_with_their_labels_and_mistakes(segue, tmp_path):
+    pixels = np.random.default_rng(2).integers(0, 256, (15, 8, 12, 3), dtype=np.uint8)
+    np.savez("made.npz", pixels, np.arange(15) % 5)
+    said = segue("score", "made.npz", "--out", "rows.jsonl", *PANEL, "--confusion", "2", own=False).stdout
+    rows = read_rows(tmp_path / "rows.jsonl")
+    pictures = torch.tensor(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    right = (Eye()(pictures).argmax(dim=1) == torch.arange(15) % 5).double().mean()
+    assert next(row.value for row in rows if row.metric.startswith("accuracy by")) == pytest.approx(float(right))
+    assert {row.variant.split()[0] for row in rows} == {"made.npz"} and said.count("| stand_in_eye:eye | class ") == 2
+
+
+def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
+    options = ("--samples", "10", "--judge-samples", "12", "--steps", "2", "--out", "rows.jsonl", "--real", "real.npz")
+    arguments = ("tune-scales", "-g", "cfg:scale=3", *options, "--extractor", "stand_in_eye:eye", "--judge", "colours")
+    said = segue(*arguments).stdout
+    text = (tmp_path / "rows.jsonl").read_text()
+    found = json.loads(segue(*arguments, "--json").stdout)
+    assert (tmp_path / "rows.jsonl").read_text() == text  # nothing is drawn twice
+    rule = found["numbers"]["cfg"]
+    assert rule.startswith("cfg:scale=") and f'"cfg": {{"scale": {float(rule.split("=")[1])!r}}},' in said
+    judged = [row for row in read_rows(tmp_path / "rows.jsonl") if "12 samples from seed 100000" in row.case]
+    assert {row.variant for row in judged} == {"none", rule} and all("stand_in_eye" not in row.metric for row in judged)
+    searched = [row for row in read_rows(tmp_path / "rows.jsonl") if "10 samples from seed 0," in row.case]
+    assert {row.metric for row in searched if " by " in row.metric and "colours" in row.metric} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("score", "-g", "magic", *SMALL, *PANEL), "unknown guidance rule 'magic'"),
+        (("score", *SMALL, "--judge", "colours"), "herbarium draws no leaves of the herbarium: name real samples by --real"),
+        (("score", *SMALL, "--judge", "nobody", "--real", "real.npz"), "there is no judge 'nobody'"),
+        (("score", *SMALL, *PANEL, "--samples", "9"), "samples must be a whole number of at least 10, got 9"),
+        (("score", *SMALL, *PANEL, "--samples", "31"), "31 samples need as many real ones beside them, got 30"),
+        (("score", *SMALL, *PANEL, "--real-samples", "31"), "real.npz holds 30 pictures, and 31 are asked for"),
+        (("score", *SMALL, *PANEL, "--batch", "0"), "batch must be a whole number of at least 1, got 0"),
+        (("score", *SMALL, *PANEL, "--steps", "0"), "steps must be a whole number of at least 1, got 0"),
+        (("score", *SMALL, *PANEL, "--solver", "magic"), "unknown solver 'magic'"),
+        (("score", *SMALL, *PANEL, "--device", "tpu"), "unknown device 'tpu'"),
+        (("score", *SMALL, *PANEL, "--confusion", "-1"), "confusion must be at least 0, got -1"),
+        (("score", *SMALL, *PANEL, "--limit-minutes", "0"), "limit-minutes must be positive, got 0.0"),
+        (("score", *SMALL[:-1], "rows.csv", *PANEL), "the result file must end in .jsonl"),
+        (("score", "real.npz", "--out", "rows.jsonl", *PANEL), "real.npz was drawn already: leave --model"),
+        (("score", *SMALL, *PANEL, "--into", "card.md"), "--into card.md goes with --report"),
+        (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
+        (("tune-scales", "-g", "none", *SMALL, *PANEL), "none has no scale and no weight to search"),
+        (
+            ("tune-scales", "-g", "cfg", *SMALL, "--extractor", "colours", *PANEL),
+            "colours chooses the numbers",
+        ),
+        (("tune-scales", "-g", "cfg", *SMALL, "--judge-seed", "5", *PANEL), "what is searched on must not judge: seeds 5 to 9"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_sentence_before_any_work(segue, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.setattr(Engine, "sample", None)
+    result = segue(*arguments, code=2)
+    assert said in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_pictures_of_another_size_need_real_ones(segue):
+    result = segue("score", "real.npz", "--out", "rows.jsonl", "--judge", "colours", code=2, own=False)
+    assert "pictures of 8x12 are no leaves of the herbarium" in result.stderr
+
+
+def test_who_judges_is_on_the_device_that_is_asked_for():
+    assert named_judge("textures", torch.device("meta")).features(torch.zeros(2, 3, 8, 8)).device.type == "meta"

@@ -1,0 +1,147 @@
+"""Numbers chosen by score: the least distance that keeps the accuracy, after an interruption too, judged on other seeds."""
+
+import pytest
+import torch
+from tiny_models import tiny_sit
+
+from segue import Engine
+from segue.bench.quality.real_samples import RealSamples
+from segue.bench.quality.rows import RowForm
+from segue.bench.quality.scoring import Scorer
+from segue.bench.quality.trial import Trial
+from segue.bench.quality.tune_command import Budget, Tuned
+from segue.bench.quality.tuning import Tunable, tune, value_of, verdicts
+from segue.bench.rows import read_rows
+from segue.bench.scores.extractors import colour_statistics
+from segue.bench.scores.intervals import Interval, wilson
+from segue.bench.scores.judge import Judge
+
+
+def logits(pictures: torch.Tensor) -> torch.Tensor:
+    """Of six classes."""
+    return pictures.mean(dim=(2, 3)) @ torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
+
+
+CHOOSER = Judge("chooser", colour_statistics, logits)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(tiny_sit(0, channels=3, height=8, width=8, name="small"), device="cpu")
+
+
+@pytest.fixture
+def scorer(engine, environment, tmp_path):
+    """Real samples are those of CFG 1.6, so that the search has something to find."""
+    run = engine.sample([i % 6 for i in range(36)], guidance(engine, "cfg:scale=1.6"), steps=2, seeds=900)
+    real = RealSamples("36 guided", 36, lambda: [run.latents.clamp(-1, 1)])
+    trial = Trial(samples=12, steps=2, batch=12)
+    return Scorer(engine, (CHOOSER,), real, trial, environment, tmp_path / "rows.jsonl", echo=lambda _: None)
+
+
+def guidance(engine, text):
+    from segue import parse_rule
+
+    return parse_rule(text, engine.spec).guidance
+
+
+def test_chosen_is_the_least_distance_of_those_that_keep_the_accuracy(engine, scorer):
+    text = tune(scorer, Tunable.of("cfg:scale=9", engine.spec))
+    table: dict[str, dict[str, float]] = {}
+    for row in read_rows(scorer.path):
+        table.setdefault(row.variant, {})[row.metric.removesuffix(" by chooser")] = row.value
+    unguided = table.pop("none")
+    missing = {rule: max(0.0, unguided["accuracy"] - found["accuracy"]) for rule, found in table.items()}
+    kept = [rule for rule in table if missing[rule] == min(missing.values())]
+    assert text in kept and len(table) >= 7
+    assert table[text]["Frechet distance per feature"] == min(table[rule]["Frechet distance per feature"] for rule in kept)
+
+
+def test_an_interrupted_search_goes_on_and_ends_as_one_that_was_not(engine, scorer, environment, tmp_path, monkeypatch):
+    rule, sample, calls = Tunable.of("exit:weight=1,layer=2", engine.spec), engine.sample, []
+
+    def stops(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "sample", stops)
+        with pytest.raises(KeyboardInterrupt):
+            tune(scorer, rule)
+    held = read_rows(scorer.path)
+    assert len({row.variant for row in held}) == 3
+    chosen = tune(scorer, rule)
+    rows = read_rows(scorer.path)
+    assert rows[: len(held)] == held and len({row.key for row in rows}) == len(rows)
+    again = Scorer(engine, (CHOOSER,), scorer.real, scorer.trial, environment, tmp_path / "b.jsonl", echo=lambda _: None)
+    assert tune(again, rule) == chosen
+    assert [(row.key, row.value) for row in read_rows(again.path)] == [(row.key, row.value) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "point", "expected"),
+    [
+        ("cfg:scale=3,window=fraction:0,0.5", (1.5,), "cfg:scale=1.5,window=fraction:0,0.5"),
+        ("slg:weight=3,layers=1,3", (0.1,), "slg:weight=0.1,layers=1,3"),
+        ("sgg:scale=3,weight=1,layers=2,switch=0.5", (1.4, 0.2, 0.3), "sgg:scale=1.4,weight=0.2,layers=2,switch=0.3"),
+        ("sgg:scale=3,weight=1,layers=2,switch=fraction:0.5", (1.4, 0.2, 0.3), "sgg:scale=1.4,weight=0.2,layers=2,switch=0.3"),
+    ],
+)
+def test_scale_weight_and_switch_are_searched_and_the_rest_stays(engine, text, point, expected):
+    rule = Tunable.of(text, engine.spec)
+    assert len(rule.axes) == len(point) and rule.at(point) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("none", "none has no scale and no weight to search"),
+        ("cfg:scale=2 + slg:weight=1,layers=1", "one rule at a time, got the sum 'cfg:scale=2 "),
+        ("magic", "unknown guidance rule 'magic'"),
+    ],
+)
+def test_what_has_nothing_to_search_is_refused(engine, text, said):
+    with pytest.raises(ValueError, match=said):
+        Tunable.of(text, engine.spec)
+
+
+def test_accuracy_comes_first_and_more_of_it_than_unguided_counts_nothing():
+    def scores(accuracy, distance):
+        return {"accuracy": accuracy, "Frechet distance per feature": distance}
+
+    unguided = scores(0.9, 0.5)
+    order = [scores(0.95, 0.1), scores(0.9, 0.2), scores(0.99, 0.3), scores(0.89, 0.05), scores(0.5, 0.01)]
+    values = [value_of(one, unguided) for one in order]
+    assert values == sorted(values) and len(set(values)) == len(values)
+    assert value_of({"Frechet distance per feature": 0.4}, {"Frechet distance per feature": 0.5}) == (0.0, 0.4)
+
+
+@pytest.fixture
+def judged(environment):
+    """Rows of three rules by one judge; 1000 samples, distances with ends .01 apart at 60 %."""
+    form, rows = RowForm(environment, "a model", "float32"), []
+    for rule, right, distance in (("none", 800, 0.5), ("cfg:scale=1.5", 900, 0.3), ("exit:weight=1,layer=2", 805, 0.55)):
+        rows.append(form.interval_row(rule, "accuracy by eye", "share", wilson(right, 1000, 0.6), 1000))
+        interval = Interval(distance, distance - 0.01, distance + 0.01)
+        rows.append(form.interval_row(rule, "Frechet distance per feature by eye", "distance", interval, 1000))
+    return rows
+
+
+def test_a_rule_that_does_not_beat_unguided_says_so(judged):
+    eye = Judge("eye", colour_statistics, logits)
+    (good,), (bad,) = (verdicts(judged, rule, [eye]) for rule in ("cfg:scale=1.5", "exit:weight=1,layer=2"))
+    assert good.better and good.text == "accuracy clearly better, Frechet distance per feature clearly better"
+    assert not bad.better and bad.text == "accuracy better, Frechet distance per feature worse"
+    tuned = Tuned({"cfg": "cfg:scale=1.5", "exit": "exit:weight=1,layer=2", "ag": "ag:weight=1"}, judged, [eye])
+    lines = tuned.verdict_table().splitlines()[2:]
+    assert [line.split(" | ")[2] for line in lines] == ["yes", "**no**"]  # ag is not judged yet
+    assert tuned.numbers_text().splitlines()[:2] == ['"cfg": {"scale": 1.5},', '"exit": {"weight": 1.0, "layer": 2},']
+
+
+def test_seeds_of_a_search_do_not_judge():
+    Budget({"samples": 20, "first_seed": 0}, {"samples": 20, "first_seed": 20}).trials(32)
+    for first in (19, 0):
+        with pytest.raises(ValueError, match=f"seeds {first} to 19 are in both, 20 from 0 and 20 from {first}"):
+            Budget({"samples": 20, "first_seed": 0}, {"samples": 20, "first_seed": first}).trials(32)

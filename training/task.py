@@ -1,0 +1,69 @@
+"""What a recipe's network learns: a velocity to sample by, or the species of a picture."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segue.models.classifiers import Classifier, ClassifierSpec
+from segue.models.sit import SiT
+from segue.models.spec import SiTSpec
+
+from .objective import LabelDropout, logit_normal_time, plain_loss
+
+Spec = SiTSpec | ClassifierSpec
+Drawn = tuple[Tensor, ...]
+
+
+class Task(Protocol):
+    """One way to train a network on pictures with labels."""
+
+    def network(self) -> nn.Module:
+        """A new network, initialised from the default generator."""
+
+    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
+        """All that one step depends on, for x0 [B, C, H, W] and labels [B]: tensors on the CPU, of the same shapes always."""
+
+    def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+        """The losses of a network on what was drawn, moved to its device: fp32 scalars, ``loss`` among them."""
+
+
+@dataclass(frozen=True)
+class VelocityTask:
+    """Flow matching: the velocity at logit-normal noise levels, some labels dropped, early exits trained alongside."""
+
+    spec: SiTSpec
+    dropout: LabelDropout
+    exit_weight: float
+
+    def network(self) -> SiT:
+        return SiT(self.spec).initialize()
+
+    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
+        labels = self.dropout(labels, self.spec, generator)
+        sigma = logit_normal_time(x0.shape[0], generator)
+        return x0, labels, sigma, torch.randn(x0.shape, generator=generator)
+
+    def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+        return plain_loss(model, *drawn, self.exit_weight)
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """The cross-entropy of the species."""
+
+    spec: ClassifierSpec
+
+    def network(self) -> Classifier:
+        return Classifier(self.spec).initialize()
+
+    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
+        return x0, labels
+
+    def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+        pictures, labels = drawn
+        logits = model(pictures).float()
+        wrong = (logits.argmax(1) != labels).float().mean()
+        return {"loss": F.cross_entropy(logits, labels), "wrong": wrong}
