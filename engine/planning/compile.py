@@ -240,6 +240,11 @@ def _solver_table(
     """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
     rows = solver.rows(sigmas)
     levels = np.array([row.sigma for row in rows])
+    for level in levels[parameterization.snap(levels) != levels]:
+        raise ValueError(
+            f"solver {solver.name!r} calls the network at noise level {level:.6g}, between the {parameterization.TRAIN_STEPS} "
+            "levels that a model of a discrete chain has: use another solver"
+        )
     m, n = parameterization.velocity(levels)
     scale = parameterization.input_scale(levels)
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])

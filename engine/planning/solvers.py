@@ -1,14 +1,19 @@
 """The solvers by name."""
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import real_number
-from .solver_rows import Solver, SolverRow, check_falling, log_snr
+from .ancestral import dpm_sde, euler_ancestral, lcm
+from .exponential import deis, dpm_multistep, res_multistep, unipc
+from .solver_names import read_name
+from .solver_rows import Solver, SolverRow, check_falling
 
 
 def _euler_rows(sigmas: np.ndarray) -> list[SolverRow]:
@@ -33,23 +38,6 @@ def _adams_bashforth_rows(sigmas: np.ndarray) -> list[SolverRow]:
         ratio = delta / previous if previous else 0.0
         rows.append(SolverRow(s, i, 1.0, delta * (1 + ratio / 2), c=-delta * ratio / 2, f=1.0))
         previous = delta
-    return rows
-
-
-def _dpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
-    """DPM-Solver++ 2M on clean estimates: Euler's step plus what the estimate before adds to it.
-
-    First order, where it is Euler's, next to an infinite log-SNR step (from or to sigma 1 or 0) or one of no length.
-    """
-    rows, previous = [], math.inf
-    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        h, extra = 0.0 if s == t else log_snr(t) - log_snr(s), 0.0
-        if math.isfinite(previous) and math.isfinite(h) and previous:
-            decay = (1 - s) / (1 - t) * t / s  # e^-h
-            extra = (1 - t) * (1 - decay) * h / (2 * previous)
-        # y' = y + (t - s) v + extra (x0 - x0_prev) with x0 = y - s v
-        rows.append(SolverRow(s, i, 1 + extra, t - s - extra * s, c=-extra, e=1.0, f=-s))
-        previous = h
     return rows
 
 
@@ -113,7 +101,6 @@ def _ddpm_spreads(sigmas: np.ndarray) -> np.ndarray:
 
 EULER = Solver("euler", _euler_rows)
 HEUN = Solver("heun", _heun_rows)
-DPM = Solver("dpm++2m", _dpm_rows)
 ADAMS_BASHFORTH = Solver("ab2", _adams_bashforth_rows)
 EULER_MARUYAMA = euler_maruyama()
 DDIM = Solver("ddim", _euler_rows)  # in flow coordinates DDIM is Euler's method, for every parameterisation
@@ -148,13 +135,41 @@ VELOCITY = velocity_solver(EULER)
 # leaves the guided noise ``eps = y + (1 - sigma) v`` in the state, for loops of noise predictions
 NOISE = Solver("noise", lambda sigmas: [SolverRow(s, i, 1.0, 1 - s) for i, s in enumerate(sigmas[:-1])])
 
-SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM, DDPM)}
+# those with options, which a text may give: ``unipc(order=3)``
+FACTORIES: dict[str, Callable[..., Solver]] = {
+    "dpm++2m": partial(dpm_multistep, 2),
+    "dpm++3m": partial(dpm_multistep, 3),
+    "dpm++2m-sde": partial(dpm_multistep, 2, eta=1.0),
+    "dpm++3m-sde": partial(dpm_multistep, 3, eta=1.0),
+    "dpm++sde": dpm_sde,
+    "unipc": unipc,
+    "deis": deis,
+    "res_2m": partial(res_multistep, 2),
+    "res_3m": partial(res_multistep, 3),
+    "euler-ancestral": euler_ancestral,
+    "lcm": lcm,
+}
+SOLVERS = {solver.name: solver for solver in (EULER, HEUN, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM, DDPM)}
+SOLVERS |= {name: factory() for name, factory in FACTORIES.items()}
 
 
 def get_solver(solver: str | Solver) -> Solver:
-    """A solver by name, or as given."""
+    """A solver by name, by name and options as in ``unipc(order=3)``, or as given."""
     if isinstance(solver, Solver):
         return solver
-    if not isinstance(solver, str) or solver not in SOLVERS:
+    if isinstance(solver, str) and solver in SOLVERS:
+        return SOLVERS[solver]
+    name, options = read_name(solver) if isinstance(solver, str) else (None, {})
+    if name not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
-    return SOLVERS[solver]
+    known = list(_options(FACTORIES[name])) if name in FACTORIES else []
+    for option in options:
+        if option not in known:
+            raise ValueError(f"solver {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+    return FACTORIES[name](**options) if options else SOLVERS[name]
+
+
+def _options(factory: Callable[..., Solver]) -> Iterable[str]:
+    """The options that a text may give: those that the name has not settled."""
+    settled = len(factory.args) if isinstance(factory, partial) else 0
+    return [*inspect.signature(factory.func if isinstance(factory, partial) else factory).parameters][settled:]
