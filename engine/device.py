@@ -1,8 +1,13 @@
 """Where an engine runs and in which precision, from what a caller wrote."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -48,3 +53,14 @@ def check_graphs(graphs: bool | None, device: torch.device) -> None:
         raise TypeError(f"graphs must be True, False or None, got {graphs!r}")
     if graphs and device.type != "cuda":
         raise ValueError(f"graphs=True needs a CUDA device, and the network is on {device}")
+
+
+def outside_autocast(method: Method) -> Method:
+    """A decorator for methods of engines: they compute in ``self.dtype``, whatever autocast they are called under."""
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **options: Any) -> Any:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **options)
+
+    return cast(Method, called)

@@ -16,11 +16,12 @@ from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
-from .device import resolve_device, resolve_dtype
+from .device import outside_autocast, resolve_device, resolve_dtype
 from .images import PIXEL_CHANNELS, latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
+from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
 from .planning.solver_rows import Solver
 from .records.provenance import Record
@@ -218,6 +219,7 @@ class Engine(EngineCore):
         raise TypeError(f"{self.spec.name} is a class-label model and takes no prompt, got {prompt!r}; use sample(labels)")
 
     @refuses_unknown()
+    @outside_autocast
     def sample(
         self,
         labels: Labels,
@@ -246,13 +248,14 @@ class Engine(EngineCore):
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
         levels, falling, take back to it, as nearly as the solver follows the flow.  ``max_batch`` splits the work; a sample
         does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
-        weights that it changes act from the next call on.
+        weights that it changes act from the next call on.  Under autocast the run is the same: in the engine's own dtype.
         """
         labels = check_labels(labels, self.spec)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         plan.check_samples(len(labels))
         check_rising(plan, latents, noise)
+        warn_of(plan)
         own_noise, clean = noise, latents
         noise = self.draw_noise(plan, seeds) if noise is None else noise
         latents, calls = self.run(

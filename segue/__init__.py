@@ -11,6 +11,7 @@ _MODULES = {
     "segue.engine.engine": ("Engine", "SampleRun"),
     "segue.engine.planning.compile": ("compile_plan",),
     "segue.engine.planning.plan": ("Plan",),
+    "segue.engine.planning.plan_warnings": ("PlanWarning",),
     "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
     "segue.engine.planning.solver_rows": ("Solver",),
     "segue.engine.planning.solvers": ("euler_maruyama",),

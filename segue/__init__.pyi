@@ -5,6 +5,7 @@ from segue.engine.adapters.modular import SegmentedGuidance as SegmentedGuidance
 from segue.engine.engine import Engine as Engine, SampleRun as SampleRun
 from segue.engine.planning.compile import compile_plan as compile_plan
 from segue.engine.planning.plan import Plan as Plan
+from segue.engine.planning.plan_warnings import PlanWarning as PlanWarning
 from segue.engine.planning.schedule import (
     Schedule as Schedule,
     flow_shift as flow_shift,

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from segue.models.mmdit_diffusers import has_hooks
 from segue.models.module_rows import ModuleNetwork, ModuleRows
 
-from .diffusers import attachment_of
 from .forward_slot import call_under_hooks, wrapping_hooks
 from .live_transformer import LiveTransformer
 from .packing import check_own_forward
+from .shared_forward import SharedForward
 
 
 class HookedNetwork(ModuleNetwork):
@@ -70,7 +70,7 @@ class AroundForward(LiveTransformer):
         An attachment is no obstacle: an engine brings rules of its own.
         """
         super().check(transformer)
-        if attachment_of(transformer) is None:
+        if SharedForward.of(transformer) is None:
             check_own_forward(transformer)
         if has_hooks(transformer):
             raise ValueError(

@@ -23,19 +23,22 @@ from ..core import EngineCore
 from ..device import check_graphs
 from ..planning.compile import compile_plan
 from ..planning.plan import Plan
+from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
-from ..rules.batch import Rules, RulesLike, as_rules
+from ..rules.batch import Rules, RulesLike, rules_and_notes, with_call_scale
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
-from .forward_slot import MARK, ForwardSlot, GuidedForward
+from .forward_slot import MARK
 from .live_transformer import LiveTransformer, execution_device, path_text
-from .mixed_precision import autocast_around, innermost
+from .mixed_precision import autocast_around
 from .packing import check_own_forward, check_transformer
 from .running_pipeline import put_back_processors, running_pipeline
+from .scale_of_call import rule_of_call
 from .scheduler_calls import SchedulerCalls
+from .shared_forward import SharedForward
 from .transformer_call import Remembered, TransformerCall
 
 
@@ -44,14 +47,18 @@ def attach(pipe: Any, guidance: RulesLike = None, *, graphs: bool | None = None)
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
     A rule with a number for each sample, or a list of a rule for each, guides calls that draw that many pictures.
-    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` only switches the negative prompt on (above 1), which rules with
-    an unconditional branch need.  Attaching again replaces the rule, and finds a transformer that was put in the place of the
-    attached one, which is not guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on
-    CUDA).  One thread at a time may run the pipeline, as without: its scheduler has a state.  Where autograd records, the
-    transformer gives the true gradients of the guided velocity.
+    ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
+    unconditional branch need.  The scale itself acts where the rule takes it, ``CFG("call")``; where it does not, another than
+    the default is warned of.  What is odd about the plan of a run is a :class:`PlanWarning` too.
 
-    A ``DiTPipeline`` may have any scheduler of whole timesteps; there ``guidance_scale`` has no effect, gradients are refused,
-    and so are weights that move or are adapted.
+    Pipelines that share a transformer may be attached side by side, each with a rule of its own.  Attaching again replaces the
+    rule, and finds a transformer that was put in the place of the attached one, which is not
+    guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on CUDA).  One thread at a time may
+    run the pipeline, as without: its scheduler has a state.  Where autograd records, the transformer gives the true gradients
+    of the guided velocity.
+
+    A ``DiTPipeline`` may have any scheduler of whole timesteps; there gradients are refused, and so are weights that move or
+    are adapted.
 
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
@@ -61,17 +68,17 @@ def attach(pipe: Any, guidance: RulesLike = None, *, graphs: bool | None = None)
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
-    guidance = as_rules(guidance, spec)
-    compile_plan(guidance, linear(28), VELOCITY, spec)  # branches that do not exist are refused here
-    present = attached_to(pipe)
-    on_transformer = attachment_of(transformer)
-    if on_transformer is not None and on_transformer is present:
+    guidance, notes = rules_and_notes(guidance, spec)
+    compile_plan(with_call_scale(guidance, 1.0), linear(28), VELOCITY, spec)  # branches that do not exist are refused here
+    for note in notes:
+        warn_caller(note)
+    present, shared = attached_to(pipe), SharedForward.of(transformer)
+    if shared is not None and present in shared.members:
         present.stop()
         present.guidance, present.graphs = guidance, graphs
         return present
-    if on_transformer is not None:
-        raise ValueError("another pipeline with the same transformer is attached; detach that one first")
-    check_own_forward(transformer)
+    if shared is None:
+        check_own_forward(transformer)
     if present is not None:
         present.remove()  # from the transformer that the pipeline held before
     return (DiTAttachment if dit else Attachment)(pipe, guidance, graphs)
@@ -92,12 +99,6 @@ def attached_to(pipe: Any) -> "Attachment | DiTAttachment | None":
     """What is attached to a pipeline, if anything; a copy of an attached one has nothing of its own."""
     present = getattr(pipe, MARK, None)
     return present if present is not None and present.pipe is pipe else None
-
-
-def attachment_of(transformer: torch.nn.Module) -> "Attachment | DiTAttachment | None":
-    """What is attached to a transformer, if anything."""
-    forward = ForwardSlot.of(transformer).forward
-    return forward.func.__self__ if isinstance(forward, GuidedForward) else None
 
 
 @dataclass(eq=False)
@@ -137,18 +138,12 @@ class Attachment:
         self._run: Run | None = None
         self._engine: EngineCore | None = None
         self._live = LiveTransformer(pipe, self._forget_engine)
-        slot = ForwardSlot.of(self.transformer)
-        self._replaced = slot.forward  # the transformer's own, or accelerate's mixed precision around that
-        slot.put(GuidedForward(self.forward))
+        self._shared = SharedForward.join(self.transformer, self)
         setattr(pipe, MARK, self)
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""
-        slot = ForwardSlot.of(self.transformer)
-        if attachment_of(self.transformer) is self:
-            slot.put(self._replaced)
-        elif isinstance(innermost(slot.forward), GuidedForward):
-            raise ValueError("the transformer's forward was wrapped after segue.attach: take that wrapper off first")
+        self._shared.leave(self)
         delattr(self.pipe, MARK)
         self.stop()
 
@@ -209,7 +204,7 @@ class Attachment:
             block_controlnet_hidden_states,
             joint_attention_kwargs,
         )
-        autocast = autocast_around(self._replaced)
+        autocast = autocast_around(self._shared.replaced)
         with call.scaled_lora(self.pipe.transformer), autocast or nullcontext():
             velocity = self._velocity(call, timestep, watched)
         sample = torch.cat([velocity] * len(call.conditions)).to(hidden_states.dtype if autocast is None else torch.float32)
@@ -282,11 +277,13 @@ class Attachment:
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
 
         height, width = call.latents.shape[-2:]
-        velocity = GuidedVelocity(self._engine, self.guidance, call.texts, height, width, calls.schedule, calls.solver)
+        rule = rule_of_call(self.guidance, self.pipe)
+        velocity = GuidedVelocity(self._engine, rule, call.texts, height, width, calls.schedule, calls.solver)
         if cut_off:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
+        warn_of(velocity.plan)
         velocity.load(call.latents)
         return Run(Remembered(call), calls, velocity)
 

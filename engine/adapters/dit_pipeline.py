@@ -15,16 +15,19 @@ from segue.models.weight_watch import WeightWatch
 
 from ..core import EngineCore
 from ..planning.plan import Plan
+from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
 from ..rules.batch import Rules
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
-from .forward_slot import MARK, ForwardSlot, GuidedForward, own_forward
+from .forward_slot import MARK, ForwardSlot, own_forward
 from .live_transformer import execution_device
 from .packing import diffusers_hooks
 from .running_pipeline import running_pipeline
+from .scale_of_call import rule_of_call
+from .shared_forward import SharedForward
 
 OWN_MODULES = ("torch.nn.", "diffusers.models.")  # whose modules a DiT is made of
 
@@ -113,9 +116,9 @@ class DiTRun:
 class DiTAttachment:
     """As :class:`.diffusers.Attachment`, for a ``DiTPipeline``: its steps get the guided noise, of all rules that it knows.
 
-    The pipeline's ``u + s (c - u)`` leaves the noise as it is for every ``guidance_scale``, which has no effect: the network
-    knows its null label.  The learned variance, which the pipeline drops, is zero.  The weights of a run are those that it
-    begins with.
+    The pipeline's ``u + s (c - u)`` leaves the noise as it is for every ``guidance_scale``, which acts where the rule takes it
+    and nowhere else: the network knows its null label.  The learned variance, which the pipeline drops, is zero.  The weights
+    of a run are those that it begins with.
     """
 
     def __init__(self, pipe: Any, guidance: Rules, graphs: bool | None = None):
@@ -124,11 +127,11 @@ class DiTAttachment:
         self._watch: WeightWatch | None = None
         self._run: DiTRun | None = None
         self._spec = live_dit_spec(self.transformer)
-        slot = ForwardSlot.of(self.transformer)
-        self._replaced = slot.forward
-        if self._replaced != own_forward(self.transformer):
+        if SharedForward.of(self.transformer) is None and ForwardSlot.of(self.transformer).forward != own_forward(
+            self.transformer
+        ):
             raise ValueError("the transformer's forward runs under accelerate's mixed precision; use the pipeline's own dtype")
-        slot.put(GuidedForward(self.forward))
+        self._shared = SharedForward.join(self.transformer, self)
         setattr(pipe, MARK, self)
 
     def __deepcopy__(self, memo: dict) -> None:
@@ -139,10 +142,7 @@ class DiTAttachment:
 
     def remove(self) -> None:
         """Put the transformer's own forward back, and let go of everything."""
-        slot = ForwardSlot.of(self.transformer)
-        if not isinstance(slot.forward, GuidedForward):
-            raise ValueError("the transformer's forward was wrapped after segue.attach: take that wrapper off first")
-        slot.put(self._replaced)
+        self._shared.leave(self)
         delattr(self.pipe, MARK)
         self.stop()
 
@@ -234,6 +234,8 @@ class DiTAttachment:
         indices = [int(value) for value in times]
         schedule = Schedule((*Parameterization(self._spec).levels(indices).tolist(), 0.0), name)
         height, width = call.latents.shape[-2:]
-        noise = GuidedVelocity(engine, self.guidance, call.conditions, height, width, schedule, NOISE)
+        rule = rule_of_call(self.guidance, self.pipe)
+        noise = GuidedVelocity(engine, rule, call.conditions, height, width, schedule, NOISE)
+        warn_of(noise.plan)
         noise.load(call.latents)
         return DiTRun(scheduler.timesteps, indices, call.kind, noise)

@@ -20,6 +20,12 @@ def running_pipeline() -> tuple[Any, bool]:
     return frame.f_locals["self"], frame.f_locals.get("callback_on_step_end") is not None
 
 
+def argument_of_call(pipe: Any, name: str) -> Any:
+    """What the running call of ``pipe`` was given as ``name``, or its default; None where no such call is running."""
+    found = (frame.f_locals[name] for frame in _pipeline_frames() if frame.f_locals["self"] is pipe and name in frame.f_locals)
+    return next(found, None)
+
+
 def put_back_processors(pipe: Any) -> None:
     """Undo what a running PAG pipeline did to the attention of its transformer, for a call that is about to be refused.
 

@@ -39,9 +39,11 @@ def decode_latents(vae: Any, processor: Any, latents: Tensor, max_batch: int | N
     if latents.dim() != 4 or latents.shape[1] != channels:
         raise ValueError(f"latents must have shape [B, {channels}, H, W], got {list(latents.shape)}")
     images = []
-    for part in latents.split(len(latents) if max_batch is None else max_batch):
-        scaled = part.to(execution_device(vae), vae.dtype) / scale + shift
-        images += processor.postprocess(vae.decode(scaled, return_dict=False)[0], output_type="pil")
+    place = execution_device(vae)
+    with torch.autocast(place.type, enabled=False):  # the VAE has a precision of its own
+        for part in latents.split(len(latents) if max_batch is None else max_batch):
+            scaled = part.to(place, vae.dtype) / scale + shift
+            images += processor.postprocess(vae.decode(scaled, return_dict=False)[0], output_type="pil")
     return images
 
 

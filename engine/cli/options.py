@@ -7,11 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from ..rules.rule_names import rules_text
+
 DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
 WEAK = "weak"  # the network that the rule ag takes by default
 CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
+RULE_HELP = (
+    f"NAME:OPTION=VALUE,..., or a sum with +. Rules: {rules_text()}. Corrections, to add: {rules_text(corrections=True)}. "
+    "Needed options come first; those left out are the model's own numbers, or the usual ones, which is said. "
+    "For pictures with a number each, or a rule each: scale=2,4, or rules with | between. "
+    "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent or a class."
+)
 
 
 def _option(*names: str, panel: str, shown: str | bool = False, **settings):
@@ -97,8 +105,7 @@ RuleOption = Annotated[
         "-g",
         panel=_RULE,
         shown=DEFAULT_RULE,
-        help="none, cfg, slg, pag, pag-image, stg, seg, exit, ag, sgg, sgg-exit; NAME:OPTION=VALUE,...; or a sum with +. "
-        "One for each picture: a list, scale=2,4, or rules with | between.",
+        help=RULE_HELP,
     ),
 ]
 RulesOption = Annotated[

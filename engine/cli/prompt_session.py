@@ -6,6 +6,7 @@ from typing import Any
 
 from ..planning.compile import plan_part
 from ..planning.plan import Plan
+from ..planning.plan_warnings import already_told
 from ..prompts.encoding import PromptEmbeddings
 from ..prompts.engine import PromptEngine
 from ..running.progress import Counting, progress_bar
@@ -26,7 +27,7 @@ def draw_prompts(
     """What a planned run draws; ``start``: ``latents`` and ``noise`` of an image-to-image run, or empty."""
     start = {"noise": engine.draw_noise(plan, seeds)} | dict(start)
     chunk = max_batch or len(seeds)
-    with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance:
+    with progress_bar(title, plan.calls * -(-len(seeds) // chunk)) as advance, already_told():
         began = time.perf_counter()
         run = engine.sample(
             embeddings,

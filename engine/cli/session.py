@@ -20,6 +20,7 @@ from ..images import check_pixels
 from ..labels import parse_labels
 from ..planning.compile import plan_part
 from ..planning.plan import Plan
+from ..planning.plan_warnings import already_told
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule
@@ -111,6 +112,8 @@ def make_plan(engine: Engine, rule: ParsedRule | ParsedRules, run: RunOptions) -
 
 
 def print_warnings(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
+    for note in rule.notes:
+        print(f"note: {note}", file=sys.stderr)
     for warning in plan.warnings:
         print(f"warning: {rule.text}: {warning}", file=sys.stderr)
 
@@ -136,7 +139,7 @@ def draw_labels(
 ) -> Drawn:
     """What a planned run draws; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
-    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance:
+    with progress_bar(title or engine.spec.name, plan.calls * batches) as advance, already_told():
         began = time.perf_counter()
         run = engine.sample(
             labels,

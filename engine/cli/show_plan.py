@@ -16,6 +16,8 @@ from ..planning.plan import Plan
 from ..planning.plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
+from ..rules.batch import ParsedRules
+from ..rules.presets import ParsedRule
 from ..sources import local_source
 from .jobs import refuse_prompts
 from .options import (
@@ -49,9 +51,9 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOp
         size = latent_size(saved.spec, saved.factor, text.height, text.width)
         plan = resolve_prompt_plan(specs, saved.scheduler, parsed.guidance, run.steps, schedule, run.solver, *size)
     if as_json:
-        print(json.dumps({"rule": parsed.text} | plan_dict(plan)))
+        print(json.dumps({"rule": parsed.text, "notes": list(parsed.notes)} | plan_dict(plan)))
     else:
-        _print_plan(plan, parsed.text)
+        _print_plan(plan, parsed)
 
 
 def find_specs(source: Source) -> Mapping[str, ModelSpec]:
@@ -68,7 +70,7 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     return {"main": model.spec} | {network: other.spec for network, other in others.items()}
 
 
-def _print_plan(plan: Plan, rule: str) -> None:
+def _print_plan(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
     console = Console()
     table = Table()
     for name in COLUMNS:
@@ -76,7 +78,7 @@ def _print_plan(plan: Plan, rule: str) -> None:
         table.add_column(name, justify="left" if last else "right", no_wrap=not last)
     for cells in run_cells(plan):
         table.add_row(*cells)
-    for line in (heading(plan), f"rule: {rule}"):
+    for line in (heading(plan), f"rule: {rule.text}", *(f"note: {note}" for note in rule.notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     for line in (cost_text(plan), *(f"warning: {warning}" for warning in plan.warnings)):

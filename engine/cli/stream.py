@@ -10,15 +10,15 @@ import torch
 
 from ..engine import Engine, SampleRun
 from ..files import check_writable
+from ..labels import parse_labels
 from ..numeric_input import check_seed
 from ..planning.plan import Plan
+from ..records.provenance import Origin
 from ..running.progress import Counting, progress_bar
 from ..sources import local_source
 from .jobs import refuse_prompts
 from .npz_file import NpzFile, Shard, remove_samples, to_pixels
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .provenance import Origin
-from .selection import parse_labels
 from .session import check_batch, choose_rule, choose_seeds, make_plan, open_engine, print_warnings, reading_of, refuse_size
 
 BATCH = {"cuda": 256}
@@ -100,6 +100,10 @@ def write_samples(
     refuse_prompts(engine.spec, text)
     parsed = choose_rule(rule, engine.spec)
     plan = make_plan(engine, parsed, run)
+    if plan.samples:
+        raise ValueError(
+            f"the samples of an archive share one rule, got {parsed.text!r} with one for each of {len(plan.samples)}"
+        )
     stream = Stream(engine, plan, _labels(engine, run), _first_seed(run, count), bool(run.check_finite))
     if output.force:
         remove_samples(path)

@@ -10,7 +10,7 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from ..argument_names import refuses_unknown
-from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules
+from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
 from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from ..rules.per_sample import shared
@@ -53,12 +53,14 @@ def compile_plan(
 
     ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
     the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
-    exist; holes, overlaps and empty windows are ``Plan.warnings``.
+    exist; holes, overlaps, empty windows and numbers that are not the model's own are ``Plan.warnings``.
     """
     specs = {"main": specs} if isinstance(specs, ModelSpec) else specs
-    guidance = as_rules(guidance, specs["main"])
-    plans = _plans([Request(rule, schedule, solver) for rule in plain_rules(guidance)], specs, height, width)
-    return plans[0] if is_shared(guidance) else _joined(plans, guidance)
+    guidance, notes = rules_and_notes(guidance, specs["main"])
+    rules = plain_rules(guidance)
+    plans = _plans(rules, [(schedule, get_solver(solver))] * len(rules), specs, height, width)
+    plan = plans[0] if is_shared(guidance) else _joined(plans, guidance)
+    return replace(plan, warnings=(*notes, *plan.warnings)) if notes else plan
 
 
 def compile_batch(
@@ -71,8 +73,8 @@ def compile_batch(
     ``ValueError`` for a scheduler that makes its own steps beside another solver.
     """
     guidance = as_rules([request.rule for request in requests], specs["main"])
-    pairs = zip(requests, plain_rules(guidance), strict=True)
-    return _joined(_plans([replace(request, rule=rule) for request, rule in pairs], specs, height, width), guidance)
+    runs = [(request.schedule, get_solver(request.solver)) for request in requests]
+    return _joined(_plans(plain_rules(guidance), runs, specs, height, width), guidance)
 
 
 def plan_part(plan: Plan, samples: slice) -> Plan:
@@ -80,16 +82,21 @@ def plan_part(plan: Plan, samples: slice) -> Plan:
     if not plan.samples:
         return plan
     guidance = plan.guidance.part(samples) if isinstance(plan.guidance, Guidance) else plan.guidance[samples]
-    pairs = zip(plan.samples[samples], plain_rules(guidance), strict=True)
-    requests = [Request(rule, own.schedule, own.solver) for own, rule in pairs]
-    return _joined(_plans(requests, plan.specs, plan.height, plan.width), guidance)
+    runs = [(own.schedule, own.solver) for own in plan.samples[samples]]
+    return _joined(_plans(plain_rules(guidance), runs, plan.specs, plan.height, plan.width), guidance)
 
 
-def _plans(requests: Sequence[Request], specs: Mapping[str, ModelSpec], height: int | None, width: int | None) -> list[Plan]:
-    """The plan of each request, over the branches of all; equal requests have one plan."""
+def _plans(
+    rules: Sequence[Guidance],
+    runs: Sequence[tuple[Schedule, Solver]],
+    specs: Mapping[str, ModelSpec],
+    height: int | None,
+    width: int | None,
+) -> list[Plan]:
+    """The plan of each rule by its schedule and solver, over the branches of all; what is the same has one plan."""
     spec = specs["main"]
     height, width = checked_size(spec, height, width)
-    rules, solvers = [request.rule for request in requests], [get_solver(request.solver) for request in requests]
+    solvers = [solver for _, solver in runs]
     for rule, solver in zip(rules, solvers, strict=True):
         _check_terms(rule, specs)
         check_learned_variance(solver, spec, _zero_steps(rule))
@@ -103,10 +110,10 @@ def _plans(requests: Sequence[Request], specs: Mapping[str, ModelSpec], height: 
     common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
     made: dict[tuple, Plan] = {}
     plans = []
-    for request, solver in zip(requests, solvers, strict=True):
-        key = request.rule, request.schedule, id(solver)  # a scheduler's has a configuration, which no key can hold
+    for rule, (schedule, solver) in zip(rules, runs, strict=True):
+        key = rule, schedule, id(solver)  # a scheduler's has a configuration, which has no hash
         if key not in made:
-            made[key] = _plan(request.rule, request.schedule, solver, common)
+            made[key] = _plan(rule, schedule, solver, common)
         plans.append(made[key])
     return plans
 

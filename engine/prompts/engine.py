@@ -16,8 +16,10 @@ from ..adapters.kdiffusion import Denoiser
 from ..adapters.scheduler_solver import timed_scheduler
 from ..argument_names import refuses_unknown
 from ..core import ScheduleLike, check_rising, check_seeds
+from ..device import outside_autocast
 from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
+from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solver_rows import Solver
 from ..records.pictures import short_prompts
@@ -121,6 +123,7 @@ class PromptEngine(PipeCore):
     # --- sampling ------------------------------------------------------------------------------------------------------
 
     @refuses_unknown()
+    @outside_autocast
     def sample(
         self,
         embeddings: PromptEmbeddings,
@@ -168,6 +171,7 @@ class PromptEngine(PipeCore):
             noise = self.draw_noise(plan, seeds, self._noise_dtype(numerics))
         self.check_noise(plan, noise, len(seeds))
         conditions = self._conditions(plan, embeddings)
+        warn_of(plan)
         if numerics == "diffusers":
             scheduler = self._scheduler(DEFAULT_STEPS if steps is None else steps, plan.height, plan.width)
             options: dict[str, Any] = {"latents": latents, "callback": callback, "progress": progress}
@@ -194,6 +198,7 @@ class PromptEngine(PipeCore):
         return self.dtype if numerics == "diffusers" else torch.float32
 
     @refuses_unknown(options_of=sample)
+    @outside_autocast
     def generate(
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,

@@ -19,7 +19,7 @@ from ..adapters.around_forward import AroundForward, turns
 from ..adapters.vae import decode_latents
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
-from ..device import resolve_device, resolve_dtype
+from ..device import outside_autocast, resolve_device, resolve_dtype
 from ..linears import weight_sums
 from ..numeric_input import counting_number
 from ..planning.plan import Plan
@@ -221,6 +221,7 @@ class PipeCore(EngineCore):
         return self.pipe
 
     @refuses_unknown()
+    @outside_autocast
     def encode(
         self,
         prompt: str | Sequence[str],

@@ -8,7 +8,7 @@ from segue.models.spec import ModelSpec
 
 from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 from .guidance import Correction, Guidance
-from .presets import ParsedRule, RuleLike, as_rule, parse_rule
+from .presets import ParsedRule, RuleLike, parse_rule, rule_and_notes
 from .rule_text import SEPARATOR
 
 Rules = Guidance | tuple[Guidance, ...]
@@ -27,7 +27,12 @@ class ParsedRules:
 
     @property
     def guidance(self) -> tuple[Guidance, ...]:
-        return _read(self.rules, "")
+        return tuple(rule.guidance for rule in self.rules)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which numbers are the usual ones, for want of the model's own."""
+        return tuple(dict.fromkeys(note for rule in self.rules for note in rule.notes))
 
     @property
     def text(self) -> str:
@@ -60,7 +65,7 @@ def parse_rules(text: str, model: str | ModelSpec = "", options: Mapping[str, st
     for option, value in (options or {}).items():
         raise ValueError(f"{option} {value} belongs to one rule, but {text!r} is one for each sample; write it inside")
     parsed = ParsedRules(tuple(parse_rule(one, model) for one in texts))
-    plain_rules(parsed.guidance)  # those that do not fit together raise here
+    plain_rules(as_rules([rule.guidance for rule in parsed.rules]))  # those that do not fit together raise here
     return parsed
 
 
@@ -69,22 +74,34 @@ def as_rules(rules: RulesLike, model: str | ModelSpec = "") -> Rules:
 
     Raises ``TypeError`` or ``ValueError``, also for a rule in a list that has numbers for several samples itself.
     """
-    if isinstance(rules, ParsedRules):
-        return rules.guidance
+    return rules_and_notes(rules, model)[0]
+
+
+def rules_and_notes(rules: RulesLike, model: str | ModelSpec = "") -> tuple[Rules, tuple[str, ...]]:
+    """As :func:`as_rules`, and what texts left to usual numbers."""
     if isinstance(rules, str):
-        return parse_rules(rules, model).guidance
-    return _read(rules, model) if isinstance(rules, Sequence) else as_rule(rules, model)
-
-
-def _read(rules: Sequence[RuleLike], model: str | ModelSpec) -> tuple[Guidance, ...]:
-    """The rule of each sample."""
+        rules = parse_rules(rules, model)
+    if isinstance(rules, ParsedRules):
+        return rules.guidance, rules.notes
+    if not isinstance(rules, Sequence):
+        return rule_and_notes(rules, model)
     if not rules:
         raise ValueError(f"a list of rules holds one for each sample, got {rules!r}")
-    read = tuple(as_rule(rule, model) for rule in rules)
-    for rule in read:
+    read = [rule_and_notes(rule, model) for rule in rules]
+    for rule, _ in read:
         if rule.samples is not None:
             raise ValueError(f"a rule in a list is that of one sample, got {rule!r} with numbers for {rule.samples} samples")
-    return read
+    return tuple(rule for rule, _ in read), tuple(dict.fromkeys(note for _, notes in read for note in notes))
+
+
+def with_call_scale(rules: Rules, scale: float) -> Rules:
+    """``rules`` with ``scale`` where they take that of a call."""
+    return rules.with_call_scale(scale) if isinstance(rules, Guidance) else tuple(one.with_call_scale(scale) for one in rules)
+
+
+def takes_call_scale(rules: Rules) -> bool:
+    """Whether a scale is that of the call of an attached pipeline."""
+    return any(rule.takes_call_scale for rule in ((rules,) if isinstance(rules, Guidance) else rules))
 
 
 def check_count(rules: Rules, count: int) -> None:

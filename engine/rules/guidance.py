@@ -15,6 +15,7 @@ import numpy as np
 from segue.kernels.attention import PERTURBATIONS
 
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
+from .call_scale import CALL, CallScale
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
@@ -267,6 +268,19 @@ class Guidance:
         window = as_window(window)
         return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
 
+    @property
+    def takes_call_scale(self) -> bool:
+        """Whether a scale is that of the call of an attached pipeline."""
+        return any(isinstance(term.weight.function, CallScale) for term in self.terms)
+
+    def with_call_scale(self, scale: float) -> "Guidance":
+        """The same rule with ``scale`` where it takes that of a call."""
+
+        def weight(term: Term) -> Weight:
+            return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
+
+        return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
+
     def reused(self, refresh: int) -> "Guidance":
         """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
 
@@ -282,7 +296,7 @@ Unguided = Guidance
 Scale = Numbers | Callable[[float], float]
 
 
-def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
+def _weight(value: Scale | str, delta: Numbers, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight."""
     if callable(value):
         if any(np.atleast_1d(delta)):
@@ -298,7 +312,7 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
 
 
 def CFG(
-    scale: Scale,
+    scale: Scale | str,
     *,
     delta: Numbers = 0.0,
     window: Window | str | None = None,
@@ -307,10 +321,15 @@ def CFG(
 ) -> Guidance:
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
-    ``scale`` is a number, one for each sample of the batch, or a function of sigma; ``delta`` adds ``delta (1 - 2 p)`` across
-    the window; ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first
-    three latent channels only, as the official DiT and SiT samplers do.
+    ``scale`` is a number, one for each sample of the batch, a function of sigma or, in a rule for :func:`segue.attach`,
+    ``"call"``: the ``guidance_scale`` that the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` across the window;
+    ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent
+    channels only, as the official DiT and SiT samplers do.
     """
+    if isinstance(scale, str) and scale == CALL:
+        if any(np.atleast_1d(delta)):
+            raise ValueError(f"delta {delta} applies to a constant weight, not to the scale of a call")
+        return _one_term(Branch(condition), Weight(function=CallScale()), window, channels)
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 

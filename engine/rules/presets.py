@@ -8,17 +8,19 @@ A scale, a weight or another number of a rule may be a list, one for each sample
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import number_from_text
+from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
-from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
+from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
+from .rule_names import NAMES
 from .rule_text import PERTURBING, named_text, value_text
 from .window import Window, segments
 
@@ -48,6 +50,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(parse_integers(text))
 
 
+def parse_scale(text: str) -> float | str:
+    """A number, or ``call``: the scale that an attached pipeline is called with."""
+    return CALL if text == CALL else number_from_text(text)
+
+
 def parse_switch(text: str) -> float | Window:
     """A noise level, or the first segment as a window: ``fraction:F`` of the steps."""
     first, _ = segments(text)
@@ -68,7 +75,7 @@ def _shown(option: str, value: Any) -> str:
 
 parse_numbers = parse_each(number_from_text)
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": parse_numbers,
+    "scale": parse_each(parse_scale),
     "weight": parse_numbers,
     "delta": parse_numbers,
     "layers": parse_layers,
@@ -109,33 +116,20 @@ class RuleKind:
     build: Callable[..., Guidance]
 
 
-_TERM = ("delta", "window", "refresh")
-KINDS = {
-    "none": RuleKind("Unguided", (), (), Unguided),
-    "cfg": RuleKind("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels"), _cfg),
-    "slg": RuleKind("Skip-layer guidance", ("weight", "layers"), _TERM, SkipLayer),
-    "pag": RuleKind("Perturbed-attention guidance", ("weight", "layers"), _TERM, _perturbed("pag")),
-    "pag-image": RuleKind("Perturbed-attention guidance, text kept", ("weight", "layers"), _TERM, _perturbed("pag-image")),
-    "stg": RuleKind("Skipped-attention guidance", ("weight", "layers"), _TERM, _perturbed("stg")),
-    "seg": RuleKind("Blurred-attention guidance", ("weight", "layers"), _TERM, _perturbed("seg")),
-    "exit": RuleKind("Early-exit guidance", ("weight", "layer"), _TERM, EarlyExit),
-    "ag": RuleKind("Autoguidance", ("weight",), (*_TERM, "model"), AutoGuidance),
-    "sgg": RuleKind(
-        "Segmented guidance",
-        ("scale", "weight", "layers", "switch"),
-        ("refresh",),
-        lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
-    ),
-    "sgg-exit": RuleKind(
-        "Segmented guidance, early exit",
-        ("scale", "weight", "layer", "switch"),
-        ("refresh",),
-        lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
-    ),
-    "rescale": RuleKind("rescaled deviation", ("phi",), (), Rescale),
-    "zero-star": RuleKind("optimized scale", (), ("zero_steps",), CFGZeroStar),
-    "apg": RuleKind("adaptive projection", ("momentum", "radius", "eta"), (), APG),
+BUILDERS: dict[str, Callable[..., Guidance]] = {
+    "none": Unguided,
+    "cfg": _cfg,
+    "slg": SkipLayer,
+    **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
+    "exit": EarlyExit,
+    "ag": AutoGuidance,
+    "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
+    "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
+    "rescale": Rescale,
+    "zero-star": CFGZeroStar,
+    "apg": APG,
 }
+KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 
 
 def _part(option: str, value: Any, samples: slice) -> Any:
@@ -151,6 +145,7 @@ class NamedRule:
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
+    note: str = field(default="", compare=False)  # which numbers are not the model's own
 
     @property
     def guidance(self) -> Guidance:
@@ -165,7 +160,7 @@ class NamedRule:
     def part(self, samples: slice) -> "NamedRule":
         """The rule of some of the samples of its batch."""
         options = ((option, _part(option, value, samples)) for option, value in self.options)
-        return NamedRule(self.name, tuple(options))
+        return NamedRule(self.name, tuple(options), self.note)
 
     @property
     def title(self) -> str:
@@ -182,6 +177,11 @@ class ParsedRule:
     """A sum of named rules."""
 
     parts: tuple[NamedRule, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which numbers are the usual ones, for want of the model's own; empty where none are."""
+        return tuple(part.note for part in self.parts if part.note)
 
     @property
     def guidance(self) -> Guidance:
@@ -212,25 +212,33 @@ def as_rule(rule: RuleLike, model: str | ModelSpec = "") -> Guidance:
 
     Raises ``ValueError`` as :func:`parse_rule`, ``TypeError`` for anything else.
     """
+    return rule_and_notes(rule, model)[0]
+
+
+def rule_and_notes(rule: RuleLike, model: str | ModelSpec = "") -> tuple[Guidance, tuple[str, ...]]:
+    """As :func:`as_rule`, and what its text left to usual numbers."""
     if rule is None:
-        return Unguided()
+        return Unguided(), ()
     if isinstance(rule, str):
-        return parse_rule(rule, model).guidance
-    if isinstance(rule, NamedRule | ParsedRule):
-        return rule.guidance
+        rule = parse_rule(rule, model)
+    if isinstance(rule, NamedRule):
+        rule = ParsedRule((rule,))
+    if isinstance(rule, ParsedRule):
+        return rule.guidance, rule.notes
     if not isinstance(rule, Guidance):
         raise TypeError(f"guidance must be a rule such as CFG(4.5), or its text such as 'cfg:scale=4.5', got {rule!r}")
-    return rule
+    return rule, ()
 
 
 def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str] | None = None) -> ParsedRule:
     """Read a rule or a sum of rules; ``model``, such as ``engine.spec``, is the one whose default numbers apply.
 
-    ``options`` are further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be
-    a sum of the model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the
-    known names or options.
+    A spec without numbers of its own has the usual ones, as the rule's ``notes`` say; a mere name has not.  ``options`` are
+    further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be a sum of the
+    model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the known names
+    or options.
     """
-    texts, model = re.split(r"\+(?=\s*[A-Za-z])", text), preset_name(model)
+    texts, spec, model = re.split(r"\+(?=\s*[A-Za-z])", text), model, preset_name(model)
     if options and len(texts) > 1:
         name, value = next(iter(options.items()))
         raise ValueError(f"{name} {value} belongs to one rule, but {text!r} is a sum; write it inside, as in cfg:{name}=...")
@@ -238,7 +246,7 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
     if recipe:
         rule = _parse_recipe(text.strip(), recipe, model, dict(options or {}))
     else:
-        rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {})) for part in texts))
+        rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {}), spec=spec) for part in texts))
     _ = rule.guidance  # values out of range raise here
     return rule
 
@@ -252,8 +260,17 @@ def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str
     return ParsedRule(tuple(_parse_one(part, model, owned[part], recipe[part]) for part in recipe))
 
 
-def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping[str, Any] | None = None) -> NamedRule:
-    """One rule; ``extra`` are options given apart from the text, ``changes`` values that replace the model's defaults."""
+def _parse_one(
+    text: str,
+    model: str,
+    extra: Mapping[str, str],
+    changes: Mapping[str, Any] | None = None,
+    spec: str | ModelSpec = "",
+) -> NamedRule:
+    """One rule; ``extra`` are options given apart from the text, ``changes`` values that replace the model's defaults.
+
+    A ``spec`` has usual numbers for options without a default.
+    """
     name, _, rest = text.partition(":")
     name = name.strip()
     if name not in KINDS:
@@ -271,12 +288,26 @@ def _parse_one(text: str, model: str, extra: Mapping[str, str], changes: Mapping
     values = {**DEFAULTS.get(model, {}).get(name, {}), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
+    usual = _usual(name, missing, model, spec)
+    values |= usual
+    missing = [option for option in missing if option not in usual]
     if missing:
         where = f"model {model!r} has no default for it" if model else "no model is named to take defaults from"
         if (model, missing[0]) in WITHHELD:
             where += f", because {WITHHELD[model, missing[0]]}"
         raise ValueError(f"{name} needs {' and '.join(missing)}: {where}; write {name}:{missing[0]}=...")
-    return NamedRule(name, tuple((option, values[option]) for option in known if option in values))
+    note = ""
+    if usual:
+        note = f"no tuned numbers of {name} for {model}, using {named_text('', usual.items())[1:]}"
+    return NamedRule(name, tuple((option, values[option]) for option in known if option in values), note)
+
+
+def _usual(rule: str, missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
+    """Usual values for options that a rule lacks, where the model is known and nothing speaks against them."""
+    if isinstance(spec, str):
+        return {}
+    numbers = usual_numbers(rule, spec)
+    return {option: numbers[option] for option in missing if option in numbers and (model, option) not in WITHHELD}
 
 
 def _split_options(name: str, text: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .call_scale import CALL, CallScale
 from .per_sample import each
 from .window import Window, segments
 
@@ -73,11 +74,11 @@ def _described(rule: "Guidance") -> tuple[str, str]:
     terms = [term for term in rule.terms if not term.branch.is_conditional]
     parts, unnamed = [_named(term) for term in terms], ""
     for term, part in zip(terms, parts, strict=True):
-        if term.weight.function is not None:
-            unnamed = f"the weight of {term.branch} is a function of sigma"
-        elif part is None:
+        if part is None:
             unnamed = f"no named rule has the branch {term.branch}" + (" on some channels" if term.channels else "")
-        elif part[0] == "cfg" and each(part[1]["scale"], lambda scale: scale - 1) != term.weight.base:
+        elif WITHOUT_TEXT in part[1].values():
+            unnamed = f"the weight of {term.branch} is a function of sigma"
+        elif part[0] == "cfg" and term.weight.function is None and each(part[1]["scale"], _weight) != term.weight.base:
             unnamed = f"no scale has the weight {term.weight.base!r}"
     whole = None if unnamed else _segmented(parts)
     texts = [named_text(whole[0], whole[1].items())] if whole else []
@@ -95,7 +96,8 @@ def _named(term: "Term") -> Named | None:
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
     if branch.condition != "cond" and network is None and branch.model == "main":
-        name, options = "cfg", {"scale": each(weight.base, _scale) if weight.function is None else WITHOUT_TEXT}
+        scale = CALL if isinstance(weight.function, CallScale) else WITHOUT_TEXT
+        name, options = "cfg", {"scale": scale if weight.function else each(weight.base, _scale)}
         if branch.condition != "uncond":
             options["reference"] = branch.condition
         if term.channels is not None:
@@ -117,6 +119,10 @@ def _named(term: "Term") -> Named | None:
     if term.refresh > 1:
         options["refresh"] = term.refresh
     return name, options
+
+
+def _weight(scale: float) -> float:
+    return scale - 1
 
 
 def _scale(base: float) -> float:

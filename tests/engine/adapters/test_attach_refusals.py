@@ -72,7 +72,6 @@ def test_one_transformer_in_two_pipelines(pipe):
     components = {name: part for name, part in pipe.components.items() if part is not None}
     other = StableDiffusion3Img2ImgPipeline(**components)
     segue.attach(pipe, CFG(3.0))
-    refused(ValueError, "another pipeline with the same transformer is attached", segue.attach, other, CFG(2.0))
     refused(ValueError, "nothing is attached to this StableDiffusion3Img2ImgPipeline", segue.detach, other)
 
 
