@@ -1,6 +1,7 @@
 """Rules with a number for each sample, and a rule for each: every sample of the batch is what its own rule draws."""
 
 import math
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -63,8 +64,7 @@ def in_the_same_batch(engine, rules, **options) -> torch.Tensor:
     return torch.stack([run.latents[i] for i, run in enumerate(runs)])
 
 
-@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "euler-maruyama"])
-@pytest.mark.parametrize("name", LIKE)
+@pytest.mark.parametrize(("name", "solver"), zip(LIKE, cycle(["heun", "dpm++2m", "euler-maruyama"]), strict=False))
 def test_numbers_of_samples_change_no_bit_of_theirs(engine, name, solver):
     """Where the live sets are the same a sample is the same to the bit, whatever the others have."""
     if name == "zero-star" and engine.spec.prediction == "epsilon":
