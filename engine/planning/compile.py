@@ -78,8 +78,8 @@ def compile_batch(
 
 
 def plan_part(plan: Plan, samples: slice) -> Plan:
-    """The plan of some of the samples of a batch, with the branches of their rules alone; itself where all share it."""
-    if not plan.samples:
+    """The plan of some of the samples of a batch, with the branches of their rules alone; itself where all share it, or all are meant."""
+    if len(plan.samples[samples]) == len(plan.samples):
         return plan
     guidance = plan.guidance.part(samples) if isinstance(plan.guidance, Guidance) else plan.guidance[samples]
     runs = [(own.schedule, own.solver) for own in plan.samples[samples]]

@@ -15,6 +15,7 @@ from tiny_sd3 import T5_TOKENS, tiny_pipeline
 import segue
 from segue import APG, CFG, SGG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
+from segue.engine.planning.compile import Request, compile_batch
 from tests.tolerances import ATTACHED_RUN
 
 LABELS, SEEDS, SCALES = [0, 3, 5], [7, 8, 9], [1.5, 4.0, 2.5]
@@ -64,7 +65,7 @@ def in_the_same_batch(engine, rules, **options) -> torch.Tensor:
     return torch.stack([run.latents[i] for i, run in enumerate(runs)])
 
 
-@pytest.mark.parametrize(("name", "solver"), zip(LIKE, cycle(["heun", "dpm++2m", "euler-maruyama"]), strict=False))
+@pytest.mark.parametrize(("name", "solver"), [*zip(LIKE, cycle(["heun", "dpm++2m", "euler-maruyama"]), strict=False)])
 def test_numbers_of_samples_change_no_bit_of_theirs(engine, name, solver):
     """Where the live sets are the same a sample is the same to the bit, whatever the others have."""
     if name == "zero-star" and engine.spec.prediction == "epsilon":
@@ -76,6 +77,7 @@ def test_numbers_of_samples_change_no_bit_of_theirs(engine, name, solver):
     assert torch.equal(run.latents, in_the_same_batch(engine, alone, solver=solver))
 
 
+@pytest.mark.filterwarnings("ignore::segue.PlanWarning")  # of windows that overlap, as is meant here
 def test_rules_of_samples_are_those_of_each(engine):
     run = engine.sample(LABELS, MIXED, **RUN)
     assert run.plan.live == ((0, 1), (0, 1, 2), (0, 1, 2), (0, 1, 2), (0, 1, 2), (0, 1, 2))
@@ -165,6 +167,22 @@ def test_prompts_are_guided_as_the_pipeline_guides_each(pipe):
     attached = draw_attached(pipe, CFG(SCALES), latents=noise, guidance_scale=4.0, **PROMPTS)
     assert relative_error(attached.latents, torch.stack(plain)) < ATTACHED_RUN
     assert attached.rows == planned_rows(attached.plan, 3)
+
+
+def test_a_scheduler_that_makes_its_own_steps_makes_those_of_all_samples(pipe):
+    from diffusers import UniPCMultistepScheduler
+
+    multistep = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    stepping = tiny_pipeline(seed=5, scheduler=multistep)
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    plain = [draw(stepping, latents=noise, guidance_scale=scale, **PROMPTS)[i] for i, scale in enumerate(SCALES)]
+    engine = Engine.from_pipe(stepping)
+    settings = {"noise": noise, "steps": 5, "max_sequence_length": T5_TOKENS, "output": "latent"}
+    run = engine.generate(PROMPTS["prompt"], PROMPTS["negative_prompt"], CFG(SCALES), **settings)
+    assert relative_error(run.latents, torch.stack(plain)) < ATTACHED_RUN
+    requests = [Request(None, run.plan.schedule, run.plan.solver), Request(CFG(2.0), run.plan.schedule)]
+    with pytest.raises(ValueError, match="makes the steps of a whole batch itself: it cannot serve some of its samples"):
+        compile_batch(requests, engine.specs)
 
 
 def test_a_dit_pipeline_guides_each_as_it_guides_all():
