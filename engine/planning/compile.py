@@ -78,7 +78,10 @@ def compile_batch(
 
 
 def plan_part(plan: Plan, samples: slice) -> Plan:
-    """The plan of some of the samples of a batch, with the branches of their rules alone; itself where all share it, or all are meant."""
+    """The plan of some of the samples of a batch, with the branches of their rules alone.
+
+    The plan itself where all share it, or all are meant.
+    """
     if len(plan.samples[samples]) == len(plan.samples):
         return plan
     guidance = plan.guidance.part(samples) if isinstance(plan.guidance, Guidance) else plan.guidance[samples]
