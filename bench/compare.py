@@ -11,7 +11,7 @@ from pathlib import Path
 from .quality.interval import SUITE as QUALITY
 from .quality.interval import interval_of
 from .rows import Row, latest, parse_rows, read_rows
-from .scores.units import SCORE, SHARE
+from .scores.units import SCALE, SCORE, SHARE
 
 HIGHER_IS_BETTER = ("images/s", "TFLOP/s", "TB/s", "MHz", SHARE, SCORE)
 COMMITTED = "bench/results"
@@ -49,7 +49,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        if not self.beyond_spread:
+        if not self.beyond_spread or self.before.unit == SCALE:
             return "same"
         rising = self.before.unit in HIGHER_IS_BETTER or self.before.metric.startswith("speed-up")
         return "better" if (self.after.value > self.before.value) == rising else "worse"

@@ -107,7 +107,7 @@ def unpacked(wheel, tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     inside = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}
     assert {name.split("/")[0] for name in inside} == {"segue"}
-    data = {".py": (), ".safetensors": ("models/bundled",), ".md": ("models/bundled",)}
+    data = {".py": (), ".safetensors": ("models/bundled",), ".md": ("models/bundled",), ".json": ("models/bundled",)}
     expected = {f"segue/{path.name}" for path in (ROOT / "segue").glob("*.py")} | {"segue/__init__.pyi", "segue/py.typed"}
     for suffix, places in data.items():
         for place in places or FOLDERS:

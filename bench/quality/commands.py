@@ -10,10 +10,8 @@ import typer
 
 from segue.engine.cli import options as o
 
-RESULTS = Path("bench/results/quality.jsonl")
 SEARCHED, JUDGED, JUDGED_FROM = 192, 960, 100_000  # samples of a search and of a judgement, and the first seed of the second
 DTYPE = "float32"
-CHOOSER, JUDGES = "herbarium-classifier", ("herbarium-judge", "colours")  # of tune-scales
 
 PicturesArgument = Annotated[
     Path | None,
@@ -21,9 +19,7 @@ PicturesArgument = Annotated[
 ]
 RulesOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--guidance", "-g", "--rule", "-r", help="A rule as in segue sample; repeat it.  Default: none, and all with numbers."
-    ),
+    typer.Option("--guidance", "-g", "--rule", "-r", help="A rule as in segue sample; repeat it.  Default: all with numbers."),
 ]
 JudgesOption = Annotated[
     list[str] | None,
@@ -43,7 +39,10 @@ DtypeOption = Annotated[
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Steps of the solver; default 28.")]
 SolverOption = Annotated[str | None, typer.Option("--solver", help="As in segue sample; default euler.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Samples drawn at once; default 32, on CUDA 256.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="JSON-lines file (.jsonl) that rows are added to.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="JSON-lines file (.jsonl) that rows are added to; default bench/results/quality.jsonl."),
+]
 LimitOption = Annotated[
     float | None, typer.Option("--limit-minutes", help="No rule begins that would end after this; exit code 3 if one is left.")
 ]
@@ -80,11 +79,13 @@ def score(
     effective_scale: Annotated[
         bool, typer.Option("--effective-scale/--no-effective-scale", help="Also the CFG scale that a rule amounts to.")
     ] = True,
+    beside_cfg: Annotated[bool, typer.Option("--beside-cfg", help="Also CFG at the effective scale of every rule.")] = False,
     confusion: Annotated[int, typer.Option(help="Also the most frequent mistakes of each rule, so many.")] = 0,
-    out: OutOption = RESULTS,
+    out: OutOption = None,
     limit_minutes: LimitOption = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Score nothing; the tables of the rows in the file, with --model those of a model.")
+        bool,
+        typer.Option("--report", help="Score nothing; tables of the rows in the file, by --model, --samples and --seed."),
     ] = False,
     into: Annotated[
         Path | None, typer.Option(help="With --report: a file whose marked block is replaced by the tables.")
@@ -106,10 +107,13 @@ def score(
 
     segue score --report
 
-    segue score --report --model herbarium --into models/bundled/MODEL_CARD.md
+    segue score --report --model herbarium --samples 960 --into models/bundled/MODEL_CARD.md
     """
-    from .score_command import Panel, Report, score_model, score_pictures, write_report
+    from .report_command import write_report
+    from .score_command import Panel, Report, score_model, score_pictures
+    from .scoring import RESULTS
 
+    out = out or RESULTS
     drawing = {"samples": samples, "first_seed": seed, "steps": steps, "solver": solver, "batch": batch}
     drawing = {name: value for name, value in drawing.items() if value is not None}
     panel, shown = Panel(judge, real, real_samples), Report(json, confusion)
@@ -118,14 +122,18 @@ def score(
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
     if report:
-        write_report(out, source if model else None, into)
+        ignored = {"guidance": guidance, "judge": judge, "real": real, "steps": steps, "solver": solver, "batch": batch}
+        if pictures is not None:
+            raise ValueError(f"--report shows rows that are there: leave {pictures} out")
+        _refuse(ignored, "--report shows rows that are there")
+        write_report(out, source if model else None, samples, seed, into)
     elif pictures is not None:
         refused = {"guidance": guidance, "model": model, "dtype": dtype, "linears": linears} | how | drawing
         _refuse(refused, f"{pictures} was drawn already")
         score_pictures(pictures, panel, device, out, shown)
     else:
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing
-        _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown))
+        _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown, beside_cfg))
 
 
 def tune_scales(
@@ -140,7 +148,9 @@ def tune_scales(
     device: o.DeviceOption = None,
     dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
-    extractor: Annotated[str, typer.Option(help="Whose scores choose; as --judge, and none of those.")] = CHOOSER,
+    extractor: Annotated[
+        str | None, typer.Option(help="Whose scores choose, as --judge and none of those; default herbarium-classifier.")
+    ] = None,
     judge: JudgesOption = None,
     real: RealOption = None,
     real_samples: RealCountOption = None,
@@ -151,8 +161,9 @@ def tune_scales(
     steps: StepsOption = None,
     solver: SolverOption = None,
     batch: BatchOption = None,
-    out: OutOption = RESULTS,
+    out: OutOption = None,
     limit_minutes: LimitOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Make them the numbers of the bundled model.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Search the scale, the weight and the switch of rules by score, and have others judge what was chosen.
@@ -167,7 +178,8 @@ def tune_scales(
     segue tune-scales --extractor herbarium-classifier --judge herbarium-judge --judge colours --limit-minutes 30
     """
     from .score_command import Panel, Report
-    from .tune_command import Budget, tune_model
+    from .scoring import RESULTS
+    from .tune_command import Budget, Roles, tune_model
 
     common = {"steps": steps, "solver": solver, "batch": batch}
     common = {name: value for name, value in common.items() if value is not None}
@@ -175,8 +187,8 @@ def tune_scales(
     budget = Budget(search, {"samples": judge_samples, "first_seed": judge_seed} | common)
     how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant, "vae": vae}
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
-    panel = Panel(judge or JUDGES, real, real_samples)
-    _exit(tune_model(source, guidance, extractor, panel, budget, out, limit_minutes, Report(json)))
+    roles = Roles(extractor, Panel(judge, real, real_samples))
+    _exit(tune_model(source, guidance, roles, budget, out or RESULTS, limit_minutes, Report(json), write))
 
 
 def _refuse(options: dict, reason: str) -> None:

@@ -2,26 +2,31 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segue.engine.records.provenance import fingerprint
+from segue.models.bundled import CLASSIFIERS
+from segue.models.classifiers import load_classifier
 
 from ..correctness import full_single
 from ..scores.extractors import Extractor, RandomConvolutions, colour_statistics
 from ..scores.imagenet_extractors import efficientnet_lite0, timm_extractor, torchvision_extractor
 from ..scores.judge import Judge
 
-CLASSIFIERS = ("herbarium-classifier", "herbarium-judge")
 OTHERS: dict[str, Callable[[], Extractor]] = {
     "colours": lambda: colour_statistics,
     "textures": RandomConvolutions,
     "efficientnet-lite0": efficientnet_lite0,
 }
 ADAPTERS: dict[str, Callable[[str], Extractor]] = {"torchvision": torchvision_extractor, "timm": timm_extractor}
-ACCEPTED = f"{', '.join((*CLASSIFIERS, *OTHERS))}, timm/NAME, torchvision/NAME or package.module:callable"
+ACCEPTED = (
+    f"{', '.join((*CLASSIFIERS, *OTHERS))}, a classifier's .safetensors, timm/NAME, torchvision/NAME or package.module:callable"
+)
+FILE = ".safetensors"
 DIGITS = 8  # of the fingerprint of a judge's weights, in its name
 
 
@@ -32,6 +37,8 @@ def named_judge(name: str, device: torch.device) -> Judge:
     A class is made without arguments.  The name in rows carries the weights: ``herbarium-judge@1f0c2a9b``.
     """
     found = _found(name)
+    if Path(name).suffix == FILE:
+        name = found.spec.name  # whatever file it is in
     weights = ""
     if isinstance(found, nn.Module):
         weights = f"@{fingerprint({'judge': found})[:DIGITS]}" if list(found.state_dict()) else ""
@@ -68,7 +75,9 @@ def check_judge(judge: Judge, size: tuple[int, int, int]) -> int | None:
 
 def _found(name: str) -> Any:
     if name in CLASSIFIERS:
-        return _classifier(name)
+        return load_classifier(name)
+    if Path(name).suffix == FILE:
+        return load_classifier(Path(name))
     if name in OTHERS:
         return OTHERS[name]()
     library, slash, network = name.partition("/")
@@ -78,12 +87,6 @@ def _found(name: str) -> Any:
     if not (colon and module and attribute):
         raise ValueError(f"there is no judge {name!r}; accepted: {ACCEPTED}")
     return _imported(name, module, attribute)
-
-
-def _classifier(name: str) -> nn.Module:
-    from segue.models.leaf_classifier import load_classifier
-
-    return load_classifier(name)
 
 
 def _imported(name: str, module: str, attribute: str) -> Any:

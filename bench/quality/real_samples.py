@@ -8,6 +8,7 @@ from torch import Tensor
 
 from segue.models.spec import SiTSpec
 from segue.training.herbarium import Herbarium
+from segue.training.leaves import SIZE
 from segue.training.species import NUM_SPECIES, PARENTS, SPECIES
 
 from ..scores.extractors import features_of
@@ -21,21 +22,25 @@ LEAVES_SEED = 40_009  # a stream of leaves that no network was trained on
 
 @dataclass(frozen=True, eq=False)
 class RealSamples:
-    """``count`` pictures under a ``name`` that rows carry; ``batches()`` gives them anew, [B, C, H, W] in [-1, 1].
+    """``count`` pictures of ``size`` (C, H, W) under a ``name`` that rows carry; ``batches()`` gives them anew, in [-1, 1].
 
     ``parents`` are the superclasses of their classes, where these are known.
     """
 
     name: str
     count: int
+    size: tuple[int, int, int]
     batches: Callable[[], Iterable[Tensor]]
     parents: tuple[int, ...] = ()
     _features: dict[str, Tensor] = field(default_factory=dict)
 
-    def check_count(self, samples: int) -> None:
-        """Raise ``ValueError`` unless there are as many as ``samples``: neighbours are counted among equally many."""
+    def check(self, samples: int, size: tuple[int, int, int]) -> None:
+        """Raise ``ValueError`` unless there are as many as ``samples``, as neighbours are counted, of the same ``size``."""
         if self.count < samples:
             raise ValueError(f"{samples} samples need as many real ones beside them, got {self.count}")
+        if self.size != size:
+            drawn, real = ("x".join(map(str, each)) for each in (size, self.size))
+            raise ValueError(f"samples of {drawn} need real ones of that size beside them, got {real}")
 
     def features(self, judge: Judge) -> Tensor:
         """Their features [count, F] by a judge, found once."""
@@ -53,7 +58,7 @@ def leaves(count: int = LEAVES) -> RealSamples:
         for index, first in enumerate(range(0, count, LEAVES_AT_ONCE)):
             yield Herbarium(LEAVES_AT_ONCE, LEAVES_SEED).batch(index)[0][: count - first]
 
-    return RealSamples(f"{count} leaves of {NUM_SPECIES} species", count, batches, PARENTS)
+    return RealSamples(f"{count} leaves of {NUM_SPECIES} species", count, (3, SIZE, SIZE), batches, PARENTS)
 
 
 def real_samples(choice: str | None, count: int | None, spec: SiTSpec | None) -> RealSamples:
@@ -66,4 +71,4 @@ def real_samples(choice: str | None, count: int | None, spec: SiTSpec | None) ->
     if count is not None and not 0 < count <= saved.count:
         raise ValueError(f"{choice} holds {saved.count} pictures, and {count} are asked for")
     chosen = saved if count is None else saved.first(count)
-    return RealSamples(f"{chosen.count} of {chosen.name}", chosen.count, chosen.__iter__)
+    return RealSamples(f"{chosen.count} of {chosen.name}", chosen.count, chosen.size, chosen.__iter__)

@@ -25,11 +25,12 @@ def score_saved(
 ) -> list[Row]:
     """The rows of saved pictures by ``judges``, old and new; what the file ``path`` holds is not scored again.
 
-    Raises ``ValueError`` for judges that do not take them or lack a class of theirs, and for fewer real samples.
+    Raises ``ValueError`` for judges that do not take them or lack a class of theirs, and for real samples that are fewer or of
+    another size.
     """
     check_writable(path)
     check_names(judges)
-    real.check_count(saved.count)
+    real.check(saved.count, saved.size)
     if saved.count < 2 * SETS:
         raise ValueError(f"scores need at least {2 * SETS} pictures, got {saved.count}")
     for judge in judges:

@@ -1,37 +1,39 @@
 """``segue score``: from options to rows, and the tables of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
 from segue.engine.device import resolve_device
 from segue.engine.engine import Engine
-from segue.engine.files import whole_file
-from segue.engine.rules.preset_numbers import DEFAULTS, preset_name
-from segue.models.spec import SiTSpec
+from segue.engine.rules.presets import default_rules, parse_rule
+from segue.models.bundled import CLASSIFIERS
+from segue.training.leaves import SIZE
 from segue.training.species import SPECIES
 
 from ..allocator import DEFAULT
-from ..readme_block import check_committed, update_block
-from ..rows import Row, read_rows
+from ..rows import Row
 from ..runs import command_line
 from ..scores.judge import Judge
+from ..scores.units import EFFECTIVE
 from ..suites import UNFINISHED
 from ..telemetry import environment
-from .judges import CLASSIFIERS, named_judge
+from .judges import named_judge
 from .real_samples import HERBARIUM, RealSamples, real_samples
 from .saved_pictures import SavedPictures
 from .saved_scores import score_saved
 from .scoring import Scorer
-from .tables import agreement_table, confusion_table, quality_tables, score_table
+from .tables import agreement_table, confusion_table, score_table
 from .time_limit import OutOfTimeError, TimeLimit
-from .trial import Trial, networks_of
+from .trial import Trial
+from .tuning import UNGUIDED
 
 WITHOUT_WEIGHTS = ("colours", "textures")  # who judges where nobody is named and no classifier knows the classes
-BLOCK = "quality"  # the markers of a document that the tables stand between
 BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
 
@@ -44,13 +46,28 @@ class Panel:
     real: str | None = None
     real_count: int | None = None
 
-    def named(self, device, spec: SiTSpec | None) -> tuple[Judge, ...]:
-        known = spec is None or tuple(spec.class_names) == SPECIES
-        names = self.judges or (CLASSIFIERS if known else WITHOUT_WEIGHTS)
+    def named(self, device: torch.device, leaves: bool) -> tuple[Judge, ...]:
+        """The judges; of ``leaves`` those that know them, where nobody is named."""
+        names = self.judges or (tuple(CLASSIFIERS) if leaves else WITHOUT_WEIGHTS)
         return tuple(named_judge(name, device) for name in names)
 
-    def samples(self, spec: SiTSpec) -> RealSamples:
-        return real_samples(self.real, self.real_count, spec)
+    def of_model(self, engine: Engine) -> tuple[tuple[Judge, ...], RealSamples]:
+        """The judges and the real samples for what a model draws."""
+        return self.named(engine.device, draws_leaves(engine)), self.samples(engine)
+
+    def samples(self, engine: Engine) -> RealSamples:
+        """The real samples for what a model draws."""
+        return real_samples(self.real, self.real_count, engine.spec)
+
+    def of_pictures(self, saved: SavedPictures, device: torch.device) -> tuple[tuple[Judge, ...], RealSamples]:
+        """The judges and the real samples for pictures: leaves of the herbarium, unless others are named."""
+        if self.real is None and saved.size != (3, SIZE, SIZE):
+            size = "x".join(map(str, saved.size[1:]))
+            raise ValueError(
+                f"pictures of {size} are no leaves of the herbarium: name real samples by --real FILE.npz or FOLDER"
+            )
+        leaves = self.real in (None, HERBARIUM)
+        return self.named(device, leaves), real_samples(self.real or HERBARIUM, self.real_count, None)
 
 
 @dataclass(frozen=True)
@@ -78,9 +95,29 @@ class Report:
         print("\n" + "\n\n".join(table for table in tables if table))
 
 
-def default_rules(engine: Engine) -> list[str]:
-    """Unguided sampling, and every rule that the model has numbers for."""
-    return ["none", *DEFAULTS.get(preset_name(engine.spec), {})]
+def draws_leaves(engine: Engine) -> bool:
+    """Whether a model's classes are the species of the herbarium, which its classifiers know."""
+    return tuple(engine.spec.class_names) == SPECIES
+
+
+def default_texts(engine: Engine, say: Callable[[str], None]) -> list[str]:
+    """The rules that the model has numbers for, without those that need a network which the engine does not hold."""
+    texts = []
+    for name in default_rules(engine.spec):
+        try:
+            engine.plan(parse_rule(name, engine.spec).guidance)
+        except ValueError as error:
+            say(f"{name} is left out: {error}")
+        else:
+            texts.append(name)
+    return texts
+
+
+def equal_cfg(rows: Sequence[Row]) -> list[str]:
+    """CFG at the effective scale of every rule that is another: what it must beat to be more than a stronger guidance."""
+    scales = {row.variant: row.value for row in rows if row.metric == EFFECTIVE}
+    others = [scale for rule, scale in scales.items() if rule != UNGUIDED and not rule.startswith("cfg:scale=")]
+    return list(dict.fromkeys(f"cfg:scale={scale:.2f}".rstrip("0").rstrip(".") for scale in others if scale > 1.005))
 
 
 def default_batch(engine: Engine) -> int:
@@ -97,17 +134,26 @@ def score_model(
     minutes: float | None,
     effective: bool,
     report: Report,
+    beside_cfg: bool = False,
 ) -> int:
-    """Score rules on a model; ``drawing`` are the fields of a :class:`Trial`.  Returns the exit code."""
+    """Score rules on a model; ``drawing`` are the fields of a :class:`Trial`.  Returns the exit code.
+
+    ``beside_cfg``: also CFG at the effective scale of every rule.
+    """
     limit = TimeLimit(minutes)
+    if beside_cfg and not effective:
+        raise ValueError("--beside-cfg goes by effective scales: leave --no-effective-scale out")
     engine = open_engine(source)
     trial = Trial(**{"batch": default_batch(engine)} | drawing)
-    judges, real = panel.named(engine.device, engine.spec), panel.samples(engine.spec)
+    judges, real = panel.of_model(engine)
     where = environment(engine.device, command_line(), DEFAULT)
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
-    code, texts = 0, list(rules or default_rules(engine))
+    code, texts = 0, list(rules or (UNGUIDED, *default_texts(engine, report.say)))
     try:
         scorer.score(texts)
+        if beside_cfg:
+            texts += equal_cfg(scorer.held(texts))
+            scorer.score(texts)
     except OutOfTimeError as error:
         report.say(f"{error}; the same command goes on there")
         code = UNFINISHED
@@ -118,29 +164,6 @@ def score_model(
 def score_pictures(path: Path, panel: Panel, device: str | None, out: Path, report: Report) -> None:
     """Score pictures that exist."""
     where, saved = resolve_device(device), SavedPictures.open(path)
-    if panel.real is None and saved.size != (3, 32, 32):
-        size = "x".join(map(str, saved.size[1:]))
-        raise ValueError(f"pictures of {size} are no leaves of the herbarium: name real samples by --real FILE.npz or FOLDER")
-    judges = panel.named(where, None)
-    real = real_samples(panel.real or HERBARIUM, panel.real_count, None)
+    judges, real = panel.of_pictures(saved, where)
     rows = score_saved(saved, judges, real, environment(where, command_line(), DEFAULT), out, report.say)
     report.show(rows, SPECIES if real.parents else ())
-
-
-def write_report(out: Path, source: Source | None, into: Path | None) -> None:
-    """The tables of the rows that a file holds, of one model if it is named; printed, or between the markers of a file."""
-    rows = read_rows(out)
-    if source is not None:
-        networks = networks_of(open_engine(source))
-        rows = [row for row in rows if row.case.startswith(f"{networks}, ")]
-    text = quality_tables(rows)
-    if not text:
-        raise ValueError(f"{out} holds no rows of quality" + (f" of {source.name} with these weights" if source else ""))
-    if into is None:
-        print(text)
-        return
-    check_committed(rows)
-    updated = update_block(into.read_text(encoding="utf-8"), text, str(into), BLOCK)
-    with whole_file(into) as part:
-        part.write_text(updated, encoding="utf-8")
-    print(f"wrote {into}")

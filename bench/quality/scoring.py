@@ -20,7 +20,7 @@ from ..rows import Environment, Row, append_rows, check_writable
 from ..scores.effective_scale import effective_scales
 from ..scores.intervals import SETS, interval_by_sets
 from ..scores.judge import Judge
-from ..scores.units import EFFECTIVE
+from ..scores.units import EFFECTIVE, UNITS
 from ..tables import GUIDED
 from ..timing import once
 from .interval import SPREAD_LEVEL
@@ -58,11 +58,12 @@ class Scorer:
     def __post_init__(self):
         check_writable(self.path)
         check_names(self.judges)
-        self.real.check_count(self.trial.samples)
         spec, decoder = self.engine.spec, self.engine.decoder
         factor = 1 if decoder is None else decoder.factor
+        size = (3, factor * spec.height, factor * spec.width)
+        self.real.check(self.trial.samples, size)
         for judge in self.judges:
-            classes = check_judge(judge, (3, factor * spec.height, factor * spec.width))
+            classes = check_judge(judge, size)
             if classes not in (None, spec.num_classes):
                 raise ValueError(f"{judge.name} tells {classes} classes apart, and {spec.name} has {spec.num_classes}")
 
@@ -120,7 +121,7 @@ class Scorer:
         _, scales = effective_scales(self.engine, rule.guidance, labels, steps=self.trial.steps, seeds=seeds)
         means = scales.nanmean(dim=0)  # [B]
         interval = interval_by_sets(lambda part: float(part.mean()), means, level=SPREAD_LEVEL)
-        return [self.form.interval_row(rule.text, EFFECTIVE, "scale", interval, EFFECTIVE_SAMPLES)]
+        return [self.form.interval_row(rule.text, EFFECTIVE, UNITS[EFFECTIVE], interval, EFFECTIVE_SAMPLES)]
 
     def _judged(self, rule: ParsedRule, judges: Sequence[Judge], calls: int) -> list[Row]:
         """The rows of the samples of a rule, all of the same samples."""

@@ -1,5 +1,6 @@
 """What is drawn for a score: how many samples of a model, from which seeds and by which steps."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from segue.engine.rules.presets import ParsedRule
 from segue.engine.running.progress import Counting
 
 from ..scores.intervals import SETS
+
+_DRAWN = re.compile(r", (\d+) samples from seed (\d+), ")  # in a case
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class Trial:
 def networks_of(engine: Engine) -> str:
     """What every case of an engine's networks begins with: their name and a fingerprint of their weights as they run."""
     return f"{engine.spec.name} {fingerprint(engine.models)}"
+
+
+def drawn_as(case: str) -> tuple[int, int] | None:
+    """How many samples from which seed a case is of; None for one of pictures that were there."""
+    found = _DRAWN.search(case)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def pictures_of(run: SampleRun) -> Tensor:

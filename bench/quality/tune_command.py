@@ -1,14 +1,18 @@
 """``segue tune-scales``: from options to numbers for the rules of a model, and what judges say of them."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
-from segue.engine.rules.preset_numbers import DEFAULTS, preset_name
-from segue.engine.rules.presets import parse_rule
+from segue.engine.engine import Engine
+from segue.engine.files import whole_file
+from segue.engine.rules.presets import default_rules, parse_rule
+from segue.engine.rules.tuned_numbers import numbers_file, numbers_record, tuned_rules
+from segue.models.bundled import CLASSIFIERS
+from segue.models.spec import ModelSpec
 
 from ..allocator import DEFAULT
 from ..rows import Row
@@ -18,11 +22,13 @@ from ..suites import UNFINISHED
 from ..tables import markdown_table
 from ..telemetry import environment
 from .judges import named_judge
-from .score_command import Panel, Report, default_batch
+from .score_command import WITHOUT_WEIGHTS, Panel, Report, default_batch, default_texts, draws_leaves
 from .scoring import Scorer
 from .time_limit import OutOfTimeError, TimeLimit
 from .trial import Trial
 from .tuning import UNGUIDED, Tunable, Verdict, tune, verdicts
+
+CHOOSER = "herbarium-classifier"  # of leaves
 
 
 @dataclass(frozen=True)
@@ -44,47 +50,92 @@ class Budget:
         return search, judgement
 
 
+@dataclass(frozen=True)
+class Roles:
+    """Who chooses and who judges, beside which real samples; None is the default of the model."""
+
+    extractor: str | None
+    panel: Panel
+
+    def named(self, engine: Engine) -> tuple[Judge, tuple[Judge, ...]]:
+        """The one who chooses, and those who judge; raises ``ValueError`` where one is both."""
+        known = draws_leaves(engine)
+        extractor = self.extractor or (CHOOSER if known else WITHOUT_WEIGHTS[0])
+        others = (*CLASSIFIERS, WITHOUT_WEIGHTS[0]) if known else WITHOUT_WEIGHTS
+        judges = self.panel.judges or [name for name in others if name != extractor]
+        chooser, named = named_judge(extractor, engine.device), replace(self.panel, judges=judges).named(engine.device, known)
+        if chooser.name in {judge.name for judge in named}:
+            raise ValueError(f"{extractor} chooses the numbers, and they look best to it: name another --judge")
+        return chooser, named
+
+
 def tune_model(
     source: Source,
     rules: Sequence[str] | None,
-    extractor: str,
-    panel: Panel,
+    roles: Roles,
     budget: Budget,
     out: Path,
     minutes: float | None,
     report: Report,
+    write: bool = False,
 ) -> int:
-    """Search the numbers of ``rules`` with ``extractor``, judge the best by the panel; returns the exit code."""
+    """Search the numbers of ``rules`` with one extractor, judge the best by others; returns the exit code.
+
+    ``write``: what was chosen becomes the numbers of a bundled model, once it is judged.
+    """
     limit = TimeLimit(minutes)
+    if write:
+        numbers_file(source.name)  # another model is refused
     engine = open_engine(source)
     search, judgement = budget.trials(default_batch(engine))
-    texts = list(rules or DEFAULTS.get(preset_name(engine.spec), {}))
-    tunables = [Tunable.of(text, engine.spec) for text in texts]
+    tunables = tunable_rules(rules or default_texts(engine, report.say), engine.spec)
+    (chooser, judges), real = roles.named(engine), roles.panel.samples(engine)
+    common = {"real": real, "environment": environment(engine.device, command_line(), DEFAULT)}
+    common |= {"path": out, "limit": limit, "echo": report.say}
+    searching = Scorer(engine, (chooser,), trial=search, **common)
+    judging = Scorer(engine, judges, trial=judgement, **common)
+    tuned, code = run_search(searching, judging, tunables)
+    tuned.show(report)
+    if write and not code:
+        report.say(f"wrote {write_numbers(source.name, tuned.chosen)}")
+    return code
+
+
+def tunable_rules(texts: Sequence[str], spec: ModelSpec) -> list[Tunable]:
+    """Those of texts; raises ``ValueError`` for none, and for two of one name."""
+    tunables = [Tunable.of(text, spec) for text in texts]
     if not tunables:
-        raise ValueError(f"{engine.spec.name} has no numbers for any rule to begin with: name rules by -g")
-    chooser, judges = named_judge(extractor, engine.device), panel.named(engine.device, engine.spec)
-    if chooser.name in {judge.name for judge in judges}:
-        raise ValueError(f"{extractor} chooses the numbers, and they look best to it: name another --judge")
-    real, where = panel.samples(engine.spec), environment(engine.device, command_line(), DEFAULT)
-    searching = Scorer(engine, (chooser,), real, search, where, out, False, limit, report.say)
-    judging = Scorer(engine, judges, real, judgement, where, out, False, limit, report.say)
+        raise ValueError(f"{spec.name} has no numbers for any rule to begin with: name rules by -g")
+    names = [tunable.rule.name for tunable in tunables]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{twice} can have one set of numbers, and is given twice")
+    return tunables
+
+
+def run_search(searching: Scorer, judging: Scorer, tunables: Sequence[Tunable]) -> "tuple[Tuned, int]":
+    """Search rule by rule, then judge all that were chosen; what there was time for, and the exit code."""
     chosen: dict[str, str] = {}
     code = 0
     try:
         for tunable in tunables:
-            report.say(f"searching {tunable.rule.name} over {', '.join(tunable.options)}")
+            searching.echo(f"searching {tunable.rule.name} over {', '.join(tunable.options)}")
             chosen[tunable.rule.name] = tune(searching, tunable)
         judging.score([UNGUIDED, *chosen.values()])
     except OutOfTimeError as error:
-        report.say(f"{error}; the same command goes on there")
+        searching.echo(f"{error}; the same command goes on there")
         code = UNFINISHED
-    tuned = Tuned(chosen, judging.held([UNGUIDED, *chosen.values()]), judges)
-    if report.json:
-        print(json.dumps(tuned.as_dict()))
-    else:
-        report.show(tuned.rows)
-        print(f"\n{tuned.verdict_table()}\n\n{tuned.numbers_text()}")
-    return code
+    return Tuned(chosen, judging.held([UNGUIDED, *chosen.values()]), judging.judges), code
+
+
+def write_numbers(model: str, chosen: Mapping[str, str]) -> Path:
+    """Make ``chosen`` the numbers of a bundled model; rules that were not searched keep theirs."""
+    path, before = numbers_file(model), {name: parse_rule(name, model).text for name in default_rules(model)}
+    record = numbers_record(model, before | dict(chosen), command_line())
+    with whole_file(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    tuned_rules.cache_clear()
+    return path
 
 
 @dataclass(frozen=True)
@@ -106,13 +157,20 @@ class Tuned:
         lines = []
         for name, found in self.verdicts().items():
             for verdict in found:
-                lines.append([self.chosen[name], verdict.judge, "yes" if verdict.better else "**no**", verdict.text])
+                lines.append([self.chosen[name], verdict.judge, verdict.outcome, verdict.text])
         return markdown_table(("rule", "judge", "beats unguided", "how"), lines)
 
     def numbers_text(self) -> str:
-        """The numbers as engine/rules/preset_numbers.py holds them."""
-        parts = {name: dict(parse_rule(text).parts[0].options) for name, text in self.chosen.items()}
-        return "\n".join(f'"{name}": {json.dumps(numbers, default=str)},' for name, numbers in parts.items())
+        """The rules with their numbers, as the file of a bundled model holds them."""
+        return json.dumps(self.chosen, indent=1)
+
+    def show(self, report: Report) -> None:
+        """Print the tables, or all of it as JSON."""
+        if report.json:
+            print(json.dumps(self.as_dict()))
+            return
+        report.show(self.rows)
+        print(f"\n{self.verdict_table()}\n\n{self.numbers_text()}")
 
     def as_dict(self) -> dict:
         """For machines."""

@@ -3,12 +3,13 @@
 ACCURACY, SUPERCLASS = "accuracy", "superclass accuracy"
 FRECHET, KERNEL, INCEPTION = "Frechet distance per feature", "kernel distance", "inception score"
 NEIGHBOURS = ("precision", "recall", "coverage", "density")
-EFFECTIVE = "effective scale"  # neither way is better
+EFFECTIVE = "effective scale"
 
-# a share of samples has Wilson's interval; more of a share or of a score is better, less of a distance
-SHARE, SCORE, DISTANCE = "share", "score", "distance"
+# a share of samples has Wilson's interval; more of a share or of a score is better, less of a distance, neither of a scale
+SHARE, SCORE, DISTANCE, SCALE = "share", "score", "distance", "scale"
 UNITS = {
     **dict.fromkeys((ACCURACY, SUPERCLASS, "precision", "recall", "coverage"), SHARE),
     **dict.fromkeys((INCEPTION, "density"), SCORE),
     **dict.fromkeys((FRECHET, KERNEL), DISTANCE),
+    EFFECTIVE: SCALE,
 }

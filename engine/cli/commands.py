@@ -90,6 +90,8 @@ def sample(
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
 
+    segue sample --from out/003-acerites-dentata-seed3.png -g cfg:scale=2 --out by-cfg.png
+
     segue sample --count 50000 --out samples.npz --rank 0 --world 4
     """
     from .redraw import redraw
@@ -153,6 +155,7 @@ def compare(
     zoom: o.ZoomOption = None,
     force: o.ForceOption = False,
     json: o.JsonOption = False,
+    sheet: o.FromSheetOption = None,
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
 
@@ -164,14 +167,21 @@ def compare(
 
     segue compare --model sd3.5-medium/ --prompt "a storefront with a sign" --seeds 1-3
 
+    segue compare --from out/compare.png --out again.png
+
     segue compare -r cfg -r "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
     """
     from .compare import compare_rules
+    from .redraw_sheet import redraw_sheet
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    compare_rules(rules, source, run, o.Output(out, zoom=zoom, json=json, force=force), text)
+    output = o.Output(out, zoom=zoom, json=json, force=force)
+    if sheet is not None:
+        redraw_sheet(sheet, rules, source, run, output, text)
+    else:
+        compare_rules(rules, source, run, output, text)
 
 
 def plan(

@@ -12,13 +12,14 @@ from rich.table import Table
 from ..files import NewFiles, refuse_existing
 from ..images import save_png
 from ..planning.plan import Plan
-from ..planning.plan_text import plan_dict
-from ..rules.batch import parse_rules
+from ..records.provenance import SHEET
+from ..rules.batch import ParsedRules, parse_rules
+from ..rules.presets import ParsedRule
 from .jobs import Job, captions, name_of, open_job
 from .options import Output, PromptOptions, RunOptions, Source
-from .sample import check_output, print_numbered
+from .sample import check_output, counted, print_numbered
 from .session import print_warnings
-from .sheets import Row, labelled_sheet
+from .sheets import Row, default_zoom, labelled_sheet
 
 DEFAULT_RULES = ("none", "cfg", "slg", "sgg")
 DEFAULT_SHEET = Path("out/compare.png")
@@ -38,35 +39,47 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     plans = [job.plan(rule, run) for rule in parsed]
     for rule, plan in zip(parsed, plans, strict=True):
         print_warnings(plan, rule)
-    rows, entries = [], []
+    rows, entries, plan = [], [], plans[0]
     for rule, planned in zip(parsed, plans, strict=True):
         job.warm_up(planned)
         images, seconds, plan, _ = job.draw(planned, bool(run.check_finite), rule.title)
-        cost = plan.cost
-        measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"
-        rows.append(Row(rule.title, images, rule.summary, measure))
-        entries.append({"rule": rule.text, "title": rule.title, "seconds": round(seconds, 3), "plan": plan_dict(plan)})
-    headers = captions(job.names, job.labels, job.seeds)
-    sheet = labelled_sheet(rows, output.zoom, headers, _title(job, plans[0]))
+        seconds = round(seconds, 3)
+        rows.append(sheet_row(rule, images, plan, seconds))
+        entries.append({"rule": rule.text, "title": rule.title, "seconds": seconds, "plan": plan.to_dict()})
+    zoom = output.zoom or default_zoom(rows[0].images[0])
     total = time.perf_counter() - began
     record = {"origin": vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
+    record |= {"max_batch": job.max_batch or len(job.labels), "zoom": zoom}
     record |= {"total_seconds": round(total, 3), "rules": entries}
     new = NewFiles(output.force)
-    out, beside = _write_sheet(new, out, sheet, " | ".join(rule.text for rule in parsed), record)
+    out, beside = write_sheet(new, out, draw_sheet(job, rows, plan, zoom), record)
     print_numbered(new)
     if output.json:
         print(json.dumps({"files": [str(out), str(beside)]} | record))
         return
     _print_table(entries)
-    print(f"{len(job.labels)} pictures by {len(parsed)} rules in {total:.1f} s, in {out} and {beside}")
+    pictures, rules = counted(len(job.labels), "picture"), counted(len(parsed), "rule")
+    print(f"{pictures} by {rules} in {total:.1f} s, in {out} and {beside}")
 
 
-def _write_sheet(new: NewFiles, out: Path, sheet: Image.Image, rules: str, record: dict) -> list[Path]:
-    """The sheet as PNG, and its whole record as JSON beside it."""
-    brief = {"sheet": record | {"rules": [entry["rule"] for entry in record["rules"]]}}
+def sheet_row(rule: ParsedRule | ParsedRules, images: Sequence[Image.Image], plan: Plan, seconds: float) -> Row:
+    """The row of one rule: its pictures, and what they cost."""
+    cost = plan.cost
+    measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"
+    return Row(rule.title, images, rule.summary, measure)
+
+
+def draw_sheet(job: Job, rows: Sequence[Row], plan: Plan, zoom: int) -> Image.Image:
+    """The rows under one title; ``plan`` is that of any of them, whose steps are those of all."""
+    return labelled_sheet(rows, zoom, captions(job.names, job.labels, job.seeds), _title(job, plan))
+
+
+def write_sheet(new: NewFiles, out: Path, sheet: Image.Image, record: dict) -> list[Path]:
+    """The sheet as PNG with its record, and the same as JSON beside it."""
+    rules = " | ".join(entry["rule"] for entry in record["rules"])
     return new.write_together(
         {
-            out: lambda path: save_png(sheet, path, rules, brief),
+            out: lambda path: save_png(sheet, path, rules, {SHEET: record}),
             out.with_suffix(".json"): lambda path: path.write_text(json.dumps(record) + "\n"),
         }
     )
@@ -81,10 +94,11 @@ def _title(job: Job, plan: Plan) -> str:
 
 
 def _print_table(entries: Sequence[dict]) -> None:
+    """Narrow enough for the rules of published numbers on a terminal of 80 columns."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("rule", "evaluations", "FLOPs / unguided", "seconds"):
+    for heading in ("rule", "evals", "cost", "seconds"):
         table.add_column(heading, justify="left" if heading == "rule" else "right", overflow="fold")
     for entry in entries:
         cost = entry["plan"]["cost"]
-        table.add_row(entry["rule"], str(cost["evaluations"]), f"{cost['relative']:.2f}", f"{entry['seconds']:.2f}")
+        table.add_row(entry["rule"], str(cost["evaluations"]), f"{cost['relative']:.2f}x", f"{entry['seconds']:.2f}")
     Console().print(table)

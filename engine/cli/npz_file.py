@@ -176,7 +176,8 @@ class NpzFile:
     def _archive(self) -> None:
         count = self.shard.count
         arrays = (("arr_0", "|u1", (count, *self.size, 3)), ("arr_1", "<i8", (count,)))
-        with whole_file(self.path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        part = self._beside(".part")  # nobody else writes it, and what a killed process leaves of it is written over
+        with part.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for place, (name, dtype, shape) in enumerate(arrays):
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as target:
                     header = {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -185,6 +186,9 @@ class NpzFile:
                         if self.shard.samples(rank):
                             with self._raw(rank)[place].open("rb") as source:
                                 shutil.copyfileobj(source, target, COPY_BYTES)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # the raw files go next
+        part.replace(self.path)
 
 
 def remove_samples(path: Path) -> None:
@@ -192,8 +196,8 @@ def remove_samples(path: Path) -> None:
     for ending in (".pixels", ".labels"):
         for raw in path.parent.glob(f"{path.name}*{ending}"):
             raw.unlink()
-    for file in (path, path.with_name(f"{path.name}.json")):
-        file.unlink(missing_ok=True)
+    for ending in ("", ".part", ".json"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
 def _differences(before: dict, now: dict) -> dict[str, tuple[Any, Any]]:

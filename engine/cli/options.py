@@ -158,7 +158,11 @@ FiniteOption = Annotated[
     _option("--check-finite", panel=_RUN, help="Stop at the first call whose result is not finite, and name the branch."),
 ]
 FromOption = Annotated[
-    Path | None, _option("--from", panel=_RUN, help="Draw a picture again, from the record inside its PNG file.")
+    Path | None,
+    _option("--from", panel=_RUN, help="Draw a picture again, from the record inside its PNG file; with -g by another rule."),
+]
+FromSheetOption = Annotated[
+    Path | None, _option("--from", panel=_RUN, help="Draw a sheet again, from the record inside its PNG file.")
 ]
 PromptOption = Annotated[
     list[str] | None,

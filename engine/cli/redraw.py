@@ -12,25 +12,35 @@ from ..files import NewFiles
 from ..images import read_png
 from ..records.pictures import picture_name, write_picture
 from ..records.prompt_record import read_record
-from ..records.provenance import Origin
+from ..records.provenance import Origin, Record
+from ..rules.batch import ParsedRules, parse_rules
+from ..rules.rule_text import named_text
 from .jobs import recorded_job
 from .options import CHECKPOINT_HINTS, DIFFUSERS_HINTS, Output, PromptOptions, RuleOptions, RunOptions, Source
 from .sample import DEFAULT_OUT, check_output, draw_grid, print_numbered
+from .session import print_warnings
 
 
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
-    """Draw what ``path`` records and write it.
+    """Draw what ``path`` records and write it; with a rule, the same picture by that rule instead.
 
     ``--model``, ``--weak`` and ``--device`` may say where the same weights are and run, ``--vae`` where the same VAE is,
     ``--image`` where the same start picture is.
     """
-    _refuse_options(source, rule, run, output, text)
+    refuse_recorded(source, run, output, text)
     out, folder = check_output(output, DEFAULT_OUT)
     original, chunk = read_png(path)
     record = read_record(chunk, str(path))
     origin = record.origin
-    job = recorded_job(record, _recorded_source(source, origin), text.image)
-    _, plan = record.resolve(job.engine)
+    job = recorded_job(record, recorded_source(source, origin), text.image)
+    parsed, plan = record.resolve(job.engine)
+    other = rule.text is not None or bool(rule.flags)
+    if other:
+        parsed = parse_rules(_changed_text(rule, record), job.spec, rule.flags)
+        plan = record.plan_of(job.engine, parsed)
+        plan.check_samples(len(record.labels))
+        record = replace(record, rule=parsed.text, plan=plan.to_dict())
+        print_warnings(plan, parsed)
     device = job.engine.device.type
     if device != origin.device:
         print(f"warning: drawn on {origin.device} before and on {device} now; roundings may differ", file=sys.stderr)
@@ -47,10 +57,23 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
     if output.json:
         print(json.dumps({"files": [str(file)], "identical": identical, "seconds": round(seconds, 3)} | record.to_dict()))
     else:
-        print(f"{file}: {'identical to' if identical else 'differs from'} {path}, {seconds:.1f} s")
+        relation = "identical to" if identical else f"the same picture with {parsed.text} as" if other else "differs from"
+        print(f"{file}: {relation} {path}, {seconds:.1f} s")
 
 
-def _recorded_source(source: Source, origin: Origin) -> Source:
+def _changed_text(rule: RuleOptions, record: Record) -> str:
+    """The text of the rule that is asked for; flags alone change the recorded one, whose own values of these go."""
+    if rule.text is not None:
+        return rule.text
+    recorded = parse_rules(record.rule)
+    if isinstance(recorded, ParsedRules) or len(recorded.parts) > 1:
+        flag, what = next(iter(rule.flags)), "rules of samples" if isinstance(recorded, ParsedRules) else "a sum"
+        raise ValueError(f"the picture was drawn by {what}, {record.rule}: write the whole rule by -g, not its {flag} alone")
+    (part,) = recorded.parts
+    return named_text(part.name, [(option, value) for option, value in part.options if option not in rule.flags])
+
+
+def recorded_source(source: Source, origin: Origin) -> Source:
     """Where the recorded weights are and how they are read: as recorded, or as the options say beside ``--model``."""
     precision: dict[str, Any] = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
     precision |= {"vae": source.vae or origin.vae, "models": origin.models}
@@ -62,10 +85,9 @@ def _recorded_source(source: Source, origin: Origin) -> Source:
     return replace(source, model=origin.source, revision=origin.revision, variant=origin.variant, **how, **precision)
 
 
-def _refuse_options(source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
+def refuse_recorded(source: Source, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Raise ``ValueError`` for an option whose value the record holds."""
-    given = asdict(run) | {"guidance": rule.text, "dtype": source.dtype, "grid": output.grid}
-    given |= {f"exit_{name}" if name == "layer" else name: value for name, value in rule.flags.items()}
+    given = asdict(run) | {"dtype": source.dtype, "grid": output.grid}
     given |= {"linears": source.linears, "t5": source.t5, "output": output.kind}
     given |= {} if source.model else {name: getattr(source, name) for name in (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS)}
     given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}

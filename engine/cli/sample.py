@@ -47,7 +47,12 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
     cost, count = drawn.plan.cost, len(drawn.latents)
     print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s")
     all_in = f", all in {files[-1]}" if pictures and len(files) > count else ""
-    print(f"{count} {'picture' if pictures else 'latent'}{'s' * (count != 1)} in {out}{all_in}")
+    print(f"{counted(count, 'picture' if pictures else 'latent')} in {out}{all_in}")
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 picture``, ``2 pictures``."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def check_output(output: Output, default: Path) -> tuple[Path, bool]:

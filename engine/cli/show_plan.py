@@ -72,7 +72,7 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
 
 def _print_plan(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
     console = Console()
-    table = Table()
+    table = Table(box=None, pad_edge=False)
     for name in COLUMNS:
         last = name == COLUMNS[-1]
         table.add_column(name, justify="left" if last else "right", no_wrap=not last)

@@ -13,6 +13,7 @@ from ..files import check_writable
 from ..labels import parse_labels
 from ..numeric_input import check_seed
 from ..planning.plan import Plan
+from ..planning.plan_warnings import already_told
 from ..records.provenance import Origin
 from ..running.progress import Counting, progress_bar
 from ..sources import local_source
@@ -23,6 +24,7 @@ from .session import check_batch, choose_rule, choose_seeds, make_plan, open_eng
 
 BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
+PLACES = ("source", "models", "vae")  # where networks were read from: their weights say what they are
 
 
 def archive_of(out: Path | None) -> Path | None:
@@ -49,7 +51,7 @@ class Stream:
 
     def made_by(self, origin: Origin, rule: str) -> dict:
         """What the file is begun with, and what may not change before its end."""
-        how = {name: value for name, value in vars(origin).items() if name != "source"}  # its weights say what it is
+        how = {name: value for name, value in vars(origin).items() if name not in PLACES}
         plan = {"steps": self.plan.schedule.steps, "solver": self.plan.solver.name, "schedule": self.plan.schedule.name}
         levels = [float(sigma) for sigma in self.plan.schedule.sigmas]
         drawn = {"rule": rule, "classes": list(self.labels), "first_seed": self.first_seed, "levels": levels}
@@ -59,7 +61,7 @@ class Stream:
         """Draw what the file lacks of its shard, batch by batch."""
         todo = file.shard.samples()[file.written :]
         batch = file.shard.batch
-        with progress_bar(title, self.plan.calls * -(-len(todo) // batch)) as advance:
+        with progress_bar(title, self.plan.calls * -(-len(todo) // batch)) as advance, already_told():
             for first in range(0, len(todo), batch):
                 indices = todo[first : first + batch]
                 labels = [self.labels[index % len(self.labels)] for index in indices]

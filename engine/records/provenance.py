@@ -24,7 +24,7 @@ from ..rules.batch import ParsedRules, parse_rules
 from ..rules.presets import ParsedRule
 from ..saved_files import VAE
 
-FORMAT = 1
+FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
 LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have
 VALUES_PER_TENSOR = 64
 PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
@@ -117,8 +117,8 @@ class Record:
     def from_dict(cls, record: Any, name: str) -> "Record":
         """The record of the file ``name``; ``ValueError`` if it is not one that this version can redraw."""
         try:
-            if "sheet" in record:
-                raise ValueError("it is a sheet of several rules, which segue compare draws")
+            if SHEET in record:
+                raise ValueError("it is a sheet of several rules, which segue compare --from draws again")
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']!r}, not {FORMAT}")
             values = {
@@ -178,15 +178,20 @@ class Record:
         """The solver of the run."""
         return self.plan["solver"]
 
+    def plan_of(self, engine: EngineCore, rule: ParsedRule | ParsedRules) -> Plan:
+        """The plan of a rule on the noise levels, by the solver and in the size that are recorded."""
+        recorded = self.plan
+        schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
+        size = {"height": recorded["height"], "width": recorded["width"]}
+        return engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
+
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule | ParsedRules, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
         weights = fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
         rule, recorded = parse_rules(self.rule), self.plan
-        schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
-        size = {"height": recorded["height"], "width": recorded["width"]}
-        plan = engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
+        plan = self.plan_of(engine, rule)
         for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
             if not _same_numbers(found, recorded[table]):
                 raise ValueError(

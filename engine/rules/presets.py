@@ -22,6 +22,7 @@ from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
 from .rule_text import PERTURBING, named_text, value_text
+from .tuned_numbers import tuned_rules
 from .window import Window, segments
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def _parse_one(
     for option in given:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
-    values = {**DEFAULTS.get(model, {}).get(name, {}), **(changes or {})}
+    values = {**default_options(model, name), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
     usual = _usual(name, missing, model, spec)
@@ -308,6 +309,22 @@ def _usual(rule: str, missing: Sequence[str], model: str, spec: str | ModelSpec)
         return {}
     numbers = usual_numbers(rule, spec)
     return {option: numbers[option] for option in missing if option in numbers and (model, option) not in WITHHELD}
+
+
+def default_options(model: str, name: str) -> dict[str, Any]:
+    """The default numbers of a rule for a model: those that a search found, where there was one, else those written here."""
+    tuned = tuned_rules(model)
+    if tuned is None:
+        return dict(DEFAULTS.get(model, {}).get(name, {}))
+    _, _, options = tuned.get(name, name).partition(":")
+    return {option: _parse_value(option, value) for option, value in _split_options(name, options).items()}
+
+
+def default_rules(model: str | ModelSpec) -> tuple[str, ...]:
+    """The names of the rules that have default numbers for a model."""
+    name = preset_name(model)
+    tuned = tuned_rules(name)
+    return tuple(DEFAULTS.get(name, {}) if tuned is None else tuned)
 
 
 def _split_options(name: str, text: str) -> dict[str, str]:

@@ -448,7 +448,7 @@ OTHERS = [
     (["plan", "--layers", "12"], "layer 12"),
     (["plan", "--model", "DiT-XXL/2"], "'XXL/2'"),
     (["plan", "--model", "DiT-XL/3", "-g", "none"], "'XL/3'"),
-    (["plan", "--model", "DiT-XL/2"], "sgg needs scale and weight and layers and switch: model 'DiT'"),
+    (["plan", "--model", "DiT-XL/2", "-g", "exit"], "exit needs layer: model 'DiT' has no default for it"),
     (["smaple"], "'smaple'"),
 ]
 
@@ -514,6 +514,7 @@ def test_a_file_without_a_usable_record_is_refused(refused, tmp_path, record):
 
 
 WITH_A_RECORD = {"model", "weak", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
+WITH_A_RECORD |= {"guidance", "scale", "weight", "layers", "switch", "exit_layer", "window", "delta", "refresh"}  # another rule
 
 
 @pytest.mark.parametrize("option", get_command(app).commands["sample"].params, ids=lambda o: o.name)
@@ -523,4 +524,5 @@ def test_options_that_the_record_holds_are_refused(refused, tmp_path, record, op
     if option.name not in WITH_A_RECORD:
         name = next(name for name in option.opts if name.startswith("--"))
         answer = refused("sample", "--from", "picture.png", name, *([] if option.is_flag else ["1"]))
-        assert f"--from takes {name} from the picture; leave" in answer
+        shards = f"{name} 1 is for samples that go into one file"
+        assert (shards if option.name in ("rank", "world") else f"--from takes {name} from the picture; leave") in answer

@@ -57,7 +57,8 @@ def test_a_rule_as_text_is_attached_as_the_rule_is(pipe, rule):
 
 def test_text_takes_the_numbers_of_the_model_it_is_given_to():
     """Of DiT: CFG 4.0 on three channels; the herbarium's are those of the command line."""
-    engine, dit = Engine.from_pretrained("herbarium"), Engine.from_pipe(tiny_dit_pipeline(classes=1000))
+    engine = Engine(tiny_sit(name="herbarium", depth=12, exits=(4,)), device="cpu")
+    dit = Engine.from_pipe(tiny_dit_pipeline(classes=1000))
     assert engine.plan("sgg").guidance == parse_rule("sgg", "herbarium").guidance
     assert dit.plan("cfg").guidance == CFG(4.0, channels=3)
     pipe = tiny_dit_pipeline(classes=1000)

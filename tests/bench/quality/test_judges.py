@@ -9,6 +9,10 @@ from torch import nn
 
 from segue.bench.quality.judges import named_judge, short_name
 from segue.bench.scores.extractors import RandomConvolutions, colour_statistics
+from segue.models.bundled import CLASSIFIERS
+from segue.models.classifiers import Classifier as LeafClassifier
+from segue.models.classifiers import ClassifierSpec
+from segue.models.weights import save_model
 
 CPU = torch.device("cpu")
 
@@ -67,6 +71,28 @@ def test_other_weights_are_another_judge(module):
     with torch.no_grad():
         module.classifier.layer.bias += 1
     assert named_judge("stand_in_judges:classifier", CPU).name != first
+
+
+def small_classifier(seed: int) -> LeafClassifier:
+    torch.manual_seed(seed)
+    return LeafClassifier(ClassifierSpec("small-judge", "convolutional", 3, 32, (8, 16), 1, 5))
+
+
+def test_a_file_of_a_classifier_judges_under_the_name_it_states_wherever_it_is(tmp_path, seed):
+    first, drawn = small_classifier(seed), torch.rand(2, 3, 32, 32) * 2 - 1
+    judges = []
+    for name, network in (("a.safetensors", first), ("b.safetensors", first), ("c.safetensors", small_classifier(seed + 1))):
+        save_model(network, tmp_path / name)
+        judges.append(named_judge(str(tmp_path / name), CPU))
+    assert torch.equal(judges[0].logits(drawn), first(drawn)) and torch.equal(judges[0].features(drawn), first.features(drawn))
+    assert judges[0].name == judges[1].name != judges[2].name and {short_name(j.name) for j in judges} == {"small-judge"}
+
+
+def test_a_bundled_classifier_is_the_one_that_its_name_loads(monkeypatch, seed):
+    asked = []
+    monkeypatch.setattr("segue.bench.quality.judges.load_classifier", lambda name: asked.append(name) or small_classifier(seed))
+    judges = [named_judge(name, CPU) for name in CLASSIFIERS]
+    assert asked == list(CLASSIFIERS) and [short_name(judge.name) for judge in judges] == asked
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ from typer.testing import CliRunner
 
 from segue import Engine, parse_rule
 from segue.__main__ import app
-from segue.bench.quality.judges import named_judge
+from segue.bench.quality.judges import named_judge, short_name
+from segue.bench.quality.rows import RowForm
+from segue.bench.quality.score_command import equal_cfg
 from segue.bench.quality.tables import score_table
 from segue.bench.quality.time_limit import OutOfTimeError, TimeLimit
 from segue.bench.rows import read_rows
 from segue.bench.suites import UNFINISHED
+from segue.bench.timing import once
 
 SMALL = ("--samples", "10", "--steps", "2", "--out", "rows.jsonl")
 PANEL = ("--judge", "stand_in_eye:eye", "--judge", "colours", "--real", "real.npz")
@@ -83,6 +86,26 @@ def test_the_same_command_goes_on_and_draws_nothing_that_is_there(segue, tmp_pat
     )
 
 
+def test_by_default_all_rules_with_numbers_are_scored_that_the_networks_allow(segue, tmp_path, monkeypatch):
+    """The tiny model has the name and the blocks of the bundled one, and no weaker sibling."""
+    monkeypatch.setattr("segue.bench.quality.score_command.default_rules", lambda spec: ("cfg:scale=2", "ag:weight=1"))
+    said = segue("score", *SMALL, *PANEL, "--no-effective-scale").stdout
+    assert {row.variant for row in read_rows(tmp_path / "rows.jsonl")} == {"none", "cfg:scale=2"}
+    assert "ag:weight=1 is left out: no network named 'weak'" in said
+    assert "no network named 'weak'" in segue("score", "-g", "ag:weight=1", *SMALL, *PANEL, code=2).stderr
+
+
+def test_cfg_at_the_effective_scale_of_a_rule_is_scored_beside_it(segue, tmp_path, monkeypatch, environment):
+    form = RowForm(environment, "a model", "float32")
+    scales = {"none": 1.0, "cfg:scale=3": 3.0, "sgg": 1.4967, "exit": 1.3, "ag": 0.9, "slg": 1.302}
+    rows = [form.row(rule, "effective scale", "scale", once(scale)) for rule, scale in scales.items()]
+    assert equal_cfg(rows) == ["cfg:scale=1.5", "cfg:scale=1.3"]  # of equal ones one, and none below unguided
+    monkeypatch.setattr("segue.bench.quality.score_command.equal_cfg", lambda rows: ["cfg:scale=1.7"])
+    segue("score", "-g", "none", "-g", "exit:weight=0.8,layer=4", "--beside-cfg", *SMALL, *PANEL)
+    found = {row.variant for row in read_rows(tmp_path / "rows.jsonl")}
+    assert found == {"none", "exit:weight=0.8,layer=4", "cfg:scale=1.7"}
+
+
 def test_a_document_takes_the_tables_of_a_model_between_its_markers(segue, model, tmp_path, monkeypatch):
     monkeypatch.setenv("SEGUE_COMMIT", "abc")
     segue("score", "-g", "none", *SMALL, *PANEL)
@@ -100,6 +123,18 @@ def test_a_document_takes_the_tables_of_a_model_between_its_markers(segue, model
     segue("score", "-g", "exit:weight=1,layer=4", *SMALL, *PANEL)
     said = segue("score", "--report", "--out", "rows.jsonl", "--into", "card.md", code=2).stderr
     assert "was measured with uncommitted changes (abc+changes)" in said and card.read_text() == text
+
+
+def test_a_report_is_of_the_rows_that_are_asked_for(segue, model, tmp_path):
+    segue("score", "-g", "none", *SMALL, *PANEL)
+    segue("score", "-g", "cfg:scale=2", *SMALL, *PANEL, "--seed", "3", "--samples", "11")
+    report = ("score", "--report", "--out", "rows.jsonl")
+    both = segue(*report, own=False).stdout
+    first, second = (segue(*report, *chosen).stdout for chosen in (("--samples", "10"), ("--seed", "3")))
+    assert "| none |" in first and "| cfg:scale=2 |" not in first and "| cfg:scale=2 |" in second and "| none |" not in second
+    assert both.rstrip("\n") == first.rstrip("\n") + "\n\n" + second.rstrip("\n")
+    said = segue(*report, "--samples", "12", code=2).stderr
+    assert f"rows.jsonl holds no rows of quality of the weights of {model} of samples: 12" in said
 
 
 def test_an_interruption_keeps_what_was_scored_and_exits_with_130(segue, tmp_path, monkeypatch):
@@ -147,7 +182,7 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
     found = json.loads(segue(*arguments, "--json").stdout)
     assert (tmp_path / "rows.jsonl").read_text() == text  # nothing is drawn twice
     rule = found["numbers"]["cfg"]
-    assert rule.startswith("cfg:scale=") and f'"cfg": {{"scale": {float(rule.split("=")[1])!r}}},' in said
+    assert rule.startswith("cfg:scale=") and f'"cfg": "{rule}"' in said
     judged = [row for row in read_rows(tmp_path / "rows.jsonl") if "12 samples from seed 100000" in row.case]
     assert {row.variant for row in judged} == {"none", rule} and all("stand_in_eye" not in row.metric for row in judged)
     searched = [row for row in read_rows(tmp_path / "rows.jsonl") if "10 samples from seed 0," in row.case]
@@ -171,13 +206,23 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
         (("score", *SMALL, *PANEL, "--limit-minutes", "0"), "limit-minutes must be positive, got 0.0"),
         (("score", *SMALL[:-1], "rows.csv", *PANEL), "the result file must end in .jsonl"),
         (("score", "real.npz", "--out", "rows.jsonl", *PANEL), "real.npz was drawn already: leave --model"),
+        (("score", *SMALL, *PANEL, "--beside-cfg", "--no-effective-scale"), "--beside-cfg goes by effective scales"),
         (("score", *SMALL, *PANEL, "--into", "card.md"), "--into card.md goes with --report"),
+        (
+            ("score", "--report", "--out", "rows.jsonl", "-g", "cfg"),
+            "--report shows rows that are there: leave --guidance cfg out",
+        ),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
+        (
+            ("tune-scales", "-g", "cfg:scale=2", "-g", "cfg:scale=3", *SMALL, *PANEL),
+            "cfg can have one set of numbers, and is given",
+        ),
         (("tune-scales", "-g", "none", *SMALL, *PANEL), "none has no scale and no weight to search"),
         (
             ("tune-scales", "-g", "cfg", *SMALL, "--extractor", "colours", *PANEL),
             "colours chooses the numbers",
         ),
+        (("tune-scales", "-g", "cfg", *SMALL, "--write", *PANEL), "numbers are kept for bundled models (herbarium), not for '"),
         (("tune-scales", "-g", "cfg", *SMALL, "--judge-seed", "5", *PANEL), "what is searched on must not judge: seeds 5 to 9"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -187,6 +232,14 @@ def test_bad_input_is_one_sentence_before_any_work(segue, tmp_path, monkeypatch,
     result = segue(*arguments, code=2)
     assert said in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_where_nobody_is_named_one_chooses_and_others_judge(segue, tmp_path):
+    segue("tune-scales", "-g", "exit:weight=1,layer=4", *SMALL, "--judge-samples", "11", "--real", "real.npz")
+    judges = {}
+    for row in read_rows(tmp_path / "rows.jsonl"):
+        judges.setdefault(row.case.split(" samples")[0][-2:], set()).update(row.metric.split(" by ")[1:])
+    assert judges["10"] == {"colours"} and {short_name(judge) for judge in judges["11"]} == {"textures"}
 
 
 def test_pictures_of_another_size_need_real_ones(segue):

@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_pictures_and_are_not_found_twice(tmp_path, envi
     (pictures, labels), (real, _) = drawn(seed), drawn(seed + 1, 40)
     write_folder(tmp_path / "made", pictures, labels, record=labelled)
     saved, out, said = SavedPictures.open(tmp_path / "made"), tmp_path / "rows.jsonl", []
-    beside = RealSamples("40 made up", 40, lambda: real.split(11), (0, 0, 1))
+    beside = RealSamples("40 made up", 40, (3, 6, 10), lambda: real.split(11), (0, 0, 1))
     rows = score_saved(saved, [JUDGE], beside, environment, out, said.append)
     known = labels if labelled else None
     expected = JUDGE.scores(as_read(pictures), known, beside.features(JUDGE), (0, 0, 1) if labelled else ())
@@ -155,7 +155,7 @@ def test_pictures_of_two_sizes_and_other_files_are_refused(tmp_path):
 
 
 def test_too_few_pictures_and_missing_classes_are_refused(tmp_path, environment, seed):
-    beside = RealSamples("40 made up", 40, lambda: drawn(1, 40)[0].split(40))
+    beside = RealSamples("40 made up", 40, (3, 6, 10), lambda: drawn(1, 40)[0].split(40))
     for count, label, said in ((9, 0, "at least 10 pictures, got 9"), (12, 5, "3 classes apart, and a picture is of class 5")):
         pictures, _ = drawn(seed, count)
         write_npz(tmp_path / f"{count}.npz", pictures, torch.full((count,), label))

@@ -46,9 +46,9 @@ def judges():
     return Judge("colours", colour_statistics, logits), Judge("textures", RandomConvolutions(features=8))
 
 
-def made_up(count: int = 40) -> RealSamples:
+def made_up(count: int = 40, size=(3, 8, 8)) -> RealSamples:
     pictures = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return RealSamples(f"{count} made up", count, lambda: pictures.split(17))
+    return RealSamples(f"{count} made up", count, size, lambda: pictures.split(17))
 
 
 REAL = made_up()
@@ -190,6 +190,8 @@ def quality_row(environment, metric: str, value: float, half: float, unit: str) 
         ("kernel distance", "distance", 0.09, -0.01, 0.01, "better"),
         ("kernel distance", "distance", 0.04, -0.01, 0.01, "same"),
         ("inception score", "score", 3.0, 2.0, 0.1, "worse"),
+        ("effective scale", "scale", 1.5, 3.0, 0.1, "same"),
+        ("effective scale", "scale", 3.0, 1.5, 0.1, "same"),
     ],
 )
 def test_rows_differ_where_their_intervals_are_apart(environment, metric, unit, before, after, half, verdict):
@@ -231,6 +233,7 @@ def test_bad_input_is_refused_before_any_work(engine, judges, environment, tmp_p
         ((Judge("flat", lambda x: x),), REAL, r"flat must give features \[2, F\] of two pictures, got shape \[2, 3, 8, 8\]"),
         ((Judge("greys", lambda x: x @ torch.zeros(7, 7)),), REAL, "greys does not take pictures of 3x8x8: "),
         ((Judge("colours", colour_statistics),), made_up(23), "24 samples need as many real ones beside them, got 23"),
+        ((Judge("colours", colour_statistics),), made_up(size=(3, 8, 9)), "3x8x8 need real ones of that size .* got 3x8x9"),
     ],
 )
 def test_judges_and_real_samples_that_do_not_fit_are_refused(engine, environment, tmp_path, drawn, judges, real, said):

@@ -73,6 +73,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, seed, interrupt, kept):
     file.append(to_pixels(drawn[kept:]), labels[kept:])
     with np.load(file.finish()) as found:
         assert np.array_equal(found["arr_0"], expected(drawn)) and np.array_equal(found["arr_1"], labels.numpy())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["samples.npz", "samples.npz.json"]
 
 
 def test_raw_files_that_outlived_the_archive_are_removed(tmp_path, seed, monkeypatch):

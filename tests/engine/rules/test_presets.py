@@ -34,7 +34,7 @@ from segue.engine.cli.selection import pair_samples
 from segue.engine.labels import parse_labels
 from segue.engine.rules.integers import parse_integers
 from segue.engine.rules.preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name
-from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule
+from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule, default_options
 from segue.engine.rules.rule_text import rule_text
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import dit_spec, repa_spec, sit_spec
@@ -166,11 +166,11 @@ def single(model: str, name: str) -> bool:
     ("model", "name"), [(model, name) for model, rules in DEFAULTS.items() for name in rules if single(model, name)]
 )
 def test_every_default_is_complete_and_named_options_replace_it(model, name):
-    rule = parse_rule(name, model)
-    assert dict(rule.parts[0].options) == DEFAULTS[model][name]
+    rule, numbers = parse_rule(name, model), default_options(model, name)
+    assert dict(rule.parts[0].options) == numbers and numbers.keys() == DEFAULTS[model][name].keys()
     first = KINDS[name].needed[0]
     changed = parse_rule(f"{name}:{first}=0.25", model).parts[0].options
-    assert dict(changed) == DEFAULTS[model][name] | {first: 0.25}
+    assert dict(changed) == numbers | {first: 0.25}
     assert changed == parse_rule(name, model, {first: "0.25"}).parts[0].options
 
 

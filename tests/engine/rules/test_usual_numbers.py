@@ -62,7 +62,7 @@ def test_what_is_given_is_not_replaced_nor_named():
 
 
 def test_numbers_that_are_tuned_or_withheld_stay():
-    herbarium = Engine.from_pretrained("herbarium").spec
+    herbarium = tiny_sit(name="herbarium", depth=12, exits=(4,)).spec
     for name, numbers in DEFAULTS["herbarium"].items():
         rule = parse_rule(name, herbarium)
         assert rule.notes == () and dict(rule.parts[0].options) == numbers

@@ -1,0 +1,47 @@
+"""``segue score --report``: the tables of rows that are there, printed or between the markers of a document."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segue.engine.cli.options import Source
+from segue.engine.cli.session import open_engine
+from segue.engine.files import whole_file
+
+from ..readme_block import check_committed, update_block
+from ..rows import Row, read_rows
+from .tables import quality_tables
+from .trial import drawn_as, networks_of
+
+BLOCK = "quality"  # the markers of a document that the tables stand between
+
+
+def write_report(out: Path, source: Source | None, samples: int | None, seed: int | None, into: Path | None) -> None:
+    """The tables of the rows that a file holds: of one model, of so many samples, from one seed, where these are given.
+
+    Raises ``ValueError`` where there are none, and for rows of uncommitted code that would go into a document.
+    """
+    rows = chosen_rows(read_rows(out), None if source is None else networks_of(open_engine(source)), samples, seed)
+    text = quality_tables(rows)
+    if not text:
+        wanted = {"of the weights of": source and source.name, "of samples:": samples, "from seed": seed}
+        told = "".join(f" {what} {value}" for what, value in wanted.items() if value is not None)
+        raise ValueError(f"{out} holds no rows of quality{told}")
+    if into is None:
+        print(text)
+        return
+    check_committed(rows)
+    updated = update_block(into.read_text(encoding="utf-8"), text, str(into), BLOCK)
+    with whole_file(into) as part:
+        part.write_text(updated, encoding="utf-8")
+    print(f"wrote {into}")
+
+
+def chosen_rows(rows: Sequence[Row], networks: str | None, samples: int | None, seed: int | None) -> list[Row]:
+    """The rows of one engine's networks (:func:`.trial.networks_of`) and of one way to draw, None being any."""
+    found = []
+    for row in rows:
+        drawn = drawn_as(row.case)
+        wanted = drawn is not None and samples in (None, drawn[0]) and seed in (None, drawn[1])
+        if (wanted or (samples is None and seed is None)) and (networks is None or row.case.startswith(f"{networks}, ")):
+            found.append(row)
+    return found
