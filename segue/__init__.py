@@ -8,13 +8,14 @@ __version__ = "0.1.0"
 # `segue --help` do not wait for torch.
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
-    "segue.engine.engine": ("Engine", "SampleRun"),
+    "segue.engine.engine": ("Engine",),
     "segue.engine.planning.compile": ("compile_plan",),
     "segue.engine.planning.plan": ("Plan",),
     "segue.engine.planning.plan_warnings": ("PlanWarning",),
     "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
     "segue.engine.planning.solver_rows": ("Solver",),
     "segue.engine.planning.solvers": ("euler_maruyama",),
+    "segue.engine.records.sample_run": ("SampleRun",),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.rules.guidance": (
         "CFG",

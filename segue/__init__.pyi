@@ -2,7 +2,7 @@
 
 from segue.engine.adapters.diffusers import Attachment as Attachment, attach as attach, detach as detach
 from segue.engine.adapters.modular import SegmentedGuidance as SegmentedGuidance
-from segue.engine.engine import Engine as Engine, SampleRun as SampleRun
+from segue.engine.engine import Engine as Engine
 from segue.engine.planning.compile import compile_plan as compile_plan
 from segue.engine.planning.plan import Plan as Plan
 from segue.engine.planning.plan_warnings import PlanWarning as PlanWarning
@@ -16,6 +16,7 @@ from segue.engine.planning.schedule import (
 )
 from segue.engine.planning.solver_rows import Solver as Solver
 from segue.engine.planning.solvers import euler_maruyama as euler_maruyama
+from segue.engine.records.sample_run import SampleRun as SampleRun
 from segue.engine.rules.correction import APG as APG, CFGZeroStar as CFGZeroStar, Rescale as Rescale
 from segue.engine.rules.guidance import (
     CFG as CFG,

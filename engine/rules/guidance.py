@@ -8,7 +8,7 @@ delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sam
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -296,7 +296,7 @@ Unguided = Guidance
 Scale = Numbers | Callable[[float], float]
 
 
-def _weight(value: Scale | str, delta: Numbers, offset: float = 0.0) -> Weight:
+def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight."""
     if callable(value):
         if any(np.atleast_1d(delta)):
@@ -312,7 +312,7 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
 
 
 def CFG(
-    scale: Scale | str,
+    scale: Scale | Literal["call"],
     *,
     delta: Numbers = 0.0,
     window: Window | str | None = None,
