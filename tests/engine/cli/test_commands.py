@@ -88,7 +88,11 @@ def test_flags_say_the_same_as_the_rule_text(segue, model, tmp_path, flags, rule
 def test_a_number_or_a_rule_for_each_picture(segue, model, tmp_path):
     """A picture is what its own number draws, and says so; a list for another number of pictures is refused at once."""
     engine = Engine.from_pretrained(model)
-    for options in (["-g", "cfg:scale=1,2.5,4"], ["-g", "cfg", "--scale", "1,2.5,4"], ["-g", "none | cfg | cfg:scale=4"]):
+    for options in (
+        ["-g", "cfg:scale=1,2.5,4"],
+        ["-g", "cfg", "--scale", "1,2.5,4"],
+        ["-g", "none | cfg:scale=2.5 | cfg:scale=4"],
+    ):
         record = json.loads(
             segue("sample", "--classes", "0-2", "--steps", "3", "--out", "new", "--force", "--json", *options).stdout
         )
@@ -131,7 +135,7 @@ def test_a_window_that_selects_nothing_is_a_warning(segue):
         ["--solver", "dpm++2m"],
         ["-g", "cfg:scale=1,2,1,4,3 + rescale:phi=0,0.1,0.2,0.3,0.4", "--max-batch", "2"],
         ["-g", "cfg:scale=1,2,1,4,3", "--max-batch", "1"],
-        ["-g", "none | exit:weight=1,layer=4 | sgg | cfg:scale=2 | none", "--max-batch", "3"],
+        ["-g", "none | exit:weight=1,layer=4 | sgg:scale=2 | cfg:scale=2 | none", "--max-batch", "3"],
     ],
 )
 def test_every_picture_is_drawn_again_identically_from_itself(segue, tmp_path, options):
