@@ -106,9 +106,9 @@ def takes_call_scale(rules: Rules) -> bool:
 
 def check_count(rules: Rules, count: int) -> None:
     """Raise ``ValueError`` for rules, or numbers of a rule, for another batch than ``count`` samples."""
-    own = rules.samples if isinstance(rules, Guidance) else len(rules)
+    own, what = (rules.samples, "rule has numbers") if isinstance(rules, Guidance) else (len(rules), "list has rules")
     if own is not None and own != count:
-        raise ValueError(f"the rule has numbers for {own} samples, and there are {count}")
+        raise ValueError(f"the {what} for {own} samples, and there are {count}")
 
 
 def is_shared(rules: Rules) -> bool:
@@ -127,9 +127,8 @@ def plain_rules(rules: Rules) -> tuple[Guidance, ...]:
     if len(corrections) > 1:
         first, second, *_ = corrections.values()
         raise ValueError(f"the rules of one batch hold corrections of one kind, got {first} and {second}")
-    for correction in corrections.values():
-        return tuple(_corrected(rule, correction) for rule in rules)
-    return rules
+    (correction,) = corrections.values() or [None]
+    return rules if correction is None else tuple(_corrected(rule, correction) for rule in rules)
 
 
 def _corrected(rule: Guidance, correction: Correction) -> Guidance:
@@ -138,5 +137,7 @@ def _corrected(rule: Guidance, correction: Correction) -> Guidance:
         return rule
     guided = any(term.branch.condition != "cond" for term in rule.terms)
     if isinstance(correction, OptimizedScale) and guided:
-        raise ValueError(f"{correction} fits the reference of every sample of its batch, and the rule of another has none")
+        raise ValueError(
+            f"{correction} acts on the reference of every sample of a batch, and another's rule has it uncorrected"
+        )
     return replace(rule, correction=type(correction)(**NEUTRAL[type(correction)]))

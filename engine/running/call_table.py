@@ -18,18 +18,20 @@ class CallTable:
     def __init__(
         self, shared: bool, batch: int, calls: int, width: int, *, device: torch.device, dtype: torch.dtype = torch.float32
     ):
+        self.shared = shared
         self.rows = torch.zeros(1 if shared else batch, calls, width, dtype=dtype, device=device)
 
     def fill(self, values: Sequence[np.ndarray], beyond: float | Sequence[float] = 0.0) -> None:
-        """Put ``values`` [N, W], one for all samples or one for each, into the first rows; ``beyond`` into those of others.
+        """Put ``values`` [N, W], one for all samples or one for each, into the first rows.
 
-        Samples that have rows of their own may have more or fewer: a shorter run goes on beyond its end.
+        Samples with rows of their own may have more or fewer: a run that is over goes on with the row ``beyond``.
         """
-        host = np.empty((len(values), max(map(len, values)) if len(values) == 1 else self.rows.shape[1], self.rows.shape[2]))
+        calls = len(values[0]) if self.shared else self.rows.shape[1]
+        host = np.empty((len(values), calls, self.rows.shape[2]))
         host[:] = beyond
         for own, rows in zip(host, values, strict=True):
             own[: len(rows)] = rows
-        self.rows[:, : host.shape[1]].copy_(torch.from_numpy(host).to(self.rows.dtype))  # not every device has fp64
+        self.rows[:, :calls].copy_(torch.from_numpy(host).to(self.rows.dtype))  # not every device has fp64
 
     def at(self, kernels: Kernels, call: Tensor) -> Tensor:
         """The row of every sample, [B, W]; call [B] int64."""
@@ -38,4 +40,4 @@ class CallTable:
     @property
     def lookup(self) -> Tensor:
         """The table that samples share, [calls, W], or [B, calls, W] of their own."""
-        return self.rows[0] if len(self.rows) == 1 else self.rows
+        return self.rows[0] if self.shared else self.rows

@@ -208,8 +208,8 @@ def test_a_dit_pipeline_guides_each_as_it_guides_all():
 OTHER_BATCH = "the rule has numbers for 2 samples, and there are 3"
 REFUSED = {
     "sample": (lambda e: e.sample(LABELS, CFG([1.0, 2.0])), OTHER_BATCH),
-    "sample, list": (lambda e: e.sample(LABELS, [CFG(1.0), None]), OTHER_BATCH),
-    "load": (lambda e: e.load(e.plan([None, None], 2), LABELS, SEEDS, torch.zeros(3, 4, 6, 10)), OTHER_BATCH),
+    "sample, list": (lambda e: e.sample(LABELS, [CFG(1.0), None]), "the list has rules for 2 samples, and there are 3"),
+    "load": (lambda e: e.load(e.plan(CFG([1.0, 2.0]), 2), LABELS, SEEDS, torch.zeros(3, 4, 6, 10)), OTHER_BATCH),
     "denoiser": (lambda e: e.denoiser(CFG([1.0, 2.0]), LABELS), OTHER_BATCH),
     "two sizes": (lambda e: CFG([1.0, 2.0]) + SkipLayer([1.0, 2.0, 3.0], (1,)), "numbers for 2 samples and for 3"),
     "two sizes, delta": (lambda e: CFG([1.0, 2.0], delta=[1.0]), "numbers for 1 samples and for 2"),
@@ -219,7 +219,7 @@ REFUSED = {
     "no rule": (lambda e: e.plan([CFG(2.0), 3.0]), "got 3.0"),
     "not finite": (lambda e: CFG([1.0, float("nan")]), "a weight must be finite, got nan"),
     "two corrections": (lambda e: e.plan([CFG(2.0) + Rescale(0.5), CFG(2.0) + CFGZeroStar()]), "corrections of one kind"),
-    "without its scale": (lambda e: e.plan([CFG(2.0), CFG(2.0) + CFGZeroStar()]), "the rule of another has none"),
+    "without its scale": (lambda e: e.plan([CFG(2.0), CFG(2.0) + CFGZeroStar()]), "another's rule has it uncorrected"),
     "channels": (lambda e: e.plan([CFG(2.0), CFG(2.0, channels=3)]), "guide 4 and 3 channels"),
     "needs a schedule": (lambda e: e.denoiser([None, None, CFG(2.0).reused(2)], LABELS), "needs the schedule"),
     "layers": (lambda e: e.plan([None, SkipLayer(1.0, (9,))]), "layer 9 does not exist"),
