@@ -62,12 +62,15 @@ def _orders(sigmas: np.ndarray, order: int, lower_final: bool, few: float = FEW_
     return [min(order, max(above - i, 1)) if lowered else order for i in range(len(sigmas) - 1)]
 
 
-def _euler_and(s: float, t: float, step: int, extra: Sequence[float], estimate: float, state: float = 0.0, noise: float = 0.0):
+def _euler_and(
+    s: float, t: float, step: int, extra: np.ndarray, estimate: float, state: float = 0.0, noise: float = 0.0
+) -> SolverRow:
     """Euler's step, plus ``extra`` times the estimates of this call and of those before it, of ``state`` and of unit noise.
 
     An estimate is the state and ``estimate`` times the velocity.
     """
-    first, previous, *earlier = *extra, *[0.0] * (2 - len(extra))
+    weights: list[float] = [*extra, *[0.0] * (2 - len(extra))]
+    first, previous, *earlier = weights
     a, b = 1 + first + state, t - s + first * estimate
     return SolverRow(s, step, a, b, c=previous, d=noise, e=1.0, f=estimate, earlier=tuple(earlier))
 

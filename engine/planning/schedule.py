@@ -132,12 +132,11 @@ def exponential(steps: int, first: float = 1.0, last: float = 1e-3) -> Schedule:
 
 def beta(steps: int, first: float = 1.0, last: float = 1e-3, alpha: float = 0.6, beta: float = 0.6) -> Schedule:
     """Levels at quantiles of the beta law from ``first`` to ``last``, then 0.  Source: Beta Sampling (arXiv 2407.12173)."""
-    shape = {}
+    alpha, beta = (real_number(value, f"{name} must be a number") for name, value in (("alpha", alpha), ("beta", beta)))
     for name, value in (("alpha", alpha), ("beta", beta)):
-        shape[name] = real_number(value, f"{name} must be a number")
-        if not 0 < shape[name] < math.inf:
-            raise ValueError(f"{name} must be positive, got {shape[name]}")
-    return _spaced("beta", steps, first, last, partial(spacing.beta, **shape))
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, got {value}")
+    return _spaced("beta", steps, first, last, partial(spacing.beta, alpha=alpha, beta=beta))
 
 
 def _spaced(name: str, steps: int, first: float, last: float, space: Callable[[float, float, int], np.ndarray]) -> Schedule:
@@ -151,7 +150,8 @@ def _spaced(name: str, steps: int, first: float, last: float, space: Callable[[f
 def spaced_chain(name: str, steps: int, parameterization) -> Schedule:
     """:data:`SPACINGS` over a discrete chain, in ``r`` of ``x0 + r eps``, as diffusers' schedulers do; then 0."""
     ends = parameterization.levels([parameterization.TRAIN_STEPS - 1, 0])
-    ratios = SPACINGS[name](*(ends / (1 - ends)), check_steps(steps))
+    first, last = (ends / (1 - ends)).tolist()
+    ratios = SPACINGS[name](first, last, check_steps(steps))
     return Schedule((*(ratios / (1 + ratios)), 0.0), name)
 
 
@@ -180,8 +180,12 @@ def scheduler_sigmas(scheduler) -> Sequence[float]:
     return sigmas
 
 
-FLOW_SPACINGS = {"karras": karras, "exponential": exponential, "beta": beta}
-SPACINGS = {"karras": spacing.karras, "exponential": spacing.exponential, "beta": spacing.beta}
+FLOW_SPACINGS: dict[str, Callable[[int], Schedule]] = {"karras": karras, "exponential": exponential, "beta": beta}
+SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "karras": spacing.karras,
+    "exponential": spacing.exponential,
+    "beta": spacing.beta,
+}
 NAMED = ("linear", "shift", "resolution", "karras", "exponential", "beta", "native")
 
 

@@ -23,7 +23,10 @@ def read_name(text: str) -> tuple[str, dict[str, Any]]:
     pairs = [part.split("=") for part in (found[2] or "").split(",") if part.strip()] if found else []
     if not found or any(len(pair) != 2 or not pair[0].strip().isidentifier() for pair in pairs):
         raise ValueError(f"a solver is a name, or a name and its options as in 'unipc(order=3)', got {text!r}")
-    return found[1], {key.strip(): _value(value.strip()) for key, value in pairs}
+    options = {key.strip(): _value(value.strip()) for key, value in pairs}
+    if len(options) < len(pairs):
+        raise ValueError(f"an option of a solver is given once, got {text!r}")
+    return found[1], options
 
 
 def _value(text: str) -> Any:

@@ -169,6 +169,19 @@ def get_solver(solver: str | Solver) -> Solver:
     return FACTORIES[name](**options) if options else SOLVERS[name]
 
 
+def is_named(solver: Solver) -> bool:
+    """Whether its name makes the solver again: what a record of it needs.  Compared by the rows of one run."""
+    try:
+        own = get_solver(solver.name)
+    except (ValueError, TypeError):
+        return False
+    if own is solver:
+        return True
+    same = all(getattr(own, name) == getattr(solver, name) for name in ("stochastic", "last_sigma", "spreads", "earlier"))
+    levels = np.linspace(1, 0, 9)
+    return same and own.rows(levels) == solver.rows(levels)
+
+
 def _options(factory: Callable[..., Solver]) -> Iterable[str]:
     """The options that a text may give: those that the name has not settled."""
     settled = len(factory.args) if isinstance(factory, partial) else 0

@@ -136,6 +136,8 @@ def test_a_window_that_selects_nothing_is_a_warning(segue):
         ["-g", "cfg:scale=1,2,1,4,3 + rescale:phi=0,0.1,0.2,0.3,0.4", "--max-batch", "2"],
         ["-g", "cfg:scale=1,2,1,4,3", "--max-batch", "1"],
         ["-g", "none | exit:weight=1,layer=4 | sgg:scale=2 | cfg:scale=2 | none", "--max-batch", "3"],
+        ["--solver", "unipc(order=3, kind=bh1)", "--schedule", "karras"],
+        ["--solver", "dpm++3m-sde(eta=0.5)", "--schedule", "beta"],
     ],
 )
 def test_every_picture_is_drawn_again_identically_from_itself(segue, tmp_path, options):

@@ -5,15 +5,19 @@ level, its velocity is linear in ``y``, and the flow from one level to another i
 """
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_sit
 
+import segue
 from segue import CFG
 from segue.engine.core import resolve_plan
-from segue.engine.planning.solvers import SOLVERS, euler_maruyama, get_solver
+from segue.engine.planning.schedule import NAMED
+from segue.engine.planning.solvers import SOLVERS, euler_maruyama, get_solver, is_named
 from segue.kernels.combine import solver_update
 from segue.kernels.philox import normal_noise
 from segue.models.parameterization import Parameterization
@@ -233,6 +237,64 @@ def test_without_noise_the_reverse_sde_is_the_flow(solver):
             np.allclose([ours.a, ours.b, ours.c, *ours.earlier], [flow.a, flow.b, flow.c, *flow.earlier], atol=1e-7)
             or ours.sigma == 1
         )
+
+
+@pytest.mark.parametrize(
+    "text", ["unipc", "unipc(kind=bh1, order=3)", "dpm++2m-sde(eta=.5)", "deis(lower_final=false)", "dpm++sde"]
+)
+def test_the_name_of_a_solver_makes_it_again(text):
+    levels, solver = np.linspace(1, 0, 6), get_solver(text)
+    assert get_solver(solver.name).rows(levels) == solver.rows(levels) and get_solver(solver.name).name == solver.name
+    assert is_named(solver)
+
+
+def test_a_solver_that_borrows_a_name_is_found_out():
+    assert is_named(segue.unipc(order=3)) and is_named(segue.dpm_multistep(3, eta=0.2))
+    assert not is_named(replace(segue.unipc(), name="deis")) and not is_named(euler_maruyama(lambda sigma: 1.0))
+    assert not is_named(replace(segue.lcm(), name="unknown")) and not is_named(euler_maruyama(last_sigma=0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "sentence"),
+    [
+        (lambda: get_solver("unipc(orde=3)"), ValueError, "solver 'unipc' has no option 'orde'; its options: order, kind"),
+        (lambda: get_solver("euler(order=2)"), ValueError, "solver 'euler' has no option 'order'; its options: none"),
+        (lambda: get_solver("unipc(order"), ValueError, "a solver is a name, or a name and its options as in 'unipc"),
+        (lambda: get_solver("unipc(order=2, order=3)"), ValueError, "an option of a solver is given once, got 'unipc"),
+        (lambda: get_solver("uni(order=3)"), ValueError, "unknown solver 'uni"),
+        (lambda: get_solver("unipc(order=4)"), ValueError, "the order of a solver must be 1, 2 or 3, got 4"),
+        (lambda: segue.deis(order=2.0), TypeError, "the order of a solver must be a whole number, got 2.0"),
+        (lambda: segue.unipc(kind="midpoint"), ValueError, "kind must be 'bh2' or 'bh1', got 'midpoint'"),
+        (lambda: segue.dpm_multistep(kind="bh2"), ValueError, "kind must be 'midpoint' or 'heun', got 'bh2'"),
+        (lambda: segue.unipc(corrector=1), TypeError, "corrector must be true or false, got 1"),
+        (lambda: segue.dpm_multistep(eta=1.5), ValueError, r"eta must lie in \[0, 1\], got 1.5"),
+        (lambda: segue.euler_ancestral(eta=math.nan), ValueError, r"eta must lie in \[0, 1\], got nan"),
+        (lambda: segue.euler_ancestral(levels="karras"), ValueError, "levels must be 'exploding' or 'flow', got 'karras'"),
+        (
+            lambda: get_solver("lcm").rows(np.array([0.2, 0.6])),
+            ValueError,
+            "lcm draws down to data, and the levels rise from 0.2",
+        ),
+    ],
+)
+def test_bad_solvers_are_refused(make, error, sentence):
+    with pytest.raises(error, match=sentence):
+        make()
+
+
+def test_a_chain_has_no_level_between_two_of_its_own():
+    spec = tiny_sit(prediction="epsilon", time="discrete", out_channels=8).spec
+    with pytest.raises(
+        ValueError, match=r"solver 'dpm\+\+sde' calls the network at noise level 0\.\d+, between the 1000 levels"
+    ):
+        resolve_plan({"main": spec}, CFG(1.0), 5, solver="dpm++sde")
+
+
+def test_every_solver_and_list_of_levels_is_in_the_table_of_the_documents():
+    page = (Path(__file__).parents[3] / "docs" / "solvers.md").read_text()
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name.strip("` ") for cell in first_cells for name in cell.split(",")}
+    assert named == {*SOLVERS, *NAMED, "shift=2.5"}
 
 
 def test_strong_order_of_euler_maruyama(seed):
