@@ -18,16 +18,21 @@ from ..numeric_input import whole_number
 from .solver_names import checked_choice, checked_flag, checked_share, named
 from .solver_rows import Solver, SolverRow, check_falling, log_snr
 
+SERIES = 20  # terms of phi where its argument is below 1: the next is 1e-18 of the first
+INVERSE_FACTORIALS = tuple(1 / math.factorial(k) for k in range(SERIES + 4))
 FEW_STEPS = 15  # shorter runs end with steps of lower order, as diffusers' do
 
 
 def phi(order: int, z: float) -> float:
     """``phi_k(z) = sum_j z^j / (j + k)!``: ``phi_1 = (e^z - 1) / z``, ``phi_(k + 1) = (phi_k - 1 / k!) / z``."""
     if abs(z) < 1:  # where the recursion cancels
-        return math.fsum(z**j / math.factorial(j + order) for j in range(20))
+        value = 0.0
+        for inverse in reversed(INVERSE_FACTORIALS[order : order + SERIES]):
+            value = value * z + inverse
+        return value
     value = math.exp(z)
-    for k in range(order):
-        value = (value - 1 / math.factorial(k)) / z
+    for inverse in INVERSE_FACTORIALS[:order]:
+        value = (value - inverse) / z
     return value
 
 
