@@ -9,9 +9,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
     "segue.engine.engine": ("Engine",),
-    "segue.engine.planning.plan": ("Plan", "compile_plan"),
     "segue.engine.planning.ancestral": ("dpm_sde", "euler_ancestral", "lcm"),
+    "segue.engine.planning.compile": ("compile_plan",),
     "segue.engine.planning.exponential": ("deis", "dpm_multistep", "res_multistep", "unipc"),
+    "segue.engine.planning.plan": ("Plan",),
     "segue.engine.planning.plan_warnings": ("PlanWarning",),
     "segue.engine.planning.schedule": (
         "Schedule",

@@ -4,13 +4,14 @@ from segue.engine.adapters.diffusers import Attachment as Attachment, attach as 
 from segue.engine.adapters.modular import SegmentedGuidance as SegmentedGuidance
 from segue.engine.engine import Engine as Engine
 from segue.engine.planning.ancestral import dpm_sde as dpm_sde, euler_ancestral as euler_ancestral, lcm as lcm
+from segue.engine.planning.compile import compile_plan as compile_plan
 from segue.engine.planning.exponential import (
     deis as deis,
     dpm_multistep as dpm_multistep,
     res_multistep as res_multistep,
     unipc as unipc,
 )
-from segue.engine.planning.plan import Plan as Plan, compile_plan as compile_plan
+from segue.engine.planning.plan import Plan as Plan
 from segue.engine.planning.plan_warnings import PlanWarning as PlanWarning
 from segue.engine.planning.schedule import (
     Schedule as Schedule,

@@ -18,7 +18,8 @@ class Denoiser:
     """
 
     def __init__(self, velocity: GuidedVelocity, batch: int):
-        """``batch``: the number B of samples that ``velocity`` has conditions for."""
+        """``batch``: the number B of samples that ``velocity`` has conditions for; ``ValueError`` for a rule of others."""
+        velocity.check_samples(batch)
         self.velocity = velocity
         self.shape = batch, velocity.specs["main"].channels, velocity.height, velocity.width
 

@@ -76,6 +76,8 @@ def sample(
 
     segue sample -g "cfg:scale=4,window=steps:1-14 + slg:weight=2,layers=7,8,window=steps:15-28"
 
+    segue sample -g cfg:scale=1,2,4 --classes 3 --seeds 0,0,0
+
     segue sample --model sd3.5-medium/ --prompt "a storefront" --prompt "a cat" --num-images 2 --height 768 --width 1024
 
     segue sample --model sd3.5-medium/ -g slg --prompt "a cat, oil on canvas" --image cat.png --strength 0.6

@@ -17,6 +17,7 @@ from torch import Tensor
 # of a plan's table: the factor that makes a state the network's input, then a row's coefficients; more columns follow for
 # solvers with ``earlier``
 SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
+IDLE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # the row of a sample that has come to its end: it stays as it is
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..numeric_input import counting_number, real_number, whole_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import check_steps, from_scheduler
 from ..planning.solver_rows import Solver
-from ..rules.presets import RuleLike
+from ..rules.batch import RulesLike
 
 DEFAULT_STEPS = 28
 DEFAULT_STRENGTH = 0.6
@@ -23,7 +23,7 @@ DEFAULT_STRENGTH = 0.6
 def resolve_prompt_plan(
     specs: Mapping[str, ModelSpec],
     scheduler: Any = None,
-    guidance: RuleLike = None,
+    guidance: RulesLike = None,
     steps: int | None = None,
     schedule: ScheduleLike | None = None,
     solver: str | Solver | None = None,

@@ -19,7 +19,7 @@ from live_sets import (
 from step_trace import OnDevice, check_step
 from tiny_models import tiny_sit
 
-from segue import CFG, Engine
+from segue import APG, CFG, Engine, SkipLayer
 from segue.engine.core import resolve_plan
 from segue.engine.running.program import Program, ProgramKey
 from segue.kernels import triton_runtime
@@ -74,6 +74,20 @@ def test_a_rule_that_guides_some_channels(architecture):
 @pytest.mark.parametrize("architecture", ["dit", "sd3.5-medium"])
 def test_directions_that_are_kept_lie_in_a_buffer_of_the_program(architecture):
     check_live_sets(architecture, "heun", most=1, refresh=2)
+
+
+@pytest.mark.parametrize("architecture", ["sit", "dit", "sd3.5-medium"])
+def test_numbers_of_every_sample_lie_in_tables_of_its_own(architecture):
+    """As what all samples share does: with directions kept, noise inside the step and a correction too."""
+    engine = engine_of(architecture, device="cpu")
+    rule = every_branch(engine.spec)
+    rules = [rule.reused(2), SkipLayer(1.0, (1,)), None]
+    if architecture != "sit":
+        rules = [CFG(2.0) + APG(0.1, 3.0, 0.5), CFG(3.0) + SkipLayer(1.0, (1,)), None]
+    program = load(engine, engine.plan(rules, steps=4, solver="euler-maruyama"), batch=3)
+    assert len(program.call_table.rows) == 3
+    for live in live_sets(program.plan, 1):
+        assert len(check_step(program, live).operations) > 50
 
 
 @pytest.mark.parametrize("architecture", ["sit", "sd3"])

@@ -17,6 +17,7 @@ from segue.kernels.triton_runtime import trace_launches
 from segue.models.spec import ModelSpec
 
 SEGMENTED = SGG(CFG(3.0), SkipLayer(2.0, (1,)), 0.5)
+OF_SAMPLES = SGG(CFG([3.0, 4.0]), SkipLayer([2.0, 1.0], (1,)), 0.5)
 # what a CUDA device runs where nothing was measured: products and attention of the vendor, every other operation a kernel
 VENDOR = {operation: getattr(REFERENCE, operation) for operation in (*LIBRARY, "perturbed_attention")}
 VENDOR["linear_gated_residual"] = None
@@ -61,10 +62,12 @@ def settlements(spec: ModelSpec) -> int:
 
 
 @pytest.mark.parametrize("live", [(0, 1), (0, 2)], ids=["unconditional", "skipping a layer"])
+@pytest.mark.parametrize("rule", [SEGMENTED, OF_SAMPLES], ids=["shared", "of samples"])
 @pytest.mark.parametrize("architecture", KINDS)
-def test_beside_kernels_and_products_a_step_runs_only_these_operations(architecture, live):
+def test_beside_kernels_and_products_a_step_runs_only_these_operations(architecture, live, rule):
+    """Tables of every sample's own cost no launch."""
     engine = engine_of(architecture, device="cpu", dtype=torch.bfloat16)
-    plan = engine.plan(SEGMENTED, steps=4)
+    plan = engine.plan(rule, steps=4)
     assert live in plan.live_sets
     program = Program(ProgramKey.of(plan, 2), plan, engine.models, engine.device, replace(TRITON, **VENDOR))
     with trace_launches("sm_90") as launches, Operations() as ran:
@@ -144,7 +147,7 @@ def test_a_solver_without_earlier_rows_holds_no_more_than_a_state_and_a_history(
     sizes = {}
     for solver in ("dpm++2m", LOOKING_BACK):
         program = load(engine, engine.plan(SEGMENTED, steps=4, solver=solver))
-        sizes[solver] = sum(tensor.numel() for tensor in program.state()), program.solver_table.shape[1]
+        sizes[solver] = sum(tensor.numel() for tensor in program.state()), program.columns
     state = program.x.numel()
     assert sizes["dpm++2m"] == (2 * state + len(program.x), 7)
     assert sizes[LOOKING_BACK] == (4 * state + len(program.x), 9)
