@@ -23,7 +23,8 @@ from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.plan import Plan, checked_size, compile_plan
 from .planning.schedule import Schedule, resolve_schedule
-from .planning.solvers import Solver, get_solver
+from .planning.solver_rows import Solver
+from .planning.solvers import get_solver
 from .rules.presets import RuleLike
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey

@@ -16,7 +16,8 @@ from segue.models.spec import ModelSpec
 from .core import EngineCore
 from .planning.plan import Plan, compile_plan
 from .planning.schedule import Schedule
-from .planning.solvers import VELOCITY, Solver
+from .planning.solver_rows import Solver
+from .planning.solvers import VELOCITY
 from .rules.presets import RuleLike, as_rule
 from .running.combination import put
 from .running.program import Program

@@ -8,11 +8,25 @@ __version__ = "0.1.0"
 # `segue --help` do not wait for torch.
 _MODULES = {
     "segue.engine.adapters.diffusers": ("Attachment", "attach", "detach"),
-    "segue.engine.engine": ("Engine", "SampleRun"),
+    "segue.engine.engine": ("Engine",),
     "segue.engine.planning.plan": ("Plan", "compile_plan"),
+    "segue.engine.planning.ancestral": ("dpm_sde", "euler_ancestral", "lcm"),
+    "segue.engine.planning.exponential": ("deis", "dpm_multistep", "res_multistep", "unipc"),
     "segue.engine.planning.plan_warnings": ("PlanWarning",),
-    "segue.engine.planning.schedule": ("Schedule", "flow_shift", "from_scheduler", "from_sigmas", "linear", "resolution_shift"),
-    "segue.engine.planning.solvers": ("Solver", "euler_maruyama"),
+    "segue.engine.planning.schedule": (
+        "Schedule",
+        "beta",
+        "exponential",
+        "flow_shift",
+        "from_scheduler",
+        "from_sigmas",
+        "karras",
+        "linear",
+        "resolution_shift",
+    ),
+    "segue.engine.planning.solver_rows": ("Solver",),
+    "segue.engine.planning.solvers": ("euler_maruyama",),
+    "segue.engine.records.sample_run": ("SampleRun",),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.rules.guidance": (
         "CFG",

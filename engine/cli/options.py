@@ -132,12 +132,21 @@ StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEF
 SolverOption = Annotated[
     str | None,
     _option(
-        "--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama, ddim, or ddpm for a DiT."
+        "--solver",
+        panel=_RUN,
+        shown=DEFAULT_SOLVER,
+        help="euler, heun, ab2, ddim, dpm++2m, dpm++3m, res_2m, res_3m, unipc, deis; with noise dpm++2m-sde, dpm++3m-sde, "
+        "dpm++sde, euler-ancestral, lcm, euler-maruyama, or ddpm for a DiT; options in brackets: 'unipc(order=3)'.",
     ),
 ]
 ScheduleOption = Annotated[
     str | None,
-    _option("--schedule", panel=_RUN, shown="the model's own", help="native, linear, shift, shift=VALUE or resolution."),
+    _option(
+        "--schedule",
+        panel=_RUN,
+        shown="the model's own",
+        help="native, linear, shift, shift=VALUE, resolution, karras, exponential, beta.",
+    ),
 ]
 ClassesOption = Annotated[
     str | None,

@@ -20,7 +20,8 @@ from ..rules.presets import RuleLike, rule_and_notes
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
-from .solvers import Solver, check_learned_variance, get_solver
+from .solver_rows import Solver
+from .solvers import check_learned_variance, get_solver
 from .term_weights import (
     channel_masks,
     correction_warnings,
@@ -72,7 +73,7 @@ class Plan:
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
-    table: np.ndarray  # [N, 7] solver rows in the model's own output, see SOLVER_COLUMNS
+    table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -245,7 +246,16 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         held = ", ".join(specs)
         raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
     spec, main = specs[branch.model], specs["main"]
-    same = ("channels", "patch", "prediction", "time", "num_classes", "parents")  # labels mean the same to both
+    same = (
+        "channels",
+        "patch",
+        "prediction",
+        "time",
+        "num_classes",
+        "parents",
+        "text_dim",
+        "pooled_dim",
+    )  # mean the same to both
     if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
         raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
     if isinstance(branch.network, Perturb):
@@ -276,14 +286,27 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
 
 
 def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Parameterization) -> tuple[np.ndarray, list]:
-    """The [N, 7] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
+    """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
     rows = solver.rows(sigmas)
     levels = np.array([row.sigma for row in rows])
+    for level in levels[parameterization.snap(levels) != levels]:
+        raise ValueError(
+            f"solver {solver.name!r} calls the network at noise level {level:.6g}, between the {parameterization.TRAIN_STEPS} "
+            "levels that a model of a discrete chain has: use another solver"
+        )
     m, n = parameterization.velocity(levels)
     scale = parameterization.input_scale(levels)
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
     a, b, c, d, e, f = values.T
-    return np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), rows
+    further = np.array([_padded(row.earlier, solver) for row in rows]).reshape(len(rows), solver.earlier)
+    return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows
+
+
+def _padded(earlier: tuple[float, ...], solver: Solver) -> tuple[float, ...]:
+    """A row's coefficients of what earlier rows left, as many as the solver has said."""
+    if len(earlier) > solver.earlier:
+        raise ValueError(f"solver {solver.name!r} keeps {solver.earlier} earlier rows, and a row of it weighs {len(earlier)}")
+    return *earlier, *[0.0] * (solver.earlier - len(earlier))
 
 
 def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..rules.rule_text import shown_rule
-from .solvers import SOLVER_COLUMNS
+from .solver_rows import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
     from .plan import Plan, Run  # which prints itself with this module
@@ -124,7 +124,7 @@ def plan_dict(plan: "Plan") -> dict:
         "branches": [str(branch) for branch in plan.branches],
         "sigmas": plan.sigmas.tolist(),
         "weights": plan.weights.tolist(),
-        "solver_columns": list(SOLVER_COLUMNS),
+        "solver_columns": [*SOLVER_COLUMNS, *(f"earlier_{i}" for i in range(plan.solver.earlier))],
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
         "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in (plan.weights != 0) & ~plan.evaluated],

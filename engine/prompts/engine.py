@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,8 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
-from ..planning.solvers import Solver
-from ..records.pictures import short_prompts
-from ..records.prompt_record import PromptRecord, start_of
-from ..records.run import Run
+from ..planning.solver_rows import Solver
+from ..records.prompt_record import start_of
 from ..rules.presets import RuleLike
 from ..running.program import Program
 from ..running.sampler import Callback
@@ -41,45 +39,8 @@ from .planning import (
     resolve_prompt_plan,
     start_size,
 )
+from .prompt_run import PromptRun
 from .vae import check_output, draw_start, load_images, read_start
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PromptRun(Run):
-    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
-
-    A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
-    ``texts`` is what its record says of prompts and start beside every run's.
-    """
-
-    latents: Tensor
-    plan: Plan
-    seeds: tuple[int, ...]
-    calls: int
-    model: str
-    prompts: tuple[str, ...] = ()
-    images: list = field(default_factory=list)
-    max_batch: int | None = None
-    engine: "PromptEngine | None" = None
-    unrecorded: str = ""
-    texts: Mapping[str, Any] = field(default_factory=dict)
-
-    def _record(self, rule: str, max_batch: int) -> PromptRecord:
-        labels = tuple(self.texts["labels"])
-        texts = {name: value for name, value in self.texts.items() if name != "labels"}
-        return PromptRecord(self._origin(), rule, self.plan.to_dict(), labels, self.seeds, max_batch, **texts)
-
-    def _names(self) -> tuple[str, ...]:
-        return short_prompts(self.texts["prompts"])
-
-    def _caption(self, index: int) -> str:
-        return short_prompts(self.prompts)[index] if self.prompts else "embedded prompt"
-
-    def _pictures(self) -> list:
-        return self.images
-
-    def _pictures_at_hand(self) -> list:
-        return self.images
 
 
 class PromptEngine(PipeCore):
@@ -176,8 +137,8 @@ class PromptEngine(PipeCore):
             state = self._first_state(plan, noise, latents, len(embeddings))
             options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite, "progress": progress}
             result, calls = self.run(plan, conditions, seeds, state, **options)
-        made = result, plan, tuple(seeds[: len(result)]), calls, self.spec.name
-        return PromptRun(*made, max_batch=max_batch, engine=self, unrecorded="its prompts came encoded")
+        drawn, name, unrecorded = tuple(seeds[: len(result)]), self.spec.name, "its prompts came encoded"
+        return PromptRun(result, plan, drawn, calls, name, max_batch=max_batch, engine=self, unrecorded=unrecorded)
 
     def _check_numerics(self, numerics: str, schedule, solver, max_batch, check_finite) -> None:
         if numerics not in ("segue", "diffusers"):

@@ -16,7 +16,7 @@ from ..adapters.vae import Decoder
 from ..core import EngineCore
 from ..planning.plan import Plan
 from ..planning.schedule import Schedule
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from ..rules.presets import ParsedRule, parse_rule
 from ..saved_files import VAE
 

@@ -7,6 +7,7 @@ A term names a branch ``k`` (which condition, which network), a weight over the 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from segue.kernels.attention import PERTURBATIONS
 
@@ -259,7 +260,7 @@ class Guidance:
 Unguided = Guidance
 
 
-def _weight(value: float | Callable[[float], float] | str, delta: float, offset: float = 0.0) -> Weight:
+def _weight(value: float | Callable[[float], float], delta: float, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
     if callable(value):
         if delta:
@@ -274,7 +275,7 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
 
 
 def CFG(
-    scale: float | Callable[[float], float] | str,
+    scale: float | Callable[[float], float] | Literal["call"],
     *,
     delta: float = 0.0,
     window: Window | str | None = None,

@@ -46,23 +46,19 @@ _STABILITY = {"slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}}}
 RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZES, _STABILITY)
 
 
-# Usual numbers, for a model that has none of its own: of prompts as SD3's and diffusers' own, of classes those that beat
-# unguided sampling on the herbarium, where stronger ones did not.
+# Usual numbers, for a model that has none of its own: of prompts as SD3's and diffusers' own, of classes mild ones, about what
+# scores chose for the herbarium or less.
 _USUAL_OF_PROMPTS = {"scale": 4.5, "weight": 2.8, "switch": Window.fraction(0.0, 0.5)}
-_USUAL_OF_CLASSES = {"scale": 1.5, "weight": 0.1, "switch": 0.5}
-_USUAL_OF_RULES = {"exit": {"weight": 0.2}, "sgg-exit": {"weight": 0.2}, "ag": {"weight": 0.2}}  # of classes
+_USUAL_OF_CLASSES = {"scale": 1.5, "weight": 0.2, "switch": 0.5}
 LAYERS_PER_SKIPPED = 8  # one layer in so many is perturbed: 7, 8 and 9 of the 24 of SD3-medium
 
 
-def usual_numbers(rule: str, spec: ModelSpec) -> dict[str, Any]:
-    """Numbers for the options of a rule on a model without numbers of its own: the layers are the middle ones of its depth.
+def usual_numbers(spec: ModelSpec) -> dict[str, Any]:
+    """Numbers for the options of rules on a model without numbers of its own: the layers are the middle ones of its depth.
 
     An early-exit rule has a layer where the model has a head.
     """
-    if isinstance(spec, MMDiTSpec):
-        usual: dict[str, Any] = dict(_USUAL_OF_PROMPTS)
-    else:
-        usual = _USUAL_OF_CLASSES | _USUAL_OF_RULES.get(rule, {})
+    usual: dict[str, Any] = dict(_USUAL_OF_PROMPTS if isinstance(spec, MMDiTSpec) else _USUAL_OF_CLASSES)
     count = max(1, round(spec.depth / LAYERS_PER_SKIPPED))
     first = (spec.depth - count) // 2
     usual["layers"] = tuple(range(first, first + count))

@@ -259,7 +259,7 @@ def _parse_one(
     values = {**default_options(model, name), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
-    usual = _usual(name, missing, model, spec)
+    usual = _usual(missing, model, spec)
     values |= usual
     missing = [option for option in missing if option not in usual]
     if missing:
@@ -273,11 +273,11 @@ def _parse_one(
     return NamedRule(name, tuple((option, values[option]) for option in known if option in values), note)
 
 
-def _usual(rule: str, missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
+def _usual(missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
     """Usual values for options that a rule lacks, where the model is known and nothing speaks against them."""
     if isinstance(spec, str):
         return {}
-    numbers = usual_numbers(rule, spec)
+    numbers = usual_numbers(spec)
     return {option: numbers[option] for option in missing if option in numbers and (model, option) not in WITHHELD}
 
 

@@ -22,7 +22,7 @@ from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
-from ..planning.solvers import HostStep, Solver
+from ..planning.solver_rows import HostStep, Solver
 from ..rules.guidance import Branch
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
@@ -32,7 +32,8 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``kept`` are the branches whose directions are reused, ``correction`` is the kind, not its numbers.  ``calls`` is a
+    ``kept`` are the branches whose directions are reused, ``correction`` is the kind, not its numbers; ``earlier`` counts the
+    calls before the previous one that the solver looks back to.  ``calls`` is a
     capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
@@ -45,6 +46,7 @@ class ProgramKey:
     correction: type
     stochastic: bool
     learned_variance: bool
+    earlier: int
     calls: int
     conditions: int
     text_tokens: int
@@ -59,8 +61,8 @@ class ProgramKey:
         masks = tuple(int(mask) for mask in plan.masks)
         kind = type(plan.guidance.correction)
         rule = plan.branches, masks, plan.kept, kind
-        noise = solver.stochastic, solver.spreads is not None
-        return cls(batch, plan.height, plan.width, *rule, *noise, capacity, conditions, text)
+        kinds = solver.stochastic, solver.spreads is not None, solver.earlier
+        return cls(batch, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -82,6 +84,7 @@ class Program:
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the defaults of the caller are
         self.x = torch.zeros(shape, **single)
         self.history = torch.zeros(shape, **single)
+        self.earlier = torch.zeros(key.batch, key.earlier, *shape[1:], **single) if key.earlier else None
         self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
         entries = key.calls + WARM_UP_STEPS - 1  # a capture at the last call warms up beyond it
@@ -148,7 +151,8 @@ class Program:
         self._follow_stream()
         self.plan, self.host_step = plan, plan.solver.begin()
         self.x.copy_(noise)
-        self.history.zero_()
+        for memory in self.memory():
+            memory.zero_()
         self.call.zero_()
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
         self._fill(self.solver_table, plan.table)
@@ -210,11 +214,11 @@ class Program:
         scale, noise = row[:, 0], None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
-        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call)
+        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call, self.earlier)
         output = self._output(live, scale, coefficients, None if self.key.learned_variance else update)
         if output is not None:
             noise = self._with_learned_variance(noise) if self.key.learned_variance else noise
-            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call)
+            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call, update.earlier)
 
     def _with_learned_variance(self, noise: Tensor) -> Tensor:
         """Noise [B, C, H, W] times what each element's deviation is of the smallest, by the conditional row of this call."""
@@ -222,7 +226,7 @@ class Program:
         return noise * torch.exp(spread * (self.rows["main"].variance + 1) / 2)
 
     def looked_up(self) -> tuple[Tensor, Tensor]:
-        """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
+        """The solver's row [B, 7 + earlier] and the branches' coefficients [B, branches, C'] at each sample's call."""
         found = self.kernels.gather_rows(self.call_table, self.call)
         columns = self.solver_table.shape[1]
         return found[:, :columns], found[:, columns:].unflatten(1, self.coefficient_table.shape[1:])
@@ -284,6 +288,10 @@ class Program:
         shape = (self.key.batch, *self.coefficient_table.shape[1:])
         return self.guided_output((branch,), scale, torch.ones(shape, dtype=torch.float32, device=self.device))
 
+    def memory(self) -> tuple[Tensor, ...]:
+        """What the solver's rows leave for those after them."""
+        return (self.history,) if self.earlier is None else (self.history, self.earlier)
+
     def state(self) -> tuple[Tensor, ...]:
         """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""
-        return self.x, self.history, self.call, *self.combination.memory()
+        return self.x, *self.memory(), self.call, *self.combination.memory()

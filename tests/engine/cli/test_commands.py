@@ -109,6 +109,8 @@ def test_a_window_that_selects_nothing_is_a_warning(segue):
         ["-g", "cfg:scale=2,delta=0.3,window=fraction:0,0.7 + exit:weight=1,layer=4", "--schedule", "shift=2"],
         ["--solver", "euler-maruyama", "--dtype", "bfloat16"],
         ["--solver", "dpm++2m"],
+        ["--solver", "unipc(order=3, kind=bh1)", "--schedule", "karras"],
+        ["--solver", "dpm++3m-sde(eta=0.5)", "--schedule", "beta"],
     ],
 )
 def test_every_picture_is_drawn_again_identically_from_itself(segue, tmp_path, options):
@@ -193,8 +195,8 @@ def test_compare_prints_cost_and_seconds_of_each_rule(segue):
     result = segue("compare", "--steps", "2", "--classes", "0")
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["none", "cfg:scale=2.5", "slg:weight=0.5,layers=7,8"]
-    assert lines[4].startswith("sgg:scale=2.5,")  # folded
-    assert "1 pictures by 4 rules in" in lines[-1]
+    assert lines[4].startswith("sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.5 ")
+    assert "1 picture by 4 rules in" in lines[-1]
 
 
 # --- plan and doctor -------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def test_compare_prints_cost_and_seconds_of_each_rule(segue):
 def test_plan_is_the_engines_plan(segue, model):
     result = json.loads(segue("plan", "-g", "sgg-exit", "--steps", "9", "--solver", "heun", "--json").stdout)
     plan = Engine.from_pretrained(model).plan(SGG(CFG(2.5), EarlyExit(1.0, 4), 0.5), steps=9, solver="heun")
-    assert result.pop("rule") == "sgg-exit:scale=2.5,weight=1,layer=4,switch=0.5"
+    assert result.pop("rule") == "sgg-exit:scale=2.5,weight=1,layer=4,switch=0.5" and result.pop("notes") == []
     assert result == json.loads(json.dumps(plan_dict(plan)))
 
 

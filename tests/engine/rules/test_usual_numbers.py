@@ -54,7 +54,7 @@ def test_the_layers_are_the_middle_ones_of_any_depth(depth, prompts):
 def test_what_is_given_is_not_replaced_nor_named():
     rule = parse_rule("slg:layers=1", SPEC)
     assert dict(rule.parts[0].options)["layers"] == (1,) and rule.notes == (
-        "no tuned numbers of slg for tiny, using weight=0.1",
+        "no tuned numbers of slg for tiny, using weight=0.2",
     )
     assert parse_rule("slg:layers=1,weight=2", SPEC).notes == ()
     both = parse_rule("cfg + slg", SPEC)

@@ -5,13 +5,22 @@ Every architecture, with a second network for autoguidance, every live set, solv
 
 import pytest
 import torch
-from live_sets import ARCHITECTURES, CLASS_LABEL, engine_of, every_branch, live_sets, load, many_branches, networks
+from live_sets import (
+    ARCHITECTURES,
+    CLASS_LABEL,
+    SOLVER_KINDS,
+    engine_of,
+    every_branch,
+    live_sets,
+    load,
+    many_branches,
+    networks,
+)
 from step_trace import OnDevice, check_step
 from tiny_models import tiny_sit
 
 from segue import CFG, Engine
 from segue.engine.core import resolve_plan
-from segue.engine.planning.solvers import SOLVERS
 from segue.engine.running.program import Program, ProgramKey
 from segue.kernels import triton_runtime
 from segue.kernels.record import REFERENCE, TRITON
@@ -44,9 +53,9 @@ def test_each_branch_alone_and_all_together(architecture):
     assert check_live_sets(architecture, "euler-maruyama", most=1) > 7
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_KINDS)
 @pytest.mark.parametrize("architecture", ["sit", "sd3.5-medium"])
-def test_every_solver(architecture, solver):
+def test_every_kind_of_solver(architecture, solver):
     check_live_sets("dit" if solver == "ddpm" else architecture, solver, None, sets=all_branches)
 
 
@@ -83,9 +92,9 @@ def test_every_live_set(architecture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_solver_in_every_dtype(architecture, solver, dtype):
+def test_every_kind_of_solver_in_every_dtype(architecture, solver, dtype):
     check_live_sets("dit" if solver == "ddpm" else architecture, solver, most=0, dtype=dtype)
 
 
