@@ -9,7 +9,7 @@ from segue.models.spec import ModelSpec, SiTSpec
 
 from .window import Window
 
-# Default numbers by model name and rule; a rule without a row needs its options written out.  The numbers of sgg on SD3 are
+# Default numbers by model name and rule, of models that were never searched (see tuned_numbers).  The numbers of sgg on SD3 are
 # the published recipe (arXiv 2603.20584), 14 + 14 of 28 steps.
 _SD3: dict[str, dict[str, Any]] = {
     "cfg": {"scale": 4.5},
@@ -17,14 +17,6 @@ _SD3: dict[str, dict[str, Any]] = {
     "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},
 }
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    "herbarium": {  # by score: see the model card
-        "cfg": {"scale": 1.77},
-        "slg": {"weight": 0.46, "layers": (7, 8)},
-        "exit": {"weight": 0.77, "layer": 4},
-        "ag": {"weight": 0.6},
-        "sgg": {"scale": 1.46, "weight": 0.59, "layers": (7, 8), "switch": 0.3},
-        "sgg-exit": {"scale": 1.35, "weight": 0.71, "layer": 4, "switch": 0.7},
-    },
     # of the official samplers, which guide three of the four channels: DiT's own default, and the scale of SiT's best scores
     "DiT": {"cfg": {"scale": 4.0, "channels": 3}},
     "SiT": {"cfg": {"scale": 1.5, "channels": 3}},

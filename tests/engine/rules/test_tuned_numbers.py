@@ -53,10 +53,18 @@ def test_a_rule_that_was_not_searched_has_no_numbers(folder):
         parse_rule("ag", "herbarium")
 
 
-def test_without_a_search_the_numbers_are_those_of_the_table(folder):
-    for name, numbers in DEFAULTS["herbarium"].items():
+@pytest.fixture
+def table(monkeypatch) -> dict:
+    """Numbers that the table of untuned models has for a while."""
+    numbers = {"cfg": {"scale": 3.0}, "exit": {"weight": 2.0, "layer": 4}}
+    monkeypatch.setitem(DEFAULTS, "herbarium", numbers)
+    return numbers
+
+
+def test_without_a_search_the_numbers_are_those_of_the_table(folder, table):
+    for name, numbers in table.items():
         assert default_options("herbarium", name) == numbers
-    assert default_rules("herbarium") == tuple(DEFAULTS["herbarium"]) and default_rules("nobody") == ()
+    assert default_rules("herbarium") == tuple(table) and default_rules("nobody") == ()
 
 
 @pytest.mark.parametrize("file", BUNDLED["herbarium"].values())
@@ -67,12 +75,12 @@ def test_numbers_beside_other_weights_are_refused(folder, file):
         parse_rule("cfg", "herbarium")
 
 
-def test_a_search_may_begin_beside_numbers_of_other_weights_and_replaces_them(folder):
+def test_a_search_may_begin_beside_numbers_of_other_weights_and_replaces_them(folder, table):
     write()
     (folder / "herbarium.safetensors").write_bytes(b"trained again")
     tuned_rules.cache_clear()
     set_aside("herbarium")
-    assert default_options("herbarium", "cfg") == DEFAULTS["herbarium"]["cfg"]
+    assert default_options("herbarium", "cfg") == table["cfg"]
     write()
     assert parse_rule("cfg", "herbarium").text == FOUND["cfg"]
 

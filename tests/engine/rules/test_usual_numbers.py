@@ -14,8 +14,8 @@ import segue
 from segue import Engine, PlanWarning, compile_plan, linear, parse_rule
 from segue.__main__ import app
 from segue.engine.cli.options import RULE_HELP
-from segue.engine.rules.preset_numbers import DEFAULTS, WITHHELD
-from segue.engine.rules.presets import KINDS
+from segue.engine.rules.preset_numbers import WITHHELD
+from segue.engine.rules.presets import KINDS, default_options, default_rules
 from segue.models.sd3_sizes import sd3_spec
 
 SPEC = tiny_sit().spec  # 5 blocks, a head after 2
@@ -63,9 +63,10 @@ def test_what_is_given_is_not_replaced_nor_named():
 
 def test_numbers_that_are_tuned_or_withheld_stay():
     herbarium = tiny_sit(name="herbarium", depth=12, exits=(4,)).spec
-    for name, numbers in DEFAULTS["herbarium"].items():
+    assert default_rules(herbarium)
+    for name in default_rules(herbarium):
         rule = parse_rule(name, herbarium)
-        assert rule.notes == () and dict(rule.parts[0].options) == numbers
+        assert rule.notes == () and dict(rule.parts[0].options) == default_options("herbarium", name)
     assert WITHHELD
     for model, option in WITHHELD:
         with pytest.raises(ValueError, match=f"needs {option}: .* because"):
