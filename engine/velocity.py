@@ -15,9 +15,10 @@ from segue.models.spec import ModelSpec
 
 from .core import EngineCore
 from .planning.plan import Plan, compile_plan
+from .planning.plan_warnings import warn_caller
 from .planning.schedule import Schedule
 from .planning.solvers import VELOCITY, Solver
-from .rules.presets import RuleLike, as_rule
+from .rules.presets import RuleLike, rule_and_notes
 from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
@@ -60,7 +61,9 @@ class GuidedVelocity:
     ):
         self.engine, self.conditions, self.solver = engine, conditions, solver
         self.specs = engine.specs if specs is None else specs
-        self.guidance = as_rule(guidance, self.specs["main"])
+        self.guidance, notes = rule_and_notes(guidance, self.specs["main"])
+        for note in notes:
+            warn_caller(note)
         self.height, self.width = height, width
         if sigmas is None and (what := self.guidance.needs_schedule()):
             raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")
