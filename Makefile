@@ -20,13 +20,14 @@ endef
 # one thread per test worker: threads of two workers on two cores would fight
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-all lint bench gpu
+.PHONY: help demo test test-all lint docs bench gpu
 
 help:
 	@echo "make demo      install, and draw out/demo.png: four guidance rules side by side"
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make lint      style, format and types"
+	@echo "make docs      the documents and the API reference as a site, out/site/index.html"
 	@echo "make bench     measure for 12 minutes, beside other implementations, into out/bench; again: go on where it stopped"
 	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
 
@@ -45,6 +46,9 @@ lint: $(VENV)/.test
 	$(BIN)/python bench/links.py out/links > /dev/null
 	cd out/links && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.bench
 	$(BIN)/segue bench run --suites cost,e2e,step --limit-minutes 12 --out out/bench/rows.jsonl; \
 	failed=$$?; $(BIN)/segue bench report out/bench/rows.jsonl --out out/bench && \
@@ -57,6 +61,9 @@ gpu:
 
 $(VENV)/.core: $(INPUTS)
 	$(call install,.)
+
+$(VENV)/.docs: $(INPUTS)
+	$(call install,.[docs])
 
 $(VENV)/.bench: $(INPUTS)
 	$(call install,.[plots])

@@ -23,9 +23,9 @@ from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
-from .planning.solvers import Solver
+from .planning.solver_rows import Solver
 from .records.sample_run import SampleRun
-from .rules.presets import RuleLike
+from .rules.batch import RulesLike
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -188,7 +188,7 @@ class Engine(EngineCore):
     def sample(
         self,
         labels: Labels,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -206,7 +206,8 @@ class Engine(EngineCore):
         """Draw one sample per label.
 
         ``labels``: numbers or names in a list, or text as on the command line (``"0-7"``, ``"all"``); the name of a
-        superclass stands for its classes.
+        superclass stands for its classes.  ``guidance`` is one rule, which may hold a number for each sample
+        (``CFG([2.0, 4.0])``), or a list of a rule for each.
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
@@ -217,6 +218,7 @@ class Engine(EngineCore):
         labels = check_labels(labels, self.spec)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
+        plan.check_samples(len(labels))
         check_rising(plan, latents, noise)
         warn_of(plan)
         own_noise, clean = noise, latents
@@ -246,7 +248,7 @@ class Engine(EngineCore):
     @refuses_unknown()
     def denoiser(
         self,
-        guidance: RuleLike,
+        guidance: RulesLike,
         labels: Labels,
         *,
         schedule: ScheduleLike | None = None,
@@ -256,7 +258,9 @@ class Engine(EngineCore):
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one sample per label.
 
         Give ``schedule`` (the levels the sampler will visit, falling to 0 or rising) for windows in steps or fractions, or to
-        make all tables at once; a sampler in half precision may round them.  What a rule remembers (APG's average, reused
+        make all tables at once; a sampler in half precision may round them.  A denoiser sees levels only: at the edge of a
+        window the second call of a Heun step is guided as the step that starts at its level, where the engine's own Heun
+        guides both calls of a step alike.  What a rule remembers (APG's average, reused
         directions) goes from a level to the next of ``schedule``, and to the same level asked for again, which is another
         stage of a step (Heun's); at any other level a sample's run starts anew.  Each denoiser has a program, and
         so a memory, of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as
@@ -276,6 +280,7 @@ class Engine(EngineCore):
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
         labels = check_labels(labels, self.spec)
+        plan.check_samples(len(labels))
         seeds = check_seeds(seeds, len(labels))
         state = self._first_state(plan, noise, latents, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, state)

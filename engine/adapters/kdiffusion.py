@@ -19,7 +19,8 @@ class Denoiser:
     """
 
     def __init__(self, velocity: GuidedVelocity, batch: int):
-        """``batch``: the number B of samples that ``velocity`` has conditions for."""
+        """``batch``: the number B of samples that ``velocity`` has conditions for; ``ValueError`` for a rule of others."""
+        velocity.check_samples(batch)
         self.velocity = velocity
         if velocity.plan is not None:
             warn_of(velocity.plan)

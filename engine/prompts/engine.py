@@ -21,9 +21,9 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from ..records.prompt_record import start_of
-from ..rules.presets import RuleLike
+from ..rules.batch import RulesLike
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
@@ -59,7 +59,7 @@ class PromptEngine(PipeCore):
     @refuses_unknown()
     def plan(
         self,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver | None = None,
@@ -86,7 +86,7 @@ class PromptEngine(PipeCore):
     def sample(
         self,
         embeddings: PromptEmbeddings,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -105,6 +105,7 @@ class PromptEngine(PipeCore):
     ) -> PromptRun:
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
 
+        ``guidance`` is one rule, which may hold a number for each sample (``CFG([2.0, 4.0])``), or a list of a rule for each.
         ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
         is noised to the first level of the last ``strength`` part of the schedule; with a ``schedule`` that rises from 0 it is
         inverted, to the ``noise`` of the way back.  ``numerics="diffusers"`` is a mode to compare with: everything but the
@@ -121,6 +122,7 @@ class PromptEngine(PipeCore):
             height, width = start_size(latents, height, width)
         length = embeddings.positive.context.shape[1]
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
+        plan.check_samples(len(seeds))
         self.check_plan(plan)
         if schedule is not None:
             check_rising(plan, latents, noise)
@@ -160,7 +162,7 @@ class PromptEngine(PipeCore):
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
         negative_prompt: str | Sequence[str] | None = "",
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -174,11 +176,11 @@ class PromptEngine(PipeCore):
     ) -> PromptRun:
         """Prompts, or embeddings of prompts, to images.
 
-        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.  ``image`` (a file, PIL, array, tensor;
-        one, or one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by
-        default 0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as
-        ``StableDiffusion3Img2ImgPipeline`` does with a generator per image.  ``output="latent"`` makes no pictures, and needs
-        no VAE.  Other keywords are those of :meth:`sample`.
+        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major, and so are the numbers of a rule that has
+        one for each sample.  ``image`` (a file, PIL, array, tensor; one, or one per prompt) is a picture to start from: of the
+        schedule, the last ``strength`` part in (0, 1] runs, by default 0.6.  A sample's seed draws its latent from the VAE's
+        posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline`` does with a generator per image.
+        ``output="latent"`` makes no pictures, and needs no VAE.  Other keywords are those of :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
@@ -199,6 +201,7 @@ class PromptEngine(PipeCore):
             inverts = options.get("schedule") is not None and self.plan(None, *levels).schedule.rises
             strength = DEFAULT_STRENGTH if started and not inverts else 1.0
         plan = self.plan(guidance, *levels, strength)
+        plan.check_samples(len(seeds))
         self.check_plan(plan)
         if options.get("schedule") is not None:
             check_rising(plan, latents, image, options.get("noise"))
@@ -256,7 +259,7 @@ class PromptEngine(PipeCore):
     @refuses_unknown()
     def denoiser(
         self,
-        guidance: RuleLike,
+        guidance: RulesLike,
         embeddings: PromptEmbeddings,
         *,
         schedule: ScheduleLike | None = None,
@@ -277,6 +280,7 @@ class PromptEngine(PipeCore):
     ) -> Program:
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start."""
         self.refresh()
+        plan.check_samples(len(embeddings))
         self.check_plan(plan)
         seeds = check_seeds(seeds, len(embeddings))
         state = self._first_state(plan, noise, latents, len(embeddings))

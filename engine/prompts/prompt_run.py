@@ -35,7 +35,8 @@ class PromptRun(Run):
     def _record(self, rule: str, max_batch: int) -> PromptRecord:
         labels = tuple(self.texts["labels"])
         texts = {name: value for name, value in self.texts.items() if name != "labels"}
-        return PromptRecord(self._origin(), rule, self.plan.to_dict(), labels, self.seeds, max_batch, **texts)
+        drawn = labels, self.seeds, max_batch
+        return PromptRecord(self._origin(), rule, self.plan.to_dict(), *drawn, planned=self.plan, **texts)
 
     def _names(self) -> tuple[str, ...]:
         return short_prompts(self.texts["prompts"])

@@ -42,7 +42,7 @@ class SampleRun(Run):
 
     def _record(self, rule: str, max_batch: int) -> Record:
         origin = self._origin().with_decoder(self.decoder)
-        return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch)
+        return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch, planned=self.plan)
 
     def _names(self) -> tuple[str, ...]:
         return cast(SiTSpec, self.plan.spec).class_names
