@@ -16,10 +16,11 @@ from segue.models.spec import ModelSpec
 from .core import EngineCore
 from .planning.compile import compile_plan
 from .planning.plan import Plan
+from .planning.plan_warnings import warn_caller
 from .planning.schedule import Schedule
 from .planning.solver_rows import Solver
 from .planning.solvers import VELOCITY
-from .rules.batch import RulesLike, as_rules, check_count, plain_rules
+from .rules.batch import RulesLike, check_count, plain_rules, rules_and_notes
 from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
@@ -62,7 +63,9 @@ class GuidedVelocity:
     ):
         self.engine, self.conditions, self.solver = engine, conditions, solver
         self.specs = engine.specs if specs is None else specs
-        self.guidance = as_rules(guidance, self.specs["main"])
+        self.guidance, notes = rules_and_notes(guidance, self.specs["main"])
+        for note in notes:
+            warn_caller(note)
         self.height, self.width = height, width
         if sigmas is None:
             for rule in plain_rules(self.guidance):

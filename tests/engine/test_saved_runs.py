@@ -58,7 +58,10 @@ def test_pictures_of_classes_are_those_of_the_command_line(segue, tmp_path, rule
     assert (tmp_path / "again.png").read_bytes() == files[2].read_bytes()
 
 
-@pytest.mark.parametrize("start", [(), ("--image", "start.png", "--strength", 0.7)], ids=["noise", "picture"])
+PICTURE = ("--image", "start.png", "--strength", 0.7)
+
+
+@pytest.mark.parametrize("start", [(), pytest.param(PICTURE, marks=pytest.mark.slow)], ids=["noise", "picture"])
 def test_pictures_of_prompts_are_those_of_the_command_line(segue, tmp_path, start):
     texts = ["-p", "leaf", "-p", "a b", "--negative-prompt", "dull", "--num-images", 2]
     options = ["-g", BY_PROMPT, "--steps", 3, "--seeds", 7, *texts, *start, "--no-grid"]

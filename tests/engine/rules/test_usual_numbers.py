@@ -19,6 +19,7 @@ from segue.engine.rules.presets import KINDS, default_options, default_rules
 from segue.models.sd3_sizes import sd3_spec
 
 SPEC = tiny_sit().spec  # 5 blocks, a head after 2
+HEADLESS = tiny_sit(exits=(), name="headless").spec
 BY_NAME = [name for name, kind in KINDS.items() if name not in ("rescale", "apg", "zero-star")]
 
 
@@ -39,11 +40,7 @@ def test_every_rule_by_its_name_alone_compiles_and_says_what_it_took(name):
 
 @given(st.integers(1, 60), st.booleans())
 def test_the_layers_are_the_middle_ones_of_any_depth(depth, prompts):
-    spec = (
-        replace(sd3_spec("sd3-medium"), name="mine", depth=depth, dual_layers=())
-        if prompts
-        else tiny_sit(depth=1, exits=()).spec
-    )
+    spec = replace(sd3_spec("sd3-medium"), name="mine", depth=depth, dual_layers=()) if prompts else HEADLESS
     spec = replace(spec, depth=depth)
     layers = dict(parse_rule("pag", spec).parts[0].options)["layers"]
     assert layers[0] >= 0 and layers[-1] < depth and list(layers) == list(range(layers[0], layers[-1] + 1))
@@ -72,7 +69,7 @@ def test_numbers_that_are_tuned_or_withheld_stay():
         with pytest.raises(ValueError, match=f"needs {option}: .* because"):
             parse_rule("sgg", sd3_spec(model))
     with pytest.raises(ValueError, match="exit needs layer: model 'headless' has no default for it"):
-        parse_rule("exit", tiny_sit(exits=(), name="headless").spec)
+        parse_rule("exit", HEADLESS)
     with pytest.raises(ValueError, match="no default for it; write slg:weight"):
         parse_rule("slg", "some model")
 
