@@ -209,7 +209,10 @@ def test_what_is_no_whole_number_is_refused(given, monkeypatch, entry):
 @pytest.mark.parametrize("entry", REAL)
 def test_what_is_no_number_is_refused(given, monkeypatch, entry):
     monkeypatch.setattr(given.prompts.pipe, "encode_prompt", lambda *_, **__: pytest.fail("a prompt was encoded"))
+    text = (str,) if entry == "SGG switch" else ()  # which may be a window's text
     for value in NO_REALS if entry in EACH else NO_REALS + SEVERAL:
+        if isinstance(value, text):
+            continue
         refused(given, monkeypatch, REAL[entry], value)
 
 

@@ -11,10 +11,16 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_checkpoint import NAMES, save_tiny
 from typer.testing import CliRunner
 
-from segue import CFG, SGG, EarlyExit, Engine, SkipLayer, parse_rule
+from segue import CFG, Engine, parse_rule
 from segue.__main__ import app
 from segue.engine.planning.plan_text import plan_dict
 from segue.models.weights import load_network, save_model
+
+
+def default(rule: str):
+    """A rule with the numbers of the model, as which the tiny one goes."""
+    return parse_rule(rule, "herbarium")
+
 
 COMMANDS = ("sample", "compare", "plan", "doctor")
 
@@ -46,10 +52,8 @@ def pixels_equal(first, second) -> bool:
 
 
 def test_sample_writes_what_the_engine_draws(segue, model, tmp_path):
-    summary = json.loads(segue("sample", "--steps", "3", "--seeds", "7", "--json").stdout)
-    expected = Engine.from_pretrained(model).sample(
-        range(5), SGG(CFG(2.5), SkipLayer(0.5, (7, 8)), 0.5), steps=3, seeds=7, schedule="native"
-    )
+    summary = json.loads(segue("sample", "--steps", "4", "--seeds", "7", "--json").stdout)
+    expected = Engine.from_pretrained(model).sample(range(5), default("sgg").guidance, steps=4, seeds=7, schedule="native")
     files = sorted((tmp_path / "out").glob("0*.png"))
     assert [file.name for file in files][:2] == ["000-acerites-alba-seed7.png", "001-acerites-crispa-seed8.png"]
     for file, image in zip(files, expected.images, strict=True):
@@ -64,7 +68,7 @@ def test_a_picture_carries_its_parameters_for_other_tools(segue, tmp_path):
     described, pairs = Image.open(tmp_path / "one.png").info["parameters"].split("\n")
     assert described == NAMES[3]
     assert pairs.startswith("Steps: 3, Sampler: euler, Schedule type: linear, ")
-    assert 'Guidance: "sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.5", Seed: 0, Size: 12x8, Model hash: ' in pairs
+    assert f'Guidance: "{default("sgg").text}", Seed: 0, Size: 12x8, Model hash: ' in pairs
 
 
 @pytest.mark.parametrize(
@@ -73,8 +77,8 @@ def test_a_picture_carries_its_parameters_for_other_tools(segue, tmp_path):
         (["-g", "none"], None),
         (["-g", "cfg", "--scale", "4", "--window", "sigma:0.2,0.8"], "cfg:scale=4,window=sigma:0.2,0.8"),
         (["-g", "slg", "--layers", "1,2", "--weight", "0.5", "--delta", "0.1"], "slg:weight=0.5,layers=1,2,delta=0.1"),
-        (["-g", "exit", "--exit-layer", "4"], "exit:weight=1,layer=4"),
-        (["-g", "sgg", "--switch", "0.3"], "sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.3"),
+        (["-g", "exit", "--exit-layer", "4", "--weight", "1"], "exit:weight=1,layer=4"),
+        (["-g", "sgg:scale=2,weight=1", "--switch", "0.6"], "sgg:scale=2,weight=1,layers=7,8,switch=0.6"),
         (["-g", "cfg:scale=2 + exit:weight=1,layer=4"], "cfg:scale=2+exit:weight=1,layer=4"),
     ],
 )
@@ -120,7 +124,10 @@ def test_classes_by_name_and_genus_and_one_class_for_many_seeds(segue):
 
 def test_a_window_that_selects_nothing_is_a_warning(segue):
     result = segue("sample", "-g", "cfg:window=steps:5,9", "--steps", "2")
-    assert "warning: cfg:scale=2.5,window=steps:5,9: the window steps 5-9 of uncond selects none of 2 steps" in result.stderr
+    assert (
+        f"warning: {default('cfg').text},window=steps:5,9: the window steps 5-9 of uncond selects none of 2 steps"
+        in result.stderr
+    )
 
 
 # --- the way back ----------------------------------------------------------------------------------------------------
@@ -219,10 +226,9 @@ def contains(sheet: Image.Image, part: Image.Image) -> bool:
 
 
 def test_compare_prints_cost_and_seconds_of_each_rule(segue):
-    result = segue("compare", "--steps", "2", "--classes", "0")
+    result = segue("compare", "--steps", "4", "--classes", "0")
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["none", "cfg:scale=2.5", "slg:weight=0.5,layers=7,8"]
-    assert lines[4].startswith("sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.5 ")
+    assert [line.split()[0] for line in lines[1:5]] == ["none", *(default(rule).text for rule in ("cfg", "slg", "sgg"))]
     assert "1 picture by 4 rules in" in lines[-1]
 
 
@@ -231,8 +237,8 @@ def test_compare_prints_cost_and_seconds_of_each_rule(segue):
 
 def test_plan_is_the_engines_plan(segue, model):
     result = json.loads(segue("plan", "-g", "sgg-exit", "--steps", "9", "--solver", "heun", "--json").stdout)
-    plan = Engine.from_pretrained(model).plan(SGG(CFG(2.5), EarlyExit(1.0, 4), 0.5), steps=9, solver="heun")
-    assert result.pop("rule") == "sgg-exit:scale=2.5,weight=1,layer=4,switch=0.5" and result.pop("notes") == []
+    plan = Engine.from_pretrained(model).plan(default("sgg-exit").guidance, steps=9, solver="heun")
+    assert result.pop("rule") == default("sgg-exit").text and result.pop("notes") == []
     assert result == json.loads(json.dumps(plan_dict(plan)))
 
 
@@ -277,7 +283,7 @@ def test_the_module_runs_as_a_program(model, tmp_path):
         command = [sys.executable, "-m", "segue", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    good = run("sample", "--model", str(model), "--steps", "2", "--classes", "1", "--out", "one.png")
+    good = run("sample", "--model", str(model), "--steps", "4", "--classes", "1", "--out", "one.png")
     assert (good.returncode, good.stderr) == (0, "")
     assert Image.open(tmp_path / "one.png").size == (12, 8)
     bad = run("sample", "--model", str(model), "--steps", "0")
