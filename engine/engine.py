@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segue.models.spec import SiTSpec
 
 from .adapters.dit_pipeline import check_dit, is_dit
+from .adapters.further_networks import further_networks
 from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
 from .argument_names import refuses_unknown
@@ -112,7 +113,7 @@ class Engine(EngineCore):
         family: str | None = None,
         heads: int | None = None,
         exit_layer: int | None = None,
-        models: Mapping[str, str | Path] | None = None,
+        models: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         graphs: bool | None = None,
@@ -130,7 +131,7 @@ class Engine(EngineCore):
 
         ``family`` (``dit``, ``sit``, ``repa``) is needed where a checkpoint does not tell: their tensor names are the same.
         ``heads`` and ``exit_layer``: see :func:`segue.models.weights.load_network`.  ``models`` names further networks for
-        autoguidance, as in ``{"weak": "smaller.safetensors"}``; each is read as ``source`` is.
+        autoguidance, as in ``{"weak": "smaller.safetensors"}``; each is read as ``source`` is, or a pipeline or a module.
         ``linears="fp8"`` keeps no second copy of the weights that it replaces.
         Of a hub id only the files that are read are fetched: of ``revision`` (a branch, tag or commit), by ``token`` (default:
         that of the environment or of ``hf auth login``), and of diffusers' files those of ``variant``, as in ``fp16``.
@@ -156,34 +157,35 @@ class Engine(EngineCore):
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         how = {"family": family, "heads": heads, "exit_layer": exit_layer, "revision": revision, "variant": variant, "t5": t5}
-        further = {name: str(other) for name, other in (models or {}).items()}
-        loaded = str(source), how | {"models": further, "vae": str(vae) if vae else None}
+        loaded = _loaded(source, how, models, vae)
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
-            _refuse_further(models, vae, source)
+            _refuse_vae(vae, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
-            engine = PromptEngine.from_folder(source, device=device, dtype=dtype, **options)
+            engine = PromptEngine.from_folder(source, device=device, dtype=dtype, models=models, **options)
             engine.loaded = loaded
             return engine
         reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
         decoder = _vae_of(source, vae, Reading(token=token))
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
         if isinstance(model.spec, MMDiTSpec):
-            _refuse_further(models, vae, source)
+            _refuse_vae(vae, source)
         elif decoder is not None:
             check_channels(saved_channels(decoder), model.spec.channels, "make pictures")
         if isinstance(model.spec, SiTSpec) and not model.spec.class_names:
             model.spec = replace(model.spec, class_names=saved_class_names(source, model.spec.num_classes))
-        for name, other in (models or {}).items():
-            others |= {name: load_model(local_source(other, Reading(token=token)), family)[0]}
-        for network in (model, *others.values()):
+        others |= further_networks(models, model.spec, family, Reading(token=token))
+        given = [name for name, other in (models or {}).items() if not isinstance(other, str | Path)]
+        for network in (model, *(other for name, other in others.items() if name not in given)):
             network.to(device, dtype).requires_grad_(False)  # in place: nobody else holds them
             if linears == "fp8":
                 quantize_linears(network)
         if isinstance(model.spec, MMDiTSpec):
-            return PromptEngine(model, None, device, dtype, graphs, kernels, linears)
+            engine = PromptEngine(model, None, device, dtype, graphs, kernels, linears, others)
+            engine.loaded = loaded
+            return engine
         engine = cls(model, others, device, dtype, graphs, kernels, linears)
         engine.loaded = loaded
         if decoder is not None:
@@ -192,12 +194,21 @@ class Engine(EngineCore):
 
     @classmethod
     @refuses_unknown()
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Any:
+    def from_pipe(
+        cls,
+        pipe,
+        *,
+        models: Mapping[str, Any] | None = None,
+        graphs: bool | None = None,
+        kernels: str = "auto",
+        linears: str = "native",
+    ) -> Any:
         """An engine on a live diffusers pipeline: a PromptEngine on a Stable Diffusion 3, an Engine on a ``DiTPipeline``.
 
         The weights of a Stable Diffusion 3 are shared, not copied, and followed; those of a DiT are taken as they are now
         (queries, keys and values are copied), its VAE makes the pictures, and schedule and solver are the engine's own.
         With ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
+        ``models`` names further networks: files, folders, hub ids, pipelines or transformers of the same kind.
         """
         from segue.models.dit_diffusers import from_diffusers_dit
 
@@ -210,8 +221,9 @@ class Engine(EngineCore):
             network = from_diffusers_dit(transformer)
             names = pipe_class_names(getattr(pipe, "labels", None), network.spec.num_classes)
             network.spec = replace(network.spec, class_names=names)
-            return cls(network, None, *place, graphs, kernels, linears, vae=pipe.vae)
-        return PromptEngine.from_pipe(pipe, graphs=graphs, kernels=kernels, linears=linears)
+            further = further_networks(models, network.spec)
+            return cls(network, further, *place, graphs, kernels, linears, vae=pipe.vae)
+        return PromptEngine.from_pipe(pipe, models=models, graphs=graphs, kernels=kernels, linears=linears)
 
     def generate(self, prompt: Any = None, *_, **options: Any):
         """Refuses: a class-label model takes labels, not prompts."""
@@ -342,10 +354,16 @@ class Engine(EngineCore):
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
 
 
-def _refuse_further(models: Mapping | None, vae: Any, source: str | Path) -> None:
-    """Raise ``ValueError`` for further models, or a VAE, beside one that takes prompts."""
-    if models:
-        raise ValueError(f"further models are for class-label models, and {str(source)!r} takes prompts; got {models!r}")
+def _loaded(source: str | Path, how: dict[str, Any], models: Mapping[str, Any] | None, vae: Any) -> Any:
+    """What a record says of where networks came from; None where one of them is a module, which came from nowhere."""
+    further = {name: str(other) for name, other in (models or {}).items() if isinstance(other, str | Path)}
+    if len(further) < len(models or {}):
+        return None
+    return str(source), how | {"models": further, "vae": str(vae) if vae else None}
+
+
+def _refuse_vae(vae: Any, source: str | Path) -> None:
+    """Raise ``ValueError`` for a VAE beside a model that takes prompts."""
     if vae is not None:
         raise ValueError(
             f"vae={vae!r} is for class-label models, and {str(source)!r} takes prompts: a pipeline brings its own VAE"

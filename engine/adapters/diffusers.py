@@ -5,7 +5,7 @@ transformer is replaced, on the instance: it returns the guided velocity for bot
 the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +32,7 @@ from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
 from .dit_pipeline import DiTAttachment, check_dit, is_dit
 from .forward_slot import MARK
+from .further_networks import further_networks
 from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around
 from .packing import check_own_forward, check_transformer
@@ -43,7 +44,9 @@ from .transformer_call import Remembered, TransformerCall
 
 
 @refuses_unknown()
-def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) -> "Attachment | DiTAttachment":
+def attach(
+    pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None, models: Mapping[str, Any] | None = None
+) -> "Attachment | DiTAttachment":
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
@@ -55,6 +58,9 @@ def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) 
     guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on CUDA).  One thread at a time may
     run the pipeline, as without: its scheduler has a state.  Where autograd records, the transformer gives the true gradients
     of the guided velocity.
+
+    ``models`` names further networks for autoguidance, as in ``{"weak": smaller}``: files, folders, hub ids, pipelines or
+    transformers of the same kind, whose weights are copied as they are now.
 
     A ``DiTPipeline`` may have any scheduler of whole timesteps; there gradients are refused, and so are weights that move or
     are adapted.
@@ -68,19 +74,21 @@ def attach(pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None) 
     check_graphs(graphs, execution_device(transformer))
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
     guidance, notes = rule_and_notes(guidance, spec)
-    compile_plan(guidance.with_call_scale(1.0), linear(28), VELOCITY, spec)  # branches that do not exist are refused here
+    further = further_networks(models, spec)
+    specs = {"main": spec} | {name: network.spec for name, network in further.items()}
+    compile_plan(guidance.with_call_scale(1.0), linear(28), VELOCITY, specs)  # branches that do not exist are refused here
     for note in notes:
         warn_caller(note)
     present, shared = attached_to(pipe), SharedForward.of(transformer)
     if shared is not None and present in shared.members:
         present.stop()
-        present.guidance, present.graphs = guidance, graphs
+        present.guidance, present.graphs, present.models = guidance, graphs, further
         return present
     if shared is None:
         check_own_forward(transformer)
     if present is not None:
         present.remove()  # from the transformer that the pipeline held before
-    return (DiTAttachment if dit else Attachment)(pipe, guidance, graphs)
+    return (DiTAttachment if dit else Attachment)(pipe, guidance, graphs, further)
 
 
 def detach(pipe: Any) -> None:
@@ -112,13 +120,15 @@ class Run:
 class AttachedCore(EngineCore):
     """The engine of an attachment; where gradients are wanted, they reach the transformer that is attached to."""
 
-    def __init__(self, network: torch.nn.Module, live: LiveTransformer, graphs: bool | None):
-        super().__init__(network, None, live.device, live.dtype, graphs)
+    def __init__(
+        self, network: torch.nn.Module, further: Mapping[str, torch.nn.Module], live: LiveTransformer, graphs: bool | None
+    ):
+        super().__init__(network, further, live.device, live.dtype, graphs)
         self._live = live
 
     def networks_to_record(self) -> dict[str, torch.nn.Module]:
         """As :meth:`EngineCore.networks_to_record`."""
-        return self._live.networks_to_record()
+        return self.models | self._live.networks_to_record()
 
     def recorded_inputs(self) -> Iterator[Tensor]:
         """As :meth:`EngineCore.recorded_inputs`."""
@@ -132,8 +142,11 @@ class Attachment:
     start of every run, so that LoRA, offloading and quantisation may come and go.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
+    def __init__(
+        self, pipe: Any, guidance: Guidance, graphs: bool | None = None, models: Mapping[str, torch.nn.Module] | None = None
+    ):
         self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
+        self.models = dict(models or {})
         self._run: Run | None = None
         self._engine: EngineCore | None = None
         self._live = LiveTransformer(pipe, self._forget_engine)
@@ -274,10 +287,12 @@ class Attachment:
         self._choose_engine(call)
         network = self._engine.models["main"]
         network.spec = replace(network.spec, text_tokens=call.context.shape[1])
+        length: dict[str, Any] = {"text_tokens": call.context.shape[1]}
+        specs = {name: replace(spec, **length) for name, spec in self._engine.specs.items()}
 
         height, width = call.latents.shape[-2:]
         rule = rule_of_call(self.guidance, self.pipe)
-        velocity = GuidedVelocity(self._engine, rule, call.texts, height, width, calls.schedule, calls.solver)
+        velocity = GuidedVelocity(self._engine, rule, call.texts, height, width, calls.schedule, calls.solver, specs)
         if cut_off:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
@@ -291,7 +306,7 @@ class Attachment:
         network = self._live.current(call.module_path_reason(), (call.hidden.device, call.hidden.dtype))
         if self._engine is None:
             graphs = self.graphs if self._live.packed else False
-            self._engine = AttachedCore(network, self._live, graphs)
+            self._engine = AttachedCore(network, self.models, self._live, graphs)
 
 
 def _check_cut_off(plan: Plan, index: int) -> None:

@@ -1,6 +1,6 @@
 """Guidance inside a live ``DiTPipeline``: what stands in for its transformer's forward while a rule is attached."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -121,8 +121,11 @@ class DiTAttachment:
     of a run are those that it begins with.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance, graphs: bool | None = None):
+    def __init__(
+        self, pipe: Any, guidance: Guidance, graphs: bool | None = None, models: Mapping[str, nn.Module] | None = None
+    ):
         self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
+        self.models = dict(models or {})
         self._engine: EngineCore | None = None
         self._watch: WeightWatch | None = None
         self._run: DiTRun | None = None
@@ -204,7 +207,7 @@ class DiTAttachment:
             self.stop()
             check_dit(self.transformer)
             network, place = from_diffusers_dit(self.transformer), (execution_device(self.transformer), self.transformer.dtype)
-            self._engine = EngineCore(network, None, *place, self.graphs)
+            self._engine = EngineCore(network, self.models, *place, self.graphs)
             self._watch = WeightWatch(self.transformer.parameters)
         return self._engine
 

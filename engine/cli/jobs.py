@@ -35,6 +35,7 @@ from .session import (
     choose_samples,
     choose_seeds,
     draw_labels,
+    further_specs,
     make_plan,
     open_engine,
     reading_of,
@@ -146,7 +147,12 @@ class PromptJob(_Job):
 
     def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
         options = (run.steps, run.schedule, run.solver, *self.latent, self.strength)
-        return resolve_prompt_plan({"main": self.spec}, self.saved.scheduler, rule.guidance, *options)
+        return resolve_prompt_plan(self.specs, self.saved.scheduler, rule.guidance, *options)
+
+    @cached_property
+    def specs(self) -> dict[str, ModelSpec]:
+        """Those of the network and of further ones."""
+        return {"main": self.spec} | further_specs(self.source)
 
     @cached_property
     def engine(self) -> PromptEngine:

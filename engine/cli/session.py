@@ -13,6 +13,7 @@ from torch import Tensor
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec, SiTSpec
+from segue.models.weights import load_model
 
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
@@ -20,10 +21,11 @@ from ..images import check_pixels
 from ..labels import parse_labels
 from ..planning.plan import Plan
 from ..planning.plan_warnings import already_told
+from ..prompts.saved_pipeline import SavedSD3
 from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule, parse_rule
 from ..running.progress import Counting, progress_bar
-from ..sources import Reading
+from ..sources import Reading, local_source
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
 from .selection import pair_samples
 
@@ -78,6 +80,16 @@ def published_spec(name: str) -> ModelSpec | None:
         return None
     family, size, pixels = match.groups()
     return family_spec(family.lower(), size.upper(), int(pixels or 256))
+
+
+def further_specs(source: Source) -> dict[str, ModelSpec]:
+    """The specs of the further networks that are named, of a saved pipeline without its weights."""
+    found: dict[str, ModelSpec] = {}
+    for name, path in source.further.items():
+        local = local_source(path)
+        saved = SavedSD3.read(local)
+        found[name] = load_model(local, source.family)[0].spec if saved is None else saved.spec
+    return found
 
 
 def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule:

@@ -28,7 +28,7 @@ from .options import (
     RunOptions,
     Source,
 )
-from .session import choose_rule, published_spec, reading_of, refuse_options
+from .session import choose_rule, further_specs, published_spec, reading_of, refuse_options
 
 SD3_SCHEDULE = "shift"  # that of every published SD3's scheduler, for one that has none beside it
 
@@ -38,7 +38,7 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOp
     saved = None if published_spec(name) else SavedSD3.read(local_source(name, reading_of(source), weights=False))
     if saved is not None:
         refuse_options(source, CHECKPOINT_HINTS, f"{source.model} states what it is")
-    specs = find_specs(source) if saved is None else {"main": saved.spec}
+    specs = find_specs(source) if saved is None else {"main": saved.spec} | further_specs(source)
     if saved is None and isinstance(specs["main"], MMDiTSpec):
         saved = SavedSD3(specs["main"])
     parsed = choose_rule(rule, specs["main"])
@@ -64,9 +64,7 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
         return {"main": published}
     how: dict[str, Any] = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
     model, others = load_model(local_source(name, reading_of(source)), source.family, **how)
-    for network, path in source.further.items():
-        others |= {network: load_model(local_source(path), source.family)[0]}
-    return {"main": model.spec} | {network: other.spec for network, other in others.items()}
+    return {"main": model.spec} | {network: other.spec for network, other in others.items()} | further_specs(source)
 
 
 def _print_plan(plan: Plan, rule: ParsedRule) -> None:

@@ -245,7 +245,16 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         held = ", ".join(specs)
         raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
     spec, main = specs[branch.model], specs["main"]
-    same = ("channels", "patch", "prediction", "time", "num_classes", "parents")  # labels mean the same to both
+    same = (
+        "channels",
+        "patch",
+        "prediction",
+        "time",
+        "num_classes",
+        "parents",
+        "text_dim",
+        "pooled_dim",
+    )  # mean the same to both
     if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
         raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
     if isinstance(branch.network, Perturb):

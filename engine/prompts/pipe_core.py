@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from segue.models.fp8_network import quantize_linears
 from segue.models.mmdit import MMDiT
-from segue.models.mmdit_diffusers import from_diffusers
+from segue.models.mmdit_diffusers import diffusers_spec, from_diffusers
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.weight_watch import WeightWatch
 
 from ..adapters.around_forward import AroundForward, turns
+from ..adapters.further_networks import further_networks
 from ..adapters.vae import decode_latents
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
@@ -54,11 +55,13 @@ class PipeCore(EngineCore):
         graphs: bool | None = None,
         kernels: str = "auto",
         linears: str = "native",
+        models: Mapping[str, nn.Module] | None = None,
     ):
+        self._further = dict(models or {})
         self.pipe, self._live, self._lock, self._tokenizers = pipe, None, threading.RLock(), OwnTokenizers()
         self._quantized: WeightWatch | None = None  # the weights that fp8 copies were made of
         if model is not None:
-            super().__init__(model, None, device, dtype, graphs, kernels, linears)
+            super().__init__(model, self._further, device, dtype, graphs, kernels, linears)
             return
         if device is not None or dtype is not None:
             raise ValueError("device and dtype of a live transformer are the pipeline's: move it by pipe.to(...)")
@@ -68,14 +71,24 @@ class PipeCore(EngineCore):
 
     @classmethod
     @refuses_unknown()
-    def from_pipe(cls, pipe, *, graphs: bool | None = None, kernels: str = "auto", linears: str = "native") -> Self:
+    def from_pipe(
+        cls,
+        pipe,
+        *,
+        models: Mapping[str, Any] | None = None,
+        graphs: bool | None = None,
+        kernels: str = "auto",
+        linears: str = "native",
+    ) -> Self:
         """An engine on a live diffusers SD3 pipeline; the weights are shared, not copied.
 
         What happens to the pipeline later (LoRA, offloading, quantisation, ``to``) takes effect at the next run, which goes
         through the transformer's own modules where its weights cannot be packed; :meth:`explain` says which and why.  With
-        ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.
+        ``linears="fp8"`` the fp8 weights stand beside the pipeline's own; ``explain()`` says how large they are.  ``models``
+        names further networks, see :func:`..adapters.further_networks.further_networks`.
         """
-        return cls(None, pipe, graphs=graphs, kernels=kernels, linears=linears)
+        further = further_networks(models, diffusers_spec(pipe.transformer)) if models else None
+        return cls(None, pipe, graphs=graphs, kernels=kernels, linears=linears, models=further)
 
     @classmethod
     @refuses_unknown()
@@ -89,21 +102,23 @@ class PipeCore(EngineCore):
         kernels: str = "auto",
         linears: str = "native",
         reading: Reading = DEFAULT,
+        models: Mapping[str, Any] | None = None,
     ) -> Self:
         """An engine from a saved diffusers SD3 pipeline (or a hub id), live as :meth:`from_pipe` makes it.
 
         With ``linears="fp8"`` the weights are not held twice: the transformer inside ``pipe`` keeps its configuration only.
-        ``reading`` says which form is read: a revision, a variant, without T5.
+        ``reading`` says which form is read: a revision, a variant, without T5.  ``models`` as in :meth:`from_pipe`.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         pipe = load_pipeline(local_source(folder, reading), dtype, reading).to(device)
         pipe.transformer.requires_grad_(False)  # a denoiser outside torch.no_grad() would be recorded
         if linears == "native":
-            return cls.from_pipe(pipe, graphs=graphs, kernels=kernels)
+            return cls.from_pipe(pipe, models=models, graphs=graphs, kernels=kernels)
         model = quantize_linears(from_diffusers(pipe.transformer))
         pipe.transformer.to("meta")
-        return cls(model, pipe, device, dtype, graphs, kernels, linears)
+        further = further_networks(models, model.spec)
+        return cls(model, pipe, device, dtype, graphs, kernels, linears, further)
 
     # --- the network ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +149,7 @@ class PipeCore(EngineCore):
             return
         self._sums, graphs = sums, graphs if self._live.packed else False
         self._quantized = None if sums is None else WeightWatch(self.pipe.transformer.parameters)
-        super().__init__(network, None, self._live.device, self._live.dtype, graphs, kernels, linears)
+        super().__init__(network, self._further, self._live.device, self._live.dtype, graphs, kernels, linears)
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:
         """As :meth:`EngineCore.prepare`, on the networks of one look at the transformer."""
@@ -167,7 +182,7 @@ class PipeCore(EngineCore):
         """As :meth:`EngineCore.networks_to_record`."""
         if self._live is None or self.linears != "native":
             return super().networks_to_record()
-        return self._live.networks_to_record()
+        return self.models | self._live.networks_to_record()
 
     def recorded_inputs(self) -> Iterator[Tensor]:
         """As :meth:`EngineCore.recorded_inputs`."""
@@ -181,7 +196,9 @@ class PipeCore(EngineCore):
 
     @property
     def specs(self) -> dict[str, MMDiTSpec]:
-        return super().specs if self._live is None else {"main": self._live.spec}
+        if self._live is None:
+            return super().specs
+        return {"main": self._live.spec} | {name: network.spec for name, network in self._further.items()}
 
     @property
     def spec(self) -> MMDiTSpec:

@@ -316,7 +316,7 @@ def test_further_networks_that_would_be_ignored_or_sampled_are_refused(model, fo
     with pytest.raises(ValueError, match="'main' is the network that is sampled"):
         Engine(network, {"main": network})
     tiny_transformer("sd3").save_pretrained(folder / "mmdit")
-    with pytest.raises(ValueError, match=r"further models are for class-label models, and .*mmdit' takes prompts; got .*weak"):
+    with pytest.raises(ValueError, match=r"network 'weak' is a SiT, and .* takes a MMDiT: both must take the same conditions"):
         Engine.from_pretrained(folder / "mmdit", models={"weak": weak})
 
 
