@@ -10,6 +10,11 @@ from ..scores.units import SHARE
 SUITE, SPREAD_LEVEL = "quality", 0.6
 
 
+def standard_error(row: Row) -> float:
+    """The standard error of a row's value, a score that was found on disjoint sets."""
+    return max(row.p80 - row.value, row.value - row.p20) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
+
+
 def interval_of(row: Row, level: float = LEVEL) -> Interval:
     """The interval of a row's value: Wilson's for a share, Student's over disjoint sets for other scores."""
     if row.suite != SUITE:

@@ -9,11 +9,12 @@ from segue.models.spec import ModelSpec
 from ..rows import Row
 from ..scores.judge import Judge
 from ..scores.units import ACCURACY, FRECHET
-from .interval import interval_of
+from ..tables import GUIDED
+from .interval import interval_of, standard_error
 from .judges import short_name
 from .rows import metric_by
 from .scoring import Scorer
-from .search import Axis, Level, Point, Ratio, Value, search
+from .search import Axis, Found, Level, Point, Ratio, Value, search
 from .tables import values_by_rule
 
 UNGUIDED = "none"
@@ -60,12 +61,25 @@ class Tunable:
 def tune(scorer: Scorer, rule: Tunable) -> str:
     """The text of ``rule`` with the numbers of least distance whose accuracy is no lower than that of unguided samples.
 
-    By the one judge of ``scorer``, of the same seeds.  Where no numbers keep the accuracy, those that lose least of it.
+    Of numbers that cannot be told from those, the cheapest: a switch moves the cost.  By the one judge of ``scorer``, of the
+    same seeds.  Where no numbers keep the accuracy, those that lose least of it.
     """
     (judge,) = scorer.judges
     unguided = _scores(scorer, UNGUIDED, judge)
     found = search(rule.axes, STAGES, lambda point: value_of(_scores(scorer, rule.at(point), judge), unguided))
-    return rule.at(found.best)
+    return rule.at(_cheapest(scorer, rule, found, judge))
+
+
+def _cheapest(scorer: Scorer, rule: Tunable, found: Found, judge: Judge) -> Point:
+    """Of the points that one standard error of the best's distance cannot tell from it, the cheapest, of these the best.
+
+    Source: the one-standard-error rule, L. Breiman et al., Classification and Regression Trees (1984), 3.4.3.
+    """
+    rows = {point: {row.metric: row for row in scorer.score([rule.at(point)])} for point in found.values}
+    missing, distance = found.values[found.best]
+    tolerated = distance + standard_error(rows[found.best][metric_by(FRECHET, judge.name)])
+    as_good = [point for point, value in found.values.items() if value[0] <= missing and value[1] <= tolerated]
+    return min(as_good, key=lambda point: (rows[point][GUIDED].value, found.values[point]))
 
 
 def value_of(scores: Mapping[str, float], unguided: Mapping[str, float]) -> Value:

@@ -22,7 +22,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "slg": {"weight": 0.46, "layers": (7, 8)},
         "exit": {"weight": 0.77, "layer": 4},
         "ag": {"weight": 0.6},
-        "sgg": {"scale": 1.46, "weight": 0.59, "layers": (7, 8), "switch": 0.4},
+        "sgg": {"scale": 1.46, "weight": 0.59, "layers": (7, 8), "switch": 0.3},
         "sgg-exit": {"scale": 1.35, "weight": 0.71, "layer": 4, "switch": 0.7},
     },
     # of the official samplers, which guide three of the four channels: DiT's own default, and the scale of SiT's best scores
