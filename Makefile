@@ -23,7 +23,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 .PHONY: help demo test test-all lint bench gpu
 
 help:
-	@echo "make demo      install, and draw out/demo.png: four guidance rules side by side"
+	@echo "make demo      install, and draw out/demo.png: real leaves, and the same leaves by five rules, with what each costs and scores"
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make lint      style, format and types"
@@ -31,7 +31,7 @@ help:
 	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
 
 demo: $(VENV)/.core
-	$(BIN)/segue compare --out out/demo.png --force
+	$(BIN)/segue bench demo --out out/demo.png --force
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

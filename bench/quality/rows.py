@@ -15,6 +15,7 @@ from ..timing import Statistic
 from .interval import SPREAD_LEVEL, SUITE
 
 BY = " by "
+REAL = "real samples"  # the variant of those that no network drew
 MISTAKES = 12  # of a confusion, kept in the note of the accuracy
 
 

@@ -83,7 +83,7 @@ def labelled_sheet(
     for row in made:
         _draw_row(sheet, draw, row, top, layout)
         top += layout.row_height
-    _draw_lines(draw, note, top - ROW_GAP + GAP, layout.small)
+    _draw_lines(draw, note, top - layout.gap + 2 * GAP, layout.small)
     return sheet
 
 
@@ -98,13 +98,14 @@ class _Layout:
         self.mark_font = _fitting_font(marks, HEADER_TEXT, self.cell[0])
         self.band = _line(self.label_font) + 6
         mark_band = _line(self.mark_font) + FRAME if marks else 0
-        self.row_height = self.band + self.cell[1] + mark_band + ROW_GAP
+        self.gap = GAP if marks else ROW_GAP  # words below pictures keep the rows apart
+        self.row_height = self.band + self.cell[1] + mark_band + self.gap
         self.header_height = max((len(header.split()) for header in headers), default=0) * _line(self.header_font) + GAP
         lines = [int(self.small.getlength(line)) + 1 for text in (title, note) for line in text.splitlines()]
         pictures = self.left(max(len(row.images) for row in rows)) - GAP - MARGIN
         self.width = max(pictures, *lines, *(_row_width(row, self.label_font, self.small) for row in rows))
         texts = sum(_text_height(text, self.small) for text in (title, note))
-        self.height = texts + self.header_height + len(rows) * self.row_height - ROW_GAP
+        self.height = texts + self.header_height + len(rows) * self.row_height - self.gap
 
     def left(self, column: int) -> int:
         """Where a column begins."""
@@ -134,7 +135,7 @@ def _draw_lines(draw: ImageDraw.ImageDraw, text: str, top: int, font) -> None:
 
 
 def _text_height(text: str, font) -> int:
-    return len(text.splitlines()) * _line(font) + GAP if text else 0
+    return len(text.splitlines()) * _line(font) + 2 * GAP if text else 0
 
 
 def _draw_row_label(draw: ImageDraw.ImageDraw, row: Row, top: int, width: int, font, small) -> None:
