@@ -31,6 +31,7 @@ def register(bench: typer.Typer) -> None:
     """Add the commands to ``bench``."""
     bench.command()(demo)
     bench.command()(quality)
+    bench.command()(calls)
 
 
 def demo(
@@ -76,3 +77,23 @@ def quality(
     from .quality_command import plot_quality
 
     plot_quality(out, model, judge or (JUDGE,), scores, force)
+
+
+def calls(
+    out: Annotated[Path, typer.Option("--out", "-o", help="WebP or GIF file to write.")] = Path("out/live-branches.webp"),
+    guidance: RulesOption = None,
+    classes: Annotated[str | None, typer.Option(help="Species: numbers, ranges, names or genera.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first picture.")] = 0,
+    steps: Annotated[int, typer.Option(help="Calls of a run.")] = 28,
+    device: DeviceOption = None,
+    force: ForceOption = False,
+) -> None:
+    """An animation of runs side by side: what each call takes the sample for, and which branches it evaluates.
+
+    [bold]Example[/bold]
+
+    segue bench calls -g none -g sgg --out docs/live-branches.webp
+    """
+    from .calls_command import animate_calls
+
+    animate_calls(out, guidance, classes, seed, steps, device, force)

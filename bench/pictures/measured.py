@@ -68,7 +68,9 @@ class Measured:
 
     def footing(self) -> str:
         """How many samples were judged by whom beside what."""
-        return (
-            f"{self.case.trial.samples} samples a rule, judged by {short_name(self.judge)} beside {self.case.real}; "
-            "intervals at 95 %"
-        )
+        return f"{self.drawn}, judged by {short_name(self.judge)}; intervals at 95 %"
+
+    @property
+    def drawn(self) -> str:
+        """How many samples were judged beside what."""
+        return f"{self.case.trial.samples} samples a rule beside {self.case.real}"

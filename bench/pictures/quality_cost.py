@@ -24,6 +24,7 @@ GREY, GRID, INK = "#777d87", "#e4e6e9", "#30343b"
 COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
+FILLED = "Filled: on the front, where no rule is better and costs no more."
 SIZE, DPI = (10.2, 4.7), 150
 # where a name may stand, in points from its dot: beside it, above, below, and further away
 PLACES = [
@@ -80,11 +81,8 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
         axes = figure.subplots(lines, min(len(panels), len(SIDES)), squeeze=False).flat
         for own, (measured, score) in zip(axes, panels, strict=False):
             draw_panel(own, measured, score, points_of(measured, score, names))
-        figure.supxlabel(
-            f"{spec.name}: {seen[0].footing()}.\nFilled: on the front, where no rule is better and costs no more.",
-            fontsize=8.5,
-            color=GREY,
-        )
+        said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}"
+        figure.supxlabel(said, fontsize=8.5, color=GREY)
         buffer = BytesIO()
         figure.savefig(buffer, format="png")
     record = {"model": seen[0].case.networks, "rules": seen[0].rules, "judges": [measured.judge for measured in seen]}

@@ -97,7 +97,7 @@ def test_captions_say_what_the_rows_say(engine, rows):
         cost = engine.plan(rule, TRIAL.steps).cost.relative
         assert line.caption == f"{cost:.2f}x  |  accuracy {interval_text(accuracy)}  |  FD {interval_text(distance)}"
         assert demo.measured.interval(rule, "accuracy") == interval_of(accuracy)
-    assert "24 samples a rule, judged by judge beside 99 leaves; intervals at 95 %" in demo.note()
+    assert "24 samples a rule beside 99 leaves, judged by judge; intervals at 95 %" in demo.note()
     assert "evaluation" not in demo.title() + demo.note()
 
 
