@@ -233,9 +233,9 @@ def compare(
 def report(
     results: Annotated[list[Path] | None, typer.Argument(help="Result files; default: all in bench/results.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.md and the plots.")] = RESULTS,
-    readme: Annotated[Path | None, typer.Option(help="A file whose marked block is replaced.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="A document whose marked blocks are replaced.")] = None,
 ) -> None:
-    """Markdown tables and plots from result rows; with --readme also the block between its bench markers."""
+    """Markdown tables and plots from result rows; with --readme also the blocks between a document's markers."""
     from .report import write_report
 
     for path in write_report(results or sorted(RESULTS.glob("*.jsonl")), out, readme):

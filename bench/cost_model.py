@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from segue.engine.planning.plan import Plan, compile_plan
+from segue.engine.planning.compile import compile_plan
+from segue.engine.planning.plan import Plan
 from segue.engine.planning.schedule import resolve_schedule
 from segue.engine.planning.solvers import EULER
 from segue.engine.rules.guidance import Unguided

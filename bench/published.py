@@ -159,6 +159,8 @@ class StagedSampler:
         per_slot = [conditions[condition] for condition in self.slots]
         x = state.to(self.solver_table.device, torch.float32, copy=True)
         history = torch.zeros_like(x)
+        further = self.plan.solver.earlier
+        earlier = x.new_zeros(len(x), further, *x.shape[1:]) if further else None
         if self.stages.table:
             self._load(self.times, per_slot)
         for call, live in enumerate(self.plan.live):
@@ -168,7 +170,7 @@ class StagedSampler:
                 index = 0
             row = self.solver_table[call].expand(self.batch, -1)
             output = self._output(call, live, x * row[:, 0, None, None, None], index)
-            self.kernels.solver_update(x, output, history, None, row[:, 1:])
+            self.kernels.solver_update(x, output, history, None, row[:, 1:], earlier=earlier)
         return x
 
     def _load(self, times: Tensor, per_slot: list[Any]) -> None:

@@ -1,10 +1,14 @@
-"""The block of the README between its markers: Segue beside what people run today, and seconds where they are a card's."""
+"""Blocks of documents between markers: all of Segue beside what people run today, or the seconds of cards alone."""
+
+import re
 
 from .rows import Row
 from .summary import beside_summary, on_card, speed_summary
-from .tables import by_device, select
+from .tables import by_device, markdown_table, select
 
-BLOCK = "bench"
+BLOCK, SECONDS = "bench", "seconds"  # the names that the markers of a block have
+RULES = {"none": "unguided", "cfg": "classifier-free guidance", "sgg": "segmented guidance"}
+_VARIANT = re.compile(rf"(?P<who>.+?) (?P<rule>{'|'.join(RULES)})(?P<how> as published)?")
 
 
 def readme_block(rows: list[Row]) -> str:
@@ -21,6 +25,26 @@ def readme_block(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def seconds_block(rows: list[Row]) -> str:
+    """Seconds of a batch for each case that a card was timed on: a line per rule, a column per program.
+
+    Raises as :func:`readme_block`.
+    """
+    check_committed(rows)
+    timed = filter(on_card, select(rows, "e2e", "latency of a batch"))
+    parts = []
+    for (device, dtype), here in by_device(list(timed)).items():
+        for case in dict.fromkeys(row.case.rpartition(", ")[0] for row in here):
+            lines: dict[str, dict[str, str]] = {}
+            for row in here:
+                if (match := _VARIANT.fullmatch(row.variant)) and row.case.startswith(f"{case}, "):
+                    lines.setdefault(match["rule"], {})[match["who"]] = f"{row.value:.3g} s{match['how'] or ''}"
+            programs = list(dict.fromkeys(who for line in lines.values() for who in line))
+            cells = [[RULES[rule], *(line.get(who, "-") for who in programs)] for rule, line in lines.items()]
+            parts.append(markdown_table((f"{case}; {device}, {dtype}", *programs), cells))
+    return "\n\n".join(parts)
+
+
 def check_committed(rows: list[Row]) -> None:
     """Raise ``ValueError`` for rows of code that was never committed: nobody could measure them again."""
     for row in rows:
@@ -33,6 +57,15 @@ def made(rows: list[Row]) -> str:
     releases = ", ".join(sorted({row.versions.get("torch", "unknown") for row in rows}))
     commits, dates = dict.fromkeys(row.commit for row in rows), sorted({row.date[:10] for row in rows})
     return f"torch {releases}, commit {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}:"
+
+
+def update_document(text: str, rows: list[Row], name: str) -> str:
+    """``text`` with its blocks made of ``rows``; raises ``ValueError`` for markers without their pair, and for none."""
+    makers = {BLOCK: readme_block, SECONDS: seconds_block}
+    found = [block for block in makers if markers(block)[0] in text]
+    for block in found or [BLOCK]:
+        text = update_block(text, makers[block](rows), name, block)
+    return text
 
 
 def markers(block: str) -> tuple[str, str]:

@@ -1,11 +1,11 @@
-"""From result rows to a report: Markdown tables and plots, and the block of the README between its markers."""
+"""From result rows to a report: Markdown tables and plots, and the blocks of a document between their markers."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from .plots import write_plots
 from .quality.tables import quality_tables
-from .readme_block import readme_block, update_block
+from .readme_block import update_document
 from .rows import Row, latest, read_rows
 from .summary import summary_tables
 from .tables import (
@@ -44,14 +44,14 @@ def report_text(rows: list[Row]) -> str:
 
 
 def write_report(results: list[Path], out: Path, readme: Path | None = None) -> list[Path]:
-    """Write ``report.md`` and the plots into ``out`` and update the README; returns what was written.
+    """Write ``report.md`` and the plots into ``out`` and update the document ``readme``; returns what was written.
 
-    Raises ``ValueError`` for missing files, files without rows, and a README without markers, before writing.
+    Raises ``ValueError`` for missing files, files without rows, and a document without markers, before writing.
     """
     rows = latest([row for path in results for row in read_rows(path)])
     if not rows:
         raise ValueError(f"there are no result rows in {', '.join(map(str, results)) or 'bench/results'}")
-    updated = update_block(readme.read_text(encoding="utf-8"), readme_block(rows), str(readme)) if readme else None
+    updated = update_document(readme.read_text(encoding="utf-8"), rows, str(readme)) if readme else None
     out.mkdir(parents=True, exist_ok=True)
     written = write_plots(rows, out)
     links = "".join(f"\n![{path.stem.replace('-', ' ')}]({path.name})\n" for path in written)

@@ -21,10 +21,12 @@ from .argument_names import refuses_unknown
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
-from .planning.plan import Plan, checked_size, compile_plan
+from .planning.compile import compile_plan, plan_part
+from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule, resolve_schedule
-from .planning.solvers import Solver, get_solver
-from .rules.presets import RuleLike
+from .planning.solver_rows import Solver
+from .planning.solvers import get_solver
+from .rules.batch import RulesLike
 from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import Counting, progress_bar
@@ -88,7 +90,7 @@ class EngineCore:
     @refuses_unknown()
     def plan(
         self,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver = "euler",
@@ -97,6 +99,8 @@ class EngineCore:
     ) -> Plan:
         """Resolve a rule, or its text, without running it; ``print(plan)`` shows who runs when and what it costs.
 
+        A rule with a number for each sample, or a list of a rule for each, is for a batch of that many: a branch runs in a call
+        if any of them needs it there.
         ``height`` and ``width`` are the latent size, by default the model's own.
         """
         return resolve_plan(self.specs, guidance, steps, schedule, solver, height, width)
@@ -127,8 +131,9 @@ class EngineCore:
 
         So runs may nest (in a callback) and threads may run side by side, each in a program of its own.
         conditions: for each condition of the plan what the model's rows take, B long; state [B, C, H, W] fp32, the sample
-        at the first noise level in flow coordinates.
+        at the first noise level in flow coordinates.  Raises ``ValueError`` for a plan of another number of samples.
         """
+        plan.check_samples(len(seeds))
         for network in self.models.values():
             check_block_linears(network)  # an adapter may have come since
         key = ProgramKey.of(plan, len(seeds))
@@ -186,15 +191,17 @@ class EngineCore:
     ) -> tuple[Tensor, int]:
         """Run a plan for B samples in batches of at most ``max_batch``; returns (latents [B, C, H, W] fp32, calls made).
 
+        Where samples have rules of their own, a batch evaluates what its own samples need: at most what the plan says.
         ``progress`` shows a bar of the network calls on stderr, if that is a terminal.
         """
+        plan.check_samples(len(seeds))
         chunk = len(seeds) if max_batch is None else counting_number(max_batch, "max_batch")
         latents, calls = [], plan.calls
         with progress_bar(self.spec.name, plan.calls * -(-len(seeds) // chunk), shown=progress) as advance:
             for first in range(0, len(seeds), chunk):
                 part = slice(first, first + chunk)
                 own = {name: value[part] for name, value in conditions.items()}
-                program = self.prepare(plan, own, seeds[part], state[part])
+                program = self.prepare(plan_part(plan, part), own, seeds[part], state[part])
                 try:
                     calls = run_program(program, Counting(self.followed(callback, program), advance), check_finite)
                     latents.append(program.x.clone())
@@ -268,7 +275,7 @@ def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
 
 def resolve_plan(
     specs: Mapping[str, ModelSpec],
-    guidance: RuleLike = None,
+    guidance: RulesLike = None,
     steps: int | None = None,
     schedule: ScheduleLike | None = None,
     solver: str | Solver = "euler",

@@ -1,10 +1,9 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,15 @@ from .adapters.vae import Decoder, check_channels, saved_channels
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import outside_autocast, resolve_device, resolve_dtype
-from .images import PIXEL_CHANNELS, latents_to_images
+from .images import latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
 from .planning.plan import Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
-from .planning.solvers import Solver
-from .records.provenance import Record
-from .records.run import Run
-from .rules.presets import RuleLike
+from .planning.solver_rows import Solver
+from .records.sample_run import SampleRun
+from .rules.batch import RulesLike
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -35,51 +33,6 @@ from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
 Labels = Sequence[int | str] | str
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SampleRun(Run):
-    """What a sampling run made.  ``latents`` [B, C, H, W] fp32; ``calls`` is less than planned if a callback stopped it.
-
-    A run that is stopped in one of several batches holds the samples of that batch and those before it.
-    """
-
-    latents: Tensor
-    plan: Plan
-    labels: tuple[int, ...]
-    seeds: tuple[int, ...]
-    calls: int
-    model: str
-    decoder: Decoder | None = None
-    max_batch: int | None = None
-    engine: "Engine | None" = None
-    unrecorded: str = ""
-
-    @cached_property
-    def images(self) -> list:
-        """PIL images, made when they are first asked for: by the engine's VAE, or of latents that are pixels."""
-        if self.decoder is None:
-            return latents_to_images(self.latents)
-        return self.decoder.pictures(self.latents, self.max_batch)
-
-    def _record(self, rule: str, max_batch: int) -> Record:
-        origin = self._origin().with_decoder(self.decoder)
-        return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch)
-
-    def _names(self) -> tuple[str, ...]:
-        return cast(SiTSpec, self.plan.spec).class_names
-
-    def _caption(self, index: int) -> str:
-        names = self._names()
-        return names[self.labels[index]] if names else f"class {self.labels[index]}"
-
-    def _pictures(self) -> list:
-        return self.images
-
-    def _pictures_at_hand(self) -> list:
-        if self.decoder is None:
-            return self.images if self.latents.shape[1] == PIXEL_CHANNELS else []
-        return vars(self).get("images", [])
 
 
 class Engine(EngineCore):
@@ -235,7 +188,7 @@ class Engine(EngineCore):
     def sample(
         self,
         labels: Labels,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -253,7 +206,8 @@ class Engine(EngineCore):
         """Draw one sample per label.
 
         ``labels``: numbers or names in a list, or text as on the command line (``"0-7"``, ``"all"``); the name of a
-        superclass stands for its classes.
+        superclass stands for its classes.  ``guidance`` is one rule, which may hold a number for each sample
+        (``CFG([2.0, 4.0])``), or a list of a rule for each.
         ``seeds``: one per label, or one integer for ``seed, seed + 1, ...``; default random, recorded in the result.
         ``noise`` [B, C, H, W] replaces the seeds' initial noise.  ``latents`` [B, C, H, W] is a clean start, noised to the
         first level of ``schedule``: with levels that rise from 0 the run inverts it, and leaves the ``noise`` that the same
@@ -264,6 +218,7 @@ class Engine(EngineCore):
         labels = check_labels(labels, self.spec)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
+        plan.check_samples(len(labels))
         check_rising(plan, latents, noise)
         warn_of(plan)
         own_noise, clean = noise, latents
@@ -293,7 +248,7 @@ class Engine(EngineCore):
     @refuses_unknown()
     def denoiser(
         self,
-        guidance: RuleLike,
+        guidance: RulesLike,
         labels: Labels,
         *,
         schedule: ScheduleLike | None = None,
@@ -303,7 +258,9 @@ class Engine(EngineCore):
         """A k-diffusion style ``model(x, sigma[B]) -> denoised`` for one sample per label.
 
         Give ``schedule`` (the levels the sampler will visit, falling to 0 or rising) for windows in steps or fractions, or to
-        make all tables at once; a sampler in half precision may round them.  What a rule remembers (APG's average, reused
+        make all tables at once; a sampler in half precision may round them.  A denoiser sees levels only: at the edge of a
+        window the second call of a Heun step is guided as the step that starts at its level, where the engine's own Heun
+        guides both calls of a step alike.  What a rule remembers (APG's average, reused
         directions) goes from a level to the next of ``schedule``, and to the same level asked for again, which is another
         stage of a step (Heun's); at any other level a sample's run starts anew.  Each denoiser has a program, and
         so a memory, of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as
@@ -323,6 +280,7 @@ class Engine(EngineCore):
         It is the caller's until :meth:`release` gives it back; without that every load builds, and on CUDA captures, anew.
         """
         labels = check_labels(labels, self.spec)
+        plan.check_samples(len(labels))
         seeds = check_seeds(seeds, len(labels))
         state = self._first_state(plan, noise, latents, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, state)

@@ -1,6 +1,7 @@
 """Numbers as callers give them: Python's, NumPy's and what 0-d tensors and arrays hold; truth values never."""
 
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -43,6 +44,18 @@ def real_number(value: Any, requirement: str) -> float:
         return float(number)
     except OverflowError:
         raise ValueError(f"{requirement}, got {value}") from None
+
+
+def number_or_each(value: Any, check: Callable[[Any], float]) -> float | tuple[float, ...]:
+    """``check(value)``, or of a list, a tuple, a 1-D array or tensor ``check`` of each entry: one for every sample of a batch.
+
+    Raises as ``check``, and ``ValueError`` for an empty one.
+    """
+    if not isinstance(value, list | tuple) and getattr(value, "ndim", None) != 1:
+        return check(value)
+    if not len(value):
+        raise ValueError(f"one number for each sample of a batch is at least one, got {value!r}")
+    return tuple(map(check, value if isinstance(value, list | tuple) else value.tolist()))
 
 
 def number_from_text(text: str) -> float:

@@ -14,10 +14,13 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from .core import EngineCore
-from .planning.plan import Plan, compile_plan
+from .planning.compile import compile_plan
+from .planning.plan import Plan
+from .planning.plan_warnings import warn_caller
 from .planning.schedule import Schedule
-from .planning.solvers import VELOCITY, Solver
-from .rules.presets import RuleLike, as_rule
+from .planning.solver_rows import Solver
+from .planning.solvers import VELOCITY
+from .rules.batch import RulesLike, check_count, plain_rules, rules_and_notes
 from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
@@ -50,7 +53,7 @@ class GuidedVelocity:
     def __init__(
         self,
         engine: EngineCore,
-        guidance: RuleLike,
+        guidance: RulesLike,
         conditions: Callable[[Plan], Mapping[str | int, Any]],
         height: int,
         width: int,
@@ -60,13 +63,21 @@ class GuidedVelocity:
     ):
         self.engine, self.conditions, self.solver = engine, conditions, solver
         self.specs = engine.specs if specs is None else specs
-        self.guidance = as_rule(guidance, self.specs["main"])
+        self.guidance, notes = rules_and_notes(guidance, self.specs["main"])
+        for note in notes:
+            warn_caller(note)
         self.height, self.width = height, width
-        if sigmas is None and (what := self.guidance.needs_schedule()):
-            raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")
+        if sigmas is None:
+            for rule in plain_rules(self.guidance):
+                if what := rule.needs_schedule():
+                    raise ValueError(f"{what} needs the schedule: give the sigmas that will be asked for")
         self.fixed = sigmas is not None
         self.plan: Plan | None = self._compile(sigmas) if sigmas is not None else None
         self._last: np.ndarray | None = None  # the calls before, if they followed upon loading
+
+    def check_samples(self, count: int) -> None:
+        """Raise ``ValueError`` for a rule with numbers for another batch than ``count`` samples."""
+        check_count(self.guidance, count)
 
     def __del__(self):
         self.release()
@@ -129,13 +140,10 @@ class GuidedVelocity:
         """Put every sample at its call; returns the live branches."""
         program, plan = self.program, self.plan
         put(program.call, calls)
-        # samples at different levels share one call: a branch that is dead for some has weight zero there
-        live = {branch for call in set(calls.tolist()) for branch in plan.live[call]}
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
         program.combination.forget(fresh)
-        live |= {branch for branch in plan.kept if plan.weights[calls[fresh], branch - 1].any()}
         self._last = calls
-        return tuple(sorted(live))
+        return plan.live_at(calls, fresh)
 
     def _calls(self, levels: np.ndarray) -> np.ndarray:
         wanted = self.plan.parameterization.snap(levels)
@@ -145,6 +153,7 @@ class GuidedVelocity:
         """Make sure that the program holds these levels, give or take ``tolerance``, for this batch."""
         plan = self.plan
         if plan is not None:
+            plan.check_samples(len(x))
             distance = np.abs(plan.sigmas[None] - plan.parameterization.snap(levels)[:, None]).min(axis=1)
             known = distance <= (tolerance if self.fixed else LEVEL_TOLERANCE)
             if not known.all() and self.fixed:

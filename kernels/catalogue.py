@@ -25,6 +25,7 @@ FP8_CAPABILITY = 89
 EPS = 1e-6
 # of the table that holds the numbers of every call: the scale of the state, the solver's six, and a factor for each branch
 CALLS, CALL_NUMBERS = 33, 10
+LOOKING_BACK = "two rows back"  # of solver updates: weighing what the row before the previous one left
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,11 @@ def _fp8_products(size: Size) -> Iterator[Case]:
             )  # fmt: skip
 
 
+def further(make: Factory, size: Size, earlier: int) -> tuple[Tensor, ...]:
+    """What a solver update takes where it weighs earlier rows: nothing, or what they left [B, E, C, H, W]."""
+    return (make.single(size.latent[0], earlier, *size.latent[1:]),) if earlier else ()
+
+
 def _readouts(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     samples, tokens, width, outputs = size.samples, size.tokens, size.width, size.outputs
 
@@ -294,22 +300,24 @@ def _readouts(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         weight, bias = make(outputs, width) / width**0.5, make(outputs)
         return *head(make, 2, samples), make.single(samples, 2), (0, 1), weight, bias
 
-    def update(make: Factory, branches: int) -> tuple:
-        numbers = make.single(samples, CALL_NUMBERS)  # the row of the call
+    def update(make: Factory, branches: int, earlier: int = 0) -> tuple:
+        numbers = make.single(samples, CALL_NUMBERS + earlier)  # the row of the call
         weight, bias = make(outputs, width) / width**0.5, make(outputs)
-        combination = numbers[:, 7 : 7 + branches], tuple(range(branches)), weight, bias
-        states = (make.single(*size.latent) for _ in range(2))
-        return *states, numbers[:, 1:7], None, *head(make, 2, samples), *combination, size.patch, make.counters(samples)
+        combination = numbers[:, 7 + earlier : 7 + earlier + branches], tuple(range(branches)), weight, bias
+        states = *(make.single(*size.latent) for _ in range(2)), numbers[:, 1 : 7 + earlier], None
+        counters = make.counters(samples), *further(make, size, earlier)
+        return *states, *head(make, 2, samples), *combination, size.patch, *counters
 
     one = partial(update, branches=1)
     operations = (
-        ("project", project, 1, ""), ("combine_then_project", combined, 2, ""),
-        ("readout_update", partial(update, branches=2), 2, ""), ("readout_update", one, 1, "one branch"),
+        ("project", project, 1, "", 0), ("combine_then_project", combined, 2, "", 0),
+        ("readout_update", partial(update, branches=2), 2, "", 0), ("readout_update", one, 1, "one branch", 0),
+        ("readout_update", partial(update, branches=2, earlier=1), 2, LOOKING_BACK, 1),
     )  # fmt: skip
-    for operation, arguments, branches, variant in operations:
+    for operation, arguments, branches, variant, earlier in operations:
         counts = (samples, branches, tokens, width, outputs)
-        traffic = readout.bytes_moved(*counts, dtype.itemsize, operation == "readout_update")
-        more = {"variant": variant, "branches": 1 if variant else 2, "dtype": dtype}
+        traffic = readout.bytes_moved(*counts, dtype.itemsize, operation == "readout_update", earlier)
+        more = {"variant": variant, "branches": 1 if variant == "one branch" else 2, "dtype": dtype}
         yield _case(readout, operation, size, arguments, traffic, readout.flops(*counts), **more)
 
 
@@ -318,10 +326,10 @@ def _updates(size: Size) -> Iterator[Case]:
     samples, elements = size.samples, size.tokens * size.outputs
     case = partial(_case, dtype=torch.float32)
 
-    def update(make: Factory, noise: bool) -> tuple:
+    def update(make: Factory, noise: bool, earlier: int) -> tuple:
         states = [make.single(*size.latent) for _ in range(4)]
-        row = make.single(samples, CALL_NUMBERS)[:, 1:7]
-        return *states[:3], states[3] if noise else None, row, make.counters(samples)
+        row = make.single(samples, CALL_NUMBERS + earlier)[:, 1 : 7 + earlier]
+        return *states[:3], states[3] if noise else None, row, make.counters(samples), *further(make, size, earlier)
 
     def branches(make: Factory) -> tuple:
         outputs = make.single(2, samples, size.tokens, size.outputs)
@@ -335,10 +343,11 @@ def _updates(size: Size) -> Iterator[Case]:
 
     traffic, work = combine.combine_bytes_moved(samples, 2, elements, 4), combine.combine_flops(samples, 2, elements)
     yield case(combine, "combine_branches", size, branches, traffic, work)
-    for noisy in (False, True):
-        traffic, work = combine.bytes_moved(samples, elements, noisy), combine.flops(samples, elements, noisy)
-        variant = "with noise" if noisy else ""
-        yield case(combine, "solver_update", size, partial(update, noise=noisy), traffic, work, variant=variant)
+    for variant, noisy, earlier in (("", False, 0), (LOOKING_BACK, False, 1), ("with noise", True, 0)):
+        counts = samples, elements, noisy, earlier
+        operands = partial(update, noise=noisy, earlier=earlier)
+        traffic, work = combine.bytes_moved(*counts), combine.flops(*counts)
+        yield case(combine, "solver_update", size, operands, traffic, work, variant=variant)
     yield case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
     for operation, states, scalars in (("cfg_zero_star", 2, 1), ("rescale", 2, 1), ("adaptive_projection", 3, 4)):
         arguments = partial(correction, states=states, scalars=scalars)

@@ -12,21 +12,41 @@ MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit c
 
 
 def solver_update(
-    x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor, call: Tensor | None = None
+    x: Tensor,
+    output: Tensor,
+    history: Tensor,
+    noise: Tensor | None,
+    row: Tensor,
+    call: Tensor | None = None,
+    earlier: Tensor | None = None,
 ) -> None:
     """One solver row per sample, in place; then the counters ``call`` [B] int64 go on by one.
 
-    ``x' = a x + b o + c h + d z`` and ``h' = e x + f o`` with ``o`` the guided network output, ``h`` what the previous row
-    left behind and ``z`` unit noise.  x, output, history, noise [B, C, H, W] fp32; row [B, 6] = (a, b, c, d, e, f) fp32.
+    ``x' = a x + b o + c h + d z + sum_k g_k h_k`` and ``h' = e x + f o`` with ``o`` the guided network output, ``h`` what the
+    previous row left behind, ``h_k`` what was left 1 + k rows before that one, and ``z`` unit noise.  x, output, history, noise
+    [B, C, H, W] fp32; earlier [B, E, C, H, W] fp32, ``h_0`` and so on, for solvers that look further back than one row;
+    row [B, 6 + E] = (a, b, c, d, e, f, g_0, ...) fp32.
     """
-    a, b, c, d, e, f = (row[:, i, None, None, None] for i in range(6))
+    a, b, c, d, e, f, *further = (row[:, i, None, None, None] for i in range(6 + further_rows(earlier, row)))
     updated = a * x + b * output + c * history
     if noise is not None:
         updated += d * noise
+    if earlier is not None:
+        for g, before in zip(further, earlier.unbind(1), strict=True):
+            updated += g * before
+        earlier.copy_(torch.cat([history[:, None], earlier[:, :-1]], dim=1))
     torch.add(e * x, f * output, out=history)
     x.copy_(updated)
     if call is not None:
         call += 1
+
+
+def further_rows(earlier: Tensor | None, row: Tensor) -> int:
+    """How many rows before the previous one a row weighs.  Raises ``ValueError`` unless ``earlier`` holds as many."""
+    held = 0 if earlier is None else earlier.shape[1]
+    if row.shape[1] != 6 + held:
+        raise ValueError(f"a solver row must have {6 + held} numbers where {held} earlier rows are held, got {row.shape[1]}")
+    return held
 
 
 def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
@@ -80,8 +100,8 @@ def count_call(p_call, sample, call_step):
 
 @jit(do_not_specialize=["elements"])
 def solver_kernel(
-    p_x, p_output, p_history, p_noise, p_row, p_call, elements, row_sample, row_column, call_step,
-    NOISE: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    p_x, p_output, p_history, p_noise, p_earlier, p_row, p_call, elements, row_sample, row_column, call_step,
+    NOISE: tl.constexpr, EARLIER: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (element blocks, B); all operands are contiguous."""
     sample = tl.program_id(1).to(tl.int64)
@@ -89,6 +109,7 @@ def solver_kernel(
         count_call(p_call, sample, call_step)
     o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_x = o_x < elements
+    p_earlier += sample * (EARLIER * elements) + o_x
     o_x = sample * elements + o_x
     p_row += sample * row_sample
     a = tl.load(p_row).to(tl.float32)
@@ -103,16 +124,33 @@ def solver_kernel(
     if NOISE:
         d = tl.load(p_row + 3 * row_column).to(tl.float32)
         b_new += d * tl.load(p_noise + o_x, mask=m_x)
+    for k in tl.static_range(EARLIER):
+        b_before = tl.load(p_earlier + k * elements, mask=m_x)
+        b_new += tl.load(p_row + (6 + k) * row_column).to(tl.float32) * b_before
+        tl.store(p_earlier + k * elements, b_h, mask=m_x)
+        b_h = b_before
     tl.store(p_history + o_x, e * b_x + f * b_o, mask=m_x)
     tl.store(p_x + o_x, b_new, mask=m_x)
 
 
-def solver_update_triton(
-    x: Tensor, output: Tensor, history: Tensor, noise: Tensor | None, row: Tensor, call: Tensor | None = None
-) -> None:
-    """:func:`solver_update` as one kernel; ``x`` and ``history`` must be contiguous."""
-    if not (x.is_contiguous() and history.is_contiguous()):
+def check_memory(x: Tensor, history: Tensor, earlier: Tensor | None) -> None:
+    """Raise ``ValueError`` for what a kernel could not write in place."""
+    if not (x.is_contiguous() and history.is_contiguous() and (earlier is None or earlier.is_contiguous())):
         raise ValueError("the state and the history must be contiguous to be updated in place")
+
+
+def solver_update_triton(
+    x: Tensor,
+    output: Tensor,
+    history: Tensor,
+    noise: Tensor | None,
+    row: Tensor,
+    call: Tensor | None = None,
+    earlier: Tensor | None = None,
+) -> None:
+    """:func:`solver_update` as one kernel; ``x``, ``history`` and ``earlier`` must be contiguous."""
+    further = further_rows(earlier, row)
+    check_memory(x, history, earlier)
     if len(x) == 0:
         return
     config = launch_config("solver", "any", architecture(x.device))
@@ -120,7 +158,7 @@ def solver_update_triton(
     arguments |= {"p_noise": x if noise is None else noise.contiguous(), "p_row": row, "elements": x[0].numel()}
     arguments |= {"row_sample": row.stride(0), "row_column": row.stride(1), "NOISE": noise is not None, "BLOCK": config.block}
     arguments |= {"p_call": row if call is None else call, "call_step": 0 if call is None else call.stride(0)}
-    arguments |= {"COUNT": call is not None}
+    arguments |= {"COUNT": call is not None, "p_earlier": x if earlier is None else earlier, "EARLIER": further}
     launch(solver_kernel, (-(-x[0].numel() // config.block), len(x)), arguments, config.warps)
 
 
@@ -187,11 +225,14 @@ def combine_flops(samples: int, branches: int, elements: int) -> int:
     return 2 * samples * branches * elements
 
 
-def bytes_moved(samples: int, elements: int, noise: bool) -> int:
-    """Of the solver update: state, output and history in (and noise), state and history out, in fp32."""
-    return 4 * samples * elements * (5 + noise)
+def bytes_moved(samples: int, elements: int, noise: bool, earlier: int = 0) -> int:
+    """Of the solver update: state, output, history in (and noise), state and history out, in fp32; earlier rows both ways."""
+    return 4 * samples * elements * (5 + noise + 2 * earlier)
 
 
-def flops(samples: int, elements: int, noise: bool) -> int:
-    """Of the solver update: three products and two sums for the state, two and one for the history, two for the noise."""
-    return samples * elements * (8 + 2 * noise)
+def flops(samples: int, elements: int, noise: bool, earlier: int = 0) -> int:
+    """Of the solver update: three products and two sums for the state, two and one for the history, two for the noise.
+
+    Two for every earlier row.
+    """
+    return samples * elements * (8 + 2 * noise + 2 * earlier)

@@ -10,17 +10,24 @@ from .triton_runtime import architecture, dense, jit, launch, next_power_of_two,
 
 
 def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of a device table.  table [N, W] or [N], index [R] int64 -> [R, W] or [R], written to ``out`` when given."""
-    return torch.index_select(table, 0, index, out=out)
+    """Rows of a device table.  table [N, W] or [N], index [R] int64 -> [R, W] or [R], written to ``out`` when given.
+
+    Of tables [R, N, W], one for each index, ``out[r] = table[r, index[r]]``.
+    """
+    if table.dim() < 3:
+        return torch.index_select(table, 0, index, out=out)
+    found = torch.gather(table, 1, index[:, None, None].expand(-1, 1, table.shape[2]))[:, 0]
+    return found if out is None else out.copy_(found)
 
 
 def gather_modulation(table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor) -> Tensor:
     """The modulation of every row at its sample's call, ``table[times[call] * conditions + condition]``, into ``out``.
 
-    table [T * conditions, W]; times [N] the time index of every call; call [B]; condition [J, B] of every row block and
-    sample, int64; out [J * B, W], returned.
+    table [T * conditions, W]; times [N], or [B, N] where samples have their own, the time index of every call; call [B];
+    condition [J, B] of every row block and sample, int64; out [J * B, W], returned.
     """
-    index = torch.add(condition, times[call], alpha=conditions)
+    time = times[call] if times.dim() == 1 else times.gather(1, call[:, None])[:, 0]
+    index = torch.add(condition, time, alpha=conditions)
     return torch.index_select(table, 0, index.flatten(), out=out)
 
 
@@ -38,12 +45,13 @@ def copy_row(p_table, p_out, index, entries, table_row, W: tl.constexpr, BLOCK: 
     tl.store(p_out + o_w, b_x, mask=m_w)
 
 
-@jit(do_not_specialize=["entries"])
+@jit(do_not_specialize=["entries", "table_own"])
 def gather_kernel(
     p_table,
     p_index,
     p_out,
     entries,
+    table_own,
     table_row,
     index_step,
     out_row,
@@ -51,22 +59,22 @@ def gather_kernel(
     BLOCK: tl.constexpr,
     FLOATING: tl.constexpr,
 ):
-    """Grid (column blocks, R)."""
+    """Grid (column blocks, R).  ``table_own`` leads from the table of one row to the next one's; 0 where they share it."""
     row = tl.program_id(1).to(tl.int64)
     index = tl.load(p_index + row * index_step).to(tl.int64)
-    copy_row(p_table, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
+    copy_row(p_table + row * table_own, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
 
 
-@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "condition_block"])
+@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "times_own", "condition_block"])
 def modulation_kernel(
-    p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, call_step,
+    p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, times_own, call_step,
     condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (column blocks, J * B)."""
+    """Grid (column blocks, J * B).  ``times_own`` leads from one sample's times to the next one's; 0 where they share them."""
     row = tl.program_id(1)
     sample = row % samples
     call = tl.load(p_call + sample * call_step)
-    time = tl.load(p_times + call, mask=(call >= 0) & (call < calls), other=-1)
+    time = tl.load(p_times + sample.to(tl.int64) * times_own + call, mask=(call >= 0) & (call < calls), other=-1)
     condition = tl.load(p_condition + row // samples * condition_block + sample * condition_sample)
     index = tl.where(time < 0, -1, time * conditions + condition).to(tl.int64)
     copy_row(p_table, p_out + row.to(tl.int64) * out_row, index, entries, table_row, W, BLOCK, True)
@@ -76,6 +84,7 @@ def gather_modulation_triton(
     table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor
 ) -> Tensor:
     """:func:`gather_modulation` as one kernel; a call beyond ``times`` gives NaN."""
+    times = dense(times)
     (blocks, samples), width = condition.shape, table.shape[1]
     if out.shape != (blocks * samples, width) or out.dtype != table.dtype or out.stride(1) != 1:
         raise ValueError(f"out must be {(blocks * samples, width)} {table.dtype}, got {tuple(out.shape)} {out.dtype}")
@@ -83,8 +92,13 @@ def gather_modulation_triton(
     config = launch_config("gather", "any", architecture(table.device))
     block = min(config.block, next_power_of_two(width))
     arguments = {"p_table": table, "p_times": times, "p_call": call, "p_condition": condition, "p_out": out}
-    arguments |= {"entries": len(table), "calls": len(times), "samples": samples, "conditions": conditions}
-    arguments |= {"table_row": table.stride(0), "call_step": call.stride(0), "condition_block": condition.stride(0)}
+    arguments |= {"entries": len(table), "calls": times.shape[-1], "samples": samples, "conditions": conditions}
+    arguments |= {
+        "table_row": table.stride(0),
+        "times_own": times.stride(0) if times.dim() == 2 else 0,
+        "call_step": call.stride(0),
+        "condition_block": condition.stride(0),
+    }
     arguments |= {"condition_sample": condition.stride(1), "out_row": out.stride(0), "W": width, "BLOCK": block}
     launch(modulation_kernel, (-(-width // block), blocks * samples), arguments, config.warps)
     return out
@@ -92,16 +106,20 @@ def gather_modulation_triton(
 
 def gather_rows_triton(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     """:func:`gather_rows` as one kernel."""
-    width = table.shape[1] if table.dim() == 2 else 1
-    shape = (len(index), *table.shape[1:])
+    own = table.dim() == 3
+    if own and len(table) != len(index):
+        raise ValueError(f"tables {tuple(table.shape)} are one for each index, and there are {len(index)}")
+    width = table.shape[-1] if table.dim() > 1 else 1
+    shape = (len(index), *table.shape[2 if own else 1 :])
     if out is None:
         out = torch.empty(shape, dtype=table.dtype, device=table.device)
     elif out.shape != shape or out.dtype != table.dtype or out.stride(-1) != 1:
         raise ValueError(f"out must be {shape} {table.dtype} with contiguous rows, got {tuple(out.shape)} {out.dtype}")
-    table = dense(table) if table.dim() == 2 else table
+    table = dense(table) if table.dim() > 1 else table
     config = launch_config("gather", "any", architecture(table.device))
     block = min(config.block, next_power_of_two(width))
-    arguments = {"p_table": table, "p_index": index, "p_out": out, "entries": len(table), "table_row": table.stride(0)}
+    arguments = {"p_table": table, "p_index": index, "p_out": out, "entries": table.shape[1 if own else 0]}
+    arguments |= {"table_own": table.stride(0) if own else 0, "table_row": table.stride(1 if own else 0)}
     arguments |= {"index_step": index.stride(0), "out_row": out.stride(0), "W": width, "BLOCK": block}
     arguments |= {"FLOATING": table.is_floating_point()}
     launch(gather_kernel, (-(-width // block), len(index)), arguments, config.warps)

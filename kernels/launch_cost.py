@@ -82,7 +82,7 @@ def _readout(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     samples, tokens = launch.grid[1], given["tokens"]
     branches, width, outputs = given["BRANCHES"], given["D"], given["OUTPUTS"]
     itemsize = given["p_h"].element_size()
-    moved = readout.bytes_moved(samples, branches, tokens, width, outputs, itemsize, given["UPDATE"])
+    moved = readout.bytes_moved(samples, branches, tokens, width, outputs, itemsize, given["UPDATE"], given["EARLIER"])
     moved += 4 * samples * tokens * outputs * bool(given["NOISE"])
     sizes = f"{branches} x {samples} x {tokens} x {width} -> {outputs}"
     return _memory(moved, sizes, mlp.flops(samples * tokens, width, outputs))
@@ -107,7 +107,8 @@ def _gather(launch: Launch, given: dict[str, Any]) -> LaunchCost:
 
 def _solver(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     samples, elements = launch.grid[1], given["elements"]
-    return _memory(combine.bytes_moved(samples, elements, bool(given["NOISE"])), f"{samples} x {elements}")
+    moved = combine.bytes_moved(samples, elements, bool(given["NOISE"]), given["EARLIER"])
+    return _memory(moved, f"{samples} x {elements}")
 
 
 def _branches(launch: Launch, given: dict[str, Any]) -> LaunchCost:

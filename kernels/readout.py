@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import modulated_norm
-from .combine import count_call, packed, solver_update, unpatchify
+from .combine import check_memory, count_call, further_rows, packed, solver_update, unpatchify
 from .compensated import add_product
 from .launch import ReadoutLaunch
 from .launch_lookup import launch_config
@@ -63,20 +63,21 @@ def readout_update(
     bias: Tensor,
     patch: int,
     call: Tensor | None = None,
+    earlier: Tensor | None = None,
 ) -> None:
     """:func:`combine_then_project`, :func:`unpatchify` and the solver update of ``x`` and ``history``, in place.
 
-    For calls whose branches all share one head and combine early.  x, history, noise [B, C, H, W] fp32; row [B, 6]; the
-    counters ``call`` [B] int64 go on by one.
+    For calls whose branches all share one head and combine early.  x, history, noise [B, C, H, W] fp32; row [B, 6 + E] and
+    earlier [B, E, C, H, W] as in :func:`solver_update`; the counters ``call`` [B] int64 go on by one.
     """
     output = unpatchify(combine_then_project(h, shift, scale, coefficients, rows, weight, bias), patch, *x.shape[-2:])
-    solver_update(x, output, history, noise, row, call)
+    solver_update(x, output, history, noise, row, call, earlier)
 
 
 @jit()
 def update_patches(
-    p_x, p_history, p_noise, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
-    PATCH: tl.constexpr, CHANNELS: tl.constexpr, NOISE: tl.constexpr,
+    p_x, p_history, p_noise, p_earlier, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
+    PATCH: tl.constexpr, CHANNELS: tl.constexpr, NOISE: tl.constexpr, EARLIER: tl.constexpr,
 ):  # fmt: skip
     """The solver update of the pixels that a block of patches covers."""
     columns = width // PATCH
@@ -87,9 +88,17 @@ def update_patches(
     p_row += sample * row_sample
     b_x = tl.load(p_x + o_pixel, mask=m_y)
     b_new = tl.load(p_row).to(tl.float32) * b_x + tl.load(p_row + row_column).to(tl.float32) * b_y
-    b_new += tl.load(p_row + 2 * row_column).to(tl.float32) * tl.load(p_history + o_pixel, mask=m_y)
+    b_h = tl.load(p_history + o_pixel, mask=m_y)
+    b_new += tl.load(p_row + 2 * row_column).to(tl.float32) * b_h
     if NOISE:
         b_new += tl.load(p_row + 3 * row_column).to(tl.float32) * tl.load(p_noise + o_pixel, mask=m_y)
+    elements = CHANNELS * height * width
+    p_earlier += sample * ((EARLIER - 1) * elements) + o_pixel
+    for k in tl.static_range(EARLIER):
+        b_before = tl.load(p_earlier + k * elements, mask=m_y)
+        b_new += tl.load(p_row + (6 + k) * row_column).to(tl.float32) * b_before
+        tl.store(p_earlier + k * elements, b_h, mask=m_y)
+        b_h = b_before
     b_kept = tl.load(p_row + 4 * row_column).to(tl.float32) * b_x + tl.load(p_row + 5 * row_column).to(tl.float32) * b_y
     tl.store(p_history + o_pixel, b_kept, mask=m_y)
     tl.store(p_x + o_pixel, b_new, mask=m_y)
@@ -97,11 +106,11 @@ def update_patches(
 
 @jit(do_not_specialize=["tokens", "height", "width", "coefficient_branch"])
 def readout_kernel(
-    p_h, p_shift, p_scale, p_coefficients, p_weight, p_bias, p_out, p_x, p_history, p_noise, p_row, p_call,
+    p_h, p_shift, p_scale, p_coefficients, p_weight, p_bias, p_out, p_x, p_history, p_noise, p_earlier, p_row, p_call,
     tokens, h_block, h_sample, h_token, shift_block, shift_sample, scale_block, scale_sample,
     coefficient_sample, coefficient_branch, row_sample, row_column, call_step, height, width, eps,
     D: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BRANCHES: tl.constexpr, PATCH: tl.constexpr,
-    COMBINE: tl.constexpr, UPDATE: tl.constexpr, NOISE: tl.constexpr, COUNT: tl.constexpr,
+    COMBINE: tl.constexpr, UPDATE: tl.constexpr, NOISE: tl.constexpr, EARLIER: tl.constexpr, COUNT: tl.constexpr,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks, B).  Reads the hidden state twice (the second time from L2): statistics by merging two-pass
@@ -154,8 +163,8 @@ def readout_kernel(
         count_call(p_call, sample, call_step)
     if UPDATE:
         update_patches(
-            p_x, p_history, p_noise, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
-            PATCH, OUTPUTS // (PATCH * PATCH), NOISE,
+            p_x, p_history, p_noise, p_earlier, p_row, b_y, sample, o_t, o_o, m_y, row_sample, row_column, height, width,
+            PATCH, OUTPUTS // (PATCH * PATCH), NOISE, EARLIER,
         )  # fmt: skip
     else:
         o_y = ((sample * tokens + o_t) * OUTPUTS)[:, None] + o_o[None, :]
@@ -174,7 +183,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
     config = _config(h, weight)
     arguments = {"p_h": h, "p_shift": shift, "p_scale": scale, "p_coefficients": h, "p_weight": weight.contiguous()}
     arguments |= {"p_bias": bias.contiguous(), "p_out": h, "p_x": h, "p_history": h, "p_noise": h, "p_row": h}
-    arguments |= {"p_call": h, "call_step": 0, "COUNT": False}
+    arguments |= {"p_earlier": h, "EARLIER": 0, "p_call": h, "call_step": 0, "COUNT": False}
     arguments |= {"tokens": h.shape[2], "h_block": h.stride(0), "h_sample": h.stride(1), "h_token": h.stride(2)}
     arguments |= {"shift_block": shift.stride(0), "shift_sample": shift.stride(1), "scale_block": scale.stride(0)}
     arguments |= {"scale_sample": scale.stride(1), "coefficient_sample": 0, "coefficient_branch": 0, "row_sample": 0}
@@ -249,25 +258,33 @@ def readout_update_triton(
     bias: Tensor,
     patch: int,
     call: Tensor | None = None,
+    earlier: Tensor | None = None,
 ) -> None:
-    """:func:`readout_update` as one kernel; ``x`` and ``history`` must be contiguous."""
+    """:func:`readout_update` as one kernel; ``x``, ``history`` and ``earlier`` must be contiguous."""
     height, width = x.shape[-2:]
-    if not (x.is_contiguous() and history.is_contiguous()):
-        raise ValueError("the state and the history must be contiguous to be updated in place")
+    further = further_rows(earlier, row)
+    check_memory(x, history, earlier)
     if x[0].numel() != h.shape[2] * len(weight) or len(x) != h.shape[1] or height % patch or width % patch:
         raise ValueError(f"a state {tuple(x.shape)} does not consist of {h.shape[2]} patches of {len(weight)} numbers")
     arguments = _arguments(h, shift, scale, rows, weight, bias) | _combination(coefficients, h, rows)
     arguments |= {"p_x": x, "p_history": history, "p_row": row, "row_sample": row.stride(0), "row_column": row.stride(1)}
     arguments |= {"p_noise": h if noise is None else noise.contiguous(), "NOISE": noise is not None, "UPDATE": True}
+    if earlier is not None:
+        arguments |= {"p_earlier": earlier, "EARLIER": further}
     if call is not None:
         arguments |= {"p_call": call, "call_step": call.stride(0), "COUNT": True}
     _launch(h, weight, arguments | {"height": height, "width": width, "PATCH": patch})
 
 
-def bytes_moved(samples: int, branches: int, tokens: int, width: int, outputs: int, itemsize: int, update: bool) -> int:
-    """Least traffic: hidden state, vectors and weight in once; patches out in fp32, or state and history in and out."""
+def bytes_moved(
+    samples: int, branches: int, tokens: int, width: int, outputs: int, itemsize: int, update: bool, earlier: int = 0
+) -> int:
+    """Least traffic: hidden state, vectors and weight in once; patches out in fp32, or state and history in and out.
+
+    ``earlier`` counts the rows before the previous one, which an update moves on.
+    """
     read = itemsize * (samples * branches * (tokens + 2) * width + outputs * width)
-    return read + 4 * samples * tokens * outputs * (4 if update else 1)
+    return read + 4 * samples * tokens * outputs * (4 + 2 * earlier if update else 1)
 
 
 def flops(samples: int, branches: int, tokens: int, width: int, outputs: int) -> int:

@@ -4,6 +4,7 @@ Neither keeps running statistics, so there is no mode in which a score would dif
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -185,7 +186,7 @@ def load_classifier(source: str | Path) -> Classifier:
     return model.requires_grad_(False).eval()
 
 
-def _stored_spec(path: Path, metadata: dict[str, str]) -> ClassifierSpec:
+def _stored_spec(path: Path, metadata: Mapping[str, str]) -> ClassifierSpec:
     try:
         values = json.loads(metadata[SPEC_KEY])
     except (KeyError, ValueError) as error:

@@ -138,7 +138,7 @@ class ModuleRows:
         """
         check_layout(layout)
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
-        time = self.times[self.kernels.gather_rows(clock.times, clock.call)]  # [B]
+        time = self.times[clock.time_index(self.kernels)]  # [B]
         used = tuple(dict.fromkeys(slots))
         context, embedding = self._embedded(self.prompts, used, slots, time)
         self._make_buffers(context)

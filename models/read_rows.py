@@ -18,7 +18,8 @@ from .spec import ModelSpec
 class StateUpdate:
     """The solver update that ends a call, in place, as :func:`segue.kernels.combine.solver_update` of the guided output.
 
-    x, history, noise (or None) [B, C, H, W] fp32; row [B, 6] fp32; call [B] int64, the counters that go on by one.
+    x, history, noise (or None) [B, C, H, W] fp32; row [B, 6 + E] fp32; call [B] int64, the counters that go on by one;
+    earlier [B, E, C, H, W] fp32, or None where E is 0.
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class StateUpdate:
     row: Tensor
     noise: Tensor | None
     call: Tensor
+    earlier: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class BranchReader:
             combination = *operands, chosen(self.coefficients, group), rows, *projection
             if (update := self.update) is not None:
                 state = update.x, update.history, update.row, update.noise
-                self.kernels.readout_update(*state, *combination, self.size[0], update.call)
+                self.kernels.readout_update(*state, *combination, self.size[0], update.call, update.earlier)
             else:
                 self.kernels.combine_then_project(*combination, out=self.patches[self.combined])
                 self.combined += 1

@@ -10,10 +10,19 @@ from segue.kernels.record import Kernels
 
 @dataclass(frozen=True, eq=False)
 class Clock:
-    """Where every sample of a run is.  call [B] int64; times [N] int64, the index of the network time at each call."""
+    """Where every sample of a run is.
+
+    call [B] int64; times [N] int64, or [B, N] where samples have their own, the index of the network time at each call.
+    """
 
     call: Tensor
     times: Tensor
+
+    def time_index(self, kernels: Kernels) -> Tensor:
+        """The index [B] int64 of the network time of every sample's call."""
+        if self.times.dim() == 1:
+            return kernels.gather_rows(self.times, self.call)
+        return kernels.gather_rows(self.times[:, :, None], self.call)[:, 0]
 
 
 def slot_runs(slots: tuple[int, ...]) -> list[tuple[slice, slice]]:

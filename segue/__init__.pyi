@@ -2,18 +2,31 @@
 
 from segue.engine.adapters.diffusers import Attachment as Attachment, attach as attach, detach as detach
 from segue.engine.adapters.modular import SegmentedGuidance as SegmentedGuidance
-from segue.engine.engine import Engine as Engine, SampleRun as SampleRun
-from segue.engine.planning.plan import Plan as Plan, compile_plan as compile_plan
+from segue.engine.engine import Engine as Engine
+from segue.engine.planning.ancestral import dpm_sde as dpm_sde, euler_ancestral as euler_ancestral, lcm as lcm
+from segue.engine.planning.compile import compile_plan as compile_plan
+from segue.engine.planning.exponential import (
+    deis as deis,
+    dpm_multistep as dpm_multistep,
+    res_multistep as res_multistep,
+    unipc as unipc,
+)
+from segue.engine.planning.plan import Plan as Plan
 from segue.engine.planning.plan_warnings import PlanWarning as PlanWarning
 from segue.engine.planning.schedule import (
     Schedule as Schedule,
+    beta as beta,
+    exponential as exponential,
     flow_shift as flow_shift,
     from_scheduler as from_scheduler,
     from_sigmas as from_sigmas,
+    karras as karras,
     linear as linear,
     resolution_shift as resolution_shift,
 )
-from segue.engine.planning.solvers import Solver as Solver, euler_maruyama as euler_maruyama
+from segue.engine.planning.solver_rows import Solver as Solver
+from segue.engine.planning.solvers import euler_maruyama as euler_maruyama
+from segue.engine.records.sample_run import SampleRun as SampleRun
 from segue.engine.rules.correction import APG as APG, CFGZeroStar as CFGZeroStar, Rescale as Rescale
 from segue.engine.rules.guidance import (
     CFG as CFG,

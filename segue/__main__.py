@@ -1,11 +1,15 @@
 """The command line, ``segue`` or ``python -m segue``: the commands of every folder in one program."""
 
+from typing import Annotated
+
 import typer
 
 from segue.bench import cli as bench_commands
 from segue.engine.cli import commands as engine_commands
 from segue.engine.cli.errors import CommandGroup
 from segue.training import cli as training_commands
+
+from . import __version__
 
 app = typer.Typer(
     name="segue",
@@ -15,6 +19,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"segue {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+):
+    # what holds for every command; the help is the program's
+    pass
+
 
 # each folder adds its own commands
 engine_commands.register(app)

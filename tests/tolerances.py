@@ -10,6 +10,13 @@ FP32_AVERAGE = 40 * 6e-8
 # A loss of a small network in fp32 against fp64: outputs agree to 2e-5 of their size, and a square doubles that.
 FP32_NETWORK_LOSS = 4e-5
 
+# Weights after twelve steps of AdamW, captured with its fused kernel and not: each step moves a weight by about the rate of
+# 3e-3 times a quotient of two sums that differ by roundings; the smallest gradients turn these into a hundredth of a step.
+FP32_CAPTURED_RUN = 1e-2
+
+# Outputs of a small network in fp32 for a batch and for each of its rows: sums in another order, over less than ten layers.
+FP32_BATCHED = 2e-5
+
 # The same elementwise drawing in batches of another size: vector and scalar code paths of exp, pow and atan2 may differ by
 # ten roundings, and the edge ramps (one pixel wide, 14 pixels per unit) amplify them; absolute, pixels in [-1, 1].
 PIXELS_ANY_BATCH = 2e-5

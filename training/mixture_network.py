@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.kernels.record import REFERENCE
 from segue.models.read_rows import StateUpdate
 from segue.models.rows import FULL, RowLayout
 from segue.models.spec import SiTSpec
@@ -81,7 +82,7 @@ class MixtureRows:
         x [B, 2, 1, 1] fp32, on the CPU; coefficients [B, branches] or [B, branches, 2] fp32; None keeps the branches apart,
         [branches, B, 2, 1, 1] fp32.
         """
-        sigma = self.times[clock.times[clock.call]]
+        sigma = self.times[clock.time_index(REFERENCE)]
         outputs = torch.stack(_velocities(self.network, x, sigma, self.conditions, layout))  # [branches, B, 2, 1, 1]
         if coefficients is None:
             return outputs.float()

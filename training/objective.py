@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.engine.numeric_input import real_number
-from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 
 
@@ -43,7 +42,7 @@ def logit_normal_time(count: int, generator: torch.Generator, mean: float = 0.0,
 
 
 def plain_loss(
-    model: SiT, x0: Tensor, labels: Tensor, sigma: Tensor, eps: Tensor, exit_weight: float = 0.2
+    model: nn.Module, x0: Tensor, labels: Tensor, sigma: Tensor, eps: Tensor, exit_weight: float = 0.2
 ) -> dict[str, Tensor]:
     """``|v - u*|^2`` with ``u* = eps - x0``, plus ``exit_weight`` times the same for every early-exit head.
 

@@ -47,7 +47,8 @@ class VelocityTask:
         return x0, labels, sigma, torch.randn(x0.shape, generator=generator)
 
     def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
-        return plain_loss(model, *drawn, self.exit_weight)
+        x0, labels, sigma, eps = drawn
+        return plain_loss(model, x0, labels, sigma, eps, self.exit_weight)
 
 
 @dataclass(frozen=True)

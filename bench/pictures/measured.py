@@ -29,7 +29,7 @@ class Measured:
 
         Raises ``ValueError`` naming ``source`` where all rows are of other networks or of none that ``judge`` saw.
         """
-        cases = [(parse_case(case), own) for (case, _, _), own in by_case(rows).items()]
+        cases = [(parse_case(case), own) for (case, _), own in by_case(rows).items()]
         cases = [(case, own) for case, own in cases if case is not None]
         ours = [(case, own) for case, own in cases if case.networks == networks]
         if not ours:

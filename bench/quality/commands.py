@@ -65,6 +65,7 @@ def score(
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
     vae: o.VAEOption = None,
+    weak: o.WeakOption = None,
     device: o.DeviceOption = None,
     dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -117,7 +118,8 @@ def score(
     drawing = {"samples": samples, "first_seed": seed, "steps": steps, "solver": solver, "batch": batch}
     drawing = {name: value for name, value in drawing.items() if value is not None}
     panel, shown = Panel(judge, real, real_samples), Report(json, confusion)
-    how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant, "vae": vae}
+    how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant}
+    how |= {"vae": vae, "weak": weak}
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
@@ -145,6 +147,7 @@ def tune_scales(
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
     vae: o.VAEOption = None,
+    weak: o.WeakOption = None,
     device: o.DeviceOption = None,
     dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -185,7 +188,8 @@ def tune_scales(
     common = {name: value for name, value in common.items() if value is not None}
     search = {"samples": samples, "first_seed": seed} | common
     budget = Budget(search, {"samples": judge_samples, "first_seed": judge_seed} | common)
-    how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant, "vae": vae}
+    how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant}
+    how |= {"vae": vae, "weak": weak}
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     roles = Roles(extractor, Panel(judge, real, real_samples))
     _exit(tune_model(source, guidance, roles, budget, out or RESULTS, limit_minutes, Report(json), write))

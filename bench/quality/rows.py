@@ -14,6 +14,7 @@ from ..scores.units import ACCURACY, UNITS
 from ..timing import Statistic
 from .interval import SPREAD_LEVEL, SUITE
 
+Key = tuple[str, ...]
 BY = " by "
 REAL = "real samples"  # the variant of those that no network drew
 MISTAKES = 12  # of a confusion, kept in the note of the accuracy
@@ -30,6 +31,11 @@ def split_metric(metric: str) -> tuple[str, str]:
     return score, judge
 
 
+def key_of(row: Row) -> Key:
+    """What must agree for two rows of quality to say the same thing: not the device, for it is the samples that count."""
+    return row.key[:-1]
+
+
 @dataclass(frozen=True)
 class RowForm:
     """What the rows of one trial have in common; ``parents`` are the superclasses of its classes."""
@@ -40,11 +46,11 @@ class RowForm:
     parents: tuple[int, ...] = ()
     labelled: bool = True
 
-    def key(self, variant: str, metric: str) -> tuple[str, str, str, str, str, str]:
-        """That of a row, as :attr:`Row.key`."""
-        return (SUITE, self.case, variant, metric, self.dtype, self.environment.device)
+    def key(self, variant: str, metric: str) -> Key:
+        """That of a row, as :func:`key_of`."""
+        return (SUITE, self.case, variant, metric, self.dtype)
 
-    def keys(self, variant: str, judge: Judge) -> list[tuple]:
+    def keys(self, variant: str, judge: Judge) -> list[Key]:
         """Those of every score by a judge."""
         return [self.key(variant, metric_by(name, judge.name)) for name in judge.metrics(self.parents, self.labelled)]
 
@@ -80,9 +86,9 @@ def confused(row: Row) -> list[tuple[int, int, int]]:
     return mistakes
 
 
-def held_rows(path: Path) -> dict[tuple, Row]:
-    """The last row of every key in a file, if there is one."""
-    return {row.key: row for row in read_rows(path)} if path.exists() else {}
+def held_rows(path: Path) -> dict[Key, Row]:
+    """The last row of every key in a file, if there is one, whatever device made it."""
+    return {key_of(row): row for row in read_rows(path)} if path.exists() else {}
 
 
 def check_names(judges: Sequence[Judge]) -> None:
@@ -94,6 +100,6 @@ def check_names(judges: Sequence[Judge]) -> None:
         raise ValueError(f"judges need names of their own, got {', '.join(names)}")
 
 
-def chosen(kept: dict[tuple, Row], keys: Iterable[tuple]) -> list[Row]:
+def chosen(kept: dict[Key, Row], keys: Iterable[Key]) -> list[Row]:
     """The rows of ``keys`` that are there, each once, in order."""
     return [kept[key] for key in dict.fromkeys(keys) if key in kept]

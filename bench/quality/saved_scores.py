@@ -10,7 +10,7 @@ from ..scores.intervals import SETS
 from ..scores.judge import Judge
 from .judges import check_judge
 from .real_samples import RealSamples
-from .rows import RowForm, check_names, chosen, held_rows
+from .rows import RowForm, check_names, chosen, held_rows, key_of
 from .saved_pictures import SavedPictures
 from .tables import summary
 
@@ -45,7 +45,7 @@ def score_saved(
         if not kept.keys() >= set(form.keys(variant, judge)):
             rows = form.judged(variant, judge, judge.view(saved), labels, real.features(judge))
             append_rows(path, rows)
-            kept |= {row.key: row for row in rows}
+            kept |= {key_of(row): row for row in rows}
             for line in summary(rows):
                 echo(line)
     return chosen(kept, [key for judge in judges for key in form.keys(variant, judge)])

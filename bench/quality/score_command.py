@@ -92,7 +92,8 @@ class Report:
             return
         tables = [score_table(rows), agreement_table(rows)]
         tables += [confusion_table(rows, self.confusions, names)] if self.confusions else []
-        print("\n" + "\n\n".join(table for table in tables if table))
+        if any(tables):
+            print("\n" + "\n\n".join(table for table in tables if table))
 
 
 def draws_leaves(engine: Engine) -> bool:

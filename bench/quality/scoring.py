@@ -27,7 +27,7 @@ from ..timing import once
 from .interval import SPREAD_LEVEL
 from .judges import check_judge
 from .real_samples import RealSamples
-from .rows import REAL, RowForm, check_names, chosen, held_rows
+from .rows import REAL, Key, RowForm, check_names, chosen, held_rows, key_of
 from .tables import summary
 from .time_limit import TimeLimit
 from .trial import Trial
@@ -81,10 +81,12 @@ class Scorer:
         """
         parsed = self._parsed(rules)
         plans = [self.trial.plan(self.engine, rule) for rule in parsed]
+        for note in dict.fromkeys(note for rule in parsed for note in rule.notes):
+            self.echo(f"note: {note}")
         kept = held_rows(self.path)
         for rule, plan in zip(parsed, plans, strict=True):
             judges = [judge for judge in self.judges if not kept.keys() >= set(self.form.keys(rule.text, judge))]
-            rows = [row for row in self._cost(rule, plan.cost) if row.key not in kept]
+            rows = [row for row in self._cost(rule, plan.cost) if key_of(row) not in kept]
             wants_scale = self.effective and self.form.key(rule.text, EFFECTIVE) not in kept
             if judges or wants_scale:
                 began, work = time.perf_counter(), plan.cost.evaluations * self.trial.samples * bool(judges)
@@ -93,7 +95,7 @@ class Scorer:
                 rows += self._judged(rule, judges, plan.calls) if judges else []
                 self.limit.spend(work, time.perf_counter() - began)
             append_rows(self.path, rows)
-            kept |= {row.key: row for row in rows}
+            kept |= {key_of(row): row for row in rows}
             for line in summary(rows):
                 self.echo(line)
         return self.held(rules)
@@ -119,7 +121,7 @@ class Scorer:
     def _parsed(self, rules: Sequence[str]) -> list[ParsedRule]:
         return [parse_rule(text, self.engine.spec) for text in rules]
 
-    def _keys(self, rule: ParsedRule) -> list[tuple]:
+    def _keys(self, rule: ParsedRule) -> list[Key]:
         metrics = (GUIDED, EVALUATIONS, FLOPS, *((EFFECTIVE,) if self.effective else ()))
         scores = [key for judge in self.judges for key in self.form.keys(rule.text, judge)]
         return [self.form.key(rule.text, metric) for metric in metrics] + scores

@@ -10,17 +10,17 @@ from ..scores.units import ACCURACY, EFFECTIVE, FRECHET
 from ..tables import GUIDED, markdown_table, provenance
 from .interval import SUITE, interval_of
 from .judges import short_name
-from .rows import REAL, confused, split_metric
+from .rows import REAL, confused, key_of, split_metric
 
 TITLES = {ACCURACY: "accuracy", FRECHET: "FD"}  # what a table shows of a judge, in this order
 LEAST_RANKED = 3  # rules, for a correlation of ranks to say something
 
 
-def by_case(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """The last rows of quality of every key, by case, precision and device, in order of first appearance."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in {row.key: row for row in rows if row.suite == SUITE}.values():
-        found.setdefault((row.case, row.dtype, row.device), []).append(row)
+def by_case(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The last rows of quality of every key, by case and precision, in order of first appearance."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in {key_of(row): row for row in rows if row.suite == SUITE}.values():
+        found.setdefault((row.case, row.dtype), []).append(row)
     return found
 
 
@@ -123,10 +123,11 @@ def confusion_table(rows: Sequence[Row], most: int, names: Sequence[str] = ()) -
 def quality_tables(rows: Sequence[Row]) -> str:
     """For a report: every case with its table, the agreement of its judges, and how its rows were made."""
     parts = []
-    for (case, dtype, device), group in by_case(rows).items():
+    for (case, dtype), group in by_case(rows).items():
         table = score_table(group)
         if table:
             commands = " ".join(f"`{command}`" for command in dict.fromkeys(row.command for row in group))
-            made = f"{device}, {dtype}; {commands}; {provenance(group)}"
+            devices = " and ".join(dict.fromkeys(row.device for row in group))
+            made = f"{devices}, {dtype}; {commands}; {provenance(group)}"
             parts += [f"**{case}**", table, agreement_table(group), made]
     return "\n\n".join(part for part in parts if part)

@@ -1,16 +1,15 @@
 """``segue tune-scales``: from options to numbers for the rules of a model, and what judges say of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
 from segue.engine.engine import Engine
-from segue.engine.files import whole_file
 from segue.engine.rules.presets import default_rules, parse_rule
-from segue.engine.rules.tuned_numbers import numbers_file, numbers_record, tuned_rules
+from segue.engine.rules.tuned_numbers import numbers_file, set_aside, tuned_rules, write_numbers
 from segue.models.bundled import CLASSIFIERS
 from segue.models.spec import ModelSpec
 
@@ -87,6 +86,11 @@ def tune_model(
     if write:
         numbers_file(source.name)  # another model is refused
     engine = open_engine(source)
+    try:
+        tuned_rules(engine.spec.name)
+    except ValueError as error:  # of weights before these
+        report.say(f"{error}; the search begins without it")
+        set_aside(engine.spec.name)
     search, judgement = budget.trials(default_batch(engine))
     tunables = tunable_rules(rules or default_texts(engine, report.say), engine.spec)
     (chooser, judges), real = roles.named(engine), roles.panel.samples(engine)
@@ -97,7 +101,8 @@ def tune_model(
     tuned, code = run_search(searching, judging, tunables)
     tuned.show(report)
     if write and not code:
-        report.say(f"wrote {write_numbers(source.name, tuned.chosen)}")
+        before = {name: parse_rule(name, source.name).text for name in default_rules(source.name)}
+        report.say(f"wrote {write_numbers(source.name, before | tuned.chosen, command_line())}")
     return code
 
 
@@ -126,16 +131,6 @@ def run_search(searching: Scorer, judging: Scorer, tunables: Sequence[Tunable]) 
         searching.echo(f"{error}; the same command goes on there")
         code = UNFINISHED
     return Tuned(chosen, judging.held([UNGUIDED, *chosen.values()]), judging.judges), code
-
-
-def write_numbers(model: str, chosen: Mapping[str, str]) -> Path:
-    """Make ``chosen`` the numbers of a bundled model; rules that were not searched keep theirs."""
-    path, before = numbers_file(model), {name: parse_rule(name, model).text for name in default_rules(model)}
-    record = numbers_record(model, before | dict(chosen), command_line())
-    with whole_file(path) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    tuned_rules.cache_clear()
-    return path
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ class Tuned:
             print(json.dumps(self.as_dict()))
             return
         report.show(self.rows)
-        print(f"\n{self.verdict_table()}\n\n{self.numbers_text()}")
+        print("\n" + "\n\n".join(text for text in (self.verdict_table(), self.numbers_text()) if text))
 
     def as_dict(self) -> dict:
         """For machines."""

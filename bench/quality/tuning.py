@@ -14,7 +14,7 @@ from .interval import interval_of, standard_error
 from .judges import short_name
 from .rows import metric_by
 from .scoring import Scorer
-from .search import Axis, Found, Level, Point, Ratio, Value, search
+from .search import Axis, Level, Point, Ratio, Value, search
 from .tables import values_by_rule
 
 UNGUIDED = "none"
@@ -58,40 +58,57 @@ class Tunable:
         return ParsedRule((replace(self.rule, options=options),)).text
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a search goes by: the accuracy, None without a classifier, the distance, its standard error, and the cost."""
+
+    accuracy: float | None
+    distance: float
+    error: float
+    cost: float
+
+    def value(self, unguided: "Score") -> Value:
+        """What a search makes least: the accuracy that is missing, then the distance."""
+        missing = 0.0 if self.accuracy is None or unguided.accuracy is None else unguided.accuracy - self.accuracy
+        return (max(0.0, missing), self.distance)
+
+
 def tune(scorer: Scorer, rule: Tunable) -> str:
     """The text of ``rule`` with the numbers of least distance whose accuracy is no lower than that of unguided samples.
 
-    Of numbers that cannot be told from those, the cheapest: a switch moves the cost.  By the one judge of ``scorer``, of the
-    same seeds.  Where no numbers keep the accuracy, those that lose least of it.
+    By the one judge of ``scorer``, of the same seeds.  Where no numbers keep the accuracy, those that lose least of it; of
+    those that the distances do not tell apart, the cheapest.
     """
+    scores: dict[Point, Score] = {}
+    unguided = score_of(scorer, UNGUIDED)
+
+    def judge(point: Point) -> Value:
+        scores[point] = score_of(scorer, rule.at(point))
+        return scores[point].value(unguided)
+
+    best = search(rule.axes, STAGES, judge).best
+    return rule.at(cheapest(scores, best, unguided))
+
+
+def cheapest(scores: Mapping[Point, Score], best: Point, unguided: Score) -> Point:
+    """The cheapest of the points that lack no more accuracy than the best, and whose distance is within the best one's error.
+
+    Of equal cost the one of least distance.  Source: the one-standard-error rule, L. Breiman et al., Classification and
+    Regression Trees (1984), 3.4.3.
+    """
+    missing, least = scores[best].value(unguided)
+    allowed = least + scores[best].error
+    level = [point for point, score in scores.items() if score.value(unguided)[0] <= missing and score.distance <= allowed]
+    return min(level, key=lambda point: (round(scores[point].cost, 6), scores[point].distance))
+
+
+def score_of(scorer: Scorer, text: str) -> Score:
+    """That of a rule by the one judge of a scorer."""
     (judge,) = scorer.judges
-    unguided = _scores(scorer, UNGUIDED, judge)
-    found = search(rule.axes, STAGES, lambda point: value_of(_scores(scorer, rule.at(point), judge), unguided))
-    return rule.at(_cheapest(scorer, rule, found, judge))
-
-
-def _cheapest(scorer: Scorer, rule: Tunable, found: Found, judge: Judge) -> Point:
-    """Of the points that one standard error of the best's distance cannot tell from it, the cheapest, of these the best.
-
-    Source: the one-standard-error rule, L. Breiman et al., Classification and Regression Trees (1984), 3.4.3.
-    """
-    rows = {point: {row.metric: row for row in scorer.score([rule.at(point)])} for point in found.values}
-    missing, distance = found.values[found.best]
-    tolerated = distance + standard_error(rows[found.best][metric_by(FRECHET, judge.name)])
-    as_good = [point for point, value in found.values.items() if value[0] <= missing and value[1] <= tolerated]
-    return min(as_good, key=lambda point: (rows[point][GUIDED].value, found.values[point]))
-
-
-def value_of(scores: Mapping[str, float], unguided: Mapping[str, float]) -> Value:
-    """What a search makes least: the accuracy that is missing, then the distance."""
-    missing = max(0.0, unguided.get(ACCURACY, 0.0) - scores.get(ACCURACY, 0.0))
-    return (missing, scores[FRECHET])
-
-
-def _scores(scorer: Scorer, text: str, judge: Judge) -> dict[str, float]:
-    rows = {row.metric: row.value for row in scorer.score([text])}
-    named = {score: metric_by(score, judge.name) for score in (ACCURACY, FRECHET)}
-    return {score: rows[metric] for score, metric in named.items() if metric in rows}
+    rows = {row.metric: row for row in scorer.score([text])}
+    accuracy, distance = rows.get(metric_by(ACCURACY, judge.name)), rows[metric_by(FRECHET, judge.name)]
+    known = None if accuracy is None else accuracy.value
+    return Score(known, distance.value, standard_error(distance), rows[GUIDED].value)
 
 
 BEATS, LEVEL, LOSES = "yes", "not clearly", "**no**"

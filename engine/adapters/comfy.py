@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..planning.term_weights import resolve_weights
+from ..planning.term_weights import resolve_weights, rule_branches
 from ..rules.guidance import CFG, SGG, UNCOND, Guidance, SkipLayer
 from ..rules.integers import parse_integers
 from ..rules.preset_numbers import DEFAULTS
@@ -72,7 +72,8 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
 
     conds, x, sigma, options = args["conds"], args["input"], args["sigma"], args["model_options"]
     levels = np.minimum(sigma.detach().cpu().double().numpy(), 1.0)  # a sampler that adds noise may pass 1
-    branches, weights, _ = resolve_weights(rule, levels)
+    branches = rule_branches([rule])
+    weights, _ = resolve_weights(rule, branches, levels)
     if (weights != weights[0]).any():
         raise ValueError(
             f"samples of one batch lie on both sides of the switch: sigma {levels.min():.4g} to {levels.max():.4g}"

@@ -21,12 +21,12 @@ from segue.models.module_rows import ModuleNetwork
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import check_graphs
-from ..planning.plan import Plan, compile_plan
+from ..planning.compile import compile_plan
+from ..planning.plan import Plan
 from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
-from ..rules.guidance import Guidance
-from ..rules.presets import RuleLike, rule_and_notes
+from ..rules.batch import Rules, RulesLike, rules_and_notes, with_call_scale
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
@@ -45,10 +45,11 @@ from .transformer_call import Remembered, TransformerCall
 
 @refuses_unknown()
 def attach(
-    pipe: Any, guidance: RuleLike = None, *, graphs: bool | None = None, models: Mapping[str, Any] | None = None
+    pipe: Any, guidance: RulesLike = None, *, graphs: bool | None = None, models: Mapping[str, Any] | None = None
 ) -> "Attachment | DiTAttachment":
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
+    A rule with a number for each sample, or a list of a rule for each, guides calls that draw that many pictures.
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
     unconditional branch need.  The scale itself acts where the rule takes it, ``CFG("call")``; where it does not, another than
     the default is warned of.  What is odd about the plan of a run is a :class:`PlanWarning` too.
@@ -73,10 +74,10 @@ def attach(
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))
     spec = live_dit_spec(transformer) if dit else diffusers_spec(transformer)
-    guidance, notes = rule_and_notes(guidance, spec)
+    guidance, notes = rules_and_notes(guidance, spec)
     further = further_networks(models, spec)
     specs = {"main": spec} | {name: network.spec for name, network in further.items()}
-    compile_plan(guidance.with_call_scale(1.0), linear(28), VELOCITY, specs)  # branches that do not exist are refused here
+    compile_plan(with_call_scale(guidance, 1.0), linear(28), VELOCITY, specs)  # branches that do not exist are refused here
     for note in notes:
         warn_caller(note)
     present, shared = attached_to(pipe), SharedForward.of(transformer)
@@ -143,7 +144,7 @@ class Attachment:
     """
 
     def __init__(
-        self, pipe: Any, guidance: Guidance, graphs: bool | None = None, models: Mapping[str, torch.nn.Module] | None = None
+        self, pipe: Any, guidance: Rules, graphs: bool | None = None, models: Mapping[str, torch.nn.Module] | None = None
     ):
         self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
         self.models = dict(models or {})
@@ -312,7 +313,7 @@ class Attachment:
 def _check_cut_off(plan: Plan, index: int) -> None:
     """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
     needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
-    remembers = plan.kept or (plan.guidance.correction is not None and plan.guidance.correction.has_memory)
+    remembers = plan.kept or (plan.correction is not None and plan.correction.has_memory)
     if needed or remembers:
         why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
         raise ValueError(

@@ -18,7 +18,7 @@ from ..planning.plan import Plan
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
-from ..rules.guidance import Guidance
+from ..rules.batch import Rules
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
@@ -121,9 +121,7 @@ class DiTAttachment:
     of a run are those that it begins with.
     """
 
-    def __init__(
-        self, pipe: Any, guidance: Guidance, graphs: bool | None = None, models: Mapping[str, nn.Module] | None = None
-    ):
+    def __init__(self, pipe: Any, guidance: Rules, graphs: bool | None = None, models: Mapping[str, nn.Module] | None = None):
         self.pipe, self.transformer, self.guidance, self.graphs = pipe, pipe.transformer, guidance, graphs
         self.models = dict(models or {})
         self._engine: EngineCore | None = None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..numeric_input import real_number
+from ..planning.plan_warnings import warn_of
 from ..velocity import GuidedVelocity
 
 
@@ -18,8 +19,11 @@ class Denoiser:
     """
 
     def __init__(self, velocity: GuidedVelocity, batch: int):
-        """``batch``: the number B of samples that ``velocity`` has conditions for."""
+        """``batch``: the number B of samples that ``velocity`` has conditions for; ``ValueError`` for a rule of others."""
+        velocity.check_samples(batch)
         self.velocity = velocity
+        if velocity.plan is not None:
+            warn_of(velocity.plan)
         self.shape = batch, velocity.specs["main"].channels, velocity.height, velocity.width
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:

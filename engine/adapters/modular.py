@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from segue.models.mmdit_diffusers import OF_ONE_CALL
 
-from ..planning.term_weights import resolve_weights
+from ..planning.term_weights import resolve_weights, rule_branches
 from ..rules.guidance import UNCOND, Branch, Guidance, Perturb
 from ..rules.presets import RuleLike, as_rule
 from ..rules.rule_text import rule_text
@@ -38,6 +38,8 @@ TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 
 
 def _check_rule(rule: Guidance) -> Guidance:
+    if rule.samples is not None:
+        raise ValueError(f"a guider has one number for all samples, and the rule has numbers for {rule.samples} samples")
     if rule.correction:
         raise ValueError(f"a guider adds terms up, and the rule has the correction {rule.correction}")
     for term in rule.terms:
@@ -77,7 +79,8 @@ class RuleGuider(_Base):
         if scheduler is None and (what := self.guidance.needs_schedule()):
             raise ValueError(f"{what} needs the schedule: pass scheduler=pipe.scheduler")
         self.register_to_config(guidance=_rule_text(self.guidance), enabled=enabled)
-        self._branches, self._rows, _ = resolve_weights(self.guidance, np.ones(0))
+        self._branches = rule_branches([self.guidance])
+        self._rows, _ = resolve_weights(self.guidance, self._branches, np.ones(0))
         self._live: tuple[int, ...] = tuple(range(len(self._branches)))
         self._handle = None
 
@@ -99,7 +102,8 @@ class RuleGuider(_Base):
         self._disarm()
         rule = self.guidance if self._enabled else Guidance()
         levels, index = self._levels(timestep)
-        self._branches, weights, oddities = resolve_weights(rule, levels)
+        self._branches = rule_branches([rule])
+        weights, oddities = resolve_weights(rule, self._branches, levels)
         self._rows = weights[index:]  # this call and what is known of those after it
         self._live = (0, *(int(k) + 1 for k in np.flatnonzero(self._rows[0])))
         if step == 0 and self.scheduler is not None:

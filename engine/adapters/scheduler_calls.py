@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..planning.schedule import Schedule, scheduler_sigmas
-from ..planning.solvers import EULER, HEUN, Solver, velocity_solver
+from ..planning.solver_rows import Solver
+from ..planning.solvers import EULER, HEUN, velocity_solver
 
 TIMES_PER_LEVEL = 1000  # what the networks were trained on
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..planning.ancestral import euler_ancestral, lcm
 from ..planning.schedule import Schedule, check_falls, skipped_steps
-from ..planning.solvers import EULER, HEUN, HostStep, Solver, SolverRow
+from ..planning.solver_rows import HostStep, Solver, SolverRow
+from ..planning.solvers import EULER, HEUN
 from .scheduler_calls import SchedulerCalls
 
 
@@ -74,7 +76,7 @@ class SchedulerSteps:
 
     @torch.no_grad()
     def __call__(self, state: Tensor, velocity: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
-        """As :class:`.solvers.HostStep`."""
+        """As :class:`.solver_rows.HostStep`."""
         with _NoiseOfTheRun(state.shape, lambda: noise(next(self._draws))):
             return self.scheduler.step(velocity, next(self._times), state, return_dict=False)[0]
 
@@ -136,12 +138,19 @@ def begin_at(scheduler: Any, first: int) -> None:
 
 def rows_of(scheduler: Any) -> Solver | None:
     """The solver whose rows do what the scheduler's steps do; a class derived from one that is known may step otherwise."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+    import diffusers
 
-    if type(scheduler) is FlowMatchHeunDiscreteScheduler:
+    kind, config = type(scheduler), getattr(scheduler, "config", {})
+    if kind is diffusers.FlowMatchHeunDiscreteScheduler:
         return HEUN
-    if type(scheduler) is FlowMatchEulerDiscreteScheduler and not scheduler.config.get("stochastic_sampling", False):
-        return EULER
+    if kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        if not config.get("stochastic_sampling", False):
+            return EULER
+        return None if config.get("invert_sigmas", False) else lcm()  # which draws down to data only
+    if kind is getattr(diffusers, "FlowMatchLCMScheduler", None) and not getattr(scheduler, "_scale_factors", None):
+        return lcm()
+    if kind is getattr(diffusers, "LTXEulerAncestralRFScheduler", None) and config["s_noise"] == 1 and 0 <= config["eta"] <= 1:
+        return euler_ancestral(config["eta"], levels="flow")
     return None
 
 

@@ -76,6 +76,8 @@ def sample(
 
     segue sample -g "cfg:scale=4,window=steps:1-14 + slg:weight=2,layers=7,8,window=steps:15-28"
 
+    segue sample -g cfg:scale=1,2,4 --classes 3 --seeds 0,0,0
+
     segue sample --model sd3.5-medium/ --prompt "a storefront" --prompt "a cat" --num-images 2 --height 768 --width 1024
 
     segue sample --model sd3.5-medium/ -g slg --prompt "a cat, oil on canvas" --image cat.png --strength 0.6
@@ -236,15 +238,17 @@ def plan(
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 
-def doctor(json: o.JsonOption = False) -> None:
-    """Show versions, devices, attention backends, the kernels chosen and why, the error of fp8, and the bundled models.
+def doctor(verbose: o.VerboseOption = False, json: o.JsonOption = False) -> None:
+    """Show in ten lines what is installed, what engines run on, which kernels are chosen, and what is missing.
 
     [bold]Examples[/bold]
 
     segue doctor
 
+    segue doctor --verbose
+
     segue doctor --json
     """
     from .doctor import show_report
 
-    show_report(json)
+    show_report(json, verbose)

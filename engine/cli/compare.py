@@ -13,7 +13,8 @@ from ..files import NewFiles, refuse_existing
 from ..images import save_png
 from ..planning.plan import Plan
 from ..records.provenance import SHEET
-from ..rules.presets import ParsedRule, parse_rule
+from ..rules.batch import ParsedRules, parse_rules
+from ..rules.presets import ParsedRule
 from .jobs import Job, captions, name_of, open_job
 from .options import Output, PromptOptions, RunOptions, Source
 from .sample import check_output, counted, print_numbered
@@ -34,7 +35,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     if output.out is not None and not output.force:
         refuse_existing(out.with_suffix(".json"))
     job = open_job(source, run, text, MOST_PICTURES)
-    parsed = [parse_rule(rule, job.spec) for rule in rules or DEFAULT_RULES]
+    parsed = [parse_rules(rule, job.spec) for rule in rules or DEFAULT_RULES]
     plans = [job.plan(rule, run) for rule in parsed]
     for rule, plan in zip(parsed, plans, strict=True):
         print_warnings(plan, rule)
@@ -61,7 +62,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     print(f"{pictures} by {rules} in {total:.1f} s, in {out} and {beside}")
 
 
-def sheet_row(rule: ParsedRule, images: Sequence[Image.Image], plan: Plan, seconds: float) -> Row:
+def sheet_row(rule: ParsedRule | ParsedRules, images: Sequence[Image.Image], plan: Plan, seconds: float) -> Row:
     """The row of one rule: its pictures, and what they cost."""
     cost = plan.cost
     measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"

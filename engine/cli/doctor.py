@@ -16,6 +16,7 @@ from segue.models.bundled import BUNDLED, bundled_files
 from ..device import resolve_device, resolve_dtype
 from ..fp8_error import quick_fp8_error
 from ..linears import check_linears
+from .doctor_summary import summary_lines
 
 PACKAGES = ("segue", "torch", "triton", "numpy", "safetensors", "pillow", "typer", "rich")
 OPTIONAL = ("diffusers", "transformers", "xformers", "torchmetrics", "matplotlib", "accelerate", "nvidia-ml-py")
@@ -37,11 +38,18 @@ def report() -> dict[str, Any]:
     }
 
 
-def show_report(as_json: bool) -> None:
+def show_report(as_json: bool, verbose: bool) -> None:
+    """Print the report: ten lines, or section by section, or as JSON, which has every section too."""
     found = report()
     if as_json:
         print(json.dumps(found))
-        return
+    elif verbose:
+        _show_sections(found)
+    else:
+        print("\n".join(summary_lines(found)))
+
+
+def _show_sections(found: dict[str, Any]) -> None:
     console = Console()
     for section, content in found.items():
         table = Table(title=section, title_justify="left", box=None, show_header=False, pad_edge=False)
@@ -132,5 +140,5 @@ def _bundled(name: str) -> dict[str, str] | str:
     """The files of a bundled model, or why they cannot be used."""
     try:
         return {network: f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for network, path in bundled_files(name).items()}
-    except FileNotFoundError as error:
+    except (ValueError, FileNotFoundError) as error:  # made for another model, or not there
         return str(error)

@@ -24,6 +24,7 @@ from ..prompts.vae import draw_start, load_images, read_start
 from ..records.pictures import short_prompts
 from ..records.prompt_record import PromptRecord, file_digest, start_of
 from ..records.provenance import Origin, Record
+from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
 from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
@@ -65,11 +66,11 @@ class _Job:
         source, how = self.engine.loaded
         return Origin.of(self.engine, source, **how)
 
-    def record(self, rule: ParsedRule, plan: Plan) -> Record:
+    def record(self, rule: ParsedRule | ParsedRules, plan: Plan) -> Record:
         """What the pictures of a run record."""
         count = len(self.labels)
         max_batch, samples = min(self.max_batch or count, count), (tuple(self.labels), tuple(self.seeds))
-        return self.RECORD(self.origin(), rule.text, plan_dict(plan), *samples, max_batch, **self.texts())
+        return self.RECORD(self.origin(), rule.text, plan_dict(plan), *samples, max_batch, planned=plan, **self.texts())
 
 
 @dataclass
@@ -98,8 +99,10 @@ class ClassJob(_Job):
         """What the labels are called; empty if they have no names."""
         return self.spec.class_names
 
-    def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
-        return make_plan(self.engine, rule, run)
+    def plan(self, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
+        plan = make_plan(self.engine, rule, run)
+        plan.check_samples(len(self.labels))
+        return plan
 
     def warm_up(self, plan: Plan) -> None:
         """Build what a run needs before its clock starts."""
@@ -145,9 +148,11 @@ class PromptJob(_Job):
         """The prompts, on one line and cut to the length of a caption."""
         return short_prompts(self.prompts)
 
-    def plan(self, rule: ParsedRule, run: RunOptions) -> Plan:
+    def plan(self, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
         options = (run.steps, run.schedule, run.solver, *self.latent, self.strength)
-        return resolve_prompt_plan(self.specs, self.saved.scheduler, rule.guidance, *options)
+        plan = resolve_prompt_plan(self.specs, self.saved.scheduler, rule.guidance, *options)
+        plan.check_samples(len(self.labels))
+        return plan
 
     @cached_property
     def specs(self) -> dict[str, ModelSpec]:

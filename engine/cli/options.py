@@ -17,6 +17,7 @@ _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Out
 RULE_HELP = (
     f"NAME:OPTION=VALUE,..., or a sum with +. Rules: {rules_text()}. Corrections, to add: {rules_text(corrections=True)}. "
     "Needed options come first; those left out are the model's own numbers, or the usual ones, which is said. "
+    "For pictures with a number each, or a rule each: scale=2,4, or rules with | between. "
     "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent or a class."
 )
 
@@ -132,12 +133,21 @@ StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEF
 SolverOption = Annotated[
     str | None,
     _option(
-        "--solver", panel=_RUN, shown=DEFAULT_SOLVER, help="euler, heun, dpm++2m, ab2, euler-maruyama, ddim, or ddpm for a DiT."
+        "--solver",
+        panel=_RUN,
+        shown=DEFAULT_SOLVER,
+        help="euler, heun, ab2, ddim, dpm++2m, dpm++3m, res_2m, res_3m, unipc, deis; with noise dpm++2m-sde, dpm++3m-sde, "
+        "dpm++sde, euler-ancestral, lcm, euler-maruyama, or ddpm for a DiT; options in brackets: 'unipc(order=3)'.",
     ),
 ]
 ScheduleOption = Annotated[
     str | None,
-    _option("--schedule", panel=_RUN, shown="the model's own", help="native, linear, shift, shift=VALUE or resolution."),
+    _option(
+        "--schedule",
+        panel=_RUN,
+        shown="the model's own",
+        help="native, linear, shift, shift=VALUE, resolution, karras, exponential, beta.",
+    ),
 ]
 ClassesOption = Annotated[
     str | None,
@@ -206,6 +216,10 @@ ZoomOption = Annotated[
 ]
 ForceOption = Annotated[
     bool, _option("--force", panel=_OUT, help="Write over files that are there; else they stay, and new names get a number.")
+]
+VerboseOption = Annotated[
+    bool,
+    _option("--verbose", panel=_OUT, help="Every version, attention backend and operation, with why its kernel was chosen."),
 ]
 JsonOption = Annotated[bool, _option("--json", panel=_OUT, help="Print a JSON summary for machines.")]
 

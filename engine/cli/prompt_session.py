@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..planning.compile import plan_part
 from ..planning.plan import Plan
 from ..planning.plan_warnings import already_told
 from ..prompts.encoding import PromptEmbeddings
@@ -55,7 +56,8 @@ def warm_up_prompts(
     settings: dict[str, Any] = {"schedule": plan.schedule, "solver": plan.solver, "height": plan.height, "width": plan.width}
     exact = engine.plan(plan.guidance, **settings, text_tokens=tokens)
     for size in batch_sizes(len(seeds), max_batch):
-        program = engine.load(exact, embeddings.select(range(size)), seeds[:size], engine.draw_noise(exact, seeds[:size]))
-        for live in exact.live_sets:
+        part = plan_part(exact, slice(size))
+        program = engine.load(part, embeddings.select(range(size)), seeds[:size], engine.draw_noise(part, seeds[:size]))
+        for live in part.live_sets:
             program.advance(live)
         engine.release(program)

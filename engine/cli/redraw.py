@@ -13,7 +13,7 @@ from ..images import read_png
 from ..records.pictures import picture_name, write_picture
 from ..records.prompt_record import read_record
 from ..records.provenance import Origin, Record
-from ..rules.presets import parse_rule
+from ..rules.batch import ParsedRules, parse_rules
 from ..rules.rule_text import named_text
 from .jobs import recorded_job
 from .options import CHECKPOINT_HINTS, DIFFUSERS_HINTS, Output, PromptOptions, RuleOptions, RunOptions, Source
@@ -36,8 +36,9 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
     parsed, plan = record.resolve(job.engine)
     other = rule.text is not None or bool(rule.flags)
     if other:
-        parsed = parse_rule(_changed_text(rule, record), job.spec, rule.flags)
+        parsed = parse_rules(_changed_text(rule, record), job.spec, rule.flags)
         plan = record.plan_of(job.engine, parsed)
+        plan.check_samples(len(record.labels))
         record = replace(record, rule=parsed.text, plan=plan.to_dict())
         print_warnings(plan, parsed)
     device = job.engine.device.type
@@ -64,10 +65,10 @@ def _changed_text(rule: RuleOptions, record: Record) -> str:
     """The text of the rule that is asked for; flags alone change the recorded one, whose own values of these go."""
     if rule.text is not None:
         return rule.text
-    recorded = parse_rule(record.rule)
-    if len(recorded.parts) > 1:
-        flag = next(iter(rule.flags))
-        raise ValueError(f"the picture was drawn by a sum, {record.rule}: write the whole rule by -g, not its {flag} alone")
+    recorded = parse_rules(record.rule)
+    if isinstance(recorded, ParsedRules) or len(recorded.parts) > 1:
+        flag, what = next(iter(rule.flags)), "rules of samples" if isinstance(recorded, ParsedRules) else "a sum"
+        raise ValueError(f"the picture was drawn by {what}, {record.rule}: write the whole rule by -g, not its {flag} alone")
     (part,) = recorded.parts
     return named_text(part.name, [(option, value) for option, value in part.options if option not in rule.flags])
 

@@ -13,7 +13,7 @@ from ..images import read_png
 from ..numeric_input import counting_number, real_number
 from ..records.prompt_record import read_record
 from ..records.provenance import FORMAT, SHEET, Record
-from ..rules.presets import parse_rule
+from ..rules.batch import parse_rules
 from .compare import DEFAULT_SHEET, draw_sheet, sheet_row, write_sheet
 from .jobs import recorded_job
 from .options import Output, PromptOptions, RunOptions, Source
@@ -45,7 +45,7 @@ def redraw_sheet(
     for record, entry in zip(records, sheet["rules"], strict=True):
         _, plan = record.resolve(job.engine)
         images, _, drawn, _ = job.draw(plan, title=entry["title"])
-        rows.append(sheet_row(parse_rule(record.rule), images, drawn, entry["seconds"]))
+        rows.append(sheet_row(parse_rules(record.rule), images, drawn, entry["seconds"]))
     made = draw_sheet(job, rows, plan, sheet["zoom"])
     new = NewFiles(output.force)
     file, beside = write_sheet(new, out, made, sheet)

@@ -19,11 +19,13 @@ from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
 from ..labels import parse_labels
+from ..planning.compile import plan_part
 from ..planning.plan import Plan
 from ..planning.plan_warnings import already_told
 from ..prompts.saved_pipeline import SavedSD3
+from ..rules.batch import ParsedRules, parse_rules
 from ..rules.integers import parse_integers
-from ..rules.presets import ParsedRule, parse_rule
+from ..rules.presets import ParsedRule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading, local_source
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
@@ -92,8 +94,8 @@ def further_specs(source: Source) -> dict[str, ModelSpec]:
     return found
 
 
-def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule:
-    return parse_rule(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
+def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule | ParsedRules:
+    return parse_rules(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
 
 
 def check_batch(max_batch: int | None) -> None:
@@ -117,11 +119,11 @@ def choose_seeds(run: RunOptions) -> list[int]:
         raise ValueError(f"seeds: {error}") from None
 
 
-def make_plan(engine: Engine, rule: ParsedRule, run: RunOptions) -> Plan:
+def make_plan(engine: Engine, rule: ParsedRule | ParsedRules, run: RunOptions) -> Plan:
     return engine.plan(rule.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)
 
 
-def print_warnings(plan: Plan, rule: ParsedRule) -> None:
+def print_warnings(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
     for note in rule.notes:
         print(f"note: {note}", file=sys.stderr)
     for warning in plan.warnings:
@@ -171,8 +173,9 @@ def draw_labels(
 def warm_up_labels(engine: Engine, plan: Plan, labels: Sequence[int], seeds: Sequence[int], max_batch: int | None) -> None:
     """Build what a run needs before its clock starts: programs for its batch sizes, and one call of each live set."""
     for size in batch_sizes(len(labels), max_batch):
-        program = engine.load(plan, labels[:size], seeds[:size], engine.draw_noise(plan, seeds[:size]))
-        for live in plan.live_sets:
+        part = plan_part(plan, slice(size))
+        program = engine.load(part, labels[:size], seeds[:size], engine.draw_noise(part, seeds[:size]))
+        for live in part.live_sets:
             program.advance(live)
         engine.release(program)
 

@@ -16,6 +16,7 @@ from ..planning.plan import Plan
 from ..planning.plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
+from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
 from ..sources import local_source
 from .jobs import refuse_prompts
@@ -67,7 +68,7 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     return {"main": model.spec} | {network: other.spec for network, other in others.items()} | further_specs(source)
 
 
-def _print_plan(plan: Plan, rule: ParsedRule) -> None:
+def _print_plan(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False)
     for name in COLUMNS:

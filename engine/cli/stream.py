@@ -102,6 +102,10 @@ def write_samples(
     refuse_prompts(engine.spec, text)
     parsed = choose_rule(rule, engine.spec)
     plan = make_plan(engine, parsed, run)
+    if plan.samples:
+        raise ValueError(
+            f"the samples of an archive share one rule, got {parsed.text!r} with one for each of {len(plan.samples)}"
+        )
     stream = Stream(engine, plan, _labels(engine, run), _first_seed(run, count), bool(run.check_finite))
     if output.force:
         remove_samples(path)

@@ -1,4 +1,4 @@
-"""Guidance x schedule x solver -> Plan: who runs at which call, with which numbers, at what cost."""
+"""A plan: who runs at which call, with which numbers, at what cost."""
 
 import json
 from collections.abc import Mapping
@@ -12,24 +12,13 @@ from segue.models.parameterization import Parameterization
 from segue.models.rows import FULL, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
-from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
-from ..rules.correction import AdaptiveProjection
-from ..rules.guidance import Branch, Exit, Guidance, Perturb
-from ..rules.presets import RuleLike, rule_and_notes
+from ..rules.batch import Rules, check_count, plain_rules
+from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
-from .solvers import Solver, check_learned_variance, get_solver
-from .term_weights import (
-    channel_masks,
-    correction_warnings,
-    coverage_warnings,
-    evaluated_calls,
-    reference_branch,
-    refresh_intervals,
-    resolve_weights,
-)
+from .solver_rows import Solver
 
 
 @dataclass(frozen=True)
@@ -57,10 +46,14 @@ class Cost:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch."""
+    """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch.
+
+    Where samples have numbers of their own, ``samples`` holds the plan of each, over the same branches, and ``weights``,
+    ``evaluated`` and ``silent`` have one more dimension in front, B; a branch runs in a call if any sample needs it there.
+    """
 
     specs: Mapping[str, ModelSpec]
-    guidance: Guidance
+    guidance: Rules
     schedule: Schedule
     solver: Solver
     height: int
@@ -72,8 +65,12 @@ class Plan:
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
-    table: np.ndarray  # [N, 7] solver rows in the model's own output, see SOLVER_COLUMNS
+    kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
+    reference: int | None  # the branch that the rule's correction acts on, if it acts on one
+    earlier: int  # how many rows before the previous one the rows of the solver weigh
+    table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
+    samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
 
     @property
     def spec(self) -> ModelSpec:
@@ -93,10 +90,20 @@ class Plan:
         return Parameterization(self.spec)
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the solver of any sample draws noise."""
+        return any(own.solver.stochastic for own in self.samples or (self,))
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether that of any sample reads its variance from the network."""
+        return any(own.solver.spreads is not None for own in self.samples or (self,))
+
+    @property
     def spreads(self) -> np.ndarray:
-        """``[N, 1]``, by how much a learned variance may raise the logarithm of the solver's deviation; else ``[N, 0]``."""
+        """``[N, 1]``, by how much a learned variance may raise the logarithm of the solver's deviation."""
         if self.solver.spreads is None:
-            return np.zeros((self.calls, 0))
+            return np.zeros((self.calls, 1))
         return self.solver.spreads(self.parameterization.snap(self.schedule.array()))[:, None]
 
     @cached_property
@@ -105,19 +112,54 @@ class Plan:
 
         None where the velocity is zero.
         """
-        rows = zip(self.evaluated, self.silent, strict=True)
-        return tuple(() if silent else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, silent in rows)
+        evaluated, silent = self.evaluated, self.silent
+        if self.samples:
+            evaluated, silent = np.any(evaluated, axis=0), np.all(silent, axis=0)
+        rows = zip(evaluated, silent, strict=True)
+        return tuple(() if quiet else (0, *(int(k) + 1 for k in np.flatnonzero(row))) for row, quiet in rows)
 
     @property
-    def kept(self) -> tuple[int, ...]:
-        """The branches whose directions ``c - k`` are kept, for calls that weigh them without evaluating them."""
-        intervals = refresh_intervals(self.guidance, self.branches)
-        return tuple(int(k) + 1 for k in np.flatnonzero(intervals > 1))
+    def times(self) -> list[np.ndarray]:
+        """The network times of the calls, [N]: of all samples, or of each."""
+        return [own.parameterization.network_time(own.sigmas) for own in self.samples or (self,)]
+
+    def live_at(self, calls: np.ndarray, fresh: np.ndarray) -> tuple[int, ...]:
+        """The branches to evaluate where sample i is at ``calls[i]``; calls [B], fresh [B] bool.
+
+        A branch that is dead for some of the samples has weight zero there; after its last call a sample needs none.  The
+        ``fresh`` samples have kept no direction: of a kept branch that weighs something they need another.
+        """
+        live: set[int] = set()
+        for plan, call, anew in zip(self.samples or (self,) * len(calls), calls.tolist(), fresh, strict=True):
+            if call < plan.calls:
+                live.update(plan.live[call])
+                live.update(branch for branch in plan.kept if anew and plan.weights[call, branch - 1])
+        return tuple(sorted(live))
+
+    def check_samples(self, count: int) -> None:
+        """Raise ``ValueError`` unless the plan serves ``count`` samples."""
+        check_count(self.guidance, count)
+
+    @cached_property
+    def rules(self) -> tuple[Guidance, ...]:
+        """The rule of each sample, or the single one that serves all."""
+        return plain_rules(self.guidance)
+
+    @property
+    def correction(self) -> Correction | None:
+        """That of the rule; of samples' rules the first, all are of one kind."""
+        return self.rules[0].correction
+
+    @property
+    def reused(self) -> np.ndarray:
+        """``[N, K]`` bool, whether a direction ``c - k`` of an earlier call serves, any sample where they differ."""
+        reused = (self.weights != 0) & ~self.evaluated
+        return reused.any(axis=0) if self.samples else reused
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         runs: list[Run] = []
-        reused = (self.weights != 0) & ~self.evaluated
+        reused = self.reused
         for call, live in enumerate(self.live):
             if runs and runs[-1].live == live and (reused[call] == reused[call - 1]).all():
                 runs[-1] = Run(runs[-1].start, call + 1, live)
@@ -136,17 +178,17 @@ class Plan:
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
 
     def coefficients(self) -> np.ndarray:
-        """``[N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
+        """``[..., N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
 
         C' is 1, or C where channels differ.
         """
-        weak = -(self.weights * self.evaluated)[:, :, None] * self._channel_factors  # [N, K, C']
-        whole = np.where(self.silent, 0.0, 1.0)[:, None, None]
-        return np.concatenate([whole - weak.sum(axis=1, keepdims=True), weak], axis=1)
+        weak = -(self.weights * self.evaluated)[..., None] * self._channel_factors  # [..., N, K, C']
+        whole = np.where(self.silent, 0.0, 1.0)[..., None, None]
+        return np.concatenate([whole - weak.sum(axis=-2, keepdims=True), weak], axis=-2)
 
     def reused_weights(self) -> np.ndarray:
-        """``[N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
-        return (self.weights * ~self.evaluated)[:, :, None] * self._channel_factors
+        """``[..., N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
+        return (self.weights * ~self.evaluated)[..., None] * self._channel_factors
 
     @property
     def _channel_factors(self) -> np.ndarray:
@@ -186,7 +228,7 @@ class Plan:
             evaluations += len(layout.blocks)
             blocks += layout.block_rows
             flops += spec.embed_flops(tokens) + layout.projections(early=self.combines_early(live)) * spec.readout_flops(tokens)
-            flops += spec.readout_flops(tokens) if model == "main" and self.solver.spreads else 0  # the learned variance
+            flops += spec.readout_flops(tokens) if model == "main" and self.learned_variance else 0  # the learned variance
             flops += sum(rows.active * spec.block_flops(layer, tokens) for layer, rows in enumerate(layout.layers))
         return evaluations, blocks, flops
 
@@ -194,14 +236,9 @@ class Plan:
         """Whether branches that share a head are combined before the last projection."""
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
-    @cached_property
-    def reference(self) -> int | None:
-        """The branch that the rule's correction acts on, if it acts on one."""
-        return reference_branch(self.guidance, self.branches, self.spec)
-
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
         """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
-        if self.guidance.correction and self.reference is None and (len(live) > 1 or self.kept):
+        if self.correction and self.reference is None and (len(live) > 1 or self.kept):
             return True
         return any(i == self.reference or i in self.kept for i in live)
 
@@ -240,126 +277,9 @@ def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -
     return Path(conditions.index(branch.condition), tuple(operations))
 
 
-def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
-    if branch.model not in specs:
-        held = ", ".join(specs)
-        raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
-    spec, main = specs[branch.model], specs["main"]
-    same = (
-        "channels",
-        "patch",
-        "prediction",
-        "time",
-        "num_classes",
-        "parents",
-        "text_dim",
-        "pooled_dim",
-    )  # mean the same to both
-    if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
-        raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
-    if isinstance(branch.network, Perturb):
-        for layer in branch.network.layers:
-            if layer >= spec.depth:
-                raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
-    if isinstance(branch.network, Exit) and branch.network.layer not in spec.exits:
-        known = ", ".join(map(str, spec.exits)) or "none"
-        raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")
-
-
-def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
-    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
-    if (weights[sigmas == 0] != 0).any():
-        raise ValueError(
-            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
-            "give its term Window.sigma(0, 1), which begins above"
-        )
-
-
-def _check_condition(branch: Branch, spec: ModelSpec) -> None:
-    if branch.condition == "parent" and not getattr(spec, "parents", ()):
-        raise ValueError(f"the condition 'parent' needs superclasses, and {spec.name} has none")
-    if isinstance(branch.condition, int):
-        classes = getattr(spec, "num_classes", 0)
-        if not 0 <= branch.condition < classes:
-            raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
-
-
-def _solver_table(solver: Solver, sigmas: np.ndarray, parameterization: Parameterization) -> tuple[np.ndarray, list]:
-    """The [N, 7] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
-    rows = solver.rows(sigmas)
-    levels = np.array([row.sigma for row in rows])
-    m, n = parameterization.velocity(levels)
-    scale = parameterization.input_scale(levels)
-    values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
-    a, b, c, d, e, f = values.T
-    return np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), rows
-
-
 def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:
     """A latent size that ``spec`` can cut into patches, its own where None.  Raises ``TypeError`` or ``ValueError``."""
     height = spec.height if height is None else whole_number(height, "the latent height must be a whole number")
     width = spec.width if width is None else whole_number(width, "the latent width must be a whole number")
     spec.check_size(height, width)
     return height, width
-
-
-@refuses_unknown()
-def compile_plan(
-    guidance: RuleLike,
-    schedule: Schedule,
-    solver: Solver | str,
-    specs: Mapping[str, ModelSpec] | ModelSpec,
-    height: int | None = None,
-    width: int | None = None,
-) -> Plan:
-    """Resolve a guidance rule, or its text, against a schedule and a solver for a model.
-
-    ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
-    the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
-    exist; holes, overlaps, empty windows and numbers that are not the model's own are ``Plan.warnings``.
-    """
-    if isinstance(specs, ModelSpec):
-        specs = {"main": specs}
-    spec, solver = specs["main"], get_solver(solver)
-    guidance, notes = rule_and_notes(guidance, spec)
-    height, width = checked_size(spec, height, width)
-    parameterization = Parameterization(spec)
-    sigmas = parameterization.snap(schedule.array())
-    for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
-        first, second = schedule.sigmas[i : i + 2]
-        raise ValueError(
-            f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
-            f"{parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
-        )
-    for term in guidance.terms:
-        _check_branch(term.branch, specs)
-        _check_condition(term.branch, spec)
-        if term.channels is not None and term.channels > spec.channels:
-            raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
-    zero_steps = guidance.correction.zero_steps if guidance.correction else 0
-    check_learned_variance(solver, spec, zero_steps)
-    table, rows = _solver_table(solver, sigmas, parameterization)
-    branches, weights, warnings = resolve_weights(guidance, sigmas[:-1])
-    reference = reference_branch(guidance, branches, spec)
-    if reference is not None and isinstance(guidance.correction, AdaptiveProjection):
-        _check_above_zero(guidance, sigmas[:-1], weights[:, reference - 1])
-    weights[:zero_steps] = 0.0
-    warnings += coverage_warnings(guidance, sigmas[:-1]) + correction_warnings(guidance, branches, schedule.steps)
-    steps = np.array([row.step for row in rows])
-    return Plan(
-        specs=specs,
-        guidance=guidance,
-        schedule=schedule,
-        solver=solver,
-        height=height,
-        width=width,
-        branches=branches,
-        sigmas=np.array([row.sigma for row in rows]),
-        steps=steps,
-        weights=weights[steps],
-        silent=steps < zero_steps,
-        evaluated=evaluated_calls(weights[steps], refresh_intervals(guidance, branches)),
-        masks=channel_masks(guidance, branches, spec.channels),
-        table=table,
-        warnings=(*notes, *warnings),
-    )

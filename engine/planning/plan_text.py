@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..rules.rule_text import shown_rule
-from .solvers import SOLVER_COLUMNS
+from .solver_rows import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
     from .plan import Plan, Run  # which prints itself with this module
@@ -16,7 +16,10 @@ COLUMNS = ("calls", "sigma", "rows", "blocks", "cost", "live branches and weight
 
 
 def _span(weights: np.ndarray) -> str:
-    first, last = weights[0], weights[-1]
+    """The weights of a branch over a run of calls, [n], from the first to the last; of samples [B, n] the range."""
+    if weights.ndim == 2 and np.ptp(weights, axis=0).max() > 1e-9:
+        return f"{weights.min():.3g} to {weights.max():.3g} by sample"
+    first, last = weights[..., 0].flat[0], weights[..., -1].flat[0]
     return f"{first:.3g}" if abs(last - first) < 1e-9 else f"{first:.3g} to {last:.3g}"
 
 
@@ -55,11 +58,10 @@ def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
         live, calls = runs[0].live, np.concatenate([np.arange(run.start, run.stop) for run in runs])
         rows, blocks, flops = plan.call_cost(live)
         first, last = plan.sigmas[calls[0]], plan.sigmas[calls[-1]]
-        weights = plan.weights[calls]
+        weights, reused = plan.weights[..., calls, :], plan.reused[calls].any(axis=0)
         names = [str(plan.branches[0])] if live else ["none: the velocity is zero"]
-        names += [f"{plan.branches[i]} (w {_span(weights[:, i - 1])})" for i in live[1:]]
-        reused = (weights * ~plan.evaluated[calls]).any(axis=0)
-        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[:, k])})" for k in reused.nonzero()[0]]
+        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in live[1:]]
+        names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused)]
         levels = f"{first:.4f}-{last:.4f}" if len(calls) > 1 else f"{first:.4f}"
         table.append((_numbers(runs), levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
@@ -73,7 +75,7 @@ def _numbers(runs: "Sequence[Run]") -> str:
 
 def _folded(plan: "Plan") -> "list[tuple[Run, ...]]":
     """The runs in order, those of a pattern that comes at least twice in a row gathered: as where directions are reused."""
-    runs, reused = plan.runs, (plan.weights != 0) & ~plan.evaluated
+    runs, reused = plan.runs, plan.reused
     kinds = [(run.live, run.stop - run.start, tuple(reused[run.start].tolist())) for run in runs]
     lines, first = [], 0
     while first < len(runs):
@@ -124,10 +126,10 @@ def plan_dict(plan: "Plan") -> dict:
         "branches": [str(branch) for branch in plan.branches],
         "sigmas": plan.sigmas.tolist(),
         "weights": plan.weights.tolist(),
-        "solver_columns": list(SOLVER_COLUMNS),
+        "solver_columns": [*SOLVER_COLUMNS, *(f"earlier_{i}" for i in range(plan.solver.earlier))],
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
-        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in (plan.weights != 0) & ~plan.evaluated],
+        "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in plan.reused],
         "cost": {
             "calls": cost.calls,
             "evaluations": cost.evaluations,

@@ -1,12 +1,14 @@
 """Noise levels of a run, from the first to the last: falling to 0 for a finished sample, rising from 0 to invert a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..numeric_input import counting_number, real_number
+from . import spacing
 
 MOST_STEPS = 1 << 20  # no run has more; a slip of the keyboard would fill the memory with tables
 
@@ -115,6 +117,44 @@ def resolution_shift(
     return Schedule(flow_shift(steps, math.exp(mu)).sigmas, f"shift for {tokens} tokens")
 
 
+def karras(steps: int, first: float = 1.0, last: float = 1e-3, rho: float = 7.0) -> Schedule:
+    """Levels even in their ``rho``-th root from ``first`` to ``last``, then 0.  Source: EDM (arXiv 2206.00364) equation 5."""
+    rho = real_number(rho, "rho must be a number")
+    if not math.isfinite(rho) or rho <= 0:
+        raise ValueError(f"rho must be positive, got {rho}")
+    return _spaced("karras", steps, first, last, partial(spacing.karras, rho=rho))
+
+
+def exponential(steps: int, first: float = 1.0, last: float = 1e-3) -> Schedule:
+    """Levels even in their logarithm from ``first`` to ``last``, then 0."""
+    return _spaced("exponential", steps, first, last, spacing.exponential)
+
+
+def beta(steps: int, first: float = 1.0, last: float = 1e-3, alpha: float = 0.6, beta: float = 0.6) -> Schedule:
+    """Levels at quantiles of the beta law from ``first`` to ``last``, then 0.  Source: Beta Sampling (arXiv 2407.12173)."""
+    alpha, beta = (real_number(value, f"{name} must be a number") for name, value in (("alpha", alpha), ("beta", beta)))
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, got {value}")
+    return _spaced("beta", steps, first, last, partial(spacing.beta, alpha=alpha, beta=beta))
+
+
+def _spaced(name: str, steps: int, first: float, last: float, space: Callable[[float, float, int], np.ndarray]) -> Schedule:
+    """``steps`` levels from ``first`` to ``last`` by ``space``, then 0."""
+    first, last = (real_number(level, "a noise level must be a number") for level in (first, last))
+    if not 0 < last <= first <= 1:
+        raise ValueError(f"{name} levels need 0 < last <= first <= 1, got first {first:g} and last {last:g}")
+    return Schedule((*np.minimum(space(first, last, check_steps(steps)), first), 0.0), name)
+
+
+def spaced_chain(name: str, steps: int, parameterization) -> Schedule:
+    """:data:`SPACINGS` over a discrete chain, in ``r`` of ``x0 + r eps``, as diffusers' schedulers do; then 0."""
+    ends = parameterization.levels([parameterization.TRAIN_STEPS - 1, 0])
+    first, last = (ends / (1 - ends)).tolist()
+    ratios = SPACINGS[name](first, last, check_steps(steps))
+    return Schedule((*(ratios / (1 + ratios)), 0.0), name)
+
+
 def from_sigmas(sigmas: Sequence[float]) -> Schedule:
     """Any list of levels; its last entry is the level of the result (0 for a finished sample)."""
     return Schedule(tuple(sigmas))
@@ -140,14 +180,21 @@ def scheduler_sigmas(scheduler) -> Sequence[float]:
     return sigmas
 
 
-NAMED = ("linear", "shift", "resolution", "native")
+FLOW_SPACINGS: dict[str, Callable[[int], Schedule]] = {"karras": karras, "exponential": exponential, "beta": beta}
+SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "karras": spacing.karras,
+    "exponential": spacing.exponential,
+    "beta": spacing.beta,
+}
+NAMED = ("linear", "shift", "resolution", "karras", "exponential", "beta", "native")
 
 
 def resolve_schedule(schedule, steps: int | None, solver, parameterization, tokens: int) -> Schedule:
     """A Schedule from a name, a list of levels or a Schedule; None is the model's own.
 
     ``native`` is linear for flow models and evenly spaced chain indices for discrete ones; ``shift`` is 3, ``shift=2.5``
-    another; ``resolution`` depends on the number of image tokens.  ``steps`` (default 28) must agree with a given list.
+    another; ``resolution`` depends on the number of image tokens; ``karras``, ``exponential`` and ``beta`` space flow levels
+    down to .001, as diffusers' flow-matching scheduler, or the chain.  ``steps`` (default 28) must agree with a given list.
     """
     if schedule is not None and not isinstance(schedule, str):
         resolved = as_schedule(schedule)
@@ -161,6 +208,8 @@ def resolve_schedule(schedule, steps: int | None, solver, parameterization, toke
         base = flow_shift(steps, _shift_value(name))
     elif name == "resolution":
         base = resolution_shift(steps, tokens)
+    elif name in SPACINGS:
+        base = spaced_chain(name, steps, parameterization) if parameterization.discrete else FLOW_SPACINGS[name](steps)
     elif name in ("linear", "native"):
         base = linear(steps)
     else:

@@ -1,75 +1,19 @@
-"""Solvers as rows of numbers, known before the first call.
+"""The solvers by name."""
 
-A network call with velocity ``v`` at state ``y`` does ``y' = A y + B v + C h + D z`` and leaves ``h' = E y + F v`` behind for
-the next row; ``h`` is the previous velocity (Adams-Bashforth, Heun) or the previous clean estimate (DPM-Solver++).  The two
-extra columns E and F are what lets multistep solvers on ``x0`` be rows too.  All in flow coordinates and fp64.
-"""
-
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
-from torch import Tensor
 
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import real_number
-
-# of a plan's table: the factor that makes a state the network's input, then a row's coefficients
-SOLVER_COLUMNS = ("scale", "a", "b", "c", "d", "e", "f")
-
-
-@dataclass(frozen=True)
-class SolverRow:
-    """One network call: the noise level it is made at, the step it belongs to, and its six coefficients."""
-
-    sigma: float
-    step: int
-    a: float
-    b: float
-    c: float = 0.0
-    d: float = 0.0
-    e: float = 0.0
-    f: float = 0.0
-
-
-class HostStep(Protocol):
-    """Makes the steps of one run on the host, after calls that leave the velocity in the state."""
-
-    def __call__(self, state: Tensor, velocity: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
-        """The state after the coming step; all [B, C, H, W] fp32.  ``noise(i)`` is unit normal, the run's i-th such draw.
-
-        Both tensors are the step's to keep.
-        """
-
-
-@dataclass(frozen=True, repr=False)
-class Solver:
-    """A named recipe ``sigmas -> rows``; ``stochastic`` solvers use in-loop noise."""
-
-    name: str
-    rows: Callable[[np.ndarray], list[SolverRow]]
-    stochastic: bool = False
-    last_sigma: float = 0.0  # a schedule made for this solver ends with a step from here to 0
-    # of a network with a learned variance: sigmas -> log of the largest deviation over the smallest, [N], see ``ddpm``
-    spreads: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Solver {self.name}>"
-
-    def begin(self) -> HostStep | None:
-        """What makes the steps of a run that begins now; None: the rows do."""
-        return None
-
-    def first_level(self, sigma: float) -> float:
-        """The noise level of the state that a run begins with, where the network is told ``sigma``."""
-        return sigma
-
-    def record(self) -> dict[str, Any] | None:
-        """Plain numbers and strings that make this solver again; None where its name does."""
-        return None
+from .ancestral import dpm_sde, euler_ancestral, lcm
+from .exponential import deis, dpm_multistep, res_multistep, unipc
+from .solver_names import read_name
+from .solver_rows import Solver, SolverRow, check_falling
 
 
 def _euler_rows(sigmas: np.ndarray) -> list[SolverRow]:
@@ -97,36 +41,10 @@ def _adams_bashforth_rows(sigmas: np.ndarray) -> list[SolverRow]:
     return rows
 
 
-def _log_snr(sigma: float) -> float:
-    if sigma >= 1:
-        return -math.inf
-    return math.inf if sigma <= 0 else math.log1p(-sigma) - math.log(sigma)
-
-
-def _dpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
-    """DPM-Solver++ 2M on clean estimates: Euler's step plus what the estimate before adds to it.
-
-    First order, where it is Euler's, next to an infinite log-SNR step (from or to sigma 1 or 0) or one of no length.
-    """
-    rows, previous = [], math.inf
-    for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        h, extra = 0.0 if s == t else _log_snr(t) - _log_snr(s), 0.0
-        if math.isfinite(previous) and math.isfinite(h) and previous:
-            decay = (1 - s) / (1 - t) * t / s  # e^-h
-            extra = (1 - t) * (1 - decay) * h / (2 * previous)
-        # y' = y + (t - s) v + extra (x0 - x0_prev) with x0 = y - s v
-        rows.append(SolverRow(s, i, 1 + extra, t - s - extra * s, c=-extra, e=1.0, f=-s))
-        previous = h
-    return rows
-
-
 def _euler_maruyama_rows(sigmas: np.ndarray, diffusion: Callable[[float], float]) -> list[SolverRow]:
     """Reverse SDE ``dy = (v + w / (2 s) eps) ds + sqrt(w) dW`` with ``eps = y + (1 - s) v``; the last step has no noise."""
+    check_falling("euler-maruyama", sigmas)
     rows, last = [], sigmas[-1]
-    if last > sigmas[0]:
-        raise ValueError(
-            f"euler-maruyama follows the reverse SDE, down to data, and the levels rise from {sigmas[0]:.6g} to {last:.6g}"
-        )
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         if s == t:
             rows.append(SolverRow(s, i, 1.0, 0.0))
@@ -160,8 +78,7 @@ def _ddpm_rows(sigmas: np.ndarray) -> list[SolverRow]:
     With ``A`` and ``P`` for ``alpha^2`` here and there, and ``b = 1 - A / P``:
     ``x' = sqrt(P) b / (1 - A) x0 + sqrt(1 - b) (1 - P) / (1 - A) x``, and the smallest variance is ``b (1 - P) / (1 - A)``.
     """
-    if sigmas[-1] > sigmas[0]:
-        raise ValueError(f"ddpm draws down to data, and the levels rise from {sigmas[0]:.6g} to {sigmas[-1]:.6g}")
+    check_falling("ddpm", sigmas)
     rows = []
     for i, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         if s == t:
@@ -184,7 +101,6 @@ def _ddpm_spreads(sigmas: np.ndarray) -> np.ndarray:
 
 EULER = Solver("euler", _euler_rows)
 HEUN = Solver("heun", _heun_rows)
-DPM = Solver("dpm++2m", _dpm_rows)
 ADAMS_BASHFORTH = Solver("ab2", _adams_bashforth_rows)
 EULER_MARUYAMA = euler_maruyama()
 DDIM = Solver("ddim", _euler_rows)  # in flow coordinates DDIM is Euler's method, for every parameterisation
@@ -219,13 +135,54 @@ VELOCITY = velocity_solver(EULER)
 # leaves the guided noise ``eps = y + (1 - sigma) v`` in the state, for loops of noise predictions
 NOISE = Solver("noise", lambda sigmas: [SolverRow(s, i, 1.0, 1 - s) for i, s in enumerate(sigmas[:-1])])
 
-SOLVERS = {solver.name: solver for solver in (EULER, HEUN, DPM, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM, DDPM)}
+# those with options, which a text may give: ``unipc(order=3)``
+FACTORIES: dict[str, Callable[..., Solver]] = {
+    "dpm++2m": partial(dpm_multistep, 2),
+    "dpm++3m": partial(dpm_multistep, 3),
+    "dpm++2m-sde": partial(dpm_multistep, 2, eta=1.0),
+    "dpm++3m-sde": partial(dpm_multistep, 3, eta=1.0),
+    "dpm++sde": dpm_sde,
+    "unipc": unipc,
+    "deis": deis,
+    "res_2m": partial(res_multistep, 2),
+    "res_3m": partial(res_multistep, 3),
+    "euler-ancestral": euler_ancestral,
+    "lcm": lcm,
+}
+SOLVERS = {solver.name: solver for solver in (EULER, HEUN, ADAMS_BASHFORTH, EULER_MARUYAMA, DDIM, DDPM)}
+SOLVERS |= {name: factory() for name, factory in FACTORIES.items()}
 
 
 def get_solver(solver: str | Solver) -> Solver:
-    """A solver by name, or as given."""
+    """A solver by name, by name and options as in ``unipc(order=3)``, or as given."""
     if isinstance(solver, Solver):
         return solver
-    if not isinstance(solver, str) or solver not in SOLVERS:
+    if isinstance(solver, str) and solver in SOLVERS:
+        return SOLVERS[solver]
+    name, options = read_name(solver) if isinstance(solver, str) else (None, {})
+    if name not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
-    return SOLVERS[solver]
+    known = list(_options(FACTORIES[name])) if name in FACTORIES else []
+    for option in options:
+        if option not in known:
+            raise ValueError(f"solver {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+    return FACTORIES[name](**options) if options else SOLVERS[name]
+
+
+def is_named(solver: Solver) -> bool:
+    """Whether its name makes the solver again: what a record of it needs.  Compared by the rows of one run."""
+    try:
+        own = get_solver(solver.name)
+    except (ValueError, TypeError):
+        return False
+    if own is solver:
+        return True
+    same = all(getattr(own, name) == getattr(solver, name) for name in ("stochastic", "last_sigma", "spreads", "earlier"))
+    levels = np.linspace(1, 0, 9)
+    return same and own.rows(levels) == solver.rows(levels)
+
+
+def _options(factory: Callable[..., Solver]) -> Iterable[str]:
+    """The options that a text may give: those that the name has not settled."""
+    settled = len(factory.args) if isinstance(factory, partial) else 0
+    return [*inspect.signature(factory.func if isinstance(factory, partial) else factory).parameters][settled:]

@@ -1,20 +1,26 @@
 """Terms of a rule -> what every branch weighs at every step, which channels it guides, when it is evaluated."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from segue.models.spec import ModelSpec
 
 from ..rules.correction import OptimizedScale
 from ..rules.guidance import COND, Branch, Guidance
+from ..rules.per_sample import shared
 
 
-def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[Branch, ...], np.ndarray, list[str]]:
-    """The branches, the summed weights [steps, K] of those after the conditional one, and what is odd about the windows.
+def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
+    """The conditional branch, then those that any of ``rules`` guides by."""
+    return COND, *dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
 
-    Windows are resolved here and nowhere else.
+
+def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The summed weights [steps, K] of the branches after the conditional one, and what is odd about the windows.
+
+    Windows are resolved here and nowhere else.  Of a rule whose numbers all samples share.
     """
-    guided = [term.branch for term in guidance.terms if not term.branch.is_conditional]
-    branches = (COND, *dict.fromkeys(guided))
     warnings: list[str] = []
     weights = np.zeros((len(step_sigmas), len(branches) - 1))
     for term in guidance.terms:
@@ -29,7 +35,7 @@ def resolve_weights(guidance: Guidance, step_sigmas: np.ndarray) -> tuple[tuple[
         for rank, step in enumerate(chosen):
             position = rank / (len(chosen) - 1) if len(chosen) > 1 else 0.5
             weights[step, branches.index(term.branch) - 1] += term.weight(float(step_sigmas[step]), position)
-    return branches, weights, warnings
+    return weights, warnings
 
 
 def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
@@ -58,16 +64,16 @@ def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps:
     correction, warnings = guidance.correction, []
     if correction and len(branches) == 1:
         warnings.append(f"{correction} corrects what terms add, and the rule has none that add: it changes nothing")
-    if correction and correction.zero_steps >= steps:
+    if correction and shared(correction.zero_steps) >= steps:
         warnings.append(f"{correction} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
     return warnings
 
 
-def channel_masks(guidance: Guidance, branches: tuple[Branch, ...], channels: int) -> np.ndarray:
-    """Guided channels [K] of each branch; two terms on one branch must agree."""
+def channel_masks(rules: Iterable[Guidance], branches: tuple[Branch, ...], channels: int) -> np.ndarray:
+    """Guided channels [K] of each branch; two terms on one branch must agree, those of two samples too."""
     masks = np.full(len(branches) - 1, channels)
     seen: dict[Branch, int] = {}
-    for term in guidance.terms:
+    for term in (term for rule in rules for term in rule.terms):
         if term.branch.is_conditional:
             continue
         count = term.channels or channels

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan, checked_size
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
-from ..planning.solvers import Solver
-from ..records.pictures import short_prompts
-from ..records.prompt_record import PromptRecord, start_of
-from ..records.run import Run
-from ..rules.presets import RuleLike
+from ..planning.solver_rows import Solver
+from ..records.prompt_record import start_of
+from ..rules.batch import RulesLike
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
@@ -41,45 +39,8 @@ from .planning import (
     resolve_prompt_plan,
     start_size,
 )
+from .prompt_run import PromptRun
 from .vae import check_output, draw_start, load_images, read_start
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PromptRun(Run):
-    """What a run made.  ``latents`` [B, C, H, W] fp32; ``images`` PIL, empty if only latents were asked for.
-
-    A run that a callback stopped holds the samples of the batch it was in, as far as they had come, and those before it.
-    ``texts`` is what its record says of prompts and start beside every run's.
-    """
-
-    latents: Tensor
-    plan: Plan
-    seeds: tuple[int, ...]
-    calls: int
-    model: str
-    prompts: tuple[str, ...] = ()
-    images: list = field(default_factory=list)
-    max_batch: int | None = None
-    engine: "PromptEngine | None" = None
-    unrecorded: str = ""
-    texts: Mapping[str, Any] = field(default_factory=dict)
-
-    def _record(self, rule: str, max_batch: int) -> PromptRecord:
-        labels = tuple(self.texts["labels"])
-        texts = {name: value for name, value in self.texts.items() if name != "labels"}
-        return PromptRecord(self._origin(), rule, self.plan.to_dict(), labels, self.seeds, max_batch, **texts)
-
-    def _names(self) -> tuple[str, ...]:
-        return short_prompts(self.texts["prompts"])
-
-    def _caption(self, index: int) -> str:
-        return short_prompts(self.prompts)[index] if self.prompts else "embedded prompt"
-
-    def _pictures(self) -> list:
-        return self.images
-
-    def _pictures_at_hand(self) -> list:
-        return self.images
 
 
 class PromptEngine(PipeCore):
@@ -98,7 +59,7 @@ class PromptEngine(PipeCore):
     @refuses_unknown()
     def plan(
         self,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         steps: int | None = None,
         schedule: ScheduleLike | None = None,
         solver: str | Solver | None = None,
@@ -125,7 +86,7 @@ class PromptEngine(PipeCore):
     def sample(
         self,
         embeddings: PromptEmbeddings,
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         *,
         steps: int | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -144,6 +105,7 @@ class PromptEngine(PipeCore):
     ) -> PromptRun:
         """Draw one latent per embedded prompt; ``height`` and ``width`` are the latent size.
 
+        ``guidance`` is one rule, which may hold a number for each sample (``CFG([2.0, 4.0])``), or a list of a rule for each.
         ``noise`` [B, C, H, W] replaces the seeds' noise.  ``latents`` [B, C, H, W] is a clean start for image-to-image: it
         is noised to the first level of the last ``strength`` part of the schedule; with a ``schedule`` that rises from 0 it is
         inverted, to the ``noise`` of the way back.  ``numerics="diffusers"`` is a mode to compare with: everything but the
@@ -160,6 +122,7 @@ class PromptEngine(PipeCore):
             height, width = start_size(latents, height, width)
         length = embeddings.positive.context.shape[1]
         plan = self.plan(guidance, steps, schedule, solver, height, width, strength, length)
+        plan.check_samples(len(seeds))
         self.check_plan(plan)
         if schedule is not None:
             check_rising(plan, latents, noise)
@@ -176,8 +139,8 @@ class PromptEngine(PipeCore):
             state = self._first_state(plan, noise, latents, len(embeddings))
             options = {"max_batch": max_batch, "callback": callback, "check_finite": check_finite, "progress": progress}
             result, calls = self.run(plan, conditions, seeds, state, **options)
-        made = result, plan, tuple(seeds[: len(result)]), calls, self.spec.name
-        return PromptRun(*made, max_batch=max_batch, engine=self, unrecorded="its prompts came encoded")
+        drawn, name, unrecorded = tuple(seeds[: len(result)]), self.spec.name, "its prompts came encoded"
+        return PromptRun(result, plan, drawn, calls, name, max_batch=max_batch, engine=self, unrecorded=unrecorded)
 
     def _check_numerics(self, numerics: str, schedule, solver, max_batch, check_finite) -> None:
         if numerics not in ("segue", "diffusers"):
@@ -199,7 +162,7 @@ class PromptEngine(PipeCore):
         self,
         prompt: str | Sequence[str] | PromptEmbeddings,
         negative_prompt: str | Sequence[str] | None = "",
-        guidance: RuleLike = None,
+        guidance: RulesLike = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -213,11 +176,11 @@ class PromptEngine(PipeCore):
     ) -> PromptRun:
         """Prompts, or embeddings of prompts, to images.
 
-        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major.  ``image`` (a file, PIL, array, tensor;
-        one, or one per prompt) is a picture to start from: of the schedule, the last ``strength`` part in (0, 1] runs, by
-        default 0.6.  A sample's seed draws its latent from the VAE's posterior, then its noise, as
-        ``StableDiffusion3Img2ImgPipeline`` does with a generator per image.  ``output="latent"`` makes no pictures, and needs
-        no VAE.  Other keywords are those of :meth:`sample`.
+        ``height`` and ``width`` are pixels; ``num_images`` per prompt, prompt-major, and so are the numbers of a rule that has
+        one for each sample.  ``image`` (a file, PIL, array, tensor; one, or one per prompt) is a picture to start from: of the
+        schedule, the last ``strength`` part in (0, 1] runs, by default 0.6.  A sample's seed draws its latent from the VAE's
+        posterior, then its noise, as ``StableDiffusion3Img2ImgPipeline`` does with a generator per image.
+        ``output="latent"`` makes no pictures, and needs no VAE.  Other keywords are those of :meth:`sample`.
         """
         pipe = self._need_pipe("generate images from prompts")
         # an unknown keyword, and one that is given here already, raises before any work
@@ -238,6 +201,7 @@ class PromptEngine(PipeCore):
             inverts = options.get("schedule") is not None and self.plan(None, *levels).schedule.rises
             strength = DEFAULT_STRENGTH if started and not inverts else 1.0
         plan = self.plan(guidance, *levels, strength)
+        plan.check_samples(len(seeds))
         self.check_plan(plan)
         if options.get("schedule") is not None:
             check_rising(plan, latents, image, options.get("noise"))
@@ -295,7 +259,7 @@ class PromptEngine(PipeCore):
     @refuses_unknown()
     def denoiser(
         self,
-        guidance: RuleLike,
+        guidance: RulesLike,
         embeddings: PromptEmbeddings,
         *,
         schedule: ScheduleLike | None = None,
@@ -316,6 +280,7 @@ class PromptEngine(PipeCore):
     ) -> Program:
         """A program ready to step through ``plan``; ``noise`` [B, C, H, W] is unit normal, ``latents`` a clean start."""
         self.refresh()
+        plan.check_samples(len(embeddings))
         self.check_plan(plan)
         seeds = check_seeds(seeds, len(embeddings))
         state = self._first_state(plan, noise, latents, len(embeddings))

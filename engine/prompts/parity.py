@@ -46,8 +46,10 @@ def sample_as_diffusers(
     """
     if (plan.masks < plan.spec.channels).any():
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")
-    if plan.kept or plan.guidance.correction:
-        extra = plan.guidance.correction or "reused directions"
+    if plan.samples:
+        raise ValueError("numerics='diffusers' has one rule for all samples, as the pipeline has, and here each has its own")
+    if plan.kept or plan.correction:
+        extra = plan.correction or "reused directions"
         raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls
@@ -93,7 +95,7 @@ def _load_times(program: Program, times: Tensor, conditions: Mapping[str | int, 
     """Call the network at ``times`` [N]; some schedulers round them, and the plan's are 1000 sigma in fp32."""
     plan, told = program.plan, times.cpu().double().numpy()
     if not np.array_equal(told, plan.parameterization.network_time(plan.sigmas)):
-        program.load_times(told, conditions)
+        program.load_times([told], conditions)
 
 
 def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: Callback) -> tuple[Tensor, int]:

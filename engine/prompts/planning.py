@@ -13,8 +13,8 @@ from ..core import ScheduleLike, resolve_plan
 from ..numeric_input import counting_number, real_number, whole_number
 from ..planning.plan import Plan, checked_size
 from ..planning.schedule import check_steps, from_scheduler
-from ..planning.solvers import Solver
-from ..rules.presets import RuleLike
+from ..planning.solver_rows import Solver
+from ..rules.batch import RulesLike
 
 DEFAULT_STEPS = 28
 DEFAULT_STRENGTH = 0.6
@@ -23,7 +23,7 @@ DEFAULT_STRENGTH = 0.6
 def resolve_prompt_plan(
     specs: Mapping[str, ModelSpec],
     scheduler: Any = None,
-    guidance: RuleLike = None,
+    guidance: RulesLike = None,
     steps: int | None = None,
     schedule: ScheduleLike | None = None,
     solver: str | Solver | None = None,
@@ -64,7 +64,7 @@ def resolve_prompt_plan(
 def _solver_of(given: Any, scheduler: Any) -> str | Solver:
     """What runs on the levels of a caller: the steps of the scheduler ``given`` as the schedule, else as ``scheduler`` tells.
 
-    Raises ``ValueError`` for a given one whose steps are neither Euler's nor Heun's.
+    Raises ``ValueError`` for a given one whose steps are no rows of ours.
     """
     if given is None:
         return "heun" if "Heun" in type(scheduler).__name__ else "euler"
@@ -72,7 +72,7 @@ def _solver_of(given: Any, scheduler: Any) -> str | Solver:
     if rows is None:
         name = type(given).__name__
         raise ValueError(
-            f"schedule={name} gives its levels, and its steps are neither Euler's nor Heun's: say which solver runs on them, "
+            f"schedule={name} gives its levels, and its steps are no rows of a solver here: say which solver runs on them, "
             "or make it the pipeline's scheduler"
         )
     return rows

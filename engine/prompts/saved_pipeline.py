@@ -1,6 +1,7 @@
 """A saved SD3: what it tells without its weights (sizes, scheduler, pixels per latent), and the pipeline loaded from it."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype, reading: Reading = DEF
         if not (Path(folder) / name).is_dir():
             hint = ": give t5=False to run without it" if name in T5_PARTS else ""
             raise FileNotFoundError(f"{folder} is a pipeline without its {name} folder{hint}")
+    if find_spec("transformers") is None:
+        raise ValueError(
+            f"{folder} is a Stable Diffusion 3, which needs the package transformers, and that is not installed: "
+            "pip install transformers"
+        )
     absent = dict.fromkeys(sorted(SD3_PARTS - present))
     return StableDiffusion3Pipeline.from_pretrained(str(folder), dtype=dtype, variant=reading.variant, **absent)
 

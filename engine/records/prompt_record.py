@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.scheduler_solver import SchedulerSolver
-from ..planning.solvers import Solver
+from ..planning.solver_rows import Solver
 from .provenance import Record
 
 

@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -14,14 +15,17 @@ from torch import nn
 
 from ..adapters.vae import Decoder
 from ..core import EngineCore
+from ..planning.compile import plan_part
 from ..planning.plan import Plan
+from ..planning.plan_text import plan_dict
 from ..planning.schedule import Schedule
-from ..planning.solvers import Solver
-from ..rules.presets import ParsedRule, parse_rule
+from ..planning.solver_rows import Solver
+from ..rules.batch import ParsedRules, parse_rules
+from ..rules.presets import ParsedRule
 from ..saved_files import VAE
 
 FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
-LATER = ("max_sequence_length",)  # fields that records of this format need not have
+LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have
 VALUES_PER_TENSOR = 64
 PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
 
@@ -101,10 +105,11 @@ class Record:
     max_batch: int
     index: int | None = None
     layout: tuple[int, int] | None = None
+    planned: Plan | None = field(default=None, repr=False, compare=False)  # what ``plan`` tells of; not written
 
     def to_dict(self) -> dict:
         """Plain numbers and strings."""
-        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "planned"}
         versions = {"segue": version("segue"), "torch": torch.__version__, "python": platform.python_version()}
         return {"format": FORMAT, "versions": versions} | record | {"origin": vars(self.origin)}
 
@@ -147,7 +152,10 @@ class Record:
         first = index // self.max_batch * self.max_batch
         batch = slice(first, first + self.max_batch)
         labels, seeds = self.labels[batch], self.seeds[batch]
-        return replace(self, labels=labels, seeds=seeds, index=index - first)
+        rule, plan = parse_rules(self.rule).part(batch).text, self.plan
+        if self.planned is not None and self.planned.samples:
+            plan = _part_of(self.planned, first, self.max_batch)
+        return replace(self, rule=rule, plan=plan, labels=labels, seeds=seeds, index=index - first)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -170,19 +178,19 @@ class Record:
         """The solver of the run."""
         return self.plan["solver"]
 
-    def plan_of(self, engine: EngineCore, rule: ParsedRule) -> Plan:
+    def plan_of(self, engine: EngineCore, rule: ParsedRule | ParsedRules) -> Plan:
         """The plan of a rule on the noise levels, by the solver and in the size that are recorded."""
         recorded = self.plan
         schedule = Schedule(tuple(recorded["schedule_sigmas"]), recorded["schedule"])
         size = {"height": recorded["height"], "width": recorded["width"]}
         return engine.plan(rule.guidance, schedule=schedule, solver=self.solver(), **size)
 
-    def resolve(self, engine: EngineCore) -> tuple[ParsedRule, Plan]:
+    def resolve(self, engine: EngineCore) -> tuple[ParsedRule | ParsedRules, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
         weights = fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
-        rule, recorded = parse_rule(self.rule), self.plan
+        rule, recorded = parse_rules(self.rule), self.plan
         plan = self.plan_of(engine, rule)
         for table, found in {"sigmas": plan.sigmas, "weights": plan.weights, "solver_rows": plan.table}.items():
             if not _same_numbers(found, recorded[table]):
@@ -190,6 +198,12 @@ class Record:
                     f"this version of Segue resolves the {table} of {self.rule!r} differently from the recorded plan"
                 )
         return rule, plan
+
+
+@lru_cache(maxsize=1)
+def _part_of(plan: Plan, first: int, count: int) -> dict[str, Any]:
+    """What a plan tells of the batch of ``count`` samples that begins with ``first``: the same for all its pictures."""
+    return plan_dict(plan_part(plan, slice(first, first + count)))
 
 
 def _same_numbers(found: np.ndarray, recorded: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..files import NewFiles
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_summary
-from ..planning.solvers import SOLVERS
+from ..planning.solvers import is_named
 from ..rules.rule_text import rule_text
 from .pictures import check_place, picture_name, write_picture
 from .provenance import Origin, Record
@@ -61,7 +61,7 @@ class Run:
             reason = "the run came through pickle, without its engine"
         elif self.calls < self.plan.calls:
             reason = f"it was stopped after call {self.calls} of {self.plan.calls}"
-        elif self.plan.solver.record() is None and SOLVERS.get(self.plan.solver.name) is not self.plan.solver:
+        elif self.plan.solver.record() is None and not is_named(self.plan.solver):
             reason = f"its solver {self.plan.solver.name!r} is none that has a name"
         if reason:
             raise ValueError(f"no record can draw this run again: {reason}; its images have a save() of their own")

@@ -1,8 +1,9 @@
 """A scale that is not known yet: that of the call of an attached pipeline, written ``call``."""
 
 from dataclasses import dataclass
+from typing import Final
 
-CALL = "call"
+CALL: Final = "call"
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """Guidance rules as sums of terms: ``v = v_c + sum_k w_k(sigma) (v_c - v_k)``.
 
 A term names a branch ``k`` (which condition, which network), a weight over the noise level and a window.  Rules add:
-``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.
+``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.  Where a scale, a weight or a
+delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sample of the batch: ``CFG([2.0, 4.0])``.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Literal, cast
+
+import numpy as np
 
 from segue.kernels.attention import PERTURBATIONS
 
-from ..numeric_input import counting_number, real_number, whole_number
+from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .call_scale import CALL, CallScale
+from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
@@ -118,27 +123,37 @@ UNCOND = Branch("uncond")
 class Weight:
     """A weight over a window: ``base + delta (1 - 2 p)`` with ``p`` from 0 to 1 across it, or ``function(sigma)``.
 
-    Source of the linear form: the published SGG command line (arXiv 2603.20584).
+    ``base`` and ``delta`` are one number, or one for each sample of a batch.  Source of the linear form: the published SGG
+    command line (arXiv 2603.20584).
     """
 
-    base: float = 0.0
-    delta: float = 0.0
+    base: Number = 0.0
+    delta: Number = 0.0
     function: Callable[[float], float] | None = None
 
     def __post_init__(self):
         for name in ("base", "delta"):
-            value = real_number(getattr(self, name), "a weight must be a finite number")
-            if not math.isfinite(value):
-                raise ValueError(f"a weight must be finite, got {value}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, number_or_each(getattr(self, name), self._finite))
+        samples_of(self)  # raises where they are for different batches
         if self.function is not None and not callable(self.function):
             raise TypeError(f"the function of a weight must be callable, got {self.function!r}")
 
+    @staticmethod
+    def _finite(value: float) -> float:
+        value = real_number(value, "a weight must be a finite number")
+        if not math.isfinite(value):
+            raise ValueError(f"a weight must be finite, got {value}")
+        return value
+
     def __call__(self, sigma: float, position: float) -> float:
-        """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left."""
+        """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left.
+
+        Of numbers that all samples share; see :meth:`Guidance.of_sample`.
+        """
         if self.function is None:
-            value = self.base + self.delta * (1 - 2 * position)
-            return value if abs(value) > ROUNDING * (1 + abs(self.base) + abs(self.delta)) else 0.0
+            base, delta = shared(self.base), shared(self.delta)
+            value = base + delta * (1 - 2 * position)
+            return value if abs(value) > ROUNDING * (1 + abs(base) + abs(delta)) else 0.0
         value = real_number(self.function(sigma), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
@@ -181,10 +196,10 @@ class Correction:
     name = ""
     needs_reference = True
     has_memory = False
-    zero_steps = 0
+    zero_steps = cast("int | tuple[int, ...]", 0)
 
     def __str__(self) -> str:
-        numbers = ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
+        numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
         return f"{type(self).__name__} ({numbers})"
 
 
@@ -202,6 +217,25 @@ class Guidance:
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
+        _ = self.samples  # raises where terms are for different batches
+
+    @property
+    def samples(self) -> int | None:
+        """For how many samples the rule has numbers of their own; None where all share them."""
+        holders = [term.weight for term in self.terms] + ([self.correction] if self.correction else [])
+        return common_count(map(samples_of, holders))
+
+    def of_sample(self, sample: int) -> "Guidance":
+        """The rule of one sample of the batch, with one number wherever this has one for each."""
+        return self._picked(sample)
+
+    def part(self, samples: slice) -> "Guidance":
+        """The rule of some of the samples of the batch."""
+        return self._picked(samples)
+
+    def _picked(self, samples: int | slice) -> "Guidance":
+        terms = tuple(replace(term, weight=picked(term.weight, samples)) for term in self.terms)
+        return Guidance(terms, picked(self.correction, samples) if self.correction else None)
 
     def __repr__(self) -> str:
         return f"<Guidance {shown_rule(self)}>"
@@ -218,11 +252,11 @@ class Guidance:
         for term in self.terms:
             if term.window.kind in ("steps", "fraction"):
                 return f"the window {term.window}"
-            if term.weight.delta:
-                return f"the delta {term.weight.delta:g}"
+            if any(np.atleast_1d(term.weight.delta)):
+                return f"the delta {shown(term.weight.delta)}"
             if term.refresh > 1:
                 return f"the reuse of directions for {term.refresh} calls"
-        if self.correction and (self.correction.has_memory or self.correction.zero_steps):
+        if self.correction and (self.correction.has_memory or any(np.atleast_1d(self.correction.zero_steps))):
             return f"the correction {self.correction}"
         return ""
 
@@ -259,14 +293,18 @@ class Guidance:
 Unguided = Guidance
 
 
-def _weight(value: float | Callable[[float], float] | str, delta: float, offset: float = 0.0) -> Weight:
-    """``value - offset`` as a Weight; ``value`` is a number or a function of sigma."""
+Scale = Numbers | Callable[[float], float]
+
+
+def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
+    """``value - offset`` as a Weight."""
     if callable(value):
-        if delta:
+        if any(np.atleast_1d(delta)):
             raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
         return Weight(function=lambda sigma: real_number(value(sigma), RETURNED) - offset)
-    number = real_number(value, "a scale must be a finite number or a function of sigma")
-    return Weight(base=number - offset, delta=delta)
+    requirement = "a scale must be a finite number or a function of sigma"
+    numbers = number_or_each(value, lambda number: real_number(number, requirement))
+    return Weight(each(numbers, lambda number: number - offset), as_kept(delta))
 
 
 def _one_term(branch: Branch, weight: Weight, window: Window | str | None, channels: int | None = None) -> Guidance:
@@ -274,30 +312,28 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
 
 
 def CFG(
-    scale: float | Callable[[float], float] | str,
+    scale: Scale | Literal["call"],
     *,
-    delta: float = 0.0,
+    delta: Numbers = 0.0,
     window: Window | str | None = None,
     condition: str | int = "uncond",
     channels: int | None = None,
 ) -> Guidance:
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
-    ``scale`` is a number, a function of sigma or, in a rule for :func:`segue.attach`, ``"call"``: the ``guidance_scale`` that
-    the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` across the window; ``condition`` is the reference:
-    ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent channels only, as the official
-    DiT and SiT samplers do.
+    ``scale`` is a number, one for each sample of the batch, a function of sigma or, in a rule for :func:`segue.attach`,
+    ``"call"``: the ``guidance_scale`` that the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` across the window;
+    ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent
+    channels only, as the official DiT and SiT samplers do.
     """
-    if scale == CALL and isinstance(scale, str):
-        if delta:
+    if isinstance(scale, str) and scale == CALL:
+        if any(np.atleast_1d(delta)):
             raise ValueError(f"delta {delta} applies to a constant weight, not to the scale of a call")
         return _one_term(Branch(condition), Weight(function=CallScale()), window, channels)
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 
-def SkipLayer(
-    weight: float | Callable[[float], float], layers: tuple[int, ...], *, delta: float = 0.0, window: Window | str | None = None
-) -> Guidance:
+def SkipLayer(weight: Scale, layers: tuple[int, ...], *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
     The two-stream form bypasses both streams.  Source: Stability's SD3.5 sampler and STG (arXiv 2411.18664).
@@ -306,27 +342,23 @@ def SkipLayer(
 
 
 def PerturbedLayers(
-    weight: float | Callable[[float], float],
+    weight: Scale,
     layers: tuple[int, ...],
     *,
     kind: str,
-    delta: float = 0.0,
+    delta: Numbers = 0.0,
     window: Window | str | None = None,
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
-def EarlyExit(
-    weight: float | Callable[[float], float], layer: int, *, delta: float = 0.0, window: Window | str | None = None
-) -> Guidance:
+def EarlyExit(weight: Scale, layer: int, *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
-def AutoGuidance(
-    weight: float | Callable[[float], float], *, model: str = "weak", delta: float = 0.0, window: Window | str | None = None
-) -> Guidance:
+def AutoGuidance(weight: Scale, *, model: str = "weak", delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
     ``model`` names a network that the engine holds beside its own.
@@ -336,9 +368,9 @@ def AutoGuidance(
     return _one_term(Branch(model=model), _weight(weight, delta), window)
 
 
-def from_extrapolation(scale: float) -> float:
-    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``."""
-    return real_number(scale, "a scale must be a number") - 1
+def from_extrapolation(scale: Numbers) -> Numbers:
+    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``; or one per sample."""
+    return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
 
 
 def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guidance:

@@ -9,7 +9,7 @@ from segue.models.spec import ModelSpec, SiTSpec
 
 from .window import Window
 
-# Default numbers by model name and rule; a rule without a row needs its options written out.  The numbers of sgg on SD3 are
+# Default numbers by model name and rule, of models that were never searched (see tuned_numbers).  The numbers of sgg on SD3 are
 # the published recipe (arXiv 2603.20584), 14 + 14 of 28 steps.
 _SD3: dict[str, dict[str, Any]] = {
     "cfg": {"scale": 4.5},
@@ -17,14 +17,6 @@ _SD3: dict[str, dict[str, Any]] = {
     "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},
 }
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    "herbarium": {  # by score: see the model card
-        "cfg": {"scale": 1.77},
-        "slg": {"weight": 0.46, "layers": (7, 8)},
-        "exit": {"weight": 0.77, "layer": 4},
-        "ag": {"weight": 0.6},
-        "sgg": {"scale": 1.46, "weight": 0.59, "layers": (7, 8), "switch": 0.3},
-        "sgg-exit": {"scale": 1.35, "weight": 0.71, "layer": 4, "switch": 0.7},
-    },
     # of the official samplers, which guide three of the four channels: DiT's own default, and the scale of SiT's best scores
     "DiT": {"cfg": {"scale": 4.0, "channels": 3}},
     "SiT": {"cfg": {"scale": 1.5, "channels": 3}},
@@ -46,23 +38,19 @@ _STABILITY = {"slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}}}
 RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZES, _STABILITY)
 
 
-# Usual numbers, for a model that has none of its own: of prompts as SD3's and diffusers' own, of classes those that beat
-# unguided sampling on the herbarium, where stronger ones did not.
+# Usual numbers, for a model that has none of its own: of prompts as SD3's and diffusers' own, of classes mild ones, about what
+# scores chose for the herbarium or less.
 _USUAL_OF_PROMPTS = {"scale": 4.5, "weight": 2.8, "switch": Window.fraction(0.0, 0.5)}
-_USUAL_OF_CLASSES = {"scale": 1.5, "weight": 0.1, "switch": 0.5}
-_USUAL_OF_RULES = {"exit": {"weight": 0.2}, "sgg-exit": {"weight": 0.2}, "ag": {"weight": 0.2}}  # of classes
+_USUAL_OF_CLASSES = {"scale": 1.5, "weight": 0.2, "switch": 0.5}
 LAYERS_PER_SKIPPED = 8  # one layer in so many is perturbed: 7, 8 and 9 of the 24 of SD3-medium
 
 
-def usual_numbers(rule: str, spec: ModelSpec) -> dict[str, Any]:
-    """Numbers for the options of a rule on a model without numbers of its own: the layers are the middle ones of its depth.
+def usual_numbers(spec: ModelSpec) -> dict[str, Any]:
+    """Numbers for the options of rules on a model without numbers of its own: the layers are the middle ones of its depth.
 
     An early-exit rule has a layer where the model has a head.
     """
-    if isinstance(spec, MMDiTSpec):
-        usual: dict[str, Any] = dict(_USUAL_OF_PROMPTS)
-    else:
-        usual = _USUAL_OF_CLASSES | _USUAL_OF_RULES.get(rule, {})
+    usual: dict[str, Any] = dict(_USUAL_OF_PROMPTS if isinstance(spec, MMDiTSpec) else _USUAL_OF_CLASSES)
     count = max(1, round(spec.depth / LAYERS_PER_SKIPPED))
     first = (spec.depth - count) // 2
     usual["layers"] = tuple(range(first, first + count))

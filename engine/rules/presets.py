@@ -3,6 +3,8 @@
 A rule is ``NAME`` or ``NAME:OPTION=VALUE,...``; rules add with ``+``::
 
     sgg      cfg:scale=3      slg:layers=7,8,weight=2      cfg:scale=4.5,window=steps:1-14 + slg:weight=3,layers=7-9
+
+A scale, a weight or another number of a rule may be a list, one for each sample of the batch: ``cfg:scale=2,4``.
 """
 
 import re
@@ -33,6 +35,18 @@ def parse_integer(text: str) -> int:
     return numbers[0]
 
 
+def parse_each(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of one value for all samples, or of a list of one for each: ``2`` or ``2,4``; of a single sample ``2,``."""
+
+    def parsed(text: str) -> Any:
+        if "," not in text:
+            return parse(text)
+        *values, last = text.split(",")
+        return tuple(map(parse, [*values, last] if last.strip() else values))
+
+    return parsed
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(parse_integers(text))
 
@@ -60,10 +74,11 @@ def _shown(option: str, value: Any) -> str:
     return value_text(option, value).replace(",", ", ")
 
 
+parse_numbers = parse_each(number_from_text)
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": parse_scale,
-    "weight": number_from_text,
-    "delta": number_from_text,
+    "scale": parse_each(parse_scale),
+    "weight": parse_numbers,
+    "delta": parse_numbers,
     "layers": parse_layers,
     "layer": parse_integer,
     "switch": parse_switch,
@@ -71,13 +86,14 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
-    "phi": number_from_text,
-    "zero_steps": parse_integer,
-    "momentum": number_from_text,
-    "radius": number_from_text,
-    "eta": number_from_text,
+    "phi": parse_numbers,
+    "zero_steps": parse_each(parse_integer),
+    "momentum": parse_numbers,
+    "radius": parse_numbers,
+    "eta": parse_numbers,
     "model": str,
 }
+PER_SAMPLE = ("scale", "weight", "delta", "phi", "zero_steps", "momentum", "radius", "eta")  # a tuple is one for each sample
 
 # --- rules -----------------------------------------------------------------------------------------------------------
 
@@ -116,6 +132,11 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
 }
 KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 
+
+def _part(option: str, value: Any, samples: slice) -> Any:
+    return value[samples] if option in PER_SAMPLE and isinstance(value, tuple) else value
+
+
 # --- parsing ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +157,11 @@ class NamedRule:
     @property
     def text(self) -> str:
         return named_text(self.name, self.options)
+
+    def part(self, samples: slice) -> "NamedRule":
+        """The rule of some of the samples of its batch."""
+        options = ((option, _part(option, value, samples)) for option, value in self.options)
+        return NamedRule(self.name, tuple(options), self.note)
 
     @property
     def title(self) -> str:
@@ -165,6 +191,10 @@ class ParsedRule:
     @property
     def text(self) -> str:
         return " + ".join(part.text for part in self.parts)
+
+    def part(self, samples: slice) -> "ParsedRule":
+        """The rule of some of the samples of its batch."""
+        return ParsedRule(tuple(part.part(samples) for part in self.parts))
 
     @property
     def title(self) -> str:
@@ -259,7 +289,7 @@ def _parse_one(
     values = {**default_options(model, name), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
-    usual = _usual(name, missing, model, spec)
+    usual = _usual(missing, model, spec)
     values |= usual
     missing = [option for option in missing if option not in usual]
     if missing:
@@ -273,11 +303,11 @@ def _parse_one(
     return NamedRule(name, tuple((option, values[option]) for option in known if option in values), note)
 
 
-def _usual(rule: str, missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
+def _usual(missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
     """Usual values for options that a rule lacks, where the model is known and nothing speaks against them."""
     if isinstance(spec, str):
         return {}
-    numbers = usual_numbers(rule, spec)
+    numbers = usual_numbers(spec)
     return {option: numbers[option] for option in missing if option in numbers and (model, option) not in WITHHELD}
 
 

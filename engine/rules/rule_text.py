@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .call_scale import CALL, CallScale
+from .per_sample import each
 from .window import Window, segments
 
 if TYPE_CHECKING:
+    from .batch import Rules
     from .guidance import Correction, Guidance, Term  # which show themselves with this module
 
 PERTURBING = {  # names of rules by the perturbation of their weak branch
@@ -20,6 +22,7 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
 SEGMENTED = {"slg": "sgg", "exit": "sgg-exit"}  # by the name of the weak rule
 WITHOUT_TEXT = "<function>"  # in the place of a weight that is a function of sigma
 DECIMALS = 12
+SEPARATOR = " | "  # between the rules of samples
 
 Options = dict[str, Any]
 Named = tuple[str, Options]
@@ -34,8 +37,8 @@ def value_text(option: str, value: Any) -> str:
     if isinstance(value, Window):
         bounds = (value.high,) if option == "switch" else (value.low, value.high)
         return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(number_text, bounds))}"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
+    if isinstance(value, tuple):  # of one sample: a comma behind it
+        return ",".join(value_text(option, each) for each in value) + "," * (option != "layers" and len(value) == 1)
     return number_text(value) if isinstance(value, float) else str(value)
 
 
@@ -45,19 +48,24 @@ def named_text(name: str, options: Iterable[tuple[str, Any]]) -> str:
     return f"{name}:{text}" if text else name
 
 
-def rule_text(rule: "Guidance") -> str:
-    """The text that :func:`.presets.parse_rule` makes the same rule of, whatever the model.
+def rule_text(rule: "Rules") -> str:
+    """The text that :func:`.batch.parse_rules` makes the same rule of, whatever the model.
 
     Raises ``ValueError`` for a rule that has none: a weight is a function of sigma, or a branch none that has a name.
     """
+    if isinstance(rule, tuple):
+        return SEPARATOR.join(map(rule_text, rule))
     text, unnamed = _described(rule)
     if unnamed:
         raise ValueError(f"the rule has no text that makes it again: {unnamed}")
     return text
 
 
-def shown_rule(rule: "Guidance") -> str:
-    """As :func:`rule_text`, with a description in the place of what has no text."""
+def shown_rule(rule: "Rules") -> str:
+    """As :func:`rule_text`, with a description in the place of what has no text; of rules of samples their number."""
+    if isinstance(rule, tuple):
+        distinct = list(dict.fromkeys(_described(one)[0] for one in rule))
+        return distinct[0] if len(distinct) == 1 else f"{len(distinct)} rules of {len(rule)} samples"
     return _described(rule)[0]
 
 
@@ -70,7 +78,7 @@ def _described(rule: "Guidance") -> tuple[str, str]:
             unnamed = f"no named rule has the branch {term.branch}" + (" on some channels" if term.channels else "")
         elif WITHOUT_TEXT in part[1].values():
             unnamed = f"the weight of {term.branch} is a function of sigma"
-        elif part[0] == "cfg" and term.weight.function is None and part[1]["scale"] - 1 != term.weight.base:
+        elif part[0] == "cfg" and term.weight.function is None and each(part[1]["scale"], _weight) != term.weight.base:
             unnamed = f"no scale has the weight {term.weight.base!r}"
     whole = None if unnamed else _segmented(parts)
     texts = [named_text(whole[0], whole[1].items())] if whole else []
@@ -89,7 +97,7 @@ def _named(term: "Term") -> Named | None:
     options: Options
     if branch.condition != "cond" and network is None and branch.model == "main":
         scale = CALL if isinstance(weight.function, CallScale) else WITHOUT_TEXT
-        name, options = "cfg", {"scale": scale if weight.function else _scale(weight.base)}
+        name, options = "cfg", {"scale": scale if weight.function else each(weight.base, _scale)}
         if branch.condition != "uncond":
             options["reference"] = branch.condition
         if term.channels is not None:
@@ -113,6 +121,10 @@ def _named(term: "Term") -> Named | None:
     return name, options
 
 
+def _weight(scale: float) -> float:
+    return scale - 1
+
+
 def _scale(base: float) -> float:
     """The scale of a weight ``base``: of those that give it, one with few digits if there is one."""
     short = round(base + 1, DECIMALS)
@@ -121,7 +133,7 @@ def _scale(base: float) -> float:
 
 def _is_plain(name: str) -> bool:
     """Whether a name survives in the text of a rule."""
-    return bool(name) and name == name.strip() and not set(name) & set(",=+:")
+    return bool(name) and name == name.strip() and not set(name) & set(",=+:|")
 
 
 def _segmented(parts: Sequence[Named | None]) -> Named | None:

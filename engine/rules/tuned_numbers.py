@@ -7,7 +7,10 @@ from pathlib import Path
 
 from segue.models import bundled
 
+from ..files import whole_file
+
 MADE_FOR, RULES, COMMAND = "made_for", "rules", "command"  # of the file
+_SET_ASIDE: set[str] = set()  # models whose file is not read by this process
 
 
 def numbers_file(model: str) -> Path:
@@ -17,6 +20,22 @@ def numbers_file(model: str) -> Path:
     return _folder() / f"{model}.numbers.json"
 
 
+def set_aside(model: str) -> None:
+    """Go by the table of numbers for the rest of this process: a search is about to replace what it found before."""
+    _SET_ASIDE.add(model)
+    tuned_rules.cache_clear()
+
+
+def write_numbers(model: str, rules: Mapping[str, str], command: str) -> Path:
+    """Make ``rules`` the numbers of a bundled model, from now on; returns their file."""
+    path, record = numbers_file(model), numbers_record(model, rules, command)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _SET_ASIDE.discard(model)
+    tuned_rules.cache_clear()
+    return path
+
+
 @cache
 def tuned_rules(model: str) -> Mapping[str, str] | None:
     """The text of every rule with its numbers, by its name; None for a model that was never searched.
@@ -24,7 +43,7 @@ def tuned_rules(model: str) -> Mapping[str, str] | None:
     Raises ``ValueError`` for a file that is damaged, or that was made for other weights than those beside it.
     """
     path = numbers_file(model) if model in bundled.BUNDLED else None
-    if path is None or not path.is_file():
+    if path is None or model in _SET_ASIDE or not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -15,6 +15,9 @@ class Window:
 
     Make one with :meth:`sigma`, :meth:`fraction`, :meth:`steps` or, from text, :meth:`parse`; ``Window()`` is the whole run.
     A window from one end of the run may be empty, as ``fraction(0, 0)`` and ``sigma(1, 1)`` are.
+
+    A window decides by the start of a step: where a step has two calls, as Heun's, both are in it or both are not.  A loop that
+    is not ours says levels only, not steps: there each call is decided by its own level (:meth:`Engine.denoiser`).
     """
 
     kind: str = "all"

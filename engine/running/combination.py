@@ -1,7 +1,7 @@
 """Combining branches that must stay apart: for directions that later calls reuse, and for corrections with a reduction."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from ..planning.plan import Plan
 from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
+from .call_table import CallTable
 
 CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
 
 
 def correction_rows(plan: Plan) -> np.ndarray:
-    """``[N, 7]`` numbers of the rule's correction at every call, see :data:`CORRECTION_COLUMNS`."""
-    correction, rows = plan.guidance.correction, np.zeros((plan.calls, len(CORRECTION_COLUMNS)))
+    """``[N, 7]`` numbers of the correction of one rule at every call, see :data:`CORRECTION_COLUMNS`."""
+    correction, rows = plan.correction, np.zeros((plan.calls, len(CORRECTION_COLUMNS)))
     m, n = plan.parameterization.velocity(plan.sigmas)
     rows[:, 0], rows[:, 1] = 1 - plan.sigmas * m, -plan.sigmas * n
     if plan.reference is not None:
@@ -39,32 +40,34 @@ def put(tensor: Tensor, values: np.ndarray) -> None:
 class Combination:
     """The device tables and the memory of one program's rule: ``directions`` [kept, B, C, H, W] and ``average``, fp32."""
 
-    def __init__(self, plan: Plan, shape: tuple[int, int, int, int], entries: int, device: torch.device, kernels: Kernels):
-        """``entries`` is the capacity of the tables in calls; ``shape`` [B, C, H, W] that of the state."""
+    def __init__(
+        self,
+        plan: Plan,
+        shape: tuple[int, int, int, int],
+        table: Callable[[int], CallTable],
+        device: torch.device,
+        kernels: Kernels,
+    ):
+        """``table`` makes one of a width; ``shape`` [B, C, H, W] is that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
-        self.kind = type(plan.guidance.correction)
+        self.kind = type(plan.correction)
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
         self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
         self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
-        channels = plan.reused_weights().shape[2]
-        self.reuse_table = torch.zeros(entries, len(self.kept) * channels, **single)
-        self.evaluated_table = torch.zeros(entries, len(self.kept), **single)  # 1 where a call evaluates a kept branch
-        self.correction_table = torch.zeros(entries, len(CORRECTION_COLUMNS), **single)
+        self.reuse_table = table(len(self.kept) * plan.reused_weights().shape[-1])
+        self.evaluated_table = table(len(self.kept))  # 1 where a call evaluates a kept branch
+        self.correction_table = table(len(CORRECTION_COLUMNS))
 
-    def load(self, plan: Plan) -> None:
-        """Put the numbers of a run into the tables and forget the run before."""
+    def load(self, samples: Sequence[Plan]) -> None:
+        """Put the numbers of a run into the tables and forget the run before; one plan for all samples, or one for each."""
         kept = [i - 1 for i in self.kept]
-        self._fill(self.reuse_table, plan.reused_weights()[:, kept].reshape(plan.calls, -1))
-        self._fill(self.evaluated_table, plan.evaluated[:, kept])
-        self._fill(self.correction_table, correction_rows(plan))
+        self.reuse_table.fill([plan.reused_weights()[:, kept].reshape(plan.calls, -1) for plan in samples])
+        self.evaluated_table.fill([plan.evaluated[:, kept] for plan in samples])
+        self.correction_table.fill([correction_rows(plan) for plan in samples])
         self.fresh.zero_()
         for memory in self.memory():
             memory.zero_()
-
-    @staticmethod
-    def _fill(table: Tensor, values: np.ndarray) -> None:
-        table[: len(values)].copy_(torch.from_numpy(values).to(table.dtype))  # not every device has fp64
 
     def forget(self, samples: np.ndarray) -> None:
         """Let ``samples`` [B] bool start anew: no average, and directions from the next call, whatever it is.
@@ -94,7 +97,7 @@ class Combination:
         """
         conditional = outputs[0]
         self._keep(conditional, outputs, call)
-        numbers = self.kernels.gather_rows(self.correction_table, call)  # [B, 7]
+        numbers = self.correction_table.at(self.kernels, call)  # [B, 7]
         corrected = self.reference if self.reference in outputs else None
         total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
         for i, output in outputs.items():
@@ -109,7 +112,7 @@ class Combination:
         """Keep the directions of the samples whose own call evaluates a branch; it may be live for others alone."""
         if not any(branch in outputs for branch in self.kept):
             return
-        evaluated = self.kernels.gather_rows(self.evaluated_table, call)  # [B, kept]
+        evaluated = self.evaluated_table.at(self.kernels, call)  # [B, kept]
         renewed = (evaluated > 0) | self.fresh[:, None]
         for k, branch in enumerate(self.kept):
             if branch in outputs:
@@ -121,7 +124,7 @@ class Combination:
         """``total`` plus the directions of branches that do not run now."""
         if not self.kept:
             return total
-        weights = self.kernels.gather_rows(self.reuse_table, call).unflatten(1, (len(self.kept), -1))
+        weights = self.reuse_table.at(self.kernels, call).unflatten(1, (len(self.kept), -1))
         for k, direction in enumerate(self.directions):
             total = torch.addcmul(total, weights[:, k, :, None, None], direction)
         return total

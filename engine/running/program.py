@@ -6,9 +6,11 @@ rows, runs the live rows, combines, updates the state and advances the counter. 
 allocated here, so a step can be captured once and replayed.
 """
 
+import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,9 @@ from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
-from ..planning.solvers import HostStep, Solver
+from ..planning.solver_rows import IDLE, HostStep
 from ..rules.guidance import Branch
+from .call_table import CallTable
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 
@@ -32,11 +35,13 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``kept`` are the branches whose directions are reused, ``correction`` is the kind, not its numbers.  ``calls`` is a
-    capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
+    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``correction``
+    is the kind, not its numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
+    ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
     batch: int
+    shared: bool
     height: int
     width: int
     branches: tuple[Branch, ...]
@@ -45,22 +50,22 @@ class ProgramKey:
     correction: type
     stochastic: bool
     learned_variance: bool
+    earlier: int
     calls: int
     conditions: int
     text_tokens: int
 
     @classmethod
     def of(cls, plan: Plan, batch: int) -> "ProgramKey":
-        solver: Solver = plan.solver
         capacity = 32  # a table row of SD3.5-medium is a megabyte: room for common step counts, not more
-        while capacity < plan.calls:
+        while capacity < max(plan.calls, len(np.unique(np.concatenate(plan.times)))):
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
-        kind = type(plan.guidance.correction)
+        kind = type(plan.correction)
         rule = plan.branches, masks, plan.kept, kind
-        noise = solver.stochastic, solver.spreads is not None
-        return cls(batch, plan.height, plan.width, *rule, *noise, capacity, conditions, text)
+        kinds = plan.stochastic, plan.learned_variance, plan.earlier
+        return cls(batch, not plan.samples, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -82,16 +87,16 @@ class Program:
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the defaults of the caller are
         self.x = torch.zeros(shape, **single)
         self.history = torch.zeros(shape, **single)
+        self.earlier = torch.zeros(key.batch, key.earlier, *shape[1:], **single) if key.earlier else None
         self.call = torch.zeros(key.batch, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(key.batch, dtype=torch.int64, device=device)
         entries = key.calls + WARM_UP_STEPS - 1  # a capture at the last call warms up beyond it
-        columns = plan.table.shape[1]
-        self.call_table = torch.zeros(entries, columns + len(key.branches) * channels, **single)  # what every call looks up
-        self.solver_table = self.call_table[:, :columns]
-        self.coefficient_table = self.call_table[:, columns:].unflatten(1, (len(key.branches), channels))
-        self.time_table = torch.zeros(entries, dtype=torch.int64, device=device)
-        self.spread_table = torch.zeros(entries, int(key.learned_variance), **single)
-        self.combination = Combination(plan, shape, entries, device, kernels)
+        table = partial(CallTable, key.shared, key.batch, entries, device=device)
+        self.columns, self.coefficients = plan.table.shape[1], (len(key.branches), channels)
+        self.call_table = table(self.columns + math.prod(self.coefficients))  # the solver's row, then coefficients
+        self.time_table = table(1, dtype=torch.int64)
+        self.spread_table = table(int(key.learned_variance))
+        self.combination = Combination(plan, shape, table, device, kernels)
         self.rows = {}
         for name in dict.fromkeys(branch.model for branch in key.branches):
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
@@ -148,22 +153,28 @@ class Program:
         self._follow_stream()
         self.plan, self.host_step = plan, plan.solver.begin()
         self.x.copy_(noise)
-        self.history.zero_()
+        for memory in self.memory():
+            memory.zero_()
         self.call.zero_()
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
-        self._fill(self.solver_table, plan.table)
-        self._fill(self.coefficient_table, plan.coefficients())
-        self._fill(self.spread_table, plan.spreads)
-        self.combination.load(plan)
+        samples = plan.samples or (plan,)
+        rows = [np.hstack([own.table, own.coefficients().reshape(own.calls, -1)]) for own in samples]
+        self.call_table.fill(rows, beyond=[*IDLE, *[0.0] * (rows[0].shape[1] - len(IDLE))])
+        self.spread_table.fill([own.spreads[:, : int(self.key.learned_variance)] for own in samples])
+        self.combination.load(samples)
         self._follow_places()
-        self.load_times(plan.parameterization.network_time(plan.sigmas), conditions)
+        self.load_times(plan.times, conditions)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def load_times(self, times: np.ndarray, conditions: Mapping[str | int, Any]) -> None:
-        """Call the network at ``times`` [N], one for every call, and compute what depends on them and the conditions alone."""
-        distinct, index = np.unique(times, return_inverse=True)
-        self._fill(self.time_table, index)
+    def load_times(self, times: Sequence[np.ndarray], conditions: Mapping[str | int, Any]) -> None:
+        """Call the network at ``times`` [N], one for every call of all samples or of each, and compute what depends on them.
+
+        That is what depends on times and conditions alone.
+        """
+        distinct = np.unique(np.concatenate(times))
+        own = [np.searchsorted(distinct, values)[:, None] for values in times]
+        self.time_table.fill(own)
         self._given = torch.from_numpy(distinct), [conditions[condition].detach() for condition in self.plan.conditions]
         self._load_rows()
 
@@ -198,11 +209,6 @@ class Program:
                 current.wait_stream(self._stream)
             self._stream = current
 
-    @staticmethod
-    def _fill(table: Tensor, values: np.ndarray) -> None:
-        host = torch.from_numpy(np.ascontiguousarray(values)).to(table.dtype)  # not every device has fp64
-        table[: len(values)].copy_(host)
-
     @torch.no_grad()
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
@@ -210,26 +216,28 @@ class Program:
         scale, noise = row[:, 0], None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
-        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call)
+        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call, self.earlier)
         output = self._output(live, scale, coefficients, None if self.key.learned_variance else update)
         if output is not None:
             noise = self._with_learned_variance(noise) if self.key.learned_variance else noise
-            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call)
+            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call, update.earlier)
 
     def _with_learned_variance(self, noise: Tensor) -> Tensor:
         """Noise [B, C, H, W] times what each element's deviation is of the smallest, by the conditional row of this call."""
-        spread = self.kernels.gather_rows(self.spread_table, self.call)[:, :, None, None]
+        spread = self.spread_table.at(self.kernels, self.call)[:, :, None, None]
         return noise * torch.exp(spread * (self.rows["main"].variance + 1) / 2)
 
     def looked_up(self) -> tuple[Tensor, Tensor]:
-        """The solver's row [B, 7] and the branches' coefficients [B, branches, C'] at each sample's call."""
-        found = self.kernels.gather_rows(self.call_table, self.call)
-        columns = self.solver_table.shape[1]
-        return found[:, :columns], found[:, columns:].unflatten(1, self.coefficient_table.shape[1:])
+        """The solver's row [B, 7 + earlier] and the branches' coefficients [B, branches, C'] at each sample's call."""
+        found = self.call_table.at(self.kernels, self.call)
+        return found[:, : self.columns], found[:, self.columns :].unflatten(1, self.coefficients)
 
     def times(self) -> Tensor:
         """The network time of each sample's call, [B] fp32."""
-        return self._given[0].to(self.device, torch.float32)[self.time_table[self.call]]
+        return self._given[0].to(self.device, torch.float32)[self._clock().time_index(self.kernels)]
+
+    def _clock(self) -> Clock:
+        return Clock(self.call, self.time_table.lookup[..., 0])
 
     def _output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor, update: StateUpdate | None) -> Tensor | None:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
@@ -265,9 +273,8 @@ class Program:
         self, live: tuple[int, ...], model: str, scale: Tensor, coefficients: Tensor | None, update: StateUpdate | None = None
     ) -> Tensor | None:
         """One network's rows at the current state, which ``scale`` [B] turns into the network's convention."""
-        clock = Clock(self.call, self.time_table)
         scale = scale if self.plan.parameterization.discrete else None  # one for models of flows
-        return self.rows[model].forward(self.x, clock, self.plan.layout(live, model), coefficients, update, scale)
+        return self.rows[model].forward(self.x, self._clock(), self.plan.layout(live, model), coefficients, update, scale)
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
         """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
@@ -281,9 +288,13 @@ class Program:
 
     def branch_output(self, branch: int, scale: Tensor) -> Tensor:
         """The output of one branch alone, [B, C, H, W] fp32."""
-        shape = (self.key.batch, *self.coefficient_table.shape[1:])
+        shape = (self.key.batch, *self.coefficients)
         return self.guided_output((branch,), scale, torch.ones(shape, dtype=torch.float32, device=self.device))
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """What the solver's rows leave for those after them."""
+        return (self.history,) if self.earlier is None else (self.history, self.earlier)
 
     def state(self) -> tuple[Tensor, ...]:
         """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""
-        return self.x, self.history, self.call, *self.combination.memory()
+        return self.x, *self.memory(), self.call, *self.combination.memory()

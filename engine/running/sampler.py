@@ -53,7 +53,7 @@ def _report_non_finite(program: Program, call: int, live: tuple[int, ...], befor
     plan = program.plan
     program.x.copy_(before)
     program.call.fill_(call)
-    scale = torch.full_like(program.call, float(plan.table[call, 0]), dtype=torch.float32)
+    scale = program.looked_up()[0][:, 0]
     # each branch runs in a live set of its own: in the sum, 0 * nan would be nan
     guilty = [str(plan.branches[i]) for i in live if not torch.isfinite(program.branch_output(i, scale)).all()]
     where = f"branch {', '.join(guilty)}" if guilty else "the guided sum or the solver update (every branch is finite)"

@@ -16,7 +16,7 @@ from segue.bench.cost_model import (
     sgg_plan,
 )
 from segue.bench.timing import Statistic
-from segue.engine.planning.plan import compile_plan
+from segue.engine.planning.compile import compile_plan
 from segue.models.sizes import sit_spec
 
 # model: TFLOP of a forward, attention share, weak suffix, SGG 14 + 14 steps exact, as published, gain; the figures of the

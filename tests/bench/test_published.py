@@ -70,6 +70,13 @@ def test_every_stage_can_run_with_a_second_network():
     check_stages(pair, "ag:weight=1 + slg:weight=2,layers=3")
 
 
+def test_a_solver_that_looks_back_three_rows(workload):
+    plan = workload.engine.plan(parse_rule(RULES["cfg"]).guidance, 6, solver="unipc(order=3)")
+    assert plan.table[:, 8].any()
+    drawn = StagedSampler(workload.engine.models, plan, BATCH).run(workload.conditions(plan), workload.state(plan))
+    assert relative_error(drawn, workload.sampler(plan)().clone()) < FP32_BOUND
+
+
 @pytest.mark.parametrize("rule", ["sgg", "both", "perturbed"])
 def test_the_blocks_that_run_are_the_blocks_that_are_counted(workload, rule):
     """Rows entering the blocks, counted by hooks, against the layouts that ``stage_flops`` sums over."""

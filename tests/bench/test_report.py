@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from segue.bench.readme_block import markers, readme_block, update_block
+from segue.bench.readme_block import markers, readme_block, seconds_block, update_block, update_document
 from segue.bench.report import report_text, write_report
 from segue.bench.rows import append_rows, latest, make_row, read_rows
 from segue.bench.summary import summary_tables
 from segue.bench.timing import Statistic
 
 BEGIN, END = markers("bench")
+SECONDS_BEGIN, SECONDS_END = markers("seconds")
 
 GAIN = "speed-up over the published algorithm"
 
@@ -164,9 +165,47 @@ def test_no_rows_are_refused(tmp_path):
         write_report([tmp_path / "empty.jsonl"], tmp_path / "out")
 
 
-def test_the_figures_of_the_readme_are_those_of_the_committed_rows():
+def test_seconds_stand_by_rule_and_program(rows, environment):
+    """Of cards alone: what a processor took is a figure of its load."""
+
+    def of_card(case, variant, value):
+        card = replace(environment, device="card", versions={"cuda": "13.0"})
+        return make_row(card, "e2e", case, variant, "latency of a batch", "s", Statistic(value, value, value, 3), "bfloat16")
+
+    made = [
+        of_card("a batch 1, 28 calls, eager", "segue none", 0.61),
+        of_card("a batch 1, 28 calls, eager", "diffusers eager sgg as published", 3.25),
+        of_card("a batch 1, 28 calls, eager", "segue sgg", 1.2),
+        of_card("b, eager", "segue cfg", 2.0),
+    ]
+    block = seconds_block([*rows, *made])
+    assert block.splitlines()[:4] == [
+        "| a batch 1, 28 calls; card, bfloat16 | segue | diffusers eager |",
+        "| --- | --- | --- |",
+        "| unguided | 0.61 s | - |",
+        "| segmented guidance | 1.2 s | 3.25 s as published |",
+    ]
+    assert "| classifier-free guidance | 2 s |" in block and "0.5 s" not in block
+    text = f"a\n{SECONDS_BEGIN}\nold\n{SECONDS_END}\nb\n{BEGIN}{END}"
+    both = update_document(text, [*rows, *made], "page")
+    assert block in both and readme_block([*rows, *made]) in both and "old" not in both
+    with pytest.raises(ValueError, match=r"page needs one pair of markers, <!-- seconds:begin -->"):
+        update_document(SECONDS_BEGIN, made, "page")
+
+
+def test_the_figures_of_the_documents_are_those_of_the_committed_rows():
     root = Path(__file__).parents[2]
     rows = latest([row for path in sorted((root / "bench" / "results").glob("*.jsonl")) for row in read_rows(path)])
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    assert update_block(readme, readme_block(rows), "README.md") == readme
+    for name in ("README.md", "docs/benchmarks.md"):
+        page = (root / name).read_text(encoding="utf-8")
+        assert update_document(page, rows, name) == page
     assert (root / "bench" / "results" / "report.md").read_text(encoding="utf-8").startswith(report_text(rows))
+
+
+def test_what_the_readme_says_of_the_seconds_is_so():
+    """Exact SGG below CFG, and below what eager diffusers takes unguided; the published loop above its CFG."""
+    path = Path(__file__).parents[2] / "bench" / "results" / "h100.jsonl"
+    seconds = {row.variant: row.value for row in latest(read_rows(path)) if row.metric == "latency of a batch"}
+    assert seconds["segue sgg"] < seconds["segue cfg"]
+    assert seconds["segue sgg"] < seconds["diffusers eager none"]
+    assert seconds["diffusers eager sgg as published"] > seconds["diffusers eager cfg"]

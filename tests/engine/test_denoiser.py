@@ -163,3 +163,34 @@ def test_the_levels_may_be_those_of_a_scheduler_and_not_a_name(engine):
     assert torch.equal(found, engine.denoiser(rule, LABELS, schedule=scheduler.sigmas.tolist())(x, sigma))
     with pytest.raises(TypeError, match="other loops need noise levels, not the name of a schedule, got 'linear'"):
         engine.denoiser(rule, LABELS, schedule="linear")
+
+
+def heun_with_choice(guided, plain, choose, x, sigmas):
+    """Heun's method; ``choose(level, start)``: whether the call at ``level`` of the step from ``start`` is guided."""
+
+    def slope(x, level, start):
+        model = guided if choose(level, start) else plain
+        return (x - model(x, torch.full((len(x),), level))) / level
+
+    for s, t in zip(sigmas, sigmas[1:], strict=False):
+        first = slope(x, s, s)
+        ahead = x + (t - s) * first
+        x = ahead if t == 0 else x + (t - s) * (first + slope(ahead, t, s)) / 2
+    return x
+
+
+def test_a_window_decides_by_the_start_of_a_step_and_in_a_foreign_loop_by_the_level_of_each_call(engine):
+    """The step that crosses the window's edge: both calls of the engine's Heun are guided, and one of a foreign loop's."""
+    edge = 0.7  # between 0.75 and 0.6
+    rule = CFG(3.0, window=Window.sigma(edge, 1.0))
+    run = engine.sample(LABELS, rule, schedule=LEVELS, solver="heun", seeds=SEEDS)
+    start = engine.draw_noise(run.plan, SEEDS)
+    everywhere, plain = engine.denoiser(CFG(3.0), LABELS), engine.denoiser(None, LABELS)
+    by_start = heun_with_choice(everywhere, plain, lambda level, start: start > edge, start, LEVELS)
+    by_level = heun_with_choice(everywhere, plain, lambda level, start: level > edge, start, LEVELS)
+    scale = run.latents.abs().max()
+    assert (by_start - by_level).abs().max() > 100 * ERROR * scale  # they are told apart
+    assert (run.latents - by_start).abs().max() <= ERROR * scale
+    for known in (LEVELS, None):
+        foreign = heun_over_denoised(engine.denoiser(rule, LABELS, schedule=known), start, LEVELS)
+        assert (foreign - by_level).abs().max() <= ERROR * scale

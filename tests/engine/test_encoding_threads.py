@@ -85,7 +85,7 @@ def side_by_side(work, tasks) -> list:
     return found
 
 
-@pytest.mark.parametrize("count", [15, HUNDRED])
+@pytest.mark.parametrize("count", [6, HUNDRED])
 @pytest.mark.parametrize("kind", ["fast", "slow"])
 def test_prompts_of_mixed_lengths_side_by_side_are_those_encoded_alone(kind, count):
     engine, tasks = Engine.from_pipe(make_pipe(kind)), mixed_prompts(count)
@@ -95,14 +95,14 @@ def test_prompts_of_mixed_lengths_side_by_side_are_those_encoded_alone(kind, cou
         return [part for side in (found.positive, found.negative) for part in (side.context, side.pooled)]
 
     alone = [encode(*task) for task in tasks]
-    assert len({len(parts[0][0]) for parts in alone}) > 5
+    assert len({len(parts[0][0]) for parts in alone}) > 3
     found = side_by_side(encode, tasks)
     assert len(found) == WORKERS * count
     for place, parts in found:
         assert all(torch.equal(part, wanted) for part, wanted in zip(parts, alone[place], strict=True))
 
 
-@pytest.mark.parametrize("kind", ["fast", "slow"])
+@pytest.mark.parametrize("kind", ["fast", pytest.param("slow", marks=pytest.mark.slow)])
 def test_engines_that_share_text_encoders_generate_side_by_side(kind):
     """Each on a transformer and a scheduler of its own, as a server with two models has them."""
     from diffusers import StableDiffusion3Pipeline
@@ -111,7 +111,7 @@ def test_engines_that_share_text_encoders_generate_side_by_side(kind):
     other = tiny_pipeline(seed=22, **SMALL)
     shared = pipe.components | {"transformer": other.transformer, "scheduler": other.scheduler}
     engines = [Engine.from_pipe(pipe), Engine.from_pipe(StableDiffusion3Pipeline(**shared))]
-    tasks = [(index % 2, *task) for index, task in enumerate(mixed_prompts(6))]
+    tasks = [(index % 2, *task) for index, task in enumerate(mixed_prompts(3))]
 
     def draw(which, prompt, negative, length):
         options = {"steps": 1, "seeds": 3, "output": "latent", "max_sequence_length": length}

@@ -21,6 +21,7 @@ WEIGHT = 1.5
 RULE = AutoGuidance(WEIGHT)
 ROUNDING = 2e-5  # a few hundred sums in fp32 in another order
 SMALL = {"num_layers": 3, "dual_attention_layers": (0,)}
+FORMS = ("pipeline", "folder", "ours")
 SMALLER = {"num_layers": 2, "dual_attention_layers": ()}
 
 
@@ -56,8 +57,7 @@ def weak_pipe():
     return pipe
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("form", ["module", "pipeline", "folder", "ours"])
+@pytest.mark.parametrize(("path", "form"), [*((path, "module") for path in PATHS), *(("packed", form) for form in FORMS)])
 def test_an_attached_rule_takes_a_weak_transformer(path, form, weak_folder, expected):
     forms = {"module": weak_transformer, "pipeline": weak_pipe, "folder": lambda: weak_folder / "alone"}
     forms["ours"] = lambda: from_diffusers(weak_transformer())
@@ -148,6 +148,7 @@ def test_networks_that_do_not_fit_are_refused_and_those_given_stay_as_they_are()
     assert all(parameter.requires_grad for parameter in weak.parameters())
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_one_for_prompts_and_records_it(weak_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

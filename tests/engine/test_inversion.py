@@ -93,9 +93,7 @@ def test_a_start_above_level_0_is_mixed_with_noise(engine):
 def test_what_cannot_rise_says_so(engine):
     with pytest.raises(ValueError, match="levels that rise from 0 to 1 invert a picture: give it as latents"):
         engine.sample(LABELS, schedule=RISING)
-    with pytest.raises(
-        ValueError, match="euler-maruyama follows the reverse SDE, down to data, and the levels rise from 0 to 1"
-    ):
+    with pytest.raises(ValueError, match="euler-maruyama draws down to data, and the levels rise from 0 to 1"):
         engine.sample(LABELS, schedule=RISING, latents=picture(), solver="euler-maruyama")
     with pytest.raises(
         ValueError, match=r"fall throughout or rise throughout, got 0\.5 followed by 0\.2 in a list from 0 to 1"

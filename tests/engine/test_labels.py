@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_dit import tiny_dit_pipeline
 from tiny_models import tiny_sit
+from typer.testing import CliRunner
 
 from segue import Engine
+from segue.__main__ import app
 from segue.engine.labels import check_labels, parse_labels, saved_class_names
 from segue.models.spec import SiTSpec
 
@@ -89,6 +91,10 @@ def test_a_pipeline_of_diffusers_brings_its_names(tmp_path):
     for name in ("Tinca tinca", "Strix nebulosa", "Cardigan", "cardigan", "great white shark"):
         for engine in (saved, live):
             assert check_labels([name], engine.spec) == loaded.get_label_ids([name])
+    command = ["sample", "--model", str(tmp_path), "--classes", "Tinca tinca", "-g", "none", "--steps", "1"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000-tench-tinca-tinca-seed0.png"]
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"id2label": {"0": "tench"}}))
     with pytest.raises(ValueError, match=r"id2label of .*model_index.json must name classes 0 to 6, got 1 names"):
         saved_class_names(tmp_path, 7)

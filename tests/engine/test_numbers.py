@@ -16,10 +16,12 @@ from segue import (
     CFGZeroStar,
     EarlyExit,
     Engine,
+    Guidance,
     PerturbedLayers,
     Rescale,
     Schedule,
     SkipLayer,
+    Term,
     Weight,
     Window,
     euler_maruyama,
@@ -31,6 +33,7 @@ from segue import (
 )
 from segue.engine.core import EngineCore
 from segue.engine.planning.plan_text import plan_dict
+from segue.engine.rules.guidance import UNCOND
 from segue.kernels.philox import normal_noise, random_words
 from segue.models.layout import Hints
 from segue.models.sizes import family_spec
@@ -125,7 +128,7 @@ REAL = {
     "SkipLayer weight": lambda g, x: SkipLayer(x, (1,)),
     "EarlyExit weight": lambda g, x: EarlyExit(x, 2),
     "AutoGuidance weight": lambda g, x: AutoGuidance(x),
-    "Weight base": lambda g, x: Weight(x),
+    "Weight base": lambda g, x: Guidance((Term(UNCOND, Weight(x)),)),
     "SGG switch": lambda g, x: SGG(CFG(2.0), SkipLayer(1.0, (1,)), x),
     "Window.sigma": lambda g, x: Window.sigma(0.25, x),
     "Window.fraction": lambda g, x: Window.fraction(x, 1),
@@ -159,8 +162,12 @@ def no_whole_numbers(n: int) -> list:
 
 REAL_KINDS = [np.float64(HALF), np.float32(HALF), np.float16(HALF), np.array(HALF), torch.tensor(HALF)]
 REAL_KINDS += [torch.tensor(HALF, dtype=torch.bfloat16), torch.tensor(HALF, requires_grad=True)]
-NO_REALS = [True, np.True_, np.array(True), torch.tensor(True), "0.5", [HALF], np.array([HALF]), torch.tensor([HALF])]
-NO_REALS += [HALF + 0j, float("nan"), np.float32("nan"), torch.tensor(float("nan"))]
+NO_REALS = [True, np.True_, np.array(True), torch.tensor(True), "0.5", HALF + 0j, float("nan"), np.float32("nan")]
+NO_REALS += [torch.tensor(float("nan")), np.array([[HALF]]), torch.tensor([[HALF]])]
+SEVERAL = [[HALF], np.array([HALF]), torch.tensor([HALF])]
+# one number, or one for each sample of a batch
+EACH = {"CFG scale", "CFG delta", "SkipLayer weight", "EarlyExit weight", "AutoGuidance weight", "Weight base", "Rescale"}
+EACH |= {"APG momentum", "APG eta", "from_extrapolation", "CFGZeroStar zero_steps"}
 
 
 @pytest.mark.parametrize("entry", WHOLE)
@@ -194,15 +201,29 @@ def refused(given, monkeypatch, make, value) -> None:
 def test_what_is_no_whole_number_is_refused(given, monkeypatch, entry):
     make, number = WHOLE[entry]
     monkeypatch.setattr(given.prompts.pipe, "encode_prompt", lambda *_, **__: pytest.fail("a prompt was encoded"))
-    for value in no_whole_numbers(number):
+    values = no_whole_numbers(number)
+    for value in values if entry not in EACH else (value for value in values if getattr(value, "ndim", 0) == 0):
         refused(given, monkeypatch, make, value)
 
 
 @pytest.mark.parametrize("entry", REAL)
 def test_what_is_no_number_is_refused(given, monkeypatch, entry):
     monkeypatch.setattr(given.prompts.pipe, "encode_prompt", lambda *_, **__: pytest.fail("a prompt was encoded"))
-    for value in NO_REALS:
+    for value in NO_REALS if entry in EACH else NO_REALS + SEVERAL:
         refused(given, monkeypatch, REAL[entry], value)
+
+
+@pytest.mark.parametrize("entry", sorted(EACH))
+def test_a_number_for_each_sample_of_every_kind(given, monkeypatch, entry):
+    make, one, other = (WHOLE[entry][0], 2, 3) if entry in WHOLE else (REAL[entry], HALF, 0.25)
+    expected = make(given, [one, other])
+    assert expected.samples == 2
+    assert [expected.of_sample(i) for i in range(2)] == [make(given, one), make(given, other)]
+    for value in ((one, other), np.array([one, other]), torch.tensor([one, other]), [np.array(one), torch.tensor(other)]):
+        assert make(given, value) == expected, repr(value)
+    for value in ([one, True], [one, "0.5"], (one, None), [one, [other]], np.array([True, False]), [], torch.ones(0)):
+        with pytest.raises((TypeError, ValueError), match="got"):
+            make(given, value)
 
 
 def test_one_seed_of_any_kind_counts_up(given):

@@ -23,7 +23,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def pipe():
-    return tiny_pipeline(seed=3, num_layers=3)
+    return tiny_pipeline(seed=3, num_layers=3, dual_attention_layers=(0,))
 
 
 @pytest.mark.parametrize("rule", SPELLED, ids=lambda rule: type(rule).__name__)

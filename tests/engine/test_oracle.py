@@ -3,21 +3,28 @@
 import copy
 import math
 import random
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import textbook_solvers
 import torch
 from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
 from tiny_models import tiny_sit
 
 from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
+from segue.engine.planning.compile import Request, compile_batch
 from segue.engine.planning.plan import branch_path
 from segue.engine.planning.schedule import Schedule
+from segue.engine.rules.correction import OptimizedScale
+from segue.engine.rules.guidance import Term, Weight
+from segue.kernels.philox import normal_noise
 
-CASES = 300
+CASES, BATCH_CASES = 300, 36
 # fp32 against fp64, relative to the largest value: up to 60 calls of a network, rounding 6e-8, guidance gains up to 5
 RELATIVE_ERROR = 2e-5
-SOLVERS = ("euler", "heun", "dpm++2m", "ab2", "euler-maruyama", "ddim")
+SOLVERS = ("euler", "heun", "dpm++2m", "ab2", "euler-maruyama", "ddim", *textbook_solvers.SOLVERS)
 
 
 class Counter:
@@ -123,6 +130,11 @@ def random_plan(rng: random.Random, engine: Engine, guidance: Guidance, steps: i
                 raise
 
 
+def loop_noise(seeds: list[int], like: torch.Tensor, call: int) -> torch.Tensor:
+    """The noise of a call inside the loop, fp64."""
+    return normal_noise(torch.tensor(seeds), torch.full((len(seeds),), call), like[0].numel()).view(like.shape).double()
+
+
 def check_counts(engine: Engine, plan, counters: dict, batch: int, labels, seeds, noise) -> torch.Tensor:
     """Run call by call; rows in every layer and evaluations must be the planned ones, and the fewest possible."""
     program = engine.load(plan, labels, seeds, noise)
@@ -163,6 +175,8 @@ def test_random_plans_equal_the_naive_sampler(engines, chunk):
         guidance += random_correction(rng, guidance, spec)
         if spec.prediction == "epsilon" and rng.random() < 0.3 and not (guidance.correction and guidance.correction.zero_steps):
             solver = "ddpm"
+        if spec.prediction == "epsilon" and solver == "dpm++sde":
+            solver = "lcm"  # the other calls between the levels of a chain
         plan = random_plan(rng, engine, guidance, steps, solver)
         schedule = plan.schedule
         labels = [rng.randrange(spec.num_classes) for _ in range(batch)]
@@ -177,16 +191,127 @@ def test_random_plans_equal_the_naive_sampler(engines, chunk):
         again = engine.sample(labels, guidance, schedule=schedule, solver=solver, seeds=seeds, noise=noise)
         assert torch.equal(again.latents, result), f"case {case}: a second run on the same buffers differs"
 
-        def loop_noise(call, seeds=seeds, shape=noise.shape):
-            from segue.kernels.philox import normal_noise
-
-            calls = torch.full((len(seeds),), call)
-            return normal_noise(torch.tensor(seeds), calls, shape[1:].numel()).view(shape).double()
-
         naive = NaiveSampler(doubles, guidance, torch.tensor(labels), list(schedule.sigmas))
         assert np.allclose(naive.sigmas[:-1], plan.sigmas[np.unique(plan.steps, return_index=True)[1]], rtol=1e-12)
-        expected = naive.run(solver, noise, loop_noise)
+        expected = naive.run(solver, noise, partial(loop_noise, seeds, noise))
         error = float((result - expected).abs().max() / expected.abs().max().clamp_min(1))
         worst = max(worst, error)
         assert error < RELATIVE_ERROR, f"case {case}: {solver}, {steps} steps, batch {batch}, error {error:.2e}\n{plan}"
     print(f"worst relative error of chunk {chunk}: {worst:.2e}")
+
+
+def random_solver(rng: random.Random, engine: Engine) -> str:
+    """One that fits the network: dpm++sde calls it between the levels that a chain has, ddpm needs a learned variance."""
+    if engine.spec.prediction != "epsilon":
+        return rng.choice(SOLVERS)
+    return rng.choice([*(solver for solver in SOLVERS if solver != "dpm++sde"), "ddpm"])
+
+
+def random_numbers(rng: random.Random, guidance: Guidance, batch: int) -> Guidance:
+    """The rule with other numbers for every sample: weights that may be zero, deltas, and those of the correction."""
+
+    def weight(term: Term) -> Weight:
+        if term.weight.function is not None:
+            return term.weight
+        base = [rng.choice((0.0, round(rng.uniform(-0.5, 2.0), 2))) for _ in range(batch)]
+        return Weight(base, rng.choice((0.25, [rng.choice((0.0, 0.5)) for _ in range(batch)])))
+
+    terms = tuple(replace(term, weight=weight(term)) for term in guidance.terms)
+    correction = guidance.correction
+    if correction is not None:
+        ranges = {"phi": (0, 1), "zero_steps": (0, 1, 2), "momentum": (-0.5, 0.3), "radius": (2.0, math.inf), "eta": (0, 0.5)}
+        numbers = {name: [rng.choice(ranges[name]) for _ in range(batch)] for name in vars(correction)}
+        correction = replace(correction, **numbers)
+    return Guidance(terms, correction)
+
+
+def random_batch(rng: random.Random, spec, steps: int, batch: int):
+    """A rule with numbers for every sample, or a rule for every sample, with corrections of one kind where they fit."""
+    channels = rng.choice((None, None, None, 2))
+
+    def rule() -> Guidance:
+        terms = (random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3)))
+        return sum(terms, Guidance()).reused(rng.choice((1, 1, 2, 3)))
+
+    if rng.random() < 0.5:
+        one = rule()
+        return random_numbers(rng, one + random_correction(rng, one, spec), batch)
+    rules = [rule() for _ in range(batch)]
+    kind = random_correction(rng, sum(rules, Guidance()), spec).correction
+    if kind is None:
+        return rules
+    same = [Guidance(), Guidance(correction=kind)]
+    missing = isinstance(kind, OptimizedScale)  # which every rule with a reference must have
+    return [one + rng.choice(same[missing:]) for one in rules]
+
+
+@pytest.mark.parametrize("chunk", range(3))
+def test_random_rules_of_the_samples_of_one_batch(engines, chunk):
+    """Each sample is what the naive sampler makes of its own rule alone; the work done is the work planned."""
+    for case in range(chunk * BATCH_CASES // 3, (chunk + 1) * BATCH_CASES // 3):
+        rng = random.Random(f"batch {case}")
+        engine, doubles = engines[case % len(engines)]
+        spec, steps, solver, batch = engine.spec, rng.choice((1, 2, 3, 5, 8)), random_solver(rng, engine), rng.randint(1, 4)
+        rules = random_batch(rng, spec, steps, batch)
+        plan = random_plan(rng, engine, rules, steps, solver)
+        labels = [rng.randrange(spec.num_classes) for _ in range(batch)]
+        seeds = [rng.randrange(2**40) for _ in range(batch)]
+        noise = torch.randn(batch, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(case))
+        counters = {name: Counter(model) for name, model in engine.models.items()}
+        try:
+            result = check_counts(engine, plan, counters, batch, labels, seeds, noise)
+        finally:
+            for counter in counters.values():
+                counter.close()
+        for i, own in enumerate(plan.samples):
+            draws = partial(loop_noise, seeds[i : i + 1], noise[i : i + 1])
+            naive = NaiveSampler(doubles, own.guidance, torch.tensor(labels[i : i + 1]), list(plan.schedule.sigmas))
+            expected = naive.run(solver, noise[i : i + 1], draws)
+            error = float((result[i] - expected[0]).abs().max() / expected.abs().max().clamp_min(1))
+            assert error < RELATIVE_ERROR, f"case {case}, sample {i}: {solver}, {steps} steps, {error:.2e}\n{own}\n{plan}"
+
+
+def random_requests(rng: random.Random, engine: Engine, batch: int) -> list[Request]:
+    """Rules, schedules and solvers of their own; levels that a discrete model takes for one are drawn again."""
+    rules = random_batch(rng, engine.spec, 8, batch)
+    rules = list(rules) if isinstance(rules, list) else [rules.of_sample(i) for i in range(batch)]
+    requests = []
+    for rule in rules:
+        solver = random_solver(rng, engine)
+        schedule = random_plan(rng, engine, None, rng.choice((1, 2, 3, 5, 8)), solver).schedule
+        requests.append(Request(rule, schedule, solver))
+    return requests
+
+
+@pytest.mark.parametrize("chunk", range(3))
+def test_requests_that_come_and_go_in_one_batch(engines, chunk):
+    """Samples of other rules, solvers and step counts share the steps, each from its own beginning to its own end."""
+    for case in range(chunk * BATCH_CASES // 3, (chunk + 1) * BATCH_CASES // 3):
+        rng = random.Random(f"requests {case}")
+        engine, doubles = engines[case % len(engines)]
+        spec, batch = engine.spec, rng.randint(1, 4)
+        requests = random_requests(rng, engine, batch)
+        plan = compile_batch(requests, engine.specs)
+        labels = [rng.randrange(spec.num_classes) for _ in range(batch)]
+        seeds, begins = [rng.randrange(2**40) for _ in range(batch)], [rng.randrange(4) for _ in range(batch)]
+        noise = torch.randn(batch, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(case))
+        program = engine.load(plan, labels, seeds, noise)
+        states = [noise[i] * own.parameterization.prior_scale(own.sigmas[0]) for i, own in enumerate(plan.samples)]
+        calls, ends = np.zeros(batch, int), [begin + own.calls for begin, own in zip(begins, plan.samples, strict=True)]
+        for tick in range(max(ends)):
+            for i in range(batch):
+                if tick == begins[i]:  # whatever was in its place before
+                    program.x[i], program.call[i], calls[i] = states[i], 0, 0
+                    for memory in program.memory():
+                        memory[i] = 0.0
+            running = np.array([begin <= tick < end for begin, end in zip(begins, ends, strict=True)])
+            program.combination.forget(np.array([tick == begin for begin in begins]))
+            program.step(plan.live_at(np.where(running, calls, plan.calls), calls == 0))
+            calls = np.minimum(calls + 1, plan.calls)
+            program.call.copy_(torch.from_numpy(calls))
+        for i, own in enumerate(plan.samples):
+            draws = partial(loop_noise, seeds[i : i + 1], noise[i : i + 1])
+            naive = NaiveSampler(doubles, own.guidance, torch.tensor(labels[i : i + 1]), list(own.schedule.sigmas))
+            expected = naive.run(own.solver.name, noise[i : i + 1], draws)
+            error = float((program.x[i] - expected[0]).abs().max() / expected.abs().max().clamp_min(1))
+            assert error < RELATIVE_ERROR, f"case {case}, sample {i} from {begins[i]}: {error:.2e}\n{own}\n{plan}"

@@ -60,3 +60,12 @@ def test_a_plan_alone_is_silent_and_the_command_line_says_it_once(tmp_path):
         result = CliRunner().invoke(app, ["sample", "--model", str(model), *options])
     assert result.stderr.count("steps 3 to 4 come after the last window") == 1
     assert [item for item in caught if item.category is PlanWarning] == []
+
+
+def test_a_denoiser_tells_what_is_odd_when_it_is_made():
+    """The levels that it is made for, and usual numbers in its rule."""
+    engine = Engine(tiny_sit(), device="cpu")
+    with pytest.warns(PlanWarning, match="steps 5 to 6 come after the last window"):
+        engine.denoiser(ODD, [0], schedule=[1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0])
+    with pytest.warns(PlanWarning, match="no tuned numbers of cfg for tiny, using scale=1.5"):
+        engine.denoiser("cfg", [0])

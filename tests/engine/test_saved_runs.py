@@ -45,10 +45,11 @@ def bytes_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_pictures_of_classes_are_those_of_the_command_line(segue, tmp_path):
-    options = ["-g", RULE, "--steps", 3, "--classes", "0,3,4", "--seeds", 7, "--max-batch", 2, "--no-grid"]
+@pytest.mark.parametrize("rule", [RULE, "cfg:scale=1,2,4", f"none | {RULE} | cfg:scale=2"])
+def test_pictures_of_classes_are_those_of_the_command_line(segue, tmp_path, rule):
+    options = ["-g", rule, "--steps", 3, "--classes", "0,3,4", "--seeds", 7, "--max-batch", 2, "--no-grid"]
     segue("sample", "--model", "tiny.safetensors", *options, "--out", tmp_path / "command")
-    run = Engine.from_pretrained("tiny.safetensors").sample([0, 3, 4], RULE, steps=3, seeds=7, max_batch=2)
+    run = Engine.from_pretrained("tiny.safetensors").sample([0, 3, 4], rule, steps=3, seeds=7, max_batch=2)
     files = run.save(tmp_path / "python")
     assert [file.parent for file in files] == [tmp_path / "python"] * 3
     assert bytes_in(tmp_path / "python") == bytes_in(tmp_path / "command")
@@ -57,7 +58,10 @@ def test_pictures_of_classes_are_those_of_the_command_line(segue, tmp_path):
     assert (tmp_path / "again.png").read_bytes() == files[2].read_bytes()
 
 
-@pytest.mark.parametrize("start", [(), ("--image", "start.png", "--strength", 0.7)], ids=["noise", "picture"])
+PICTURE = ("--image", "start.png", "--strength", 0.7)
+
+
+@pytest.mark.parametrize("start", [(), pytest.param(PICTURE, marks=pytest.mark.slow)], ids=["noise", "picture"])
 def test_pictures_of_prompts_are_those_of_the_command_line(segue, tmp_path, start):
     texts = ["-p", "leaf", "-p", "a b", "--negative-prompt", "dull", "--num-images", 2]
     options = ["-g", BY_PROMPT, "--steps", 3, "--seeds", 7, *texts, *start, "--no-grid"]

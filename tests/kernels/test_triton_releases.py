@@ -31,7 +31,7 @@ def test_the_interpreter_of_a_release_needs_a_numpy_that_it_can_use(triton, nump
 
 
 def test_the_tested_versions_can_interpret():
-    """Of constraints.txt: the oldest Triton that it lets in, beside the NumPy that it pins; the README tells of the others."""
+    """Of constraints.txt: the oldest Triton let in, beside the NumPy that it pins; docs/production.md has the others."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     (oldest,), (numpy,) = (
         [line.removeprefix(start).split(",")[0] for line in lines if line.startswith(start)]
@@ -40,7 +40,7 @@ def test_the_tested_versions_can_interpret():
     assert interpreter_obstacle(oldest, numpy) is None
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     ((allowed, below),) = (re.match(r"triton>=([\d.]+),<([\d.]+);", line).groups() for line in dependencies if "triton" in line)
-    assert interpreter_obstacle(allowed, numpy) and f"Triton {allowed} " in (ROOT / "README.md").read_text()
+    assert interpreter_obstacle(allowed, numpy) and f"Triton {allowed} " in (ROOT / "docs" / "production.md").read_text()
     assert any(line.startswith("triton>=") and line.endswith(f",<{below}") for line in lines)
 
 

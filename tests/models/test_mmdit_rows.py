@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from segue import CFG, PerturbedLayers, SkipLayer, Window, flow_shift
 from segue.engine.core import EngineCore
-from segue.engine.planning.plan import compile_plan
+from segue.engine.planning.compile import compile_plan
 from segue.kernels.attention import PERTURBATIONS
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_diffusers import from_diffusers

@@ -10,6 +10,7 @@ from torch import nn
 from segue import CFG, AutoGuidance, EarlyExit, Engine, Guidance, PerturbedLayers, SkipLayer
 from segue.engine.core import EngineCore
 from segue.engine.planning.plan import Plan
+from segue.engine.planning.solvers import SOLVERS, get_solver
 from segue.engine.running.program import Program
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec
@@ -26,6 +27,12 @@ TEXT = {
     "sd3.5-large": {"qk_norm": True, "heads": 3},
 }
 ARCHITECTURES = (*CLASS_LABEL, *TEXT)
+# a solver for each kind of program: whether it draws, with a learned variance or not, and how far its rows look back
+SOLVER_KINDS = tuple(
+    {
+        (s.stochastic, s.spreads is None, s.earlier): s.name for s in (get_solver("unipc(order=3)"), *[*SOLVERS.values()][::-1])
+    }.values()
+)
 TEXT_TOKENS, TEXT_DIM, POOLED_DIM = 2, 24, 20
 SIZE = {"height": 2, "width": 6, "depth": 3}  # 1 x 3 patches: Triton's interpreter takes milliseconds for each program
 

@@ -6,6 +6,7 @@ It shares with the engine only the network's modules and the guidance dataclasse
 import math
 from dataclasses import dataclass
 
+import textbook_solvers
 import torch
 from torch import Tensor
 
@@ -185,6 +186,8 @@ class NaiveSampler:
         self.kept, self.ages, self.average = {}, {}, {}
         if self.discrete:
             y = y / sum(self.levels[self.indices[0]])
+        if solver in textbook_solvers.SOLVERS:
+            return self._by_textbook(solver, y, loop_noise)
         for i, (s, t) in enumerate(zip(self.sigmas, self.sigmas[1:], strict=False)):
             v = self.velocity(y, s, i)
             if solver in ("euler", "ddim"):
@@ -207,6 +210,16 @@ class NaiveSampler:
             else:
                 raise ValueError(solver)
         return y
+
+    def _by_textbook(self, solver: str, y: Tensor, loop_noise) -> Tensor:
+        """Noise is that of the number of the call before it."""
+        calls: list[float] = []
+
+        def velocity(y, sigma, step):
+            calls.append(sigma)
+            return self.velocity(y, sigma, step)
+
+        return textbook_solvers.SOLVERS[solver](y, self.sigmas, velocity, lambda: loop_noise(len(calls) - 1))
 
     def _ancestral(self, y: Tensor, v: Tensor, i: int, noise: Tensor) -> Tensor:
         """DDPM's posterior, whose variance the conditional row chooses between its own and that of the chain."""

@@ -1,5 +1,6 @@
-"""A network and settings small enough to train in a test."""
+"""Networks and settings small enough to train in a test."""
 
+from segue.models.classifiers import ClassifierSpec
 from segue.models.spec import SiTSpec
 from segue.training.objective import LabelDropout
 from segue.training.settings import TrainSettings
@@ -17,6 +18,17 @@ TINY_SPEC = SiTSpec(
     prediction="velocity",
     time="sigma",
     exits=(1,),
+    num_classes=NUM_SPECIES,
+    parents=PARENTS,
+)
+
+TINY_CLASSIFIER = ClassifierSpec(
+    name="tiny-classifier",
+    family="convolutional",
+    channels=3,
+    size=32,
+    widths=(8, 16),
+    depth=1,
     num_classes=NUM_SPECIES,
     parents=PARENTS,
 )

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_fixtures import TINY_SPEC, tiny_settings
+from training_fixtures import TINY_CLASSIFIER, TINY_SPEC, tiny_settings
 
+from segue.models.classifiers import load_classifier
 from segue.models.weights import load_network
-from segue.training import loop
+from segue.training import loop, task
 from segue.training.loop import Trainer
-from tests.tolerances import FP32_AVERAGE
+from tests.tolerances import FP32_AVERAGE, FP32_CAPTURED_RUN, FP32_NETWORK_LOSS
 
 STEPS = 7
 
@@ -88,7 +89,7 @@ def test_a_run_that_is_resumed_after_its_end_does_nothing(uninterrupted):
 def test_the_log_holds_the_means_of_the_steps_it_covers(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 3)
     seen = []
-    Trainer(TINY_SPEC, tiny_settings(steps=STEPS), tmp_path).run(lambda _, losses: seen.append(losses["loss"]))
+    Trainer(TINY_SPEC, tiny_settings(steps=STEPS), tmp_path).run(lambda _, losses: seen.append(losses["loss"].item()))
     rows = log_rows(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 7]
     for row, part in zip(rows, (seen[:3], seen[3:6], seen[6:]), strict=True):
@@ -141,7 +142,7 @@ def test_a_network_overfits_one_batch(tmp_path):
     spec = replace(TINY_SPEC, patch=2)  # 12 numbers per token: less than the width, so the noise can be seen whole
     trainer = Trainer(spec, tiny_settings(warmup=10, learning_rate=1e-2), tmp_path)
     batch = next(iter(loop.herbarium_loader(2, seed=1)))
-    losses = [trainer.train_step(*batch)["velocity"] for _ in range(150)]
+    losses = [trainer.train_step(*batch)["velocity"].item() for _ in range(150)]
     first, last = sum(losses[:5]) / 5, sum(losses[-20:]) / 20
     assert last < 0.25 * first, (first, last)
 
@@ -164,7 +165,7 @@ def test_another_seed_trains_on_other_noise(tmp_path):
     trainers = [Trainer(TINY_SPEC, tiny_settings(steps=1, seed=s), tmp_path / str(s)) for s in (0, 1)]
     trainers[1].model.load_state_dict(trainers[0].model.state_dict())
     batch = next(iter(loop.herbarium_loader(2)))
-    losses = [trainer.train_step(*batch)["velocity"] for trainer in trainers]
+    losses = [trainer.train_step(*batch)["velocity"].item() for trainer in trainers]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -172,9 +173,84 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tm
     trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS), tmp_path)
     trainer.run(stop_at(2))
     saved, weights = (tmp_path / "state.pt").read_bytes(), states(trainer)
-    plain = loop.plain_loss
-    monkeypatch.setattr(loop, "plain_loss", lambda *a: {k: v * float("nan") for k, v in plain(*a).items()})
+    plain = task.plain_loss
+    monkeypatch.setattr(task, "plain_loss", lambda *a: {k: v * float("nan") for k, v in plain(*a).items()})
     with pytest.raises(FloatingPointError, match="nan at step 2"):
         trainer.run()
     assert (tmp_path / "state.pt").read_bytes() == saved
     assert all(torch.equal(value, weights[name]) for name, value in states(trainer).items())
+
+
+def test_snapshots_are_the_averages_of_their_steps(tmp_path):
+    averages = {}
+
+    def note(trainer, losses):
+        averages[trainer.step] = {name: value.clone() for name, value in trainer.ema.module.state_dict().items()}
+
+    trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS, snapshot_every=3), tmp_path)
+    trainer.run(note)
+    kept = trainer.folder.snapshots()
+    assert list(kept) == [3, 6]
+    for step, path in kept.items():
+        network, _ = load_network(path)
+        assert all(torch.equal(value, averages[step][name]) for name, value in network.state_dict().items())
+    with pytest.raises(ValueError, match=r"keeps no weights of step 4; it keeps: 3, 6"):
+        trainer.folder.weights(4)
+    Trainer(TINY_SPEC, tiny_settings(steps=1), tmp_path, "fresh")
+    assert trainer.folder.snapshots() == {}
+
+
+def test_a_classifier_learns_species_and_resumes_exactly(tmp_path):
+    settings = tiny_settings(steps=60, batch_size=16, learning_rate=1e-2)
+    whole = Trainer(TINY_CLASSIFIER, settings, tmp_path / "whole")
+    whole.run()
+    assert not Trainer(TINY_CLASSIFIER, settings, tmp_path / "parts").run(stop_at(17))
+    resumed = Trainer(TINY_CLASSIFIER, settings, tmp_path / "parts", "resume")
+    resumed.run()
+    assert_same_states(resumed, whole)
+    rows = log_rows(tmp_path / "whole")
+    chance = math.log(TINY_CLASSIFIER.num_classes)
+    assert rows[-1]["loss"] < 0.8 * chance and rows[-1]["wrong"] < 0.95
+    stored = load_classifier(tmp_path / "whole")
+    assert all(torch.equal(value, whole.ema.module.state_dict()[name]) for name, value in stored.state_dict().items())
+
+
+def test_the_loss_of_a_classifier_is_the_cross_entropy(tmp_path):
+    trainer = Trainer(TINY_CLASSIFIER, tiny_settings(steps=2), tmp_path)
+    pictures, labels = next(iter(loop.herbarium_loader(3)))
+    trainer.train_step(pictures, labels)
+    with torch.no_grad():
+        logits = trainer.model(pictures).double()
+    expected = (logits.logsumexp(1) - logits[torch.arange(3), labels]).mean().item()
+    losses = trainer.task.losses(trainer.model, (pictures, labels))
+    assert losses["loss"].item() == pytest.approx(expected, rel=FP32_NETWORK_LOSS)
+    assert losses["wrong"].item() == pytest.approx((logits.argmax(1) != labels).double().mean().item())
+
+
+def test_a_state_of_a_captured_run_is_resumed_on_the_cpu(uninterrupted, tmp_path):
+    """A captured step keeps its rate as a tensor and asks for an optimiser that the CPU has not."""
+    state = uninterrupted.optimizer.state_dict()
+    groups = [group | {"fused": True, "capturable": True, "lr": torch.tensor(group["lr"])} for group in state["param_groups"]]
+    path = uninterrupted.folder.path / "state.pt"
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"optimizer": state | {"param_groups": groups}}, path)
+    resumed = Trainer(TINY_SPEC, tiny_settings(steps=STEPS + 2), uninterrupted.folder.path, "resume")
+    other = Trainer(TINY_SPEC, tiny_settings(steps=STEPS + 2), tmp_path / "other")
+    other.run(stop_at(STEPS))
+    assert_same_states(resumed, other)
+    assert resumed.run() and other.run()
+    assert_same_states(resumed, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("spec", (TINY_SPEC, TINY_CLASSIFIER), ids=lambda spec: spec.name)
+def test_a_captured_step_does_what_an_eager_one_does(spec, tmp_path):
+    runs = {}
+    for graph in (True, False):
+        settings = tiny_settings(steps=12, device="cuda", graph=graph)
+        runs[graph] = Trainer(spec, settings, tmp_path / str(graph))
+        runs[graph].run()
+    assert runs[True].one_step.graph is not None and runs[False].one_step.graph is None
+    for captured, eager in zip(runs[True].ema.module.parameters(), runs[False].ema.module.parameters(), strict=True):
+        assert (captured - eager).abs().max() <= FP32_CAPTURED_RUN * eager.abs().max().clamp_min(1e-2)
+    assert runs[True].ema.n_averaged == runs[False].ema.n_averaged == 12

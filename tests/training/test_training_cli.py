@@ -1,5 +1,6 @@
 """``segue train``, ``export`` and ``herbarium`` as a shell sees them: files, exit codes and one sentence."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from training_fixtures import TINY_SPEC, tiny_settings
+from safetensors import safe_open
+from training_fixtures import TINY_CLASSIFIER, TINY_SPEC, tiny_settings
 from typer.testing import CliRunner
 
 from segue.__main__ import app
+from segue.models.classifiers import load_classifier
 from segue.models.weights import load_network
 from segue.training import recipes
 from segue.training.loop import Trainer
@@ -89,7 +92,7 @@ def test_another_run_is_not_overwritten(tiny_recipe, tmp_path):
 
 INTERRUPTED_RUN = """
 import os, signal, sys
-from training_fixtures import TINY_SPEC, tiny_settings
+from training_fixtures import TINY_CLASSIFIER, TINY_SPEC, tiny_settings
 from segue.training import cli, loop
 step = loop.Trainer.train_step
 def step_and_press_ctrl_c(trainer, *batch):
@@ -177,3 +180,31 @@ def test_herbarium_refuses_bad_input(tmp_path, arguments, words):
     code, output = segue("herbarium", "--out", tmp_path / "x.png", *arguments)
     assert code == 2 and words in output and len(output.splitlines()) == 1, output
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_export_takes_the_weights_of_a_step_and_names_the_model_they_are_made_for(tiny_recipe, tmp_path):
+    train(tmp_path / "run", "--recipe", TINY_SPEC.name, "--snapshot-every", 2)
+    main = tmp_path / "main.safetensors"
+    assert segue("export", tmp_path / "run", "--out", main)[0] == 0
+    code, output = segue("export", tmp_path / "run", "--out", tmp_path / "b.safetensors", "--step", 2, "--parent", main)
+    assert code == 0, output
+    (kept, _), (exported, _) = (load_network(tmp_path / name) for name in ("run/snapshots/2.safetensors", "b.safetensors"))
+    assert all(torch.equal(value.half(), exported.state_dict()[name]) for name, value in kept.state_dict().items())
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        header = file.metadata()
+    stated = {name: header.get(name) for name in ("recipe", "steps", "images", "seconds", "parent")}
+    digest = hashlib.sha256(main.read_bytes()).hexdigest()[:16]
+    assert stated == {"recipe": TINY_SPEC.name, "steps": "2", "images": "6", "seconds": None, "parent": digest}
+    code, output = segue("export", tmp_path / "run", "--out", tmp_path / "c.safetensors", "--step", 3)
+    assert code == 2 and "keeps no weights of step 3; it keeps: 2, 4" in output, output
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_a_classifier_is_trained_and_exported_by_the_same_commands(monkeypatch, tmp_path):
+    monkeypatch.setitem(recipes.RECIPES, TINY_CLASSIFIER.name, Recipe(TINY_CLASSIFIER, tiny_settings(steps=2)))
+    assert train(tmp_path / "run", "--recipe", TINY_CLASSIFIER.name)[0] == 0
+    code, output = segue("export", tmp_path / "run", "--out", tmp_path / "c.safetensors")
+    assert code == 0 and "tiny-classifier, 0.01 M parameters" in output, output
+    whole, small = load_classifier(tmp_path / "run"), load_classifier(tmp_path / "c.safetensors")
+    assert small.spec == TINY_CLASSIFIER
+    assert all(torch.equal(value.half().float(), small.state_dict()[name]) for name, value in whole.state_dict().items())

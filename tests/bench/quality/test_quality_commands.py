@@ -17,6 +17,7 @@ from segue.bench.quality.rows import RowForm
 from segue.bench.quality.score_command import equal_cfg
 from segue.bench.quality.tables import score_table
 from segue.bench.quality.time_limit import OutOfTimeError, TimeLimit
+from segue.bench.quality.trial import networks_of
 from segue.bench.rows import read_rows
 from segue.bench.suites import UNFINISHED
 from segue.bench.timing import once
@@ -93,6 +94,18 @@ def test_by_default_all_rules_with_numbers_are_scored_that_the_networks_allow(se
     assert {row.variant for row in read_rows(tmp_path / "rows.jsonl")} == {"none", "cfg:scale=2"}
     assert "ag:weight=1 is left out: no network named 'weak'" in said
     assert "no network named 'weak'" in segue("score", "-g", "ag:weight=1", *SMALL, *PANEL, code=2).stderr
+
+
+def test_a_weaker_network_of_its_own_file_guides_and_usual_numbers_are_named(segue, tmp_path):
+    weak = save_tiny(tmp_path / "weak.safetensors", seed=5)
+    named = save_tiny(tmp_path / "mine.safetensors", name="mine")
+    common = (*SMALL, *PANEL, "--no-effective-scale", "--model", str(named), "--weak", str(weak))
+    said = segue("score", "-g", "none", "-g", "ag", *common, own=False).stdout
+    rows = read_rows(tmp_path / "rows.jsonl")
+    (rule,) = {row.variant for row in rows} - {"none"}
+    assert rule.startswith("ag:weight=") and f"note: no tuned numbers of ag for mine, using {rule.removeprefix('ag:')}" in said
+    engine = Engine.from_pretrained(named, device="cpu", models={"weak": weak})
+    assert rows[0].case.startswith(f"{networks_of(engine)}, ")
 
 
 def test_cfg_at_the_effective_scale_of_a_rule_is_scored_beside_it(segue, tmp_path, monkeypatch, environment):
@@ -232,6 +245,17 @@ def test_bad_input_is_one_sentence_before_any_work(segue, tmp_path, monkeypatch,
     result = segue(*arguments, code=2)
     assert said in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_numbers_of_other_weights_do_not_keep_a_search_from_beginning(segue, tmp_path, monkeypatch):
+    def stale(model):
+        raise ValueError(f"the numbers of {model} were made for other weights")
+
+    aside = []
+    monkeypatch.setattr("segue.bench.quality.tune_command.tuned_rules", stale)
+    monkeypatch.setattr("segue.bench.quality.tune_command.set_aside", aside.append)
+    said = segue("tune-scales", "-g", "exit:weight=1,layer=4", *SMALL, "--judge-samples", "11", "--real", "real.npz").stdout
+    assert "made for other weights; the search begins without it" in said and aside == ["herbarium"]
 
 
 def test_where_nobody_is_named_one_chooses_and_others_judge(segue, tmp_path):

@@ -1,5 +1,6 @@
 """Rows of quality: written rule by rule, not drawn again when a file holds them, and their intervals at any level."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from segue.bench.compare import compare
 from segue.bench.quality.interval import interval_of
 from segue.bench.quality.real_samples import RealSamples
 from segue.bench.quality.scoring import EFFECTIVE_SAMPLES, Scorer
+from segue.bench.quality.tables import quality_tables
 from segue.bench.quality.time_limit import OutOfTimeError, TimeLimit
 from segue.bench.quality.trial import Trial
 from segue.bench.report import write_report
@@ -122,6 +124,16 @@ def test_a_new_judge_judges_what_is_drawn_for_it_alone(engine, judges, environme
     rows = read_rows(path)
     assert sum("by colours" in row.metric for row in rows) == 9 and sum("by textures" in row.metric for row in rows) == 6
     assert {row.key for row in both} == {row.key for row in rows}
+
+
+def test_what_another_device_drew_is_not_drawn_again(engine, judges, environment, tmp_path, drawn):
+    path = tmp_path / "quality.jsonl"
+    first = score(engine, judges, replace(environment, device="a card"), path, rules=RULES[:1])
+    drawn.clear()
+    assert score(engine, judges, environment, path, rules=RULES[:1]) == first and not drawn
+    score(engine, judges, environment, path, rules=RULES[:2])
+    text = quality_tables(read_rows(path))
+    assert "a card and test machine, float32; " in text and text.count("| rule |") == 1
 
 
 def test_an_interruption_keeps_the_rules_before_it(engine, judges, environment, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Numbers chosen by score: the least distance that keeps the accuracy, after an interruption too, judged on other seeds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from segue.bench.quality.rows import RowForm
 from segue.bench.quality.scoring import Scorer
 from segue.bench.quality.trial import Trial
 from segue.bench.quality.tune_command import Budget, Tuned
-from segue.bench.quality.tuning import Tunable, tune, value_of, verdicts
+from segue.bench.quality.tuning import Score, Tunable, cheapest, tune, verdicts
 from segue.bench.rows import Row, read_rows
 from segue.bench.scores.extractors import colour_statistics
 from segue.bench.scores.intervals import Interval, wilson
@@ -120,14 +121,27 @@ def test_what_has_nothing_to_search_is_refused(engine, text, said):
 
 
 def test_accuracy_comes_first_and_more_of_it_than_unguided_counts_nothing():
-    def scores(accuracy, distance):
-        return {"accuracy": accuracy, "Frechet distance per feature": distance}
-
-    unguided = scores(0.9, 0.5)
-    order = [scores(0.95, 0.1), scores(0.9, 0.2), scores(0.99, 0.3), scores(0.89, 0.05), scores(0.5, 0.01)]
-    values = [value_of(one, unguided) for one in order]
+    unguided = Score(0.9, 0.5, 0.0, 1.0)
+    order = [(0.95, 0.1), (0.9, 0.2), (0.99, 0.3), (0.89, 0.05), (0.5, 0.01)]
+    values = [Score(*one, 0.0, 1.0).value(unguided) for one in order]
     assert values == sorted(values) and len(set(values)) == len(values)
-    assert value_of({"Frechet distance per feature": 0.4}, {"Frechet distance per feature": 0.5}) == (0.0, 0.4)
+    assert Score(None, 0.4, 0.0, 1.0).value(Score(None, 0.5, 0.0, 1.0)) == (0.0, 0.4)
+
+
+def test_of_what_the_distances_do_not_tell_apart_the_cheapest_is_chosen():
+    unguided = Score(0.8, 0.09, 0.01, 1.0)
+    scores = {
+        (1.0,): Score(0.85, 0.035, 0.004, 1.9),  # the best
+        (2.0,): Score(0.82, 0.038, 0.004, 1.7),  # within its margin, and cheaper
+        (3.0,): Score(0.81, 0.0385, 0.004, 1.7),  # as cheap, and farther
+        (4.0,): Score(0.90, 0.0395, 0.004, 1.3),  # beyond the margin
+        (5.0,): Score(0.79, 0.036, 0.004, 1.2),  # less accurate than unguided samples
+    }
+    assert cheapest(scores, (1.0,), unguided) == (2.0,)
+    equal = {point: replace(score, cost=2.0) for point, score in scores.items()}
+    assert cheapest(equal, (1.0,), unguided) == (1.0,)
+    missed = {(1.0,): Score(0.7, 0.5, 0.1, 2.0), (2.0,): Score(0.6, 0.4, 0.1, 1.0)}
+    assert cheapest(missed, (1.0,), unguided) == (1.0,)  # the accuracy that is missing may not grow
 
 
 RESULTS = {  # right of 1000, distance

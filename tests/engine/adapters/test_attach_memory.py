@@ -12,7 +12,8 @@ from tiny_sd3 import tiny_pipeline
 from torch import nn
 
 from segue import CFG, Guidance, SkipLayer, Window
-from segue.engine.planning.plan import Plan, compile_plan
+from segue.engine.planning.compile import compile_plan
+from segue.engine.planning.plan import Plan
 from segue.engine.planning.schedule import flow_shift
 from segue.engine.planning.solvers import VELOCITY
 from segue.engine.running.program import Program, ProgramKey

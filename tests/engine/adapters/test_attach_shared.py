@@ -18,7 +18,7 @@ def both_pipelines():
     """Text-to-image, and image-to-image made from it: one transformer, one scheduler."""
     from diffusers import StableDiffusion3Img2ImgPipeline
 
-    pipe = tiny_pipeline(seed=3, num_layers=3)
+    pipe = tiny_pipeline(seed=3, num_layers=2, dual_attention_layers=(0,))
     other = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
     assert other.transformer is pipe.transformer and other.scheduler is pipe.scheduler
@@ -27,7 +27,7 @@ def both_pipelines():
 
 def draw_from(pipe):
     how = {"image": START, "strength": 0.7} if "Img2Img" in type(pipe).__name__ else {}
-    return draw(pipe, num_inference_steps=4, guidance_scale=3.0, **how)
+    return draw(pipe, num_inference_steps=3, guidance_scale=3.0, **how)
 
 
 def alone(which: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_each_draws_what_it_draws_alone_in_any_order():
     pipes, wanted = both_pipelines(), [alone(0), alone(1)]
     plain = [draw_from(pipe) for pipe in pipes]
     attachments = [segue.attach(pipe, rule) for pipe, rule in zip(pipes, RULES, strict=True)]
-    for which in (0, 1, 1, 0, 1, 0):
+    for which in (0, 1, 1, 0):
         with counted_rows() as rows:
             assert torch.equal(draw_from(pipes[which]), wanted[which])
         plan = attachments[which].plan

@@ -19,7 +19,8 @@ from tiny_sd3 import T5_TOKENS, tiny_pipeline, tiny_transformer
 from segue import CFG, SGG, Engine, SkipLayer
 from segue.engine.adapters import comfy
 from segue.engine.adapters.scheduler_calls import SchedulerCalls
-from segue.engine.planning.plan import Plan, compile_plan
+from segue.engine.planning.compile import compile_plan
+from segue.engine.planning.plan import Plan
 from segue.engine.planning.schedule import flow_shift, from_sigmas
 from segue.engine.planning.solvers import EULER
 from segue.engine.rules.guidance import Guidance, Perturb

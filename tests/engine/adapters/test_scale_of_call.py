@@ -16,13 +16,17 @@ ROUNDING = 1e-4  # fp32, another order of sums, amplified by a few steps of rand
 
 
 def draw_dit(pipe, **call):
-    settings = {"class_labels": [1, 3], "num_inference_steps": 4, "generator": torch.Generator().manual_seed(7)}
+    settings = {"class_labels": [1, 3], "num_inference_steps": 3, "generator": torch.Generator().manual_seed(7)}
     return torch.from_numpy(pipe(**(settings | {"output_type": "np"} | call)).images)
+
+
+def draw_sd3(pipe, **call):
+    return draw(pipe, **({"num_inference_steps": 3} | call))
 
 
 @pytest.fixture
 def sd3():
-    return tiny_pipeline(seed=3, num_layers=3), draw
+    return tiny_pipeline(seed=3, num_layers=2, dual_attention_layers=(0,)), draw_sd3
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def pipe_and_draw(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5, 2.0, 5.5])
+@pytest.mark.parametrize("scale", [0.5, 5.5])
 def test_a_rule_with_the_scale_of_the_call_is_diffusers_guidance(pipe_and_draw, scale):
     pipe, draw = pipe_and_draw
     plain = draw(pipe, guidance_scale=scale)
@@ -59,7 +63,7 @@ def test_the_scale_is_that_of_each_call_and_its_default(pipe_and_draw):
 
 
 def test_in_a_sum_the_other_terms_stay(sd3):
-    pipe, _ = sd3
+    pipe, draw = sd3
     drawn = []
     for strong in (CALL, CFG(3.0)):
         segue.attach(pipe, SGG(strong, SkipLayer(1.5, (1,)), 0.8))
@@ -72,10 +76,8 @@ def test_in_a_sum_the_other_terms_stay(sd3):
     ("rule", "scale", "warned"),
     [
         (CFG(3.0), {}, False),
-        (CFG(3.0), {"guidance_scale": 5.5}, True),
         (CFG(3.0), {"guidance_scale": 3.0}, False),
         (CALL, {"guidance_scale": 5.5}, False),
-        (SkipLayer(1.0, (1,)), {"guidance_scale": 1.0}, False),
         (SkipLayer(1.0, (1,)), {"guidance_scale": 5.5}, True),
     ],
 )
@@ -85,7 +87,7 @@ def test_a_scale_without_effect_is_warned_of_once(pipe_and_draw, rule, scale, wa
     segue.attach(pipe, rule)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        for _ in range(3):
+        for _ in range(2):
             draw(pipe, **scale)
     told = [item for item in caught if item.category is PlanWarning]
     assert len(told) == warned

@@ -85,6 +85,30 @@ def test_flags_say_the_same_as_the_rule_text(segue, model, tmp_path, flags, rule
     assert pixels_equal(Image.open(tmp_path / "one.png"), expected.images[0])
 
 
+def test_a_number_or_a_rule_for_each_picture(segue, model, tmp_path):
+    """A picture is what its own number draws, and says so; a list for another number of pictures is refused at once."""
+    engine = Engine.from_pretrained(model)
+    for options in (
+        ["-g", "cfg:scale=1,2.5,4"],
+        ["-g", "cfg", "--scale", "1,2.5,4"],
+        ["-g", "none | cfg:scale=2.5 | cfg:scale=4"],
+    ):
+        record = json.loads(
+            segue("sample", "--classes", "0-2", "--steps", "3", "--out", "new", "--force", "--json", *options).stdout
+        )
+        for i, scale in enumerate((1.0, 2.5, 4.0)):
+            alone = engine.sample([0, 1, 2], CFG(scale), steps=3, seeds=0).images[i]
+            assert ImageChops.difference(Image.open(record["files"][i]).convert("RGB"), alone).getextrema() <= ((0, 1),) * 3
+    assert record["rule"] == "none | cfg:scale=2.5 | cfg:scale=4"
+    for command in ("sample", "compare"):
+        rule = ["-g" if command == "sample" else "-r", "cfg:scale=2,3"]
+        told = segue(command, "--classes", "0-2", *rule, "--out", "none.png", code=2).stderr
+        assert told.strip() == "segue: the rule has numbers for 2 samples, and there are 3"
+    told = segue("sample", "-g", "cfg | none", "--scale", "2", code=2).stderr
+    assert told.strip() == "segue: scale 2 belongs to one rule, but 'cfg | none' is one for each sample; write it inside"
+    assert "uncond (w 1 to 3 by sample)" in " ".join(segue("plan", "-g", "cfg:scale=2,4").stdout.split()).replace("│ ", "")
+
+
 def test_classes_by_name_and_genus_and_one_class_for_many_seeds(segue):
     chosen = json.loads(segue("sample", "--steps", "1", "--classes", "betulina,Cordatia alba,0", "--json").stdout)
     assert chosen["labels"] == [2, 3, 4, 0]
@@ -109,6 +133,11 @@ def test_a_window_that_selects_nothing_is_a_warning(segue):
         ["-g", "cfg:scale=2,delta=0.3,window=fraction:0,0.7 + exit:weight=1,layer=4", "--schedule", "shift=2"],
         ["--solver", "euler-maruyama", "--dtype", "bfloat16"],
         ["--solver", "dpm++2m"],
+        ["-g", "cfg:scale=1,2,1,4,3 + rescale:phi=0,0.1,0.2,0.3,0.4", "--max-batch", "2"],
+        ["-g", "cfg:scale=1,2,1,4,3", "--max-batch", "1"],
+        ["-g", "none | exit:weight=1,layer=4 | sgg:scale=2 | cfg:scale=2 | none", "--max-batch", "3"],
+        ["--solver", "unipc(order=3, kind=bh1)", "--schedule", "karras"],
+        ["--solver", "dpm++3m-sde(eta=0.5)", "--schedule", "beta"],
     ],
 )
 def test_every_picture_is_drawn_again_identically_from_itself(segue, tmp_path, options):
@@ -193,8 +222,8 @@ def test_compare_prints_cost_and_seconds_of_each_rule(segue):
     result = segue("compare", "--steps", "2", "--classes", "0")
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["none", "cfg:scale=2.5", "slg:weight=0.5,layers=7,8"]
-    assert lines[4].startswith("sgg:scale=2.5,")  # folded
-    assert "1 pictures by 4 rules in" in lines[-1]
+    assert lines[4].startswith("sgg:scale=2.5,weight=0.5,layers=7,8,switch=0.5 ")
+    assert "1 picture by 4 rules in" in lines[-1]
 
 
 # --- plan and doctor -------------------------------------------------------------------------------------------------
@@ -203,7 +232,7 @@ def test_compare_prints_cost_and_seconds_of_each_rule(segue):
 def test_plan_is_the_engines_plan(segue, model):
     result = json.loads(segue("plan", "-g", "sgg-exit", "--steps", "9", "--solver", "heun", "--json").stdout)
     plan = Engine.from_pretrained(model).plan(SGG(CFG(2.5), EarlyExit(1.0, 4), 0.5), steps=9, solver="heun")
-    assert result.pop("rule") == "sgg-exit:scale=2.5,weight=1,layer=4,switch=0.5"
+    assert result.pop("rule") == "sgg-exit:scale=2.5,weight=1,layer=4,switch=0.5" and result.pop("notes") == []
     assert result == json.loads(json.dumps(plan_dict(plan)))
 
 

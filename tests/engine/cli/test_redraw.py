@@ -41,16 +41,14 @@ def segue(folder, tmp_path, monkeypatch):
     return run
 
 
-TINY = ("--model", "tiny.safetensors", "--classes", "0,3", "--seeds", 7, "--steps", 4)
+TINY = ("--model", "tiny.safetensors", "--classes", "0,3", "--seeds", 7, "--steps", 2)
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
         (("-g", "cfg:scale=2"), "cfg:scale=2"),
-        (("-g", "slg", "--weight", 2, "--layers", 1), "slg:weight=2,layers=1"),
         (("--scale", 1.5, "--switch", "fraction:0.25"), "sgg:scale=1.5,weight=1.5,layers=1,2,switch=fraction:0.25"),
-        (("-g", "none"), "none"),
     ],
 )
 def test_the_same_picture_with_another_rule_is_the_one_that_rule_draws(segue, flags, text):
@@ -96,7 +94,10 @@ SHEETS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "rules"), SHEETS, ids=["classes", "prompts"])
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [pytest.param(*SHEETS[0], id="classes"), pytest.param(*SHEETS[1], id="prompts", marks=pytest.mark.slow)],
+)
 def test_a_sheet_is_drawn_again_byte_for_byte(segue, options, rules):
     segue("compare", *options, *(word for rule in rules for word in ("-r", rule)), "--zoom", 3, "--out", "a.png")
     said = json.loads(segue("compare", "--from", "a.png", "--out", "b.png", "--json"))
@@ -119,7 +120,7 @@ def test_a_sheet_that_does_not_hold_is_refused(segue):
     with Image.open("a.png") as image:
         image.load()
         sheet = json.loads(image.info["segue"])["sheet"]
-    changes = {"rules": [], "zoom": 0, "labels": [0], "plan": None}
+    changes = {"rules": [], "zoom": 0, "plan": None}
     for key, value in changes.items():
         broken = sheet | {key: value}
         if key == "plan":
@@ -155,5 +156,5 @@ def test_the_published_rule_stands_on_one_line_of_80_columns(segue):
 def test_redrawing_by_python_and_by_the_command_line_is_the_same(segue):
     segue("sample", *TINY, "-g", RULE, "--out", "old", "--no-grid")
     segue("sample", "--from", "old/000-acerites-alba-seed7.png", "-g", "cfg:scale=2", "--out", "new.png")
-    run = Engine.from_pretrained("tiny.safetensors").sample([0, 3], "cfg:scale=2", steps=4, seeds=7)
+    run = Engine.from_pretrained("tiny.safetensors").sample([0, 3], "cfg:scale=2", steps=2, seeds=7)
     assert Image.open("new.png").tobytes() == run.images[0].tobytes()

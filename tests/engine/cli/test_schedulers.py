@@ -64,7 +64,7 @@ def test_pictures_are_those_of_generate_and_are_drawn_again(segue, folder, tmp_p
     assert all(identical(Image.open(file), image) for file, image in zip(files, run.images, strict=True))
     planned = json.loads(segue(name, "plan", "-g", "cfg:scale=3", "--steps", "4", "--json").stdout)
     assert [planned[key] for key in ("solver", "sigmas")] == [summary["plan"][key] for key in ("solver", "sigmas")]
-    sampler = "euler" if name == "inverted" else SCHEDULERS[name][0]
+    sampler = {"inverted": "euler", "stochastic": "lcm"}.get(name, SCHEDULERS[name][0])
     assert f"Sampler: {sampler}, " in Image.open(files[0]).info["parameters"]
     file = "grid.png" if name == "sde" else "001-two-seed3.png"
     again = json.loads(segue("heun", "sample", "--from", f"out/{file}", "--out", "again", "--json").stdout)

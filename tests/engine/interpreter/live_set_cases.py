@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from live_sets import ARCHITECTURES, engine_of, every_branch, live_sets, load, many_branches
+from live_sets import ARCHITECTURES, SOLVER_KINDS, engine_of, every_branch, live_sets, load, many_branches
 
 from segue import CFG, SGG, AutoGuidance, SkipLayer
-from segue.engine.planning.solvers import SOLVERS
 from segue.kernels.triton_runtime import interpreting, observe_launches
 
 DEVICE = "cpu" if interpreting() else "cuda"
@@ -104,12 +103,10 @@ def test_more_branches_than_one_kernel_combines(architecture, channels, monkeypa
     pair.step(tuple(range(len(pair.plan.branches))), monkeypatch)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_run_of_every_solver(solver, monkeypatch):
+@pytest.mark.parametrize("solver", SOLVER_KINDS)
+def test_a_run_of_every_kind_of_solver(solver, monkeypatch):
     """To the end: history and noise pass from call to call."""
-    pair = Pair(
-        "dit" if solver in ("ddim", "ddpm") else "repa", SGG(CFG(3.0), SkipLayer(2.0, (1,)), 0.5), steps=3, solver=solver
-    )
+    pair = Pair("dit" if solver == "ddpm" else "repa", SGG(CFG(3.0), SkipLayer(2.0, (1,)), 0.5), steps=3, solver=solver)
     for live in pair.plan.live:
         pair.step(live, monkeypatch)
 

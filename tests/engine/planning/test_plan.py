@@ -165,8 +165,9 @@ def test_text_and_dictionary_tell_the_same_cost():
 def test_solver_rows_keep_a_point_mass(solver):
     """If the data is one point, the exact velocity brings every solver to that point, whatever the levels."""
     plan = compile_plan(CFG(1.0), flow_shift(9, 2.0), solver, spec())
-    y, history = 1.7, 0.0  # data at 0: the velocity at (y, sigma) is y / sigma
-    for sigma, (_, a, b, c, _, e, f) in zip(plan.sigmas, plan.table, strict=True):
+    y, left = 1.7, [0.0] * 3  # data at 0: the velocity at (y, sigma) is y / sigma
+    for sigma, (_, a, b, c, _, e, f, *earlier) in zip(plan.sigmas, plan.table, strict=True):
         v = y / sigma
-        y, history = a * y + b * v + c * history, e * y + f * v
+        kept = sum(weight * before for weight, before in zip((c, *earlier), left, strict=False))
+        y, left = a * y + b * v + kept, [e * y + f * v, *left[:2]]
     assert abs(y) < 1e-12

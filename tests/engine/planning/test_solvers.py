@@ -5,15 +5,19 @@ level, its velocity is linear in ``y``, and the flow from one level to another i
 """
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_sit
 
+import segue
 from segue import CFG
 from segue.engine.core import resolve_plan
-from segue.engine.planning.solvers import SOLVERS, euler_maruyama
+from segue.engine.planning.schedule import NAMED
+from segue.engine.planning.solvers import SOLVERS, euler_maruyama, get_solver, is_named
 from segue.kernels.combine import solver_update
 from segue.kernels.philox import normal_noise
 from segue.models.parameterization import Parameterization
@@ -24,6 +28,8 @@ STATES = torch.tensor([-2.0, -0.3, 0.1, 1.1, 2.5], dtype=torch.float64)
 # the error of a p-th order method falls by 2^p when the steps are halved; at 320 and 640 steps the next term of the
 # expansion shifts the measured order by a few hundredths
 COARSE, ORDER_SLACK = 320, 0.08
+# third and fourth order, at 640 and 1280 steps
+GENTLE_SLACK = 0.15
 
 
 def moments(sigma: float) -> tuple[float, float]:
@@ -56,28 +62,54 @@ def uneven(steps: int) -> np.ndarray:
 def follow(rows, y: torch.Tensor, noise=None, field=velocity) -> torch.Tensor:
     """The states [N] after all rows in the velocity ``field``; ``noise(row index)`` gives [N]."""
     x = y.clone().view(1, 1, 1, -1)
-    history = torch.zeros_like(x)
+    history, further = torch.zeros_like(x), max(len(row.earlier) for row in rows)
+    earlier = x.new_zeros(1, further, *x.shape[1:]) if further else None
     for index, row in enumerate(rows):
         z = None if noise is None else noise(index).view_as(x)
-        solver_update(x, field(x, row.sigma), history, z, numbers(row))
+        solver_update(x, field(x, row.sigma), history, z, numbers(row, further), None, earlier)
     return x.flatten()
 
 
-def numbers(row) -> torch.Tensor:
-    """The coefficients [1, 6] of one row."""
-    return torch.tensor([[row.a, row.b, row.c, row.d, row.e, row.f]], dtype=torch.float64)
+def numbers(row, further: int = 0) -> torch.Tensor:
+    """The coefficients [1, 6 + further] of one row."""
+    earlier = *row.earlier, *[0.0] * (further - len(row.earlier))
+    return torch.tensor([[row.a, row.b, row.c, row.d, row.e, row.f, *earlier]], dtype=torch.float64)
 
 
 def flow_error(solver: str, sigmas: np.ndarray) -> float:
-    ours = follow(SOLVERS[solver].rows(sigmas), STATES)
+    ours = follow(get_solver(solver).rows(sigmas), STATES)
     return float((ours - exact_flow(STATES, sigmas[0], sigmas[-1])).abs().max())
 
 
+ORDERS = [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm++2m", 2), ("ab2", 2), ("dpm++2m(kind=heun)", 2), ("res_2m", 2)]
+ORDERS += [("deis(order=1)", 1), ("deis", 2), ("unipc(order=1)", 2), ("unipc(order=1, kind=bh1)", 2)]
+ORDERS += [("euler-ancestral(eta=0.0)", 1), ("euler-ancestral(eta=0.0, levels=flow)", 1), ("dpm++sde(eta=0.0)", 2)]
+# a run begins with a step of first order, which hides all beyond the second, as UniPC's last step does
+ORDERS += [("dpm++3m", 2), ("res_3m", 2), ("deis(order=3)", 2), ("unipc", 2), ("unipc(order=3)", 2)]
+# with a start that is better than that, and without such an end
+GENTLE_ORDERS = [("dpm++3m", 2), ("res_3m", 3), ("deis(order=3)", 3), ("unipc(order=3, corrector=false, lower_final=false)", 3)]
+GENTLE_ORDERS += [(f"unipc(order={n}, kind={kind}, lower_final=false)", n + 1) for n in (2, 3) for kind in ("bh1", "bh2")]
+
+
+def gentle(steps: int) -> np.ndarray:
+    """Even steps after ones that begin with the cube of their length and double, so the order of the first does not matter."""
+    doubling = (1 / steps) ** 3 * 2.0 ** np.arange(math.ceil(2 * math.log2(steps)))
+    lengths = np.append(doubling, np.full(steps, 1 / steps))
+    return FIRST + (LAST - FIRST) * np.append(0.0, np.cumsum(lengths) / lengths.sum())
+
+
 @pytest.mark.parametrize("levels", [even, uneven], ids=lambda levels: levels.__name__)
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm++2m", 2), ("ab2", 2)])
+@pytest.mark.parametrize("solver, order", ORDERS)
 def test_order_of_convergence(solver, order, levels):
     coarse, fine = (flow_error(solver, levels(steps)) for steps in (COARSE, 2 * COARSE))
     assert abs(math.log2(coarse / fine) - order) < ORDER_SLACK
+
+
+@pytest.mark.parametrize("solver, order", GENTLE_ORDERS)
+def test_order_of_convergence_after_a_gentle_start(solver, order):
+    """dpm++3m has the order of its published code, which takes half of the second difference."""
+    coarse, fine = (flow_error(solver, gentle(steps)) for steps in (2 * COARSE, 4 * COARSE))
+    assert abs(math.log2(coarse / fine) - order) < GENTLE_SLACK
 
 
 def test_the_velocity_is_that_of_the_flow():
@@ -87,7 +119,7 @@ def test_the_velocity_is_that_of_the_flow():
         assert torch.allclose((ahead - behind) / 2e-5, velocity(STATES, sigma), atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "ab2"])
+@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "ab2", "dpm++3m", "unipc", "deis", "res_2m", "res_3m"])
 def test_two_orders_beat_one_at_equal_calls(solver):
     calls = 40
     steps = calls // 2 if solver == "heun" else calls
@@ -159,6 +191,110 @@ def test_weak_order_of_euler_maruyama(diffusion):
         assert mean == pytest.approx(expected_mean, rel=1e-12)
         errors.append(abs(variance - expected_variance))
     assert abs(math.log2(errors[0] / errors[1]) - 1) < ORDER_SLACK
+
+
+def law(rows, sigmas: np.ndarray) -> tuple[float, float]:
+    """Mean and variance of the last state: of a state and what rows leave behind, each row is an affine map and noise."""
+    size = 2 + max(len(row.earlier) for row in rows)
+    mean, covariance = np.zeros(size), np.zeros((size, size))
+    mean[0], covariance[0, 0] = moments(sigmas[0])
+    for row in rows:
+        offset = float(velocity(torch.zeros(1, dtype=torch.float64), row.sigma))
+        slope = float(velocity(torch.ones(1, dtype=torch.float64), row.sigma)) - offset
+        gain, shift = np.eye(size, k=-1), np.zeros(size)
+        gain[0, : 2 + len(row.earlier)] = [row.a + row.b * slope, row.c, *row.earlier]
+        gain[1, 0], shift[:2] = row.e + row.f * slope, [row.b * offset, row.f * offset]
+        mean, covariance = gain @ mean + shift, gain @ covariance @ gain.T
+        covariance[0, 0] += row.d**2
+    return float(mean[0]), float(covariance[0, 0])
+
+
+WEAK_ORDERS = [("euler-ancestral", 1), ("euler-ancestral(eta=0.5)", 1), ("euler-ancestral(levels=flow)", 1)]
+WEAK_ORDERS += [("dpm++2m-sde", 2), ("dpm++2m-sde(kind=heun)", 2), ("dpm++2m-sde(eta=0.5)", 2), ("dpm++3m-sde", 2)]
+WEAK_ORDERS += [("dpm++sde", 2), ("dpm++sde(eta=0.5)", 2)]
+
+
+@pytest.mark.parametrize("solver, order", WEAK_ORDERS)
+def test_weak_order(solver, order):
+    """The variance approaches that of the data with the order; the mean is on a line and exact."""
+    errors = []
+    for steps in (COARSE, 2 * COARSE):
+        sigmas = even(steps)
+        mean, variance = law(get_solver(solver).rows(sigmas), sigmas)
+        expected_mean, expected_variance = moments(sigmas[-1])
+        assert mean == pytest.approx(expected_mean, rel=1e-11)
+        errors.append(abs(variance - expected_variance))
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1  # the next term is larger than without noise
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "dpm++3m"])
+def test_without_noise_the_reverse_sde_is_the_flow(solver):
+    """What ``eta`` continues to: nothing jumps where it vanishes."""
+    levels = np.linspace(1, 0, 8)
+    small = get_solver(f"{solver}-sde(eta=1e-9)").rows(levels)
+    for ours, flow in zip(small, get_solver(solver).rows(levels), strict=True):
+        assert (
+            np.allclose([ours.a, ours.b, ours.c, *ours.earlier], [flow.a, flow.b, flow.c, *flow.earlier], atol=1e-7)
+            or ours.sigma == 1
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["unipc", "unipc(kind=bh1, order=3)", "dpm++2m-sde(eta=.5)", "deis(lower_final=false)", "dpm++sde"]
+)
+def test_the_name_of_a_solver_makes_it_again(text):
+    levels, solver = np.linspace(1, 0, 6), get_solver(text)
+    assert get_solver(solver.name).rows(levels) == solver.rows(levels) and get_solver(solver.name).name == solver.name
+    assert is_named(solver)
+
+
+def test_a_solver_that_borrows_a_name_is_found_out():
+    assert is_named(segue.unipc(order=3)) and is_named(segue.dpm_multistep(3, eta=0.2))
+    assert not is_named(replace(segue.unipc(), name="deis")) and not is_named(euler_maruyama(lambda sigma: 1.0))
+    assert not is_named(replace(segue.lcm(), name="unknown")) and not is_named(euler_maruyama(last_sigma=0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "sentence"),
+    [
+        (lambda: get_solver("unipc(orde=3)"), ValueError, "solver 'unipc' has no option 'orde'; its options: order, kind"),
+        (lambda: get_solver("euler(order=2)"), ValueError, "solver 'euler' has no option 'order'; its options: none"),
+        (lambda: get_solver("unipc(order"), ValueError, "a solver is a name, or a name and its options as in 'unipc"),
+        (lambda: get_solver("unipc(order=2, order=3)"), ValueError, "an option of a solver is given once, got 'unipc"),
+        (lambda: get_solver("uni(order=3)"), ValueError, "unknown solver 'uni"),
+        (lambda: get_solver("unipc(order=4)"), ValueError, "the order of a solver must be 1, 2 or 3, got 4"),
+        (lambda: segue.deis(order=2.0), TypeError, "the order of a solver must be a whole number, got 2.0"),
+        (lambda: segue.unipc(kind="midpoint"), ValueError, "kind must be 'bh2' or 'bh1', got 'midpoint'"),
+        (lambda: segue.dpm_multistep(kind="bh2"), ValueError, "kind must be 'midpoint' or 'heun', got 'bh2'"),
+        (lambda: segue.unipc(corrector=1), TypeError, "corrector must be true or false, got 1"),
+        (lambda: segue.dpm_multistep(eta=1.5), ValueError, r"eta must lie in \[0, 1\], got 1.5"),
+        (lambda: segue.euler_ancestral(eta=math.nan), ValueError, r"eta must lie in \[0, 1\], got nan"),
+        (lambda: segue.euler_ancestral(levels="karras"), ValueError, "levels must be 'exploding' or 'flow', got 'karras'"),
+        (
+            lambda: get_solver("lcm").rows(np.array([0.2, 0.6])),
+            ValueError,
+            "lcm draws down to data, and the levels rise from 0.2",
+        ),
+    ],
+)
+def test_bad_solvers_are_refused(make, error, sentence):
+    with pytest.raises(error, match=sentence):
+        make()
+
+
+def test_a_chain_has_no_level_between_two_of_its_own():
+    spec = tiny_sit(prediction="epsilon", time="discrete", out_channels=8).spec
+    with pytest.raises(
+        ValueError, match=r"solver 'dpm\+\+sde' calls the network at noise level 0\.\d+, between the 1000 levels"
+    ):
+        resolve_plan({"main": spec}, CFG(1.0), 5, solver="dpm++sde")
+
+
+def test_every_solver_and_list_of_levels_is_in_the_table_of_the_documents():
+    page = (Path(__file__).parents[3] / "docs" / "solvers.md").read_text()
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name.strip("` ") for cell in first_cells for name in cell.split(",")}
+    assert named == {*SOLVERS, *NAMED, "shift=2.5"}
 
 
 def test_strong_order_of_euler_maruyama(seed):

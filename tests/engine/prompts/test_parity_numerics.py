@@ -61,7 +61,7 @@ def use_upstream_network(engine, monkeypatch, separately: bool = False):
     def branch_outputs(program, live):
         (rows,), plan = program.rows.values(), program.plan
         times, conditions = rows.given
-        time, x = times[program.time_table[program.call]], program.x.to(engine.dtype)
+        time, x = times[program.time_table.lookup[program.call, 0]], program.x.to(engine.dtype)
 
         def call(members, skip=None):
             texts = [conditions[plan.conditions.index(plan.branches[i].condition)] for i in members]

@@ -13,6 +13,7 @@ from tiny_sd3 import T5_TOKENS, tiny_components, tiny_pipeline
 
 import segue
 from segue import CFG, Engine
+from segue.engine.prompts import saved_pipeline
 from segue.models.mmdit_spec import MMDiTSpec
 from tests.tolerances import ATTACHED_RUN
 
@@ -213,6 +214,17 @@ def test_the_output_channels_of_a_configuration_that_leaves_them_out_are_those_o
 
 
 # --- saved pipelines --------------------------------------------------------------------------------------------------
+
+
+def test_without_transformers_a_saved_pipeline_says_what_to_install(tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path)
+    monkeypatch.setattr(saved_pipeline, "find_spec", lambda name: None)
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()  # none is read before
+    with pytest.raises(
+        ValueError, match=r"needs the package transformers, and that is not installed: pip install transformers"
+    ):
+        Engine.from_pretrained(tmp_path, device="cpu")
 
 
 def test_a_saved_pipeline_that_lacks_a_part_of_its_index_names_it(tmp_path):

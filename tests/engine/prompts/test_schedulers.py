@@ -31,14 +31,16 @@ ROWS = {  # whose steps are rows of ours
     "inverted": (EULER, {"shift": 3.0, "invert_sigmas": True}),
     "terminal": (EULER, {"shift": 3.0, "shift_terminal": 0.1}),
     "heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
-}
-STOCHASTIC = {
     "stochastic": (EULER, {"shift": 3.0, "stochastic_sampling": True}),
     "lcm": ("FlowMatchLCMScheduler", {"shift": 3.0}),
+    "ancestral": ("LTXEulerAncestralRFScheduler", {}),
+    "ancestral, less": ("LTXEulerAncestralRFScheduler", {"eta": 0.4}),
+}
+STOCHASTIC = {
+    "ancestral, more": ("LTXEulerAncestralRFScheduler", {"eta": 0.4, "s_noise": 1.1}),
     "dpm++ 2m sde": (DPM, FLOW | {"algorithm_type": "sde-dpmsolver++"}),
     "dpm++ 2s sde": ("DPMSolverSinglestepScheduler", FLOW | {"algorithm_type": "sde-dpmsolver++"}),
     "sa-solver": ("SASolverScheduler", FLOW),
-    "ancestral": ("LTXEulerAncestralRFScheduler", {}),
 }
 DETERMINISTIC = {
     "dpm++ 2m": (DPM, FLOW),
@@ -232,7 +234,7 @@ def test_a_scheduler_given_as_the_schedule(engine, use):
         use("unipc")
         assert torch.equal(from_engine(engine, schedule=timed, steps=None).latents, wanted)
     timed = timed_scheduler(engine.pipe.scheduler, STEPS, 16)
-    with pytest.raises(ValueError, match="schedule=UniPCMultistepScheduler gives its levels, and its steps are neither"):
+    with pytest.raises(ValueError, match="schedule=UniPCMultistepScheduler gives its levels, and its steps are no rows"):
         from_engine(engine, schedule=timed, steps=None)
     assert from_engine(engine, schedule=timed, solver="ab2", steps=None).plan.schedule == from_scheduler(timed)
 

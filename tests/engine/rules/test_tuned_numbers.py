@@ -8,7 +8,7 @@ from segue import parse_rule
 from segue.engine.rules import tuned_numbers
 from segue.engine.rules.preset_numbers import DEFAULTS
 from segue.engine.rules.presets import default_options, default_rules
-from segue.engine.rules.tuned_numbers import numbers_file, numbers_record, tuned_rules
+from segue.engine.rules.tuned_numbers import numbers_file, numbers_record, set_aside, tuned_rules, write_numbers
 from segue.models.bundled import BUNDLED
 
 FOUND = {
@@ -23,6 +23,7 @@ FOUND = {
 def folder(tmp_path, monkeypatch):
     """A folder of bundled files with other content than the real ones, and no numbers yet."""
     monkeypatch.setattr(tuned_numbers, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuned_numbers, "_SET_ASIDE", set())
     for file in BUNDLED["herbarium"].values():
         (tmp_path / file).write_bytes(file.encode())
     tuned_rules.cache_clear()
@@ -31,9 +32,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def write(text: str | None = None) -> None:
-    tuned_rules.cache_clear()
-    record = json.dumps(numbers_record("herbarium", FOUND, "segue tune-scales --write"))
-    numbers_file("herbarium").write_text(record if text is None else text)
+    write_numbers("herbarium", FOUND, "segue tune-scales --write")
+    if text is not None:
+        numbers_file("herbarium").write_text(text)
 
 
 def test_what_was_found_is_the_default_of_its_model_alone(folder):
@@ -52,10 +53,18 @@ def test_a_rule_that_was_not_searched_has_no_numbers(folder):
         parse_rule("ag", "herbarium")
 
 
-def test_without_a_search_the_numbers_are_those_of_the_table(folder):
-    for name, numbers in DEFAULTS["herbarium"].items():
+@pytest.fixture
+def table(monkeypatch) -> dict:
+    """Numbers that the table of untuned models has for a while."""
+    numbers = {"cfg": {"scale": 3.0}, "exit": {"weight": 2.0, "layer": 4}}
+    monkeypatch.setitem(DEFAULTS, "herbarium", numbers)
+    return numbers
+
+
+def test_without_a_search_the_numbers_are_those_of_the_table(folder, table):
+    for name, numbers in table.items():
         assert default_options("herbarium", name) == numbers
-    assert default_rules("herbarium") == tuple(DEFAULTS["herbarium"]) and default_rules("nobody") == ()
+    assert default_rules("herbarium") == tuple(table) and default_rules("nobody") == ()
 
 
 @pytest.mark.parametrize("file", BUNDLED["herbarium"].values())
@@ -64,6 +73,16 @@ def test_numbers_beside_other_weights_are_refused(folder, file):
     (folder / file).write_bytes(b"trained again")
     with pytest.raises(ValueError, match=rf"herbarium\.numbers\.json was made .* but {file} has digest [0-9a-f]{{16}}"):
         parse_rule("cfg", "herbarium")
+
+
+def test_a_search_may_begin_beside_numbers_of_other_weights_and_replaces_them(folder, table):
+    write()
+    (folder / "herbarium.safetensors").write_bytes(b"trained again")
+    tuned_rules.cache_clear()
+    set_aside("herbarium")
+    assert default_options("herbarium", "cfg") == table["cfg"]
+    write()
+    assert parse_rule("cfg", "herbarium").text == FOUND["cfg"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"rules": {}}', '{"rules": 3, "made_for": {}}'])

@@ -14,11 +14,12 @@ import segue
 from segue import Engine, PlanWarning, compile_plan, linear, parse_rule
 from segue.__main__ import app
 from segue.engine.cli.options import RULE_HELP
-from segue.engine.rules.preset_numbers import DEFAULTS, WITHHELD
-from segue.engine.rules.presets import KINDS
+from segue.engine.rules.preset_numbers import WITHHELD
+from segue.engine.rules.presets import KINDS, default_options, default_rules
 from segue.models.sd3_sizes import sd3_spec
 
 SPEC = tiny_sit().spec  # 5 blocks, a head after 2
+HEADLESS = tiny_sit(exits=(), name="headless").spec
 BY_NAME = [name for name, kind in KINDS.items() if name not in ("rescale", "apg", "zero-star")]
 
 
@@ -39,11 +40,7 @@ def test_every_rule_by_its_name_alone_compiles_and_says_what_it_took(name):
 
 @given(st.integers(1, 60), st.booleans())
 def test_the_layers_are_the_middle_ones_of_any_depth(depth, prompts):
-    spec = (
-        replace(sd3_spec("sd3-medium"), name="mine", depth=depth, dual_layers=())
-        if prompts
-        else tiny_sit(depth=1, exits=()).spec
-    )
+    spec = replace(sd3_spec("sd3-medium"), name="mine", depth=depth, dual_layers=()) if prompts else HEADLESS
     spec = replace(spec, depth=depth)
     layers = dict(parse_rule("pag", spec).parts[0].options)["layers"]
     assert layers[0] >= 0 and layers[-1] < depth and list(layers) == list(range(layers[0], layers[-1] + 1))
@@ -54,7 +51,7 @@ def test_the_layers_are_the_middle_ones_of_any_depth(depth, prompts):
 def test_what_is_given_is_not_replaced_nor_named():
     rule = parse_rule("slg:layers=1", SPEC)
     assert dict(rule.parts[0].options)["layers"] == (1,) and rule.notes == (
-        "no tuned numbers of slg for tiny, using weight=0.1",
+        "no tuned numbers of slg for tiny, using weight=0.2",
     )
     assert parse_rule("slg:layers=1,weight=2", SPEC).notes == ()
     both = parse_rule("cfg + slg", SPEC)
@@ -63,15 +60,16 @@ def test_what_is_given_is_not_replaced_nor_named():
 
 def test_numbers_that_are_tuned_or_withheld_stay():
     herbarium = tiny_sit(name="herbarium", depth=12, exits=(4,)).spec
-    for name, numbers in DEFAULTS["herbarium"].items():
+    assert default_rules(herbarium)
+    for name in default_rules(herbarium):
         rule = parse_rule(name, herbarium)
-        assert rule.notes == () and dict(rule.parts[0].options) == numbers
+        assert rule.notes == () and dict(rule.parts[0].options) == default_options("herbarium", name)
     assert WITHHELD
     for model, option in WITHHELD:
         with pytest.raises(ValueError, match=f"needs {option}: .* because"):
             parse_rule("sgg", sd3_spec(model))
     with pytest.raises(ValueError, match="exit needs layer: model 'headless' has no default for it"):
-        parse_rule("exit", tiny_sit(exits=(), name="headless").spec)
+        parse_rule("exit", HEADLESS)
     with pytest.raises(ValueError, match="no default for it; write slg:weight"):
         parse_rule("slg", "some model")
 

@@ -139,6 +139,16 @@ def test_another_shape_batch_or_live_set_captures_again(recorded):
     assert recorded(RULE, steps=6) == 0  # everything before is still there
 
 
+def test_rules_of_samples_capture_once_for_their_branches(recorded):
+    """Tables of their own are other tables; what lies in them is not captured, and the branches are those of all samples."""
+    assert recorded(CFG([3.0, 4.0]), steps=6) == 1
+    assert recorded(CFG([1.5, 9.0]), steps=8, seed=3) == recorded(CFG(3.0, delta=[0.5, 0.0]), steps=6) == 0
+    assert recorded([CFG(2.0), CFG(5.0, window=Window.sigma(0.4, 1.0))], steps=6) == 0
+    assert recorded([CFG(2.0, window=Window.steps(1, 3)), CFG(5.0, window=Window.steps(1, 2))], steps=6) == 1  # neither, later
+    assert recorded([RULE, None], steps=6) == recorded([None, RULE], steps=6) + 2 == 2
+    assert recorded(CFG(3.0), steps=6) == 1
+
+
 def test_another_dtype_is_another_engine_with_captures_of_its_own():
     recorders = {dtype: Recorder() for dtype in (torch.float32, torch.bfloat16)}
     for dtype, recorder in recorders.items():

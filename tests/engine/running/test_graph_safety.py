@@ -5,13 +5,22 @@ Every architecture, with a second network for autoguidance, every live set, solv
 
 import pytest
 import torch
-from live_sets import ARCHITECTURES, CLASS_LABEL, engine_of, every_branch, live_sets, load, many_branches, networks
+from live_sets import (
+    ARCHITECTURES,
+    CLASS_LABEL,
+    SOLVER_KINDS,
+    engine_of,
+    every_branch,
+    live_sets,
+    load,
+    many_branches,
+    networks,
+)
 from step_trace import OnDevice, check_step
 from tiny_models import tiny_sit
 
-from segue import CFG, Engine
+from segue import APG, CFG, Engine, SkipLayer
 from segue.engine.core import resolve_plan
-from segue.engine.planning.solvers import SOLVERS
 from segue.engine.running.program import Program, ProgramKey
 from segue.kernels import triton_runtime
 from segue.kernels.record import REFERENCE, TRITON
@@ -44,9 +53,9 @@ def test_each_branch_alone_and_all_together(architecture):
     assert check_live_sets(architecture, "euler-maruyama", most=1) > 7
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_KINDS)
 @pytest.mark.parametrize("architecture", ["sit", "sd3.5-medium"])
-def test_every_solver(architecture, solver):
+def test_every_kind_of_solver(architecture, solver):
     check_live_sets("dit" if solver == "ddpm" else architecture, solver, None, sets=all_branches)
 
 
@@ -67,6 +76,20 @@ def test_directions_that_are_kept_lie_in_a_buffer_of_the_program(architecture):
     check_live_sets(architecture, "heun", most=1, refresh=2)
 
 
+@pytest.mark.parametrize("architecture", ["sit", "dit", "sd3.5-medium"])
+def test_numbers_of_every_sample_lie_in_tables_of_its_own(architecture):
+    """As what all samples share does: with directions kept, noise inside the step and a correction too."""
+    engine = engine_of(architecture, device="cpu")
+    rule = every_branch(engine.spec)
+    rules = [rule.reused(2), SkipLayer(1.0, (1,)), None]
+    if architecture != "sit":
+        rules = [CFG(2.0) + APG(0.1, 3.0, 0.5), CFG(3.0) + SkipLayer(1.0, (1,)), None]
+    program = load(engine, engine.plan(rules, steps=4, solver="euler-maruyama"), batch=3)
+    assert len(program.call_table.rows) == 3
+    for live in live_sets(program.plan, 1):
+        assert len(check_step(program, live).operations) > 50
+
+
 @pytest.mark.parametrize("architecture", ["sit", "sd3"])
 def test_more_branches_than_one_kernel_combines(architecture):
     engine = engine_of(architecture, device="cpu")
@@ -83,9 +106,9 @@ def test_every_live_set(architecture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_solver_in_every_dtype(architecture, solver, dtype):
+def test_every_kind_of_solver_in_every_dtype(architecture, solver, dtype):
     check_live_sets("dit" if solver == "ddpm" else architecture, solver, most=0, dtype=dtype)
 
 

@@ -15,9 +15,9 @@ from segue.kernels.triton_runtime import observe_launches
 def update(function):
     """The in-place update as a function of its operands."""
 
-    def call(x, output, history, noise, row):
-        function(x, output, history, noise, row)
-        return x, history
+    def call(x, output, history, noise, row, *earlier):
+        function(x, output, history, noise, row, None, *earlier)
+        return x, history, *earlier
 
     return call
 
@@ -31,6 +31,35 @@ def test_solver_update_against_fp64(shape, noisy, normal, judge):
     with observe_launches() as launches:
         judge(update(solver_update_triton), update(solver_update), x, output, history, noise, row)
     assert [launch.name for launch in launches] == ["solver_kernel"]
+
+
+@pytest.mark.parametrize("further", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 6, 10), (3, 16, 7, 13)], ids=str)
+def test_solver_update_with_earlier_rows_against_fp64(shape, further, normal, judge):
+    """What they left is weighed and moves on by one: the last is forgotten."""
+    x, output, history, noise = normal(4, *shape)
+    earlier = normal(shape[0], further, *shape[1:])
+    row = normal(shape[0], 7 + further)[:, 1:]
+
+    def exact(x, output, history, noise, row, earlier):
+        coefficients = row[..., None, None, None]
+        made = torch.stack([x, output, history, noise], dim=1) * coefficients[:, :4]
+        left = coefficients[:, 4] * x + coefficients[:, 5] * output
+        new = made.sum(1) + (earlier * coefficients[:, 6:]).sum(1)
+        return new, left, torch.cat([history[:, None], earlier], dim=1)[:, :further]
+
+    with observe_launches() as launches:
+        judge(update(solver_update_triton), update(solver_update), x, output, history, noise, row, earlier, exact=exact)
+    assert [launch.name for launch in launches] == ["solver_kernel"]
+
+
+@pytest.mark.parametrize("function", [solver_update, solver_update_triton])
+def test_a_row_weighs_as_many_earlier_rows_as_are_held(function, normal):
+    x, output, history = normal(3, 2, 4, 6, 10)
+    with pytest.raises(ValueError, match="a solver row must have 6 numbers where 0 earlier rows are held, got 7"):
+        function(x, output, history, None, normal(2, 7))
+    with pytest.raises(ValueError, match="a solver row must have 8 numbers where 2 earlier rows are held, got 6"):
+        function(x, output, history, None, normal(2, 6), None, normal(2, 2, 4, 6, 10))
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -56,6 +85,8 @@ def test_solver_update_refuses_a_state_that_it_could_not_write(normal):
     x, history = normal(2, 2, 4, 6, 10)
     with pytest.raises(ValueError, match="must be contiguous"):
         solver_update_triton(x.transpose(2, 3), x, history, None, normal(2, 6))
+    with pytest.raises(ValueError, match="must be contiguous"):
+        solver_update_triton(x, x, history, None, normal(2, 8), None, normal(2, 2, 2, 4, 6, 10)[:, 0].transpose(0, 1))
 
 
 # (row blocks, B, grid of patches, P, C, rows combined): one branch and three, a row block read twice and out of order

@@ -34,6 +34,28 @@ def test_gather_outside_the_table_reads_no_foreign_memory(normal, device):
         gather_rows_triton(normal(4, 5), index, out=normal(4, 6))
 
 
+@pytest.mark.parametrize("width", [1, 7, 1025])
+def test_gather_from_a_table_of_each_row(width, dtype, normal, device):
+    """Row by row in Python; tables are parts of larger ones, and one may serve all rows."""
+    tables = normal(3, 9, width + 2, dtype=dtype)[:, 1:8, 1 : width + 1]
+    index = torch.tensor([6, 0, 3], device=device)
+    expected = torch.stack([tables[row, int(index[row])] for row in range(3)])
+    for function in (gather_rows, gather_rows_triton):
+        out = torch.full((4, width), 7.0, dtype=dtype, device=device)[:3]
+        assert function(tables, index, out=out) is out
+        assert torch.equal(out, expected) and torch.equal(function(tables, index), expected)
+        assert torch.equal(function(tables[:1].expand(3, -1, -1), index), tables[0][index])
+    assert gather_rows_triton(tables, index + 4).isfinite().all(1).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="one for each index, and there are 2"):
+        gather_rows_triton(tables, index[:2])
+
+
+def test_gather_of_integers_from_a_table_of_each_row(device):
+    tables = torch.arange(12, device=device).view(3, 4, 1)
+    for function in (gather_rows, gather_rows_triton):
+        assert function(tables, torch.tensor([1, 0, 3], device=device)).tolist() == [[1], [4], [11]]
+
+
 @pytest.mark.parametrize("width", [1, 33, 3000])
 @pytest.mark.parametrize("blocks, batch", [(1, 1), (1, 3), (3, 2)])
 def test_gather_modulation(width, blocks, batch, dtype, normal, device):
@@ -50,6 +72,18 @@ def test_gather_modulation(width, blocks, batch, dtype, normal, device):
             assert function(table, times, call, condition, 3, out) is out
         assert torch.equal(out, torch.stack(expected))
     assert [launch.name for launch in launches] == ["modulation_kernel"]
+
+
+def test_gather_modulation_of_samples_with_times_of_their_own(dtype, normal, device):
+    table = normal(5 * 3, 33, dtype=dtype)
+    times = torch.tensor([[4, 0, 0, 3, 9], [1, 1, 2, 0, 9]], device=device)[:, :4]
+    call, condition = torch.tensor([3, 2], device=device), torch.tensor([[2, 0], [1, 1], [0, 2]], device=device)
+    expected = [table[int(times[b, call[b]]) * 3 + int(condition[j, b])] for j in range(3) for b in range(2)]
+    for function in (gather_modulation, gather_modulation_triton):
+        out = function(table, times, call, condition, 3, torch.empty(6, 33, dtype=dtype, device=device))
+        assert torch.equal(out, torch.stack(expected))
+    beyond = gather_modulation_triton(table, times, call + 1, condition, 3, torch.empty(6, 33, dtype=dtype, device=device))
+    assert beyond.isfinite().all(1).tolist() == [False, True] * 3  # not into the times of the next sample
 
 
 def test_rows_of_one_condition_are_a_view(normal, device):

@@ -83,25 +83,27 @@ def test_a_large_mean_does_not_spoil_the_variance(normal):
     assert (ours.double() - expected).abs().max() < 4096 * 2**-24 * 8
 
 
+@pytest.mark.parametrize("further", [0, 1, 2])
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_readout_update(shape, noisy, dtype, normal, judge):
+def test_readout_update(shape, noisy, further, dtype, normal, judge):
     _, batch, (rows, columns), _, patch, channels, _ = shape
     x, history, noise = normal(3, batch, channels, rows * patch, columns * patch)
-    row = normal(batch, 7)[:, 1:]
-    arguments = (*operands(normal, shape, dtype), patch)
+    row, earlier = normal(batch, 7 + further)[:, 1:], normal(batch, further, *x.shape[1:]) if further else None
+    arguments = (*operands(normal, shape, dtype), patch, None, earlier)
 
     def in_place(function):
         def call(x, history, *rest):
             function(x, history, *rest)
-            return x, history
+            return x, history, *rest[-1:] * bool(further)
 
         return call
 
     def exact(x, history, row, noise, *rest):
-        output = unpatchify(exact_combination(*rest[:-1]), patch, *x.shape[-2:])
-        solver_update(x, output, history, noise, row)
-        return x, history
+        *combination, _, _, earlier = rest
+        output = unpatchify(exact_combination(*combination), patch, *x.shape[-2:])
+        solver_update(x, output, history, noise, row, None, earlier)
+        return x, history, *rest[-1:] * bool(further)
 
     kernel, reference = in_place(readout.readout_update_triton), in_place(readout.readout_update)
     with observe_launches() as launches:

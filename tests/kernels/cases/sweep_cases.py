@@ -88,8 +88,8 @@ IN_PLACE = {
     "embed_patches": {4: (dense, prefix)},
     "gather_modulation": {5: (dense, prefix, padded)},
     "linear_gated_residual": {0: (dense, prefix, padded)},
-    "solver_update": {0: (dense, prefix), 2: (dense, prefix)},
-    "readout_update": {0: (dense, prefix), 1: (dense, prefix)},
+    "solver_update": {0: (dense, prefix), 2: (dense, prefix), 6: (dense, prefix)},
+    "readout_update": {0: (dense, prefix), 1: (dense, prefix), 13: (dense, prefix)},
     "adaptive_projection": {2: (dense, prefix)},
 }
 
@@ -147,7 +147,7 @@ def in_place(case: Case, function):
 
     def call(*arguments):
         result = function(*arguments)
-        written = tuple(arguments[index] for index in IN_PLACE[case.operation])
+        written = tuple(arguments[index] for index in IN_PLACE[case.operation] if index < len(arguments))
         return written if result is None else (result, *written)
 
     return call

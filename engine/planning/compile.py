@@ -1,0 +1,271 @@
+"""Guidance x schedule x solver -> Plan: of all samples alike, of rules of their own, or of whole requests of their own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from segue.models.parameterization import Parameterization
+from segue.models.spec import ModelSpec
+
+from ..argument_names import refuses_unknown
+from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
+from ..rules.correction import AdaptiveProjection
+from ..rules.guidance import Branch, Exit, Guidance, Perturb
+from ..rules.per_sample import shared
+from ..rules.presets import RuleLike
+from .plan import Plan, checked_size
+from .schedule import Schedule
+from .solver_rows import Solver, SolverRow
+from .solvers import check_learned_variance, get_solver
+from .term_weights import (
+    channel_masks,
+    correction_warnings,
+    coverage_warnings,
+    evaluated_calls,
+    reference_branch,
+    refresh_intervals,
+    resolve_weights,
+    rule_branches,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sample of a batch asks for."""
+
+    rule: RuleLike
+    schedule: Schedule
+    solver: Solver | str = "euler"
+
+
+@refuses_unknown()
+def compile_plan(
+    guidance: RulesLike,
+    schedule: Schedule,
+    solver: Solver | str,
+    specs: Mapping[str, ModelSpec] | ModelSpec,
+    height: int | None = None,
+    width: int | None = None,
+) -> Plan:
+    """Resolve a guidance rule or its text, or a list of one for each sample, against a schedule and a solver for a model.
+
+    ``specs`` maps network names (``main`` and those that guidance refers to) to their specs; ``height`` and ``width`` are
+    the latent size, by default the model's own.  Raises ``ValueError`` for a layer, exit, label or network that does not
+    exist; holes, overlaps, empty windows and numbers that are not the model's own are ``Plan.warnings``.
+    """
+    specs = {"main": specs} if isinstance(specs, ModelSpec) else specs
+    guidance, notes = rules_and_notes(guidance, specs["main"])
+    rules = plain_rules(guidance)
+    plans = _plans(rules, [(schedule, get_solver(solver))] * len(rules), specs, height, width)
+    plan = plans[0] if is_shared(guidance) else _joined(plans, guidance)
+    return replace(plan, warnings=(*notes, *plan.warnings)) if notes else plan
+
+
+def compile_batch(
+    requests: Sequence[Request], specs: Mapping[str, ModelSpec], height: int | None = None, width: int | None = None
+) -> Plan:
+    """The plan of a batch whose samples have schedules and solvers of their own beside their rules.
+
+    It goes on until the last sample has come to its end; those before it are left as they are from then on.  ``sigmas``,
+    ``steps`` and ``table`` are those of the longest run, ``samples`` has each.  Raises as :func:`compile_plan`, and
+    ``ValueError`` for a scheduler that makes its own steps beside another solver.
+    """
+    guidance = as_rules([request.rule for request in requests], specs["main"])
+    runs = [(request.schedule, get_solver(request.solver)) for request in requests]
+    return _joined(_plans(plain_rules(guidance), runs, specs, height, width), guidance)
+
+
+def plan_part(plan: Plan, samples: slice) -> Plan:
+    """The plan of some of the samples of a batch, with the branches of their rules alone.
+
+    The plan itself where all share it, or all are meant.
+    """
+    if len(plan.samples[samples]) == len(plan.samples):
+        return plan
+    guidance = plan.guidance.part(samples) if isinstance(plan.guidance, Guidance) else plan.guidance[samples]
+    runs = [(own.schedule, own.solver) for own in plan.samples[samples]]
+    return _joined(_plans(plain_rules(guidance), runs, plan.specs, plan.height, plan.width), guidance)
+
+
+def _plans(
+    rules: Sequence[Guidance],
+    runs: Sequence[tuple[Schedule, Solver]],
+    specs: Mapping[str, ModelSpec],
+    height: int | None,
+    width: int | None,
+) -> list[Plan]:
+    """The plan of each rule by its schedule and solver, over the branches of all; what is the same has one plan."""
+    spec = specs["main"]
+    height, width = checked_size(spec, height, width)
+    solvers = [solver for _, solver in runs]
+    for rule, solver in zip(rules, solvers, strict=True):
+        _check_terms(rule, specs)
+        check_learned_variance(solver, spec, _zero_steps(rule))
+    for solver in solvers:
+        if any(solver is not other for other in solvers) and solver.begin() is not None:
+            raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
+    branches = rule_branches(rules)
+    references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
+    common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
+    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": _kept(rules, branches)}
+    common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
+    made: dict[tuple, Plan] = {}
+    plans = []
+    for rule, (schedule, solver) in zip(rules, runs, strict=True):
+        key = rule, schedule, id(solver)  # a scheduler's has a configuration, which has no hash
+        if key not in made:
+            made[key] = _plan(rule, schedule, solver, common)
+        plans.append(made[key])
+    return plans
+
+
+def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[str, Any]) -> Plan:
+    """The plan of one rule; ``common`` are the fields that all samples of its batch share."""
+    branches, reference, spec = common["branches"], common["reference"], common["specs"]["main"]
+    parameterization = Parameterization(spec)
+    sigmas = parameterization.snap(schedule.array())
+    _check_distinct(schedule, sigmas, spec)
+    table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"])
+    steps = np.array([row.step for row in rows])
+    weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
+    if reference is not None and isinstance(rule.correction, AdaptiveProjection):
+        _check_above_zero(rule, sigmas[:-1], weights[:, reference - 1])
+    weights[: _zero_steps(rule)] = 0.0
+    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
+    return Plan(
+        guidance=rule,
+        schedule=schedule,
+        solver=solver,
+        sigmas=np.array([row.sigma for row in rows]),
+        steps=steps,
+        weights=weights[steps],
+        silent=steps < _zero_steps(rule),
+        evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
+        table=table,
+        warnings=tuple(warnings),
+        **common,
+    )
+
+
+def _zero_steps(rule: Guidance) -> int:
+    return shared(rule.correction.zero_steps) if rule.correction else 0
+
+
+def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
+    """The branches whose directions the calls of some sample reuse."""
+    longest = np.max([refresh_intervals(rule, branches) for rule in rules], axis=0)
+    return tuple(int(k) + 1 for k in np.flatnonzero(longest > 1))
+
+
+def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
+    """The plan of a batch whose samples have ``plans`` by ``rules``."""
+    owners: dict[str, list[int]] = {}
+    for sample, plan in enumerate(plans):
+        for warning in plan.warnings:
+            owners.setdefault(warning, []).append(sample)
+    warnings = tuple(
+        warning if len(samples) == len(plans) else f"{warning} (sample {', '.join(map(str, samples))})"
+        for warning, samples in owners.items()
+    )
+    longest = max(plans, key=lambda plan: plan.calls)
+
+    def stacked(name: str, beyond: float | bool) -> np.ndarray:
+        """A field of every sample; ``beyond`` its end until the longest run ends."""
+        fields = [getattr(plan, name) for plan in plans]
+        missing = [longest.calls - len(values) for values in fields]
+        padded = zip(fields, missing, strict=True)
+        return np.stack([np.pad(x, [(0, n), *[(0, 0)] * (x.ndim - 1)], constant_values=beyond) for x, n in padded])
+
+    return replace(
+        longest,
+        guidance=rules,
+        weights=stacked("weights", 0.0),
+        evaluated=stacked("evaluated", False),
+        silent=stacked("silent", True),
+        warnings=warnings,
+        samples=tuple(plans),
+    )
+
+
+def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:
+    """Raise ``ValueError`` for levels that differ in the schedule and are one to the model."""
+    for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
+        first, second = schedule.sigmas[i : i + 2]
+        raise ValueError(
+            f"noise levels {first:.6g} and {second:.6g} are the same to {spec.name}: the nearest of its "
+            f"{Parameterization.TRAIN_STEPS} levels is {sigmas[i]:.6g}"
+        )
+
+
+def _check_terms(rule: Guidance, specs: Mapping[str, ModelSpec]) -> None:
+    """Raise ``ValueError`` for a term that the networks cannot follow."""
+    spec = specs["main"]
+    for term in rule.terms:
+        _check_branch(term.branch, specs)
+        _check_condition(term.branch, spec)
+        if term.channels is not None and term.channels > spec.channels:
+            raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
+
+
+def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
+    if branch.model not in specs:
+        held = ", ".join(specs)
+        raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
+    spec, main = specs[branch.model], specs["main"]
+    # labels, states and prompts mean the same to both
+    same = ("channels", "patch", "prediction", "time", "num_classes", "parents", "text_dim", "pooled_dim")
+    if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
+        raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
+    if isinstance(branch.network, Perturb):
+        for layer in branch.network.layers:
+            if layer >= spec.depth:
+                raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
+    if isinstance(branch.network, Exit) and branch.network.layer not in spec.exits:
+        known = ", ".join(map(str, spec.exits)) or "none"
+        raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")
+
+
+def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
+    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
+    if (weights[sigmas == 0] != 0).any():
+        raise ValueError(
+            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
+            "give its term Window.sigma(0, 1), which begins above"
+        )
+
+
+def _check_condition(branch: Branch, spec: ModelSpec) -> None:
+    if branch.condition == "parent" and not getattr(spec, "parents", ()):
+        raise ValueError(f"the condition 'parent' needs superclasses, and {spec.name} has none")
+    if isinstance(branch.condition, int):
+        classes = getattr(spec, "num_classes", 0)
+        if not 0 <= branch.condition < classes:
+            raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
+
+
+def _solver_table(
+    solver: Solver, sigmas: np.ndarray, parameterization: Parameterization, earlier: int
+) -> tuple[np.ndarray, list[SolverRow]]:
+    """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
+    rows = solver.rows(sigmas)
+    levels = np.array([row.sigma for row in rows])
+    for level in levels[parameterization.snap(levels) != levels]:
+        raise ValueError(
+            f"solver {solver.name!r} calls the network at noise level {level:.6g}, between the {parameterization.TRAIN_STEPS} "
+            "levels that a model of a discrete chain has: use another solver"
+        )
+    m, n = parameterization.velocity(levels)
+    scale = parameterization.input_scale(levels)
+    values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
+    a, b, c, d, e, f = values.T
+    further = np.array([_padded(row.earlier, solver, earlier) for row in rows]).reshape(len(rows), earlier)
+    return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows
+
+
+def _padded(weights: tuple[float, ...], solver: Solver, count: int) -> tuple[float, ...]:
+    """A row's ``count`` coefficients of what earlier rows left, at least as many as the solver has said."""
+    if len(weights) > solver.earlier:
+        raise ValueError(f"solver {solver.name!r} keeps {solver.earlier} earlier rows, and a row of it weighs {len(weights)}")
+    return *weights, *[0.0] * (count - len(weights))

@@ -1,0 +1,45 @@
+"""Figures and names in tables that people wrote are those of the code."""
+
+import json
+import re
+
+import pytest
+from markdown_pages import ROOT
+from typer.testing import CliRunner
+
+from segue.__main__ import app
+from segue.engine.rules.presets import KINDS
+
+OF_EVERY_TERM = {"delta", "window", "refresh"}
+
+
+def lines(page: str, first: str) -> list[list[str]]:
+    """The cells of the table of ``page`` whose header begins with ``first``, without header and rule."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    table = text[text.index(f"\n| {first} |") :].strip().split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+@pytest.mark.parametrize(("column", "model"), [(1, "sd3.5-medium"), (2, "DiT-XL/2")])
+def test_costs_are_those_that_plans_count(column, model):
+    told = lines("guidance.md", "rule")
+    assert len(told) > 5
+    for line in told:
+        result = CliRunner().invoke(app, ["plan", "--model", model, "-g", line[0].split("`")[1], "--json"])
+        assert f"{json.loads(result.stdout)['cost']['relative']:.2f}" == line[column]
+
+
+def test_every_rule_is_told_with_the_options_that_are_its_own():
+    told: dict[str, set[str]] = {}
+    for names, _, options in lines("getting-started.md", "name"):
+        words = set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", options)))
+        told |= dict.fromkeys(re.findall(r"`([\w-]+)`", names), words)
+    assert set(told) == set(KINDS)
+    corrections = {"rescale", "zero-star", "apg"}
+    for name, options in told.items():
+        kind = KINDS[name]
+        own = {*kind.needed, *kind.optional} - OF_EVERY_TERM
+        if name in corrections:
+            assert own <= options
+        else:  # rules that share a line share its words
+            assert own <= options <= own | {"layer", "layers"}
