@@ -20,10 +20,11 @@ endef
 # one thread per test worker: threads of two workers on two cores would fight
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-all lint docs bench gpu
+.PHONY: help demo test test-all lint docs bench gpu bundled
 
 help:
-	@echo "make demo      install, and draw out/demo.png: four guidance rules side by side"
+	@echo "make demo      install, and draw out/demo.png: real leaves, and the same leaves by five rules, with what each costs and scores"
+	@echo "make bundled   hours: make again what derives from the bundled model and is not of its weights; again: go on"
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make lint      style, format and types"
@@ -32,7 +33,27 @@ help:
 	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
 
 demo: $(VENV)/.core
-	$(BIN)/segue compare --out out/demo.png --force
+	$(BIN)/segue bench demo --out out/demo.png --force
+
+# What derives from $(MAIN), in this order.  A file that names the model's digest is left as it is, a run in runs/ and the rows
+# of scores go on where they stopped; only the pictures are always drawn, once nothing else is to do.
+BUNDLED := models/bundled
+MAIN := $(BUNDLED)/herbarium.safetensors
+JUDGES := --judge herbarium-judge --judge efficientnet-lite0
+train = $(BIN)/segue train --recipe $(1) --out runs/$(1) $$(test ! -d runs/$(1) || echo --resume) && \
+	$(BIN)/segue export runs/$(1) --out $(BUNDLED)/$(1).safetensors --parent $(MAIN) --force
+valid = $(BIN)/python -c "from segue.models import bundled; bundled.$(1)" 2> /dev/null
+
+bundled: $(VENV)/.bundled
+	$(call valid,bundled_files('herbarium')) || { $(call train,herbarium-weak); }
+	$(call valid,classifier_file('herbarium-classifier')) || { $(call train,herbarium-classifier); }
+	$(call valid,classifier_file('herbarium-judge')) || { $(call train,herbarium-judge); }
+	$(BIN)/python -c "from segue.engine.rules.tuned_numbers import tuned_rules as rules; rules('herbarium')['cfg']" 2> /dev/null || { rm -f $(BUNDLED)/herbarium.numbers.json; $(BIN)/segue tune-scales $(JUDGES) --write; }
+	$(BIN)/segue score $(JUDGES) --beside-cfg
+	$(BIN)/segue score --report --model herbarium --samples 960 --into $(BUNDLED)/MODEL_CARD.md
+	$(BIN)/segue bench demo --out docs/demo.png --force
+	$(BIN)/segue bench quality --out docs/quality-cost.png --force
+	$(BIN)/segue bench calls --out docs/live-branches.webp --force
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -67,6 +88,10 @@ $(VENV)/.docs: $(INPUTS)
 
 $(VENV)/.bench: $(INPUTS)
 	$(call install,.[plots])
+
+$(VENV)/.bundled: EXTRAS := plots,metrics
+$(VENV)/.bundled: $(INPUTS)
+	$(call install,.[$(EXTRAS)])
 
 $(VENV)/.test: $(INPUTS)
 	$(call install,.[test])

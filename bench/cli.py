@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from .pictures import commands as picture_commands
 from .quality import commands as quality_commands
 from .suites import SUITES
 
@@ -59,6 +60,7 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="One small model, thr
 
 def register(app: typer.Typer) -> None:
     """Add ``segue bench``, ``segue score`` and ``segue tune-scales`` to ``app``."""
+    picture_commands.register(bench)
     app.add_typer(bench, name="bench")
     quality_commands.register(app)
 

@@ -1,15 +1,17 @@
 """Real samples that drawn ones are compared with: leaves of the herbarium, as many as are asked for, or pictures of a file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from segue.models.spec import SiTSpec
 from segue.training.herbarium import Herbarium
-from segue.training.leaves import SIZE
+from segue.training.leaves import SIZE, draw_leaves
 from segue.training.species import NUM_SPECIES, PARENTS, SPECIES
+from segue.training.streams import stream_generator
 
 from ..scores.extractors import features_of
 from ..scores.judge import Judge
@@ -17,14 +19,15 @@ from .saved_pictures import SavedPictures
 
 HERBARIUM = "herbarium"
 LEAVES, LEAVES_AT_ONCE = 10_000, 500
-LEAVES_SEED = 40_009  # a stream of leaves that no network was trained on
+LEAVES_SEED, FRESH_SEED = 40_009, 40_013  # streams of leaves that no network was trained on
 
 
 @dataclass(frozen=True, eq=False)
 class RealSamples:
     """``count`` pictures of ``size`` (C, H, W) under a ``name`` that rows carry; ``batches()`` gives them anew, in [-1, 1].
 
-    ``parents`` are the superclasses of their classes, where these are known.
+    ``parents`` are the superclasses of their classes, where these are known.  ``fresh`` draws others, of the labels [B] that it
+    is given, where more can be had: what these score is what no rule can be expected to pass.
     """
 
     name: str
@@ -32,6 +35,7 @@ class RealSamples:
     size: tuple[int, int, int]
     batches: Callable[[], Iterable[Tensor]]
     parents: tuple[int, ...] = ()
+    fresh: Callable[[Tensor], Tensor] | None = None
     _features: dict[str, Tensor] = field(default_factory=dict)
 
     def check(self, samples: int, size: tuple[int, int, int]) -> None:
@@ -58,7 +62,13 @@ def leaves(count: int = LEAVES) -> RealSamples:
         for index, first in enumerate(range(0, count, LEAVES_AT_ONCE)):
             yield Herbarium(LEAVES_AT_ONCE, LEAVES_SEED).batch(index)[0][: count - first]
 
-    return RealSamples(f"{count} leaves of {NUM_SPECIES} species", count, (3, SIZE, SIZE), batches, PARENTS)
+    return RealSamples(f"{count} leaves of {NUM_SPECIES} species", count, (3, SIZE, SIZE), batches, PARENTS, fresh_leaves)
+
+
+def fresh_leaves(labels: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
+    """New leaves [B, 3, 32, 32] of species [B], which are none of :func:`leaves`: those ``numbers``, by default 0, 1, ..."""
+    every = zip(labels, range(len(labels)) if numbers is None else numbers, strict=True)
+    return torch.cat([draw_leaves(label[None], stream_generator(FRESH_SEED, number)) for label, number in every])
 
 
 def real_samples(choice: str | None, count: int | None, spec: SiTSpec | None) -> RealSamples:

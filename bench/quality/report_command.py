@@ -10,7 +10,7 @@ from segue.engine.files import whole_file
 from ..readme_block import check_committed, update_block
 from ..rows import Row, read_rows
 from .tables import quality_tables
-from .trial import drawn_as, networks_of
+from .trial import networks_of, parse_case
 
 BLOCK = "quality"  # the markers of a document that the tables stand between
 
@@ -40,8 +40,12 @@ def chosen_rows(rows: Sequence[Row], networks: str | None, samples: int | None, 
     """The rows of one engine's networks (:func:`.trial.networks_of`) and of one way to draw, None being any."""
     found = []
     for row in rows:
-        drawn = drawn_as(row.case)
-        wanted = drawn is not None and samples in (None, drawn[0]) and seed in (None, drawn[1])
-        if (wanted or (samples is None and seed is None)) and (networks is None or row.case.startswith(f"{networks}, ")):
+        case = parse_case(row.case)
+        if case is None:
+            wanted = networks is None and samples is None and seed is None
+        else:
+            asked = ((networks, case.networks), (samples, case.trial.samples), (seed, case.trial.first_seed))
+            wanted = all(want in (None, have) for want, have in asked)
+        if wanted:
             found.append(row)
     return found

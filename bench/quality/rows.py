@@ -16,6 +16,7 @@ from .interval import SPREAD_LEVEL, SUITE
 
 Key = tuple[str, ...]
 BY = " by "
+REAL = "real samples"  # the variant of those that no network drew
 MISTAKES = 12  # of a confusion, kept in the note of the accuracy
 
 

@@ -150,6 +150,7 @@ def score_model(
     where = environment(engine.device, command_line(), DEFAULT)
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
     code, texts = 0, list(rules or (UNGUIDED, *default_texts(engine, report.say)))
+    floor = scorer.score_real()
     try:
         scorer.score(texts)
         if beside_cfg:
@@ -158,7 +159,7 @@ def score_model(
     except OutOfTimeError as error:
         report.say(f"{error}; the same command goes on there")
         code = UNFINISHED
-    report.show(scorer.held(texts), engine.spec.class_names)
+    report.show([*floor, *scorer.held(texts)], engine.spec.class_names)
     return code
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import ParsedRule, parse_rule
@@ -26,7 +27,7 @@ from ..timing import once
 from .interval import SPREAD_LEVEL
 from .judges import check_judge
 from .real_samples import RealSamples
-from .rows import Key, RowForm, check_names, chosen, held_rows, key_of
+from .rows import REAL, Key, RowForm, check_names, chosen, held_rows, key_of
 from .tables import summary
 from .time_limit import TimeLimit
 from .trial import Trial
@@ -99,6 +100,20 @@ class Scorer:
                 self.echo(line)
         return self.held(rules)
 
+    def score_real(self) -> list[Row]:
+        """The rows of real samples, as many as a rule draws and of the same classes, beside the others; none of a fixed set."""
+        if self.real.fresh is None:
+            return []
+        kept = held_rows(self.path)
+        judges = [judge for judge in self.judges if not kept.keys() >= set(self.form.keys(REAL, judge))]
+        if judges:
+            labels = torch.tensor(self.trial.labels(self.engine.spec.num_classes))
+            rows = self._rows_of(REAL, judges, self.real.fresh(labels), labels)
+            append_rows(self.path, rows)
+            for line in summary(rows):
+                self.echo(line)
+        return chosen(held_rows(self.path), [key for judge in self.judges for key in self.form.keys(REAL, judge)])
+
     def held(self, rules: Sequence[str]) -> list[Row]:
         """The rows of ``rules`` that the file holds."""
         return chosen(held_rows(self.path), [key for rule in self._parsed(rules) for key in self._keys(rule)])
@@ -130,7 +145,10 @@ class Scorer:
         with progress_bar(rule.text, calls * self.trial.batches) as advance:
             drawn = list(self.trial.draw(self.engine, rule, advance))
         pictures, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return self._rows_of(rule.text, judges, pictures, labels)
+
+    def _rows_of(self, variant: str, judges: Sequence[Judge], pictures: Tensor, labels: Tensor) -> list[Row]:
         rows = []
         for judge in judges:
-            rows += self.form.judged(rule.text, judge, judge.view(pictures), labels, self.real.features(judge))
+            rows += self.form.judged(variant, judge, judge.view(pictures), labels, self.real.features(judge))
         return rows

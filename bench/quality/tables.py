@@ -10,7 +10,7 @@ from ..scores.units import ACCURACY, EFFECTIVE, FRECHET
 from ..tables import GUIDED, markdown_table, provenance
 from .interval import SUITE, interval_of
 from .judges import short_name
-from .rows import confused, key_of, split_metric
+from .rows import REAL, confused, key_of, split_metric
 
 TITLES = {ACCURACY: "accuracy", FRECHET: "FD"}  # what a table shows of a judge, in this order
 LEAST_RANKED = 3  # rules, for a correlation of ranks to say something
@@ -94,7 +94,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def agreement_table(rows: Sequence[Row]) -> str:
     """Rank correlations over the rules of one case between all pairs of judges, by accuracy and by distance."""
-    table, lines = values_by_rule(rows), []
+    table, lines = values_by_rule([row for row in rows if row.variant != REAL]), []
     for score, title in TITLES.items():
         metrics = [metric for metric in judged_metrics(rows) if split_metric(metric)[0] == score]
         for first, second in combinations(metrics, 2):

@@ -17,7 +17,7 @@ from segue.engine.running.progress import Counting
 
 from ..scores.intervals import SETS
 
-_DRAWN = re.compile(r", (\d+) samples from seed (\d+), ")  # in a case
+_DRAWN = re.compile(r"(.+), (\d+) samples from seed (\d+), (\d+) steps, (\S+), beside (.+)")  # a case
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Trial:
     def seeds(self) -> range:
         return range(self.first_seed, self.first_seed + self.samples)
 
+    def labels(self, classes: int) -> list[int]:
+        """The class of every sample: all in turn."""
+        return [index % classes for index in range(self.samples)]
+
     def case(self, engine: Engine, real: str) -> str:
         """What rows must share to be compared: the networks, how their samples are drawn, what they are compared with."""
         drawn = f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {self.solver}"
@@ -63,8 +67,9 @@ class Trial:
 
         ``advance`` is called after every call of the network, :attr:`batches` times as often as a run has calls.
         """
+        every = np.array(self.labels(engine.spec.num_classes))
         for indices in np.array_split(np.arange(self.samples), self.batches):
-            labels = (indices % engine.spec.num_classes).tolist()
+            labels = every[indices].tolist()
             seeds = (self.first_seed + indices).tolist()
             options = {"steps": self.steps, "solver": self.solver, "callback": Counting(None, advance)}
             run = engine.sample(labels, rule.guidance, seeds=seeds, **options)
@@ -76,10 +81,22 @@ def networks_of(engine: Engine) -> str:
     return f"{engine.spec.name} {fingerprint(engine.models)}"
 
 
-def drawn_as(case: str) -> tuple[int, int] | None:
-    """How many samples from which seed a case is of; None for one of pictures that were there."""
-    found = _DRAWN.search(case)
-    return (int(found[1]), int(found[2])) if found else None
+@dataclass(frozen=True)
+class Case:
+    """What the case of a row says: of which networks (:func:`networks_of`), how they drew, beside which real samples."""
+
+    networks: str
+    trial: Trial
+    real: str
+
+
+def parse_case(case: str) -> Case | None:
+    """What :meth:`Trial.case` wrote; None for a case of pictures that were there."""
+    found = _DRAWN.fullmatch(case)
+    if found is None:
+        return None
+    networks, samples, seed, steps, solver, real = found.groups()
+    return Case(networks, Trial(int(samples), int(steps), solver, int(seed)), real)
 
 
 def pictures_of(run: SampleRun) -> Tensor:

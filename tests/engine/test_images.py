@@ -7,7 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from segue.engine.cli.sheets import BACKGROUND, GAP, MARGIN, Row, default_columns, default_zoom, labelled_sheet, picture_grid
+from segue.engine.cli.sheets import (
+    BACKGROUND,
+    GAP,
+    MARGIN,
+    MARKED,
+    Row,
+    default_columns,
+    default_zoom,
+    labelled_sheet,
+    picture_grid,
+)
 from segue.engine.files import check_writable, whole_file
 from segue.engine.images import latents_to_images, read_png, save_png
 
@@ -82,6 +92,27 @@ def test_a_sheet_holds_every_picture_of_every_row(headers):
     assert tops[0] < tops[1]
     border = np.concatenate([sheet[:MARGIN].reshape(-1, 3), sheet[:, -MARGIN:].reshape(-1, 3)])
     assert (border == BACKGROUND).all()  # long labels widen the sheet
+
+
+def test_a_sheet_frames_the_marked_pictures_and_no_other():
+    images = pictures(4, 30, 30)
+    rows = [
+        Row("first", images, marks=("", "like a fern", "", "")),
+        Row("second", images),
+        Row("third", images, marks=[""] * 4),
+    ]
+    sheet = np.asarray(labelled_sheet(rows, 1, title="one\ntwo", note="below"))
+    framed = []
+    for top, left in np.argwhere((sheet == enlarged(images[0], 1)[0, 0]).all(-1)).tolist():
+        if np.array_equal(sheet[top : top + 30, left : left + 30], enlarged(images[0], 1)):
+            columns = range(left, left + 4 * (30 + GAP), 30 + GAP)
+            for x, own in zip(columns, images, strict=True):
+                assert np.array_equal(sheet[top : top + 30, x : x + 30], enlarged(own, 1))
+            around = [np.r_[sheet[top - 2 : top, x - 2 : x + 32].reshape(-1, 3), sheet[top : top + 30, x - 2]] for x in columns]
+            framed.append([bool((edge == MARKED).all()) for edge in around])
+            assert [bool((edge == MARKED).any()) for edge in around] == framed[-1]
+    assert framed == [[False, True, False, False], [False] * 4, [False] * 4]
+    assert (sheet[-MARGIN:] == BACKGROUND).all() and (sheet[:, -MARGIN:] == BACKGROUND).all()
 
 
 def test_small_pictures_are_enlarged_and_rows_are_balanced():

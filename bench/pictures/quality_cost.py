@@ -1,0 +1,168 @@
+"""Quality against cost: every rule as one point, the Pareto front among them, and what real samples score."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segue.engine.images import save_png
+from segue.engine.rules.presets import default_rules, parse_rule
+from segue.models.spec import ModelSpec
+
+from ..quality.judges import short_name
+from ..quality.rows import REAL
+from ..quality.tuning import UNGUIDED
+from ..scores.intervals import Interval
+from ..scores.units import ACCURACY, FRECHET
+from .measured import Measured
+
+GREY, GRID, INK = "#777d87", "#e4e6e9", "#30343b"
+COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
+WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
+SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
+FILLED = "Filled: on the front, where no rule is better and costs no more."
+SIZE, DPI = (10.2, 4.7), 150
+# where a name may stand, in points from its dot: beside it, above, below, and further away
+PLACES = [
+    (x * far, y * far) for far in (9, 16, 26, 40) for x, y in ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rule by the name that it is shown by, its cost relative to unguided sampling, and a score with its interval."""
+
+    name: str
+    rule: str
+    cost: float
+    score: Interval
+
+
+def points_of(measured: Measured, score: str, names: Mapping[str, str]) -> list[Point]:
+    """Every rule that has the score; ``names`` of the texts of rules."""
+    found = [(rule, measured.interval(rule, score)) for rule in measured.rules]
+    return [Point(names.get(rule, rule), rule, measured.cost(rule), own) for rule, own in found if own is not None]
+
+
+def names_of(spec: ModelSpec) -> dict[str, str]:
+    """What rules by the numbers of a model are called, by their text."""
+    return {UNGUIDED: "unguided"} | {parse_rule(name, spec).text: name for name in default_rules(spec)}
+
+
+def front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
+    """The points that no other one beats in one of the two and equals or beats in the other, by rising cost."""
+    order = sorted(range(len(costs)), key=lambda index: (costs[index], losses[index]))
+    kept: list[int] = []
+    for index in order:
+        last = kept[-1] if kept else None
+        if last is None or losses[index] < losses[last] or (costs[index], losses[index]) == (costs[last], losses[last]):
+            kept.append(index)
+    return kept
+
+
+def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> None:
+    """A panel for every score of every judge into a PNG at ``path``; ``ValueError`` without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("the picture needs matplotlib, which is not installed (pip install 'segue[plots]')") from None
+    from matplotlib.figure import Figure
+
+    names = names_of(spec)
+    panels = [(measured, score) for measured in seen for score in SIDES if points_of(measured, score, names)]
+    style = {"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa0a8"}
+    with matplotlib.rc_context(style):
+        lines = -(-len(panels) // len(SIDES))
+        figure = Figure(figsize=(SIZE[0], SIZE[1] * lines), dpi=DPI, facecolor="white", layout="constrained")
+        axes = figure.subplots(lines, min(len(panels), len(SIDES)), squeeze=False).flat
+        for own, (measured, score) in zip(axes, panels, strict=False):
+            draw_panel(own, measured, score, points_of(measured, score, names))
+        said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}"
+        figure.supxlabel(said, fontsize=8.5, color=GREY)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png")
+    record = {"model": seen[0].case.networks, "rules": seen[0].rules, "judges": [measured.judge for measured in seen]}
+    save_png(Image.open(buffer).convert("RGB"), path, f"segue bench quality, {spec.name}", record)
+
+
+def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point]) -> list[Any]:
+    """One score by one judge; returns the names that were written, as texts of matplotlib."""
+    title, sign = SIDES[score]
+    costs, values = [point.cost for point in points], [point.score.value for point in points]
+    best = front(costs, [-sign * value for value in values])
+    _decorate(axes, f"{title}  by {short_name(measured.judge)}")
+    real = measured.interval(REAL, score)
+    if real is not None:
+        axes.axhline(real.value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
+        axes.annotate("real leaves", (1, real.value), (-2, 3), ("axes fraction", "data"), "offset points", ha="right",
+                      fontsize=9, color=GREY)  # fmt: skip
+    axes.step([costs[i] for i in best], [values[i] for i in best], where="post", color="#9fb7a6", linewidth=2.2, zorder=2)
+    for index, point in enumerate(points):
+        colour = _colour(point.rule)
+        bars = ([max(0.0, point.score.value - point.score.low)], [max(0.0, point.score.high - point.score.value)])
+        axes.errorbar(point.cost, point.score.value, bars, color=colour, capsize=3, linewidth=1.3, zorder=3)
+        face = colour if index in best else "white"
+        axes.plot(point.cost, point.score.value, "o", markersize=8, color=colour, markerfacecolor=face, zorder=4)
+    axes.margins(x=0.16, y=0.12)
+    return _write_names(axes, points)
+
+
+def _decorate(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=10.5, fontweight="bold", color=INK, loc="left", pad=10)
+    axes.set_xlabel("FLOPs relative to unguided sampling", fontsize=9.5, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=INK)
+
+
+def _colour(rule: str) -> str:
+    return COLOURS.get(rule.partition(":")[0], WEAK_COLOUR)
+
+
+def _write_names(axes: Any, points: Sequence[Point]) -> list[Any]:
+    """Each name at the first of its places that is free of dots, intervals and other names, or the least covered one."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # the places are in pixels of the final layout
+    taken = [_box(axes, point) for point in points]
+    inside, texts = axes.get_window_extent(), []
+    for point in points:
+        text = axes.annotate(point.name, (point.cost, point.score.value), PLACES[0], textcoords="offset points", fontsize=9.5,
+                             color=_colour(point.rule), zorder=5, va="center")  # fmt: skip
+        covered = []
+        for place in PLACES:
+            _move(text, place)
+            box = text.get_window_extent()
+            outside = _area(box) - _overlap(box, inside)
+            covered.append(sum(_overlap(box, other) for other in taken) + outside)
+        _move(text, PLACES[int(np.argmin(np.round(covered, 3)))])
+        taken.append(text.get_window_extent())
+        texts.append(text)
+    return texts
+
+
+def _move(text: Any, place: tuple[float, float]) -> None:
+    text.set_position(place)
+    text.set_horizontalalignment("left" if place[0] > 0 else "right" if place[0] < 0 else "center")
+
+
+def _box(axes: Any, point: Point) -> Any:
+    """Where a dot and its interval are, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    ends = [axes.transData.transform((point.cost, value)) for value in (point.score.low, point.score.high)]
+    return Bbox([np.min(ends, axis=0) - 7, np.max(ends, axis=0) + 7])
+
+
+def _overlap(first: Any, second: Any) -> float:
+    from matplotlib.transforms import Bbox
+
+    common = Bbox.intersection(first, second)
+    return 0.0 if common is None else _area(common)
+
+
+def _area(box: Any) -> float:
+    return float(box.width * box.height)

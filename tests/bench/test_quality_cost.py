@@ -1,0 +1,72 @@
+"""Quality against cost: the front is what no other point beats, and every name can be read."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from made_up_scores import SCORES, made_up_scores
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from segue.bench.pictures.measured import Measured
+from segue.bench.pictures.quality_cost import draw_panel, front, points_of
+from segue.bench.quality.rows import REAL, RowForm
+from segue.bench.scores.intervals import Interval
+
+CASE = "small 12ab, 24 samples from seed 7, 3 steps, euler, beside 99 leaves"
+
+
+def naive_front(costs, losses) -> set[int]:
+    """By asking every pair."""
+
+    def beats(a: int, b: int) -> bool:
+        no_worse = costs[a] <= costs[b] and losses[a] <= losses[b]
+        return no_worse and (costs[a] < costs[b] or losses[a] < losses[b])
+
+    count = range(len(costs))
+    return {b for b in count if not any(beats(a, b) for a in count)}
+
+
+def test_the_front_is_what_no_other_point_beats(seed):
+    generator = np.random.default_rng(seed)
+    for count in (1, 2, 7, 63):
+        for _ in range(20):  # with equal ones, and points that are the same in both
+            costs, losses = generator.integers(0, 6, (2, count)).tolist()
+            found = front(costs, losses)
+            assert set(found) == naive_front(costs, losses) and len(set(found)) == len(found)
+            assert [costs[i] for i in found] == sorted(costs[i] for i in found)
+
+
+@pytest.fixture
+def measured(environment):
+    rows = made_up_scores(environment, CASE, "judge@1234")
+    form = RowForm(environment, CASE, "float32")
+    metric = "Frechet distance per feature by judge@1234"
+    rows.append(form.interval_row(REAL, metric, "distance", Interval(0.05, 0.04, 0.06), 24))
+    return Measured.of(rows, "small 12ab", "judge@1234", "rows.jsonl")
+
+
+@pytest.mark.parametrize(("score", "column", "best"), [("accuracy", 1, {0, 3}), ("Frechet distance per feature", 2, {0, 2})])
+def test_a_panel_shows_every_rule_once_and_fills_the_front(measured, score, column, best):
+    axes = Figure(figsize=(5, 4.5), layout="constrained").subplots()
+    points = points_of(measured, score, {"none": "unguided"})
+    texts = draw_panel(axes, measured, score, points)
+    assert [text.get_text() for text in texts] == ["unguided", *list(SCORES)[1:]]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    for index, (dot, (cost, *values)) in enumerate(zip(dots, SCORES.values(), strict=True)):
+        expected = values[column - 1] / (24 if column == 1 else 1)
+        assert np.allclose([*dot.get_xdata(), *dot.get_ydata()], [cost, expected])
+        assert (dot.get_markerfacecolor() != "white") == (index in best)
+    real = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in real] == ([] if column == 1 else [0.05])
+
+
+def test_names_cover_neither_each_other_nor_a_dot_and_stay_in_the_panel(measured):
+    axes = Figure(figsize=(5, 4.5), layout="constrained").subplots()
+    points = points_of(measured, "accuracy", {})
+    boxes = [text.get_window_extent() for text in draw_panel(axes, measured, "accuracy", points)]
+    assert not any(Bbox.intersection(*pair) for pair in combinations(boxes, 2))
+    inside = axes.get_window_extent()
+    for box in boxes:
+        assert np.allclose(Bbox.intersection(box, inside).bounds, box.bounds, atol=1.0)
+        assert not any(box.contains(*axes.transData.transform((point.cost, point.score.value))) for point in points)
