@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def train(
     out: Annotated[Path, typer.Option(help="Folder for weights, state and log.")],
     recipe: Annotated[
-        str | None, typer.Option(help="herbarium (default), or herbarium- and weak, classifier or judge.")
+        str | None, typer.Option(help="herbarium (default), herbarium-weak, herbarium-classifier or herbarium-judge.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="End after this much training time; 0: no limit.")] = None,

@@ -125,10 +125,13 @@ class Trainer:
                 self._log(window)
                 window = []
             stopped = callback is not None and callback(self, losses) is False
-            if finished or stopped or self.step % s.checkpoint_every == 0:
+            saves = finished or stopped or self.step % s.checkpoint_every == 0
+            keeps = s.snapshot_every and self.step % s.snapshot_every == 0
+            if saves or keeps:
                 self._check_finite(losses)
+            if saves:
                 self.save()
-            if s.snapshot_every and self.step % s.snapshot_every == 0:
+            if keeps:
                 self.folder.save_snapshot(self.ema.module, self.step)
             if stopped and not finished:
                 return False

@@ -123,15 +123,20 @@ def score(
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
+    of_drawing = {"guidance": guidance, "limit_minutes": limit_minutes, "beside_cfg": beside_cfg or None}
+    of_drawing |= {"no_effective_scale": None if effective_scale else True}
+    of_model = {"dtype": dtype, "linears": linears} | how
     if report:
-        ignored = {"guidance": guidance, "judge": judge, "real": real, "steps": steps, "solver": solver, "batch": batch}
         if pictures is not None:
             raise ValueError(f"--report shows rows that are there: leave {pictures} out")
-        _refuse(ignored, "--report shows rows that are there")
+        refused = {"judge": judge, "real": real, "real_samples": real_samples, "json": json or None}
+        refused |= {"steps": steps, "solver": solver, "batch": batch, "confusion": confusion or None} | of_drawing
+        _refuse(refused, "--report shows rows that are there")
+        if model is None:
+            _refuse({"device": device} | of_model, "--report reads weights of a --model alone")
         write_report(out, source if model else None, samples, seed, into)
     elif pictures is not None:
-        refused = {"guidance": guidance, "model": model, "dtype": dtype, "linears": linears} | how | drawing
-        _refuse(refused, f"{pictures} was drawn already")
+        _refuse({"model": model} | of_drawing | of_model | drawing, f"{pictures} was drawn already")
         score_pictures(pictures, panel, device, out, shown)
     else:
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing
@@ -199,9 +204,9 @@ def _refuse(options: dict, reason: str) -> None:
     """Raise ``ValueError`` for the first option that was given."""
     for name, value in options.items():
         if value is not None:
-            shown = value[0] if isinstance(value, list) else value
+            shown = "" if value is True else f" {value[0] if isinstance(value, list) else value}"
             option = {"first_seed": "seed"}.get(name, name).replace("_", "-")
-            raise ValueError(f"{reason}: leave --{option} {shown} out")
+            raise ValueError(f"{reason}: leave --{option}{shown} out")
 
 
 def _exit(code: int) -> None:

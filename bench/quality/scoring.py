@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segue.engine.engine import Engine
+from segue.engine.images import check_pixels
 from segue.engine.rules.presets import ParsedRule, parse_rule
 from segue.engine.running.progress import progress_bar
 
@@ -43,7 +44,7 @@ class Scorer:
 
     ``effective``: also the mean effective scale over the calls of a few samples, which costs as much as drawing some 60 more.
     ``limit`` raises :class:`.time_limit.OutOfTimeError` before a rule that would not end in time.  Raises ``ValueError`` for
-    judges that do not fit the model, and for fewer real samples than are drawn.
+    judges that do not fit the model, for latents without a VAE, and for fewer real samples than are drawn.
     """
 
     engine: Engine
@@ -60,6 +61,8 @@ class Scorer:
         check_writable(self.path)
         check_names(self.judges)
         spec, decoder = self.engine.spec, self.engine.decoder
+        if decoder is None:
+            check_pixels(spec.channels)
         factor = 1 if decoder is None else decoder.factor
         size = (3, factor * spec.height, factor * spec.width)
         self.real.check(self.trial.samples, size)

@@ -75,7 +75,7 @@ def interval_text(row: Row) -> str:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.2g}" if value else "0"
+    text = f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}" if value else "0"
     return text.replace("0.", ".", 1) if abs(value) < 1 and "e" not in text else text
 
 

@@ -126,7 +126,7 @@ def plan_dict(plan: "Plan") -> dict:
         "branches": [str(branch) for branch in plan.branches],
         "sigmas": plan.sigmas.tolist(),
         "weights": plan.weights.tolist(),
-        "solver_columns": [*SOLVER_COLUMNS, *(f"earlier_{i}" for i in range(plan.solver.earlier))],
+        "solver_columns": [*SOLVER_COLUMNS, *(f"earlier_{i}" for i in range(plan.earlier))],
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
         "reused": [[int(k) + 1 for k in row.nonzero()[0]] for row in plan.reused],

@@ -154,7 +154,7 @@ SOLVERS |= {name: factory() for name, factory in FACTORIES.items()}
 
 
 def get_solver(solver: str | Solver) -> Solver:
-    """A solver by name, by name and options as in ``unipc(order=3)``, or as given."""
+    """A solver by name, by name and options as in ``unipc(order=3)``, or as given.  Raises ``ValueError``."""
     if isinstance(solver, Solver):
         return solver
     if isinstance(solver, str) and solver in SOLVERS:
@@ -166,14 +166,17 @@ def get_solver(solver: str | Solver) -> Solver:
     for option in options:
         if option not in known:
             raise ValueError(f"solver {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
-    return FACTORIES[name](**options) if options else SOLVERS[name]
+    try:
+        return FACTORIES[name](**options) if options else SOLVERS[name]
+    except TypeError as error:  # of a value in a text, which is a text that is none
+        raise ValueError(f"solver {solver!r}: {error}") from None
 
 
 def is_named(solver: Solver) -> bool:
     """Whether its name makes the solver again: what a record of it needs.  Compared by the rows of one run."""
     try:
         own = get_solver(solver.name)
-    except (ValueError, TypeError):
+    except ValueError:
         return False
     if own is solver:
         return True

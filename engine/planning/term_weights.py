@@ -121,7 +121,8 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
         return None
     others = [i for i, branch in enumerate(branches) if branch.condition != "cond"]
     if len(others) != 1:
-        raise ValueError(f"{correction} corrects one term with another condition, and the rule has {len(others)}")
+        whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
+        raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
     if isinstance(correction, OptimizedScale) and spec.prediction == "epsilon":
         raise ValueError(f"{correction} acts on velocities, and {spec.name} predicts noise")
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]

@@ -200,6 +200,16 @@ def test_snapshots_are_the_averages_of_their_steps(tmp_path):
     assert trainer.folder.snapshots() == {}
 
 
+def test_no_snapshot_is_kept_after_a_gradient_that_was_not_finite(tmp_path):
+    """A captured step does not wait for the device, so nobody else has looked."""
+    trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS, snapshot_every=3, checkpoint_every=100), tmp_path)
+    step = trainer.one_step
+    trainer.one_step = lambda *drawn: step(*drawn) | {"gradient": torch.tensor(float("nan"))}
+    with pytest.raises(FloatingPointError, match="nan before step 3"):
+        trainer.run()
+    assert trainer.folder.snapshots() == {}
+
+
 def test_a_classifier_learns_species_and_resumes_exactly(tmp_path):
     settings = tiny_settings(steps=60, batch_size=16, learning_rate=1e-2)
     whole = Trainer(TINY_CLASSIFIER, settings, tmp_path / "whole")

@@ -226,6 +226,12 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
             "--report shows rows that are there: leave --guidance cfg out",
         ),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
+        (("score", "--report", "--json"), "--report shows rows that are there: leave --json out"),
+        (("score", "--report", "--limit-minutes", "5"), "--report shows rows that are there: leave --limit-minutes 5.0 out"),
+        (("score", "--report", "--real-samples", "20"), "--report shows rows that are there: leave --real-samples 20 out"),
+        (("score", "--report", "--confusion", "3"), "--report shows rows that are there: leave --confusion 3 out"),
+        (("score", "--report", "--beside-cfg"), "--report shows rows that are there: leave --beside-cfg out"),
+        (("score", "--report", "--no-effective-scale"), "leave --no-effective-scale out"),
         (
             ("tune-scales", "-g", "cfg:scale=2", "-g", "cfg:scale=3", *SMALL, *PANEL),
             "cfg can have one set of numbers, and is given",
@@ -264,6 +270,21 @@ def test_where_nobody_is_named_one_chooses_and_others_judge(segue, tmp_path):
     for row in read_rows(tmp_path / "rows.jsonl"):
         judges.setdefault(row.case.split(" samples")[0][-2:], set()).update(row.metric.split(" by ")[1:])
     assert judges["10"] == {"colours"} and {short_name(judge) for judge in judges["11"]} == {"textures"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("real.npz", "--beside-cfg"), "real.npz was drawn already: leave --beside-cfg out"),
+        (("real.npz", "--no-effective-scale"), "real.npz was drawn already: leave --no-effective-scale out"),
+        (("real.npz", "--limit-minutes", "5"), "real.npz was drawn already: leave --limit-minutes 5.0 out"),
+        (("--report", "--dtype", "bfloat16"), "--report reads weights of a --model alone: leave --dtype bfloat16 out"),
+        (("--report", "--weak", "weak.safetensors"), "of a --model alone: leave --weak weak.safetensors out"),
+    ],
+)
+def test_options_without_effect_are_refused(segue, tmp_path, arguments, said):
+    result = segue("score", *arguments, *([] if "--report" in arguments else PANEL), "--out", "rows.jsonl", code=2, own=False)
+    assert said in result.stderr and not (tmp_path / "rows.jsonl").exists()
 
 
 def test_pictures_of_another_size_need_real_ones(segue):

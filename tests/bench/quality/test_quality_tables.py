@@ -7,7 +7,14 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from segue.bench.quality.interval import interval_of
 from segue.bench.quality.rows import RowForm
-from segue.bench.quality.tables import agreement_table, confusion_table, quality_tables, rank_correlation, score_table
+from segue.bench.quality.tables import (
+    agreement_table,
+    confusion_table,
+    interval_text,
+    quality_tables,
+    rank_correlation,
+    score_table,
+)
 from segue.bench.report import report_text
 from segue.bench.scores.intervals import Interval, wilson
 from segue.bench.timing import once
@@ -41,6 +48,17 @@ def test_a_rule_is_a_line_with_its_cost_and_intervals_by_every_judge(rows):
     expected = f".500 ({ends.low:.3f} to {ends.high:.3f}) | .200 ({distance.low:.3f} to {distance.high:.3f})"
     assert lines[0].startswith(f"| none | 1.00x | {expected.replace('0.', '.')} |")
     assert lines[1].startswith("| cfg:scale=2 | 1.25x | .750 (")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01166, ".0117"), (0.0122, ".0122"), (-0.00345, "-.00345"), (0.0254, ".0254"), (0.9996, "1.000"), (12.34567, "12.346")],
+)
+def test_a_number_has_three_digits_that_count(environment, value, text):
+    """Of distances that differ in the third, as those of the rules of a good model do, a table must tell which is less."""
+    form = RowForm(environment, "a model", "float32")
+    row = form.interval_row("none", "kernel distance by first", "distance", Interval(value, value, value), 100)
+    assert interval_text(row) == f"{text} ({text} to {text})"
 
 
 def test_a_case_has_a_table_of_its_own_and_the_last_row_of_a_key_counts(rows, environment):

@@ -254,6 +254,13 @@ def test_judges_and_real_samples_that_do_not_fit_are_refused(engine, environment
     assert not drawn and not list(tmp_path.iterdir())
 
 
+def test_latents_are_no_pictures_to_judge(environment, tmp_path):
+    judge, real = Judge("colours", colour_statistics), made_up()
+    with pytest.raises(ValueError, match="latents with 4 channels are not pixels: give the VAE"):
+        score(Engine(tiny_sit(height=8, width=8), device="cpu"), [judge], environment, tmp_path / "quality.jsonl", real=real)
+    assert not list(tmp_path.iterdir())
+
+
 def test_impossible_trials_are_refused():
     with pytest.raises(ValueError, match="samples must be a whole number of at least 10, got 9"):
         Trial(samples=9)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_sit
 
 from segue import CFG, SGG, CFGZeroStar, SkipLayer, Window, compile_plan, linear
+from segue.engine.planning.compile import Request, compile_batch
 from segue.engine.planning.plan_text import COLUMNS, flops_text, plan_dict, run_cells
 
 SPEC = tiny_sit().spec
@@ -87,6 +88,13 @@ def test_a_weight_that_only_rounding_keeps_from_zero_is_zero(scale):
     assert plan.weights[-1, 0] == 0 and plan.live[-1] == (0,) and plan.live[-2] == (0, 1)
     assert "e-" not in str(plan)
     assert compile_plan(CFG(1 + 2.0**-40), linear(3), "euler", SPEC).live == ((0, 1),) * 3  # small, but meant
+
+
+def test_the_rows_of_solvers_that_look_back_unequally_far_have_a_name_for_every_column():
+    requests = [Request("cfg:scale=2", linear(8)), Request("cfg:scale=2", linear(4), "unipc(order=3)")]
+    record = compile_batch(requests, {"main": SPEC}).to_dict()
+    assert {len(row) for row in record["solver_rows"]} == {len(record["solver_columns"])}
+    assert record["solver_columns"][-2:] == ["earlier_0", "earlier_1"]
 
 
 def test_a_plan_is_told_in_words_numbers_and_tables():

@@ -103,6 +103,10 @@ REFUSED = {
     "radius": (lambda: APG(0.0, math.nan, 1.0), "radius must lie between 0 and inf, got nan"),
     "no term": (lambda: EarlyExit(1.0, 2) + CFGZeroStar(), "one term with another condition, and the rule has 0"),
     "two terms": (lambda: CFG(2.0) + CFG(2.0, condition="parent") + APG(0.0, 1.0, 1.0), "and the rule has 2"),
+    "two in a batch": (
+        lambda: [CFG(2.0) + APG(0.0, 1.0, 1.0), CFG(2.0, condition="parent") + APG(0.0, 1.0, 1.0)],
+        "one term with another condition, and the rules of the batch have 2",
+    ),
     "reused": (lambda: CFG(2.0).reused(2) + APG(0.0, 1.0, 1.0), "needs uncond at every call"),
     "channels": (lambda: CFG(2.0, channels=3) + CFGZeroStar(), "reduces over all latent channels"),
 }
