@@ -55,10 +55,9 @@ def attach(
     the default is warned of.  What is odd about the plan of a run is a :class:`PlanWarning` too.
 
     Pipelines that share a transformer may be attached side by side, each with a rule of its own.  Attaching again replaces the
-    rule, and finds a transformer that was put in the place of the attached one, which is not
-    guided until then.  ``graphs`` captures steps on packed weights as CUDA graphs (default: on CUDA).  One thread at a time may
-    run the pipeline, as without: its scheduler has a state.  Where autograd records, the transformer gives the true gradients
-    of the guided velocity.
+    rule, and finds a transformer that was put in the place of the attached one, which is not guided until then.  ``graphs``
+    captures steps on packed weights as CUDA graphs (default: on CUDA).  One thread at a time may run the pipeline, as without:
+    its scheduler has a state.  Where autograd records, the transformer gives the true gradients of the guided velocity.
 
     ``models`` names further networks for autoguidance, as in ``{"weak": smaller}``: files, folders, hub ids, pipelines or
     transformers of the same kind, whose weights are copied as they are now.
@@ -330,5 +329,5 @@ def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:
             if condition not in call.conditions:
                 raise ValueError(
                     f"the rule evaluates the {condition} branch at call {number + 1} of {plan.calls}, and the pipeline gives "
-                    "only the prompt; pass guidance_scale > 1 to the pipeline (any value: it has no other effect)"
+                    "only the prompt; pass guidance_scale > 1 to the pipeline, which switches its negative prompt on"
                 )

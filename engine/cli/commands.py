@@ -61,7 +61,7 @@ def sample(
     rank: o.RankOption = None,
     world: o.WorldOption = None,
 ) -> None:
-    """Draw pictures: by default one of each class with segmented guidance, into the folder out.
+    """Draw pictures: by default of up to 24 classes with segmented guidance, into the folder out.
 
     Into a file .npz go samples for an evaluation suite, --count in all, of the classes in turn; the same command goes on where
     it was interrupted.

@@ -13,7 +13,6 @@ from ..images import read_png
 from ..numeric_input import counting_number, real_number
 from ..records.prompt_record import read_record
 from ..records.provenance import FORMAT, SHEET, Record
-from ..rules.batch import parse_rules
 from .compare import DEFAULT_SHEET, draw_sheet, sheet_row, write_sheet
 from .jobs import recorded_job
 from .options import Output, PromptOptions, RunOptions, Source
@@ -41,12 +40,12 @@ def redraw_sheet(
     device = job.engine.device.type
     if device != origin.device:
         print(f"warning: drawn on {origin.device} before and on {device} now; roundings may differ", file=sys.stderr)
+    resolved = [record.resolve(job.engine) for record in records]  # a row that does not hold is refused before any is drawn
     rows = []
-    for record, entry in zip(records, sheet["rules"], strict=True):
-        _, plan = record.resolve(job.engine)
+    for (rule, plan), entry in zip(resolved, sheet["rules"], strict=True):
         images, _, drawn, _ = job.draw(plan, title=entry["title"])
-        rows.append(sheet_row(parse_rules(record.rule), images, drawn, entry["seconds"]))
-    made = draw_sheet(job, rows, plan, sheet["zoom"])
+        rows.append(sheet_row(rule, images, drawn, entry["seconds"]))
+    made = draw_sheet(job, rows, resolved[0][1], sheet["zoom"])
     new = NewFiles(output.force)
     file, beside = write_sheet(new, out, made, sheet)
     print_numbered(new)

@@ -145,7 +145,7 @@ def _refuse_prompts(source: Source) -> None:
 
 def _labels(engine: Engine, run: RunOptions) -> tuple[int, ...]:
     spec = engine.spec
-    return tuple(parse_labels(run.classes or "all", spec.num_classes, spec.class_names, spec.name))
+    return tuple(parse_labels("all" if run.classes is None else run.classes, spec.num_classes, spec.class_names, spec.name))
 
 
 def _first_seed(run: RunOptions, count: int) -> int:

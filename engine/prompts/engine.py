@@ -194,6 +194,8 @@ class PromptEngine(PipeCore):
         seeds = check_seeds(seeds, count * num_images)
         started, unrecorded = check_start(strength, image, latents), _unrecorded(prompt, image, options)
         self.refresh()
+        exclusive = map(options.get, ("schedule", "solver", "max_batch", "check_finite"))
+        self._check_numerics(options.get("numerics", "segue"), *exclusive)
         pictures = check_output(output, pipe, self.spec.channels)
         size = latent_size(self.spec, pipe.vae_scale_factor, height, width, latents)
         levels = (options.get("steps"), options.get("schedule"), options.get("solver"), *size)

@@ -14,7 +14,7 @@ from .provenance import Record, parameters_text
 
 SLUG_LENGTH = 40  # letters, of up to 4 bytes: file systems take 255 bytes
 CAPTION_LENGTH = 48
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npz")
 
 
 def check_place(out: Path, named: bool, force: bool) -> bool:

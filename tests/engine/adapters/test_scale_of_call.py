@@ -62,6 +62,15 @@ def test_the_scale_is_that_of_each_call_and_its_default(pipe_and_draw):
     segue.detach(pipe)
 
 
+def test_what_switches_the_negative_prompt_on_is_not_said_to_have_no_other_effect(sd3):
+    """The second term needs the negative prompt at any scale of the call, and the first takes that scale."""
+    pipe, draw = sd3
+    segue.attach(pipe, CFG("call", window=Window.fraction(0.5, 1)) + CFG(3.0, window=Window.fraction(0, 0.5)))
+    with pytest.raises(ValueError, match=r"uncond branch at call 1 .* guidance_scale > 1 .* switches its negative prompt on$"):
+        draw(pipe, guidance_scale=1.0)
+    segue.detach(pipe)
+
+
 def test_in_a_sum_the_other_terms_stay(sd3):
     pipe, draw = sd3
     drawn = []

@@ -107,6 +107,30 @@ def test_a_sheet_is_drawn_again_byte_for_byte(segue, options, rules):
     assert segue("compare", "--from", "b.png", "--out", "c.png") == "c.png: identical to b.png\n"
 
 
+def test_a_row_that_does_not_hold_is_refused_before_another_is_drawn(segue, monkeypatch):
+    segue("compare", *TINY, "-r", "none", "-r", "cfg:scale=2", "--out", "a.png")
+    with Image.open("a.png") as image:
+        image.load()
+        sheet = json.loads(image.info["segue"])["sheet"]
+    sheet["rules"][1]["plan"]["weights"] = [[7.0], [7.0]]
+    info = PngImagePlugin.PngInfo()
+    info.add_text("segue", json.dumps({"sheet": sheet}))
+    image.save("changed.png", pnginfo=info)
+    monkeypatch.setattr(Engine, "sample", lambda *_, **__: pytest.fail("a row was drawn"))
+    assert "resolves the weights of 'cfg:scale=2' differently" in segue("compare", "--from", "changed.png", code=2)
+
+
+def test_samples_in_one_file_are_no_pictures(segue):
+    """A name that ends in .npz would become a folder of pictures."""
+    segue("sample", *TINY, "-g", "none", "--out", "old")
+    (before,) = Path("old").glob("003*")
+    message = "pictures are written as PNG, which carries their record, got new.npz"
+    assert message in segue("sample", "--from", before, "--out", "new.npz", code=2)
+    assert message in segue("compare", *TINY, "-r", "none", "--out", "new.npz", code=2)
+    with pytest.raises(ValueError, match=message):
+        Engine.from_pretrained("tiny.safetensors").sample([3], "none", steps=2, seeds=7).save("new.npz")
+
+
 def test_a_sheet_that_does_not_hold_is_refused(segue):
     segue("compare", *TINY, "-r", "cfg:scale=2", "--out", "a.png")
     segue("sample", *TINY, "--out", "picture.png")

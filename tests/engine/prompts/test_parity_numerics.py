@@ -270,7 +270,9 @@ def test_a_run_without_steps_is_one_of_the_default_number(engine):
     assert torch.equal(runs[0].latents, runs[1].latents)
 
 
-def test_it_takes_the_scheduler_as_it_is(engine):
+def test_it_takes_the_scheduler_as_it_is(engine, monkeypatch):
+    """Said before prompts are encoded."""
+    monkeypatch.setattr(engine, "encode", lambda *_, **__: pytest.fail("the prompt was encoded"))
     with pytest.raises(ValueError, match="takes no schedule or solver"):
         engine.generate("a leaf", numerics="diffusers", schedule="linear", solver="euler")
     with pytest.raises(ValueError, match="takes no max_batch or check_finite"):
