@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,7 +18,7 @@ TITLE, SMALL = 17, 13
 BAR, BARS = 26, 2.2  # pixels of one evaluation, and how many find room
 CONDITION, UNCONDITIONAL, WEAK, PAST = (70, 74, 82), (47, 111, 181), (192, 127, 18), 0.72
 FRAME_MS, LAST_MS = 220, 2600
-FORMATS = {".webp": {"quality": 90, "method": 6}, ".gif": {"optimize": True}}
+FORMATS: dict[str, dict[str, Any]] = {".webp": {"quality": 90, "method": 6}, ".gif": {"optimize": True}}
 KINDS = {"condition": CONDITION, "no condition": UNCONDITIONAL, "weak branch": WEAK}
 
 
