@@ -22,7 +22,7 @@ LACKING = "not scored"
 STRIDE, SECOND = 2, 5  # of the species shown: from one genus to the next, and from the first to the second of a genus
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """One row of the demo: ``pictures`` [B, 3, H, W] in [-1, 1], and the class that the judge takes each for.
 

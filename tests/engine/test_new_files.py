@@ -93,5 +93,5 @@ def test_a_file_that_cannot_be_finished_leaves_all_as_it_was(tmp_path):
 def test_a_file_that_a_user_named_is_refused(tmp_path):
     refuse_existing(tmp_path / "a.png", tmp_path / "b.png")
     (tmp_path / "b.png").write_text("of another")
-    with pytest.raises(OSError, match=r"b\.png is there already; choose another name, or write over it with --force"):
+    with pytest.raises(OSError, match=r"b\.png is there already; choose another name, or write over it \(--force, force"):
         refuse_existing(tmp_path / "a.png", tmp_path / "b.png")

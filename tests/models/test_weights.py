@@ -97,7 +97,8 @@ def test_saving_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_bundled_networks_come_with_their_siblings(tmp_path, monkeypatch):
     strong, weak = tiny_sit(7), tiny_sit(8, depth=3, dim=16, exits=())
     save_model(strong, tmp_path / "strong.safetensors")
-    save_model(weak, tmp_path / "weak.safetensors")
+    parent = bundled.digest(tmp_path / "strong.safetensors")
+    save_model(weak, tmp_path / "weak.safetensors", {"parent": parent})
     files = {"main": str(tmp_path / "strong.safetensors"), "weak": str(tmp_path / "weak.safetensors")}
     monkeypatch.setitem(bundled.BUNDLED, "tiny", files)
     main, others = load_model("tiny")

@@ -9,8 +9,10 @@ from tests.tolerances import PIXELS_ANY_BATCH, PIXELS_ANY_MACHINE
 
 # mean pixel of one leaf of each species, seed 0, as the bundled networks were trained on
 MEAN_PIXELS = (
-    *(0.4484, 0.5503, 0.3815, 0.5129, 0.6520, 0.6384, 0.6519, 0.5592, 0.4384, 0.5208, 0.4292, 0.4639),
-    *(0.6344, 0.6184, 0.5492, 0.5708, 0.6472, 0.7324, 0.6622, 0.6752, 0.5435, 0.6249, 0.5114, 0.5329),
+    *(0.4691, 0.4577, 0.4500, 0.4423, 0.4531, 0.5232, 0.4522, 0.5550, 0.5952, 0.6242, 0.6447, 0.6556),
+    *(0.6350, 0.5920, 0.6777, 0.6297, 0.3360, 0.3651, 0.4518, 0.4511, 0.3802, 0.3102, 0.5071, 0.4719),
+    *(0.5843, 0.5527, 0.5773, 0.5755, 0.6061, 0.6509, 0.5915, 0.6529, 0.6418, 0.5581, 0.6210, 0.6891),
+    *(0.6064, 0.6345, 0.6575, 0.6479, 0.5223, 0.5495, 0.5451, 0.4805, 0.4855, 0.5139, 0.6326, 0.5854),
 )
 
 
@@ -68,17 +70,17 @@ def test_species_can_be_told_apart_but_those_of_a_genus_are_confused(seed):
     guess = torch.cdist(leaves, means).argmin(1)
     genus = torch.tensor(PARENTS)
     right, same_genus = guess == new, genus[guess] == genus[new]
-    assert 0.45 < right.float().mean() < 0.9  # chance is 1/24, and 1/4 for one who knows the genus
+    assert 0.15 < right.float().mean() < 0.6  # chance is 1/48, and 1/8 for one who knows the genus
     assert same_genus.float().mean() > 0.95
     assert same_genus[~right].float().mean() > 0.9
 
 
 @pytest.mark.parametrize("label", (-1, NUM_SPECIES))
 def test_a_label_that_is_no_species_is_refused(label):
-    with pytest.raises(ValueError, match=rf"\[0, 23\].*{label}"):
+    with pytest.raises(ValueError, match=rf"\[0, 47\].*{label}"):
         draw_leaves(torch.tensor([3, label]), generator(0))
 
 
 def test_names_and_genera_agree():
-    assert len(set(SPECIES)) == NUM_SPECIES == 24
+    assert len(set(SPECIES)) == NUM_SPECIES == 48
     assert all(SPECIES[c].startswith(GENERA[parent]) for c, parent in enumerate(PARENTS))

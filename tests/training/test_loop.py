@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -220,7 +221,7 @@ def test_a_classifier_learns_species_and_resumes_exactly(tmp_path):
     assert_same_states(resumed, whole)
     rows = log_rows(tmp_path / "whole")
     chance = math.log(TINY_CLASSIFIER.num_classes)
-    assert rows[-1]["loss"] < 0.8 * chance and rows[-1]["wrong"] < 0.95
+    assert rows[-1]["loss"] < chance - 0.1
     stored = load_classifier(tmp_path / "whole")
     assert all(torch.equal(value, whole.ema.module.state_dict()[name]) for name, value in stored.state_dict().items())
 
@@ -239,17 +240,15 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy(tmp_path):
 
 def test_a_state_of_a_captured_run_is_resumed_on_the_cpu(uninterrupted, tmp_path):
     """A captured step keeps its rate as a tensor and asks for an optimiser that the CPU has not."""
-    state = uninterrupted.optimizer.state_dict()
-    groups = [group | {"fused": True, "capturable": True, "lr": torch.tensor(group["lr"])} for group in state["param_groups"]]
+    shutil.copytree(uninterrupted.folder.path, tmp_path / "other")
     path = uninterrupted.folder.path / "state.pt"
     saved = torch.load(path, weights_only=True)
-    torch.save(saved | {"optimizer": state | {"param_groups": groups}}, path)
-    resumed = Trainer(TINY_SPEC, tiny_settings(steps=STEPS + 2), uninterrupted.folder.path, "resume")
-    other = Trainer(TINY_SPEC, tiny_settings(steps=STEPS + 2), tmp_path / "other")
-    other.run(stop_at(STEPS))
-    assert_same_states(resumed, other)
-    assert resumed.run() and other.run()
-    assert_same_states(resumed, other)
+    for group in saved["optimizer"]["param_groups"]:
+        group |= {"fused": True, "capturable": True, "lr": torch.tensor(group["lr"])}
+    torch.save(saved, path)
+    runs = [Trainer(TINY_SPEC, tiny_settings(steps=STEPS + 2), tmp_path / name, "resume") for name in ("whole", "other")]
+    assert all(run.step == STEPS and run.run() for run in runs)
+    assert_same_states(*runs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

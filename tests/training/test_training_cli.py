@@ -151,7 +151,7 @@ def test_a_sheet_or_an_export_is_written_over_a_file_only_when_told(tiny_recipe,
         mine = tmp_path / out
         mine.write_bytes(b"of the user")
         code, output = segue(*command, "--out", mine)
-        assert code == 2 and f"{out} is there already; choose another name, or write over it with --force" in output
+        assert code == 2 and f"{out} is there already; choose another name, or write over it (--force, force=True)" in output
         assert mine.read_bytes() == b"of the user"
         code, output = segue(*command, "--out", mine, "--force")
         assert code == 0 and mine.read_bytes() != b"of the user", output
@@ -168,7 +168,7 @@ def test_another_seed_draws_another_sheet(tmp_path):
     ("arguments", "words"),
     (
         (("--species", "Rosa"), "no class 'Rosa'"),
-        (("--species", "24"), "class 24 is out of range"),
+        (("--species", "48"), "class 48 is out of range"),
         (("--per-species", 0), r"per_species must lie in"),
         (("--seed", -1), "seed must lie in"),
         (("--out", "{tmp}/file/x.png"), "cannot write to"),

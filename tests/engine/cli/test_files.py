@@ -8,7 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_checkpoint import save_tiny
 from typer.testing import CliRunner
 
-from segue import Engine
+from segue import Engine, parse_rule
 from segue.__main__ import app
 from segue.engine.records.pictures import picture_name
 
@@ -54,7 +54,7 @@ def test_other_pictures_of_the_same_names_stay(segue, tmp_path):
     assert len(set(files)) == len(kept) == 3 * len(runs)
     assert "out/000-acerites-alba-seed7-4.png" in files and "out/grid-4.png" in files
     rules = [json.loads(Image.open(file).info["segue"])["rule"] for file in files[::3]]
-    assert rules[1] == "cfg:scale=2.5" and rules[3] == "cfg:scale=3"
+    assert rules[1] == parse_rule("cfg", "herbarium").text and rules[3] == "cfg:scale=3"
 
 
 def test_the_same_run_again_leaves_the_files_alone(segue, tmp_path):
@@ -90,7 +90,10 @@ def test_a_file_that_was_named_is_refused_before_any_work_or_written_over_when_t
 def test_sheets_without_a_name_are_numbered_with_their_records(segue, tmp_path):
     files = [written(segue("compare", "-r", rule, "--classes", "0", "--json")) for rule in ("none", "cfg")]
     assert files == [["out/compare.png", "out/compare.json"], ["out/compare-2.png", "out/compare-2.json"]]
-    assert [json.loads((tmp_path / pair[1]).read_text())["rules"][0]["rule"] for pair in files] == ["none", "cfg:scale=2.5"]
+    assert [json.loads((tmp_path / pair[1]).read_text())["rules"][0]["rule"] for pair in files] == [
+        "none",
+        parse_rule("cfg", "herbarium").text,
+    ]
 
 
 def test_a_picture_drawn_again_takes_its_own_place_only_if_it_is_the_same(segue, tmp_path):

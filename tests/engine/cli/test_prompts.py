@@ -180,7 +180,7 @@ def test_relative_costs_are_those_of_the_arithmetic(segue):
 
 def test_the_plan_of_a_folder_is_the_engines_and_needs_no_weights(segue, pipeline, engine, tmp_path):
     flags = ["-g", RULE, "--steps", "6", "--height", "20"]
-    expected = json.loads(json.dumps(plan_dict(engine.plan(GUIDANCE, 6, height=10)))) | {"rule": RULE}
+    expected = json.loads(json.dumps(plan_dict(engine.plan(GUIDANCE, 6, height=10)))) | {"rule": RULE, "notes": []}
     assert planned(segue, *flags) == expected
     for part in ("transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json", "model_index.json"):
         target = tmp_path / "tiny-sd3" / part
@@ -193,8 +193,8 @@ def test_the_plan_of_a_folder_is_the_engines_and_needs_no_weights(segue, pipelin
 
 def test_a_size_is_told_by_the_network_not_by_its_path(segue, tmp_path):
     tiny_transformer("sd3").save_pretrained(tmp_path / "sd3.5-medium")
-    stderr = segue("plan", "--model", "sd3.5-medium", code=2).stderr
-    assert "model 'sd3.5-medium, 6 blocks of width 16' has no default for it" in stderr
+    said = segue("plan", "--model", "sd3.5-medium").output
+    assert "no tuned numbers of sgg for sd3.5-medium, 6 blocks of width 16, using scale=4.5" in " ".join(said.split())
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -206,7 +206,6 @@ REFUSED = [
     (["sample"], "tiny-sd3 draws from prompts: give at least one --prompt"),
     (["sample", "--prompt", "a", "--classes", "3"], "draws from prompts and has no classes, got '3'"),
     (["compare", "--classes", "3"], "draws from prompts and has no classes, got '3'"),
-    (["sample", "--prompt", "a"], "sgg needs scale and weight and layers and switch"),
     (["sample", "--prompt", "a", "-g", "slg:weight=1,layers=6"], "layer 6 does not exist: tiny-sd3 has layers 0 to 5"),
     (["sample", *START, "--height", "18"], "height must be a positive multiple of 4, got 18"),
     (["sample", *START, "--width", "0"], "width must be a positive multiple of 4, got 0"),
