@@ -45,8 +45,8 @@ def _place_rate(optimizer: torch.optim.AdamW, settings: TrainSettings) -> None:
 class TrainingStep:
     """Losses, gradient, clipping, optimiser and average, on tensors that stay where they are.
 
-    A call on the CPU raises ``FloatingPointError`` before it changes anything if the gradient is not finite.  A captured one
-    does not wait for the device: who reads the losses must look.
+    A call that is no graph raises ``FloatingPointError`` before it changes a weight if the gradient is not finite.  A captured
+    one does not wait for the device: who reads the losses must look.
     """
 
     def __init__(self, model: nn.Module, average: AveragedModel, optimizer: torch.optim.AdamW, task: Task, s: TrainSettings):
@@ -68,10 +68,8 @@ class TrainingStep:
         self._load(drawn, learning_rate)
         if self.calls <= WARM_UP:
             return self._on_a_side_stream()
-        if self.graph is None:
-            self._capture()
-        assert self.graph is not None
-        self.graph.replay()
+        graph = self.graph or self._capture()
+        graph.replay()
         return {name: value.clone() for name, value in self.outputs.items()}
 
     def _step(self, drawn: Drawn) -> dict[str, Tensor]:
@@ -123,9 +121,10 @@ class TrainingStep:
         torch.cuda.current_stream().wait_stream(stream)
         return losses
 
-    def _capture(self) -> None:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.outputs = self._step(self.inputs)
         self.graph = graph
+        return graph
