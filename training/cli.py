@@ -150,8 +150,8 @@ def herbarium(
     from segue.engine.images import save_png
     from segue.engine.labels import parse_labels
 
-    from .sheet import species_sheet
-    from .species import NUM_SPECIES, SPECIES
+    from .data.sheet import species_sheet
+    from .data.species import NUM_SPECIES, SPECIES
 
     labels = parse_labels(species, NUM_SPECIES, SPECIES, "the herbarium")
     check_writable(out, folder=False)

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segue.models.classifiers import ClassifierSpec
 
-from .herbarium import MAX_BATCHES, herbarium_loader
+from .data.herbarium import Herbarium
+from .data.source import MAX_BATCHES, batch_loader
 from .run_folder import RunFolder, Start
 from .settings import TrainSettings
 from .step import TrainingStep, load_optimizer, make_optimizer
@@ -113,7 +114,7 @@ class Trainer:
         An exception leaves the last checkpoint as it was.
         """
         s = self.settings
-        batches = iter(herbarium_loader(s.batch_size, s.seed, self.step, s.workers))
+        batches = iter(batch_loader(Herbarium(), s.batch_size, s.seed, self.step, s.workers))
         window: list[dict[str, Tensor]] = []
         while self.progress < 1:
             began = time.perf_counter()

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from segue.models.classifiers import ClassifierSpec
 from segue.models.spec import SiTSpec
 
-from .leaves import SIZE
+from .data.leaves import SIZE
+from .data.species import NUM_SPECIES, PARENTS, SPECIES
 from .objective import LabelDropout
 from .settings import TrainSettings
-from .species import NUM_SPECIES, PARENTS, SPECIES
 from .task import Spec
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from segue.models.spec import SiTSpec
-from segue.training.herbarium import Herbarium
-from segue.training.leaves import SIZE, draw_leaves
-from segue.training.species import NUM_SPECIES, PARENTS, SPECIES
+from segue.training.data.herbarium import Herbarium
+from segue.training.data.leaves import SIZE, draw_leaves
+from segue.training.data.species import NUM_SPECIES, PARENTS, SPECIES
 from segue.training.streams import stream_generator
 
 from ..scores.extractors import features_of
@@ -60,7 +60,7 @@ def leaves(count: int = LEAVES) -> RealSamples:
 
     def batches() -> Iterable[Tensor]:
         for index, first in enumerate(range(0, count, LEAVES_AT_ONCE)):
-            yield Herbarium(LEAVES_AT_ONCE, LEAVES_SEED).batch(index)[0][: count - first]
+            yield Herbarium().batch(index, LEAVES_AT_ONCE, LEAVES_SEED)[0][: count - first]
 
     return RealSamples(f"{count} leaves of {NUM_SPECIES} species", count, (3, SIZE, SIZE), batches, PARENTS, fresh_leaves)
 

@@ -13,8 +13,8 @@ from segue.engine.device import resolve_device
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import default_rules, parse_rule
 from segue.models.bundled import CLASSIFIERS
-from segue.training.leaves import SIZE
-from segue.training.species import SPECIES
+from segue.training.data.leaves import SIZE
+from segue.training.data.species import SPECIES
 
 from ..allocator import DEFAULT
 from ..rows import Row

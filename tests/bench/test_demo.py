@@ -126,7 +126,7 @@ def test_the_judgement_counts_and_not_the_search(engine, environment, rows):
 
 
 def test_two_species_of_every_genus_are_shown_and_all_details():
-    from segue.training.species import PARENTS, SPECIES
+    from segue.training.data.species import PARENTS, SPECIES
 
     chosen = default_classes(PARENTS)
     assert [PARENTS[label] for label in chosen] == [genus for genus in range(6) for _ in range(2)]

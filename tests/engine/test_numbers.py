@@ -37,7 +37,7 @@ from segue.engine.rules.guidance import UNCOND
 from segue.kernels.philox import normal_noise, random_words
 from segue.models.layout import Hints
 from segue.models.sizes import family_spec
-from segue.training.herbarium import Herbarium
+from segue.training.data.source import Batches
 from segue.training.objective import LabelDropout
 from segue.training.settings import TrainSettings
 
@@ -118,7 +118,7 @@ WHOLE = {
     "hints exit_layer": (lambda g, n: Hints(exit_layer=n), 4),
     "training steps": (lambda g, n: json.dumps(vars(TrainSettings(steps=n)), default=vars), 7),
     "training seed": (lambda g, n: json.dumps(vars(TrainSettings(seed=n)), default=vars), 7),
-    "Herbarium seed": (lambda g, n: vars(Herbarium(3, n)), 7),
+    "Batches seed": (lambda g, n: vars(Batches(None, 3, n)), 7),
 }
 HALF = 0.5
 REAL = {

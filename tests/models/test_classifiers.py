@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from segue.models import bundled
 from segue.models.classifiers import Classifier, ClassifierSpec, load_classifier
 from segue.models.weights import save_model
-from segue.training.leaves import draw_leaves
-from segue.training.species import NUM_SPECIES, PARENTS, SPECIES
+from segue.training.data.leaves import draw_leaves
+from segue.training.data.species import NUM_SPECIES, PARENTS, SPECIES
 from tests.tolerances import FP32_BATCHED
 
 CONVOLUTIONAL = ClassifierSpec(

@@ -2,9 +2,9 @@
 
 from segue.models.classifiers import ClassifierSpec
 from segue.models.spec import SiTSpec
+from segue.training.data.species import NUM_SPECIES, PARENTS
 from segue.training.objective import LabelDropout
 from segue.training.settings import TrainSettings
-from segue.training.species import NUM_SPECIES, PARENTS
 
 TINY_SPEC = SiTSpec(
     name="tiny-herbarium",

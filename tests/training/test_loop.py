@@ -12,6 +12,7 @@ from training_fixtures import TINY_CLASSIFIER, TINY_SPEC, tiny_settings
 from segue.models.classifiers import load_classifier
 from segue.models.weights import load_network
 from segue.training import loop, task
+from segue.training.data.herbarium import Herbarium
 from segue.training.loop import Trainer
 from tests.tolerances import FP32_AVERAGE, FP32_CAPTURED_RUN, FP32_NETWORK_LOSS
 
@@ -142,7 +143,7 @@ def test_a_network_overfits_one_batch(tmp_path):
     """Noise and noise levels are new at every step; the leaves are known by heart."""
     spec = replace(TINY_SPEC, patch=2)  # 12 numbers per token: less than the width, so the noise can be seen whole
     trainer = Trainer(spec, tiny_settings(warmup=10, learning_rate=1e-2), tmp_path)
-    batch = next(iter(loop.herbarium_loader(2, seed=1)))
+    batch = next(iter(loop.batch_loader(Herbarium(), 2, seed=1)))
     losses = [trainer.train_step(*batch)["velocity"].item() for _ in range(150)]
     first, last = sum(losses[:5]) / 5, sum(losses[-20:]) / 20
     assert last < 0.25 * first, (first, last)
@@ -165,7 +166,7 @@ def test_another_seed_trains_on_other_noise(tmp_path):
     """The same network on the same leaves: only what is drawn in the step differs."""
     trainers = [Trainer(TINY_SPEC, tiny_settings(steps=1, seed=s), tmp_path / str(s)) for s in (0, 1)]
     trainers[1].model.load_state_dict(trainers[0].model.state_dict())
-    batch = next(iter(loop.herbarium_loader(2)))
+    batch = next(iter(loop.batch_loader(Herbarium(), 2)))
     losses = [trainer.train_step(*batch)["velocity"].item() for trainer in trainers]
     assert abs(losses[0] - losses[1]) > 1e-3
 
@@ -228,7 +229,7 @@ def test_a_classifier_learns_species_and_resumes_exactly(tmp_path):
 
 def test_the_loss_of_a_classifier_is_the_cross_entropy(tmp_path):
     trainer = Trainer(TINY_CLASSIFIER, tiny_settings(steps=2), tmp_path)
-    pictures, labels = next(iter(loop.herbarium_loader(3)))
+    pictures, labels = next(iter(loop.batch_loader(Herbarium(), 3)))
     trainer.train_step(pictures, labels)
     with torch.no_grad():
         logits = trainer.model(pictures).double()

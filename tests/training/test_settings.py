@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from segue.models.sit import SiT
+from segue.training.data.species import PARENTS, SPECIES
 from segue.training.recipes import RECIPES, get_recipe
 from segue.training.settings import TrainSettings
-from segue.training.species import PARENTS, SPECIES
 
 BUNDLE_BYTES = 15e6
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from segue.training.herbarium import MAX_BATCHES, Herbarium
-from segue.training.sheet import leaf
+from segue.training.data.herbarium import Herbarium
+from segue.training.data.sheet import leaf
+from segue.training.data.source import MAX_BATCHES
 from segue.training.streams import MAX_SEED, WORDS, stream_generator
 
 SEEDS = (0, 1, 2, 7, 2**16, MAX_SEED - 1)
@@ -38,7 +39,7 @@ def test_no_stream_repeats_itself_or_runs_beside_another():
 
 
 def test_another_seed_draws_other_batches_and_leaves():
-    batches = [Herbarium(9, seed).batch(3) for seed in SEEDS]
+    batches = [Herbarium().batch(3, 9, seed) for seed in SEEDS]
     leaves = [leaf(4, 2, seed).tobytes() for seed in SEEDS]
     for i, (images, labels) in enumerate(batches):
         assert not any(torch.equal(labels, other) or torch.equal(images, others) for others, other in batches[:i])

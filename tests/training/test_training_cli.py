@@ -18,9 +18,9 @@ from segue.__main__ import app
 from segue.models.classifiers import load_classifier
 from segue.models.weights import load_network
 from segue.training import recipes
+from segue.training.data.sheet import leaf
 from segue.training.loop import Trainer
 from segue.training.recipes import Recipe
-from segue.training.sheet import leaf
 
 
 @pytest.fixture

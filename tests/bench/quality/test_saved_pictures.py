@@ -15,8 +15,8 @@ from segue.bench.scores.extractors import colour_statistics
 from segue.bench.scores.judge import Judge
 from segue.engine.cli.npz_file import NpzFile, Shard, to_pixels
 from segue.engine.images import latents_to_images, save_png
-from segue.training.herbarium import Herbarium
-from segue.training.species import SPECIES
+from segue.training.data.herbarium import Herbarium
+from segue.training.data.species import SPECIES
 
 
 def logits(pictures: torch.Tensor) -> torch.Tensor:
@@ -102,8 +102,8 @@ def test_leaves_are_of_a_stream_of_their_own_and_as_many_as_asked_for():
     found = leaves(503)
     batches = list(found.batches())
     assert [len(batch) for batch in batches] == [500, 3] and f"503 leaves of {len(SPECIES)} species" == found.name
-    assert torch.equal(batches[0], Herbarium(500, 40_009).batch(0)[0])
-    assert not torch.equal(batches[0], Herbarium(500, 0).batch(0)[0])
+    assert torch.equal(batches[0], Herbarium().batch(0, 500, 40_009)[0])
+    assert not torch.equal(batches[0], Herbarium().batch(0, 500, 0)[0])
     with pytest.raises(ValueError, match="must be a positive whole number, got 0"):
         leaves(0)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from segue.training.leaves import INDIVIDUAL_RANGES, draw_individuals, draw_leaves, render_leaves
-from segue.training.species import GENERA, NUM_SPECIES, PARENTS, SPECIES
+from segue.training.data.leaves import INDIVIDUAL_RANGES, draw_individuals, draw_leaves, render_leaves
+from segue.training.data.species import GENERA, NUM_SPECIES, PARENTS, SPECIES
 from tests.tolerances import PIXELS_ANY_BATCH, PIXELS_ANY_MACHINE
 
 # mean pixel of one leaf of each species, seed 0, as the bundled networks were trained on

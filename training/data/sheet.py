@@ -7,9 +7,9 @@ from segue.engine.cli.sheets import labelled_sheet
 from segue.engine.images import latents_to_images
 from segue.engine.numeric_input import whole_number
 
+from ..streams import MAX_SEED, stream_generator
 from .leaves import draw_leaves
 from .species import SPECIES
-from .streams import MAX_SEED, stream_generator
 
 MAX_PER_SPECIES = 1 << 16
 

@@ -5,14 +5,15 @@ from itertools import islice
 import pytest
 import torch
 
-from segue.training.herbarium import Herbarium, herbarium_loader
-from segue.training.leaves import draw_leaves
-from segue.training.species import NUM_SPECIES
+from segue.training.data.herbarium import Herbarium
+from segue.training.data.leaves import draw_leaves
+from segue.training.data.source import batch_loader
+from segue.training.data.species import NUM_SPECIES
 from segue.training.streams import stream_generator
 
 
 def take(count: int, **settings) -> list:
-    return list(islice(iter(herbarium_loader(5, **settings)), count))
+    return list(islice(iter(batch_loader(Herbarium(), 5, **settings)), count))
 
 
 def same(ours, theirs) -> bool:
@@ -35,7 +36,7 @@ def test_every_batch_is_new(seed):
 
 
 def test_a_batch_holds_leaves_of_its_labels(seed):
-    images, labels = Herbarium(33, seed).batch(7)
+    images, labels = Herbarium().batch(7, 33, seed)
     generator = stream_generator(seed, 7)
     assert torch.equal(torch.randint(0, NUM_SPECIES, (33,), generator=generator), labels)
     assert torch.equal(draw_leaves(labels, generator), images)
@@ -60,4 +61,4 @@ def test_species_are_equally_likely(seed):
 )
 def test_bad_settings_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
-        herbarium_loader(**settings)
+        batch_loader(Herbarium(), **settings)
