@@ -231,6 +231,14 @@ def stored_spec(checkpoint: Checkpoint) -> SiTSpec:
 
     try:
         values = json.loads(checkpoint.metadata[SPEC_KEY], parse_constant=refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"the spec in {checkpoint.path} is not valid: {error}") from error
+    return read_spec(values, str(checkpoint.path))
+
+
+def read_spec(values: Any, where: str) -> SiTSpec:
+    """The spec of a SiT from JSON values that were read from ``where``; ``ValueError`` unless each suits its field."""
+    try:
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, got a {type(values).__name__}")
         types = get_type_hints(SiTSpec)
@@ -242,7 +250,7 @@ def stored_spec(checkpoint: Checkpoint) -> SiTSpec:
                 raise ValueError(f"{name} cannot be {value!r}")
         return SiTSpec(**values)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the spec in {checkpoint.path} is not valid: {error}") from error
+        raise ValueError(f"the spec in {where} is not valid: {error}") from error
 
 
 def _suits(value: Any, kind: Any) -> bool:

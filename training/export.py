@@ -10,9 +10,8 @@ from segue.models.bundled import PARENT_KEY, digest
 from segue.models.classifiers import ClassifierSpec, load_classifier
 from segue.models.weights import load_network, save_model
 
-from .loop import task_of
-from .recipes import get_recipe
 from .run_folder import RunFolder
+from .specs import spec_of
 
 EXPORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -20,25 +19,22 @@ EXPORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 def export_run(
     folder: Path, path: Path, dtype: str = "float16", step: int | None = None, parent: Path | None = None
 ) -> nn.Module:
-    """Write the EMA weights of a run of a known recipe to ``path`` (safetensors); returns the network as written.
+    """Write the averaged weights of a run to ``path`` (safetensors); returns the network as written.
 
     ``step``: weights that the run kept of an earlier step.  ``parent``: the file of the model that this one was made for, whose
     digest goes into the header.  The header also holds the spec and, as strings, the recipe, seed, steps, images and, of the
-    latest weights, the training seconds.  Raises ``ValueError`` if the folder holds no such run or step, its network is not
-    the recipe's, or a weight does not fit ``dtype``.
+    latest weights, the training seconds.  Raises ``ValueError`` if the folder holds no such run or step, or a weight does not
+    fit ``dtype``.
     """
     if dtype not in EXPORT_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(EXPORT_DTYPES)}, got {dtype!r}")
     check_writable(path, folder=False)
     run = RunFolder(folder)
     record = run.existing()
-    recipe = get_recipe(record["spec"].get("name"))
-    run.check_same("spec", recipe.spec.to_dict())
+    spec = spec_of(record["spec"], f"the run in {folder}")
     made_for = {} if parent is None else {PARENT_KEY: digest(parent)}
     weights = run.weights(step)
-    stored = load_classifier(weights) if isinstance(recipe.spec, ClassifierSpec) else load_network(weights)[0]
-    model = task_of(recipe.spec, recipe.settings).network()
-    model.load_state_dict(stored.state_dict())
+    model = load_classifier(weights) if isinstance(spec, ClassifierSpec) else load_network(weights)[0]
     model = model.to(EXPORT_DTYPES[dtype]).eval()
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
@@ -48,5 +44,5 @@ def export_run(
     if step is None:
         facts["seconds"] = round(record["seconds"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, path, {"recipe": recipe.spec.name} | {name: str(value) for name, value in facts.items()} | made_for)
+    save_model(model, path, {"recipe": spec.name} | {name: str(value) for name, value in facts.items()} | made_for)
     return model

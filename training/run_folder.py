@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from segue.engine.files import check_writable, whole_file
-from segue.models.weights import SavedNetwork, save_model
 
 from .settings import TrainSettings
 from .task import Spec
@@ -17,44 +17,68 @@ from .task import Spec
 Start = Literal["new", "resume", "fresh"]
 
 FILES = WEIGHTS, STATE, LOG, RECORD = "model.safetensors", "state.pt", "log.jsonl", "run.json"
-SNAPSHOTS = "snapshots"
-STATE_KEYS = {"model", "ema", "optimizer", "step", "seconds"}
+COMPANION, CURVE = "companion.safetensors", "loss.png"
+SNAPSHOTS, PREVIEWS = "snapshots", "previews"
+STATE_KEYS = {"networks", "step", "seconds"}
 
 # what may change when a run is resumed: the length and the machine, and names for people; not what is learnt from a batch
-MAY_CHANGE = {"steps", "minutes", "checkpoint_every", "snapshot_every", "device", "compile", "graph", "workers", "class_names"}
+MAY_CHANGE = {
+    *("steps", "minutes", "checkpoint_every", "snapshot_every", "preview_every", "device", "compile", "graph", "workers"),
+    *("class_names", "command"),
+}
 
 
 class RunFolder:
-    """``model.safetensors`` (EMA weights and spec), ``state.pt`` (to resume), ``run.json`` (what it is), ``log.jsonl``.
+    """``model.safetensors`` (averaged weights and spec), ``state.pt`` (to resume), ``run.json`` (what it is), ``log.jsonl``.
 
-    ``snapshots/STEP.safetensors`` are EMA weights of earlier steps, if the run keeps any.
+    ``snapshots/STEP.safetensors`` are averaged weights of earlier steps, if the run keeps any, ``previews/STEP.png`` what they
+    drew, ``loss.png`` the log as a curve, ``companion.safetensors`` the weak network that was trained beside.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def open(self, spec: Spec, settings: TrainSettings, start: Start) -> None:
-        """Make the folder ready for a run, or refuse it with one sentence before any work.
+    @property
+    def companion(self) -> Path:
+        """Averaged weights of the network that was trained beside."""
+        return self.path / COMPANION
 
-        ``new`` wants a folder without a run.  ``resume`` wants one with the same network and settings (but for its length and
-        machine).  ``fresh`` removes an earlier run of the same network.  Raises ``ValueError`` or ``OSError``.
+    @property
+    def curve(self) -> Path:
+        """The picture of the log."""
+        return self.path / CURVE
+
+    def check(self, spec: Spec, settings: TrainSettings, facts: Mapping[str, Any], start: Start) -> None:
+        """Refuse a folder with one sentence, before any work: ``ValueError`` or ``OSError``.
+
+        ``new`` wants a folder without a run.  ``resume`` wants one with the same network, settings and facts (but for its
+        length and machine).  ``fresh`` takes one with a run of the same network.
         """
         record = self.record()
         if start == "resume":
             self.check_same("spec", spec.to_dict())
             self.check_same("settings", asdict(settings))
+            self.check_same("facts", facts)
             check_writable(self.path, folder=True)
             return
-        present = [name for name in FILES if (self.path / name).exists()]
+        present = self._present()
         if present and (start == "new" or record is None):
-            raise ValueError(f"{self.path} already holds {present[0]}; resume that run, replace it, or choose another folder")
+            raise ValueError(
+                f"{self.path} already holds {present[0].name}; resume that run, replace it, or choose another folder"
+            )
         if record is not None and record["spec"].get("name") != spec.name:
             raise ValueError(f"{self.path} holds a run of {record['spec'].get('name')}, not of {spec.name}")
         check_writable(self.path, folder=True)
+
+    def begin(self, spec: Spec, settings: TrainSettings, facts: Mapping[str, Any]) -> None:
+        """Make the folder ready for a run that :meth:`check` has passed: an earlier run of the same network is removed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in (*(self.path / name for name in present), *self.snapshots().values()):
+        for path in (*self._present(), *self.snapshots().values(), *self.previews().values()):
             path.unlink()
-        self.write_record(spec, settings, step=0, seconds=0.0)
+        self.write_record(spec, settings, facts, step=0, seconds=0.0)
+
+    def _present(self) -> list[Path]:
+        return [path for name in (*FILES, COMPANION, CURVE) if (path := self.path / name).exists()]
 
     # --- the record of what the run is ---------------------------------------------------------------------------------
 
@@ -78,37 +102,50 @@ class RunFolder:
             raise ValueError(f"there is no run in {self.path}")
         return record
 
-    def write_record(self, spec: Spec, settings: TrainSettings, step: int, seconds: float) -> None:
-        record = {"spec": spec.to_dict(), "settings": asdict(settings), "step": step, "seconds": seconds}
+    def write_record(self, spec: Spec, settings: TrainSettings, facts: Mapping[str, Any], step: int, seconds: float) -> None:
+        record = {"spec": spec.to_dict()} | self.facts_of(settings, facts) | {"step": step, "seconds": seconds}
         with whole_file(self.path / RECORD) as part:
             part.write_text(json.dumps(record, indent=1) + "\n")
 
-    def check_same(self, part: Literal["spec", "settings"], wanted: dict[str, Any]) -> None:
+    @staticmethod
+    def facts_of(settings: TrainSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """How a run is trained, as JSON values: its settings, and what it was given."""
+        return {"settings": asdict(settings), "facts": dict(facts)}
+
+    def check_same(self, part: Literal["spec", "settings", "facts"], wanted: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` unless that part of the record agrees with ``wanted`` in all that may not change."""
         record = self.existing()
         for name, value in json.loads(json.dumps(wanted)).items():
-            found = record[part].get(name)
+            found = record.get(part, {}).get(name)
             if name not in MAY_CHANGE and found != value:
                 raise ValueError(f"{self.path} holds a run with another {name}: {found!r}, not {value!r}")
 
     # --- weights and state ---------------------------------------------------------------------------------------------
 
-    def save(self, weights: SavedNetwork, state: dict[str, Any]) -> None:
-        """Write the EMA weights and the resume state; each file is replaced whole or not at all."""
-        save_model(weights, self.path / WEIGHTS)
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the resume state; the file is replaced whole or not at all."""
         with whole_file(self.path / STATE) as part:
             torch.save(state, part)
 
-    def save_snapshot(self, weights: SavedNetwork, step: int) -> None:
-        """Keep the EMA weights of a step."""
-        path = self.path / SNAPSHOTS / f"{step}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_model(weights, path)
+    def snapshot(self, step: int) -> Path:
+        """Where the averaged weights of a step are kept."""
+        return self.path / SNAPSHOTS / f"{step}.safetensors"
+
+    def preview(self, step: int) -> Path:
+        """Where the pictures drawn after a step are kept."""
+        return self.path / PREVIEWS / f"{step}.png"
+
+    def previews(self) -> dict[int, Path]:
+        """The pictures that were kept, by step, in order."""
+        return self._by_step(PREVIEWS, "png")
+
+    def _by_step(self, folder: str, kind: str) -> dict[int, Path]:
+        found = {int(path.stem): path for path in (self.path / folder).glob(f"*.{kind}") if path.stem.isdigit()}
+        return dict(sorted(found.items()))
 
     def snapshots(self) -> dict[int, Path]:
         """The weights that were kept, by step, in order."""
-        found = {int(path.stem): path for path in (self.path / SNAPSHOTS).glob("*.safetensors") if path.stem.isdigit()}
-        return dict(sorted(found.items()))
+        return self._by_step(SNAPSHOTS, "safetensors")
 
     def weights(self, step: int | None = None) -> Path:
         """The latest EMA weights, or those kept of a step; raises ``ValueError`` if there are none of that step."""
@@ -135,9 +172,16 @@ class RunFolder:
 
     # --- the log -------------------------------------------------------------------------------------------------------
 
-    def log(self, row: dict[str, float]) -> None:
+    def log(self, row: Mapping[str, float]) -> None:
+        """Append a row; ``OSError`` where the disk is full."""
         with open(self.path / LOG, "a") as log:
             log.write(json.dumps(row) + "\n")
+
+    def log_rows(self) -> list[dict[str, float]]:
+        """The rows of the log, without one that a crash cut off."""
+        path = self.path / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
     def cut_log(self, step: int) -> None:
         """Drop the rows after ``step``: a resumed run makes those steps again."""

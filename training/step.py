@@ -1,35 +1,72 @@
-"""One optimiser step; on a CUDA device a captured graph, since small networks are trained as fast as the host launches."""
+"""One optimiser step; on a CUDA device captured graphs, since small networks are trained as fast as the host launches."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .average import WeightAverage
+from .captured import Captured
+from .processes import Processes
 from .settings import TrainSettings
 from .task import Drawn, Task
 
-WARM_UP = 3  # steps before the capture: they allocate the gradients and the optimiser's state, and compile what compiles
+COMPANION_EVERY = 4  # steps, as the released code of arXiv 2603.20584 trains the weak network beside the strong one
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network, the module that is called for its gradients, and what follows its weights."""
+
+    network: nn.Module
+    called: nn.Module
+    average: WeightAverage
+    optimizer: torch.optim.AdamW
+
+    @classmethod
+    def of(cls, network: nn.Module, settings: TrainSettings, processes: Processes) -> "Trained":
+        """Raises ``ValueError`` for a network of which nothing is trained."""
+        trained = [value for value in network.parameters() if value.requires_grad]
+        if not trained:
+            raise ValueError(f"no parameter of {type(network).__name__} is trained")
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)  # they stay: graphs add to them
+        average = WeightAverage(network, settings.ema)
+        return cls(network, processes.wrap(network), average, _make_optimizer(trained, settings))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.optimizer.param_groups[0]["params"]
+
+    def state(self) -> dict[str, Any]:
+        """What a run goes on from: of the weights, those that are trained."""
+        return {
+            "weights": {name: value.detach() for name, value in self.average.parameters.items()},
+            "average": self.average.values,
+            "updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any], settings: TrainSettings) -> None:
+        """Take over a state, which may come from another machine.  Raises ``KeyError`` for one of other parameters."""
+        with torch.no_grad():
+            for name, value in self.average.parameters.items():
+                value.copy_(state["weights"][name])
+        self.average.load(state["average"], state["updates"])
+        saved = state["optimizer"]
+        groups = [group | _machine_options(settings) for group in saved["param_groups"]]
+        self.optimizer.load_state_dict(saved | {"param_groups": groups})
+        _place_rate(self.optimizer, settings)
+
+
+def _make_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW; on a CUDA device with its learning rate and its counters there, so that a graph can hold it."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.99),
-        **_machine_options(settings),
-    )
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay, "betas": (0.9, settings.beta2)}
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, **options, **_machine_options(settings))
     _place_rate(optimizer, settings)
     return optimizer
-
-
-def load_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any], settings: TrainSettings) -> None:
-    """Take over the averages and counters of a run, on this run's machine: a state may come from another."""
-    groups = [group | _machine_options(settings) for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
-    _place_rate(optimizer, settings)
 
 
 def _machine_options(settings: TrainSettings) -> dict[str, Any]:
@@ -42,89 +79,85 @@ def _place_rate(optimizer: torch.optim.AdamW, settings: TrainSettings) -> None:
         group["lr"] = torch.tensor(rate, device=settings.device) if settings.captured else rate
 
 
+def _set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 class TrainingStep:
-    """Losses, gradient, clipping, optimiser and average, on tensors that stay where they are.
+    """Losses and gradients of the parts of a batch, clipping, optimiser and average, on tensors that stay where they are.
 
     A call that is no graph raises ``FloatingPointError`` before it changes a weight if the gradient is not finite.  A captured
     one does not wait for the device: who reads the losses must look.
     """
 
-    def __init__(self, model: nn.Module, average: AveragedModel, optimizer: torch.optim.AdamW, task: Task, s: TrainSettings):
-        self.model, self.average, self.optimizer, self.task, self.settings = model, average, optimizer, task, s
-        self.calls = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: Drawn = ()  # on the device, where the graph reads them
-        self.staging: Drawn = ()  # in pinned memory
-        self.copied: torch.cuda.Event | None = None  # from the one to the other
-        self.outputs: dict[str, Tensor] = {}
+    def __init__(self, main: Trained, companion: Trained | None, task: Task, settings: TrainSettings, processes: Processes):
+        self.main, self.companion, self.task, self.settings, self.processes = main, companion, task, settings, processes
+        self._functions: dict[str, Callable[[Drawn], dict[str, Tensor]]] = {}
+        self._stream = torch.cuda.Stream(settings.device) if settings.captured else None
 
-    def __call__(self, drawn: Drawn, learning_rate: float) -> dict[str, Tensor]:
-        """One step on what was drawn, on the CPU; the losses and the gradient's norm, scalars on the device."""
-        self.calls += 1
-        if not self.settings.captured:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            return self._step(tuple(tensor.to(self.settings.device) for tensor in drawn))
-        self._load(drawn, learning_rate)
-        if self.calls <= WARM_UP:
-            return self._on_a_side_stream()
-        graph = self.graph or self._capture()
-        graph.replay()
-        return {name: value.clone() for name, value in self.outputs.items()}
+    @property
+    def graphs(self) -> int:
+        """How many graphs were captured."""
+        return sum(each.graphs for each in self._functions.values() if isinstance(each, Captured))
 
-    def _step(self, drawn: Drawn) -> dict[str, Tensor]:
+    def __call__(self, step: int, parts: Sequence[Drawn], learning_rate: float) -> dict[str, Tensor]:
+        """Step number ``step`` on what was drawn for each part of this process's share of the batch, on the CPU.
+
+        Returns the losses, means over the parts, and the gradient's norm: scalars on the device.
+        """
+        losses = self._train("main", self.main, parts, learning_rate)
+        if self.companion is not None and step % COMPANION_EVERY == 0:
+            self._train("companion", self.companion, parts, learning_rate)
+        return losses
+
+    def _train(self, name: str, trained: Trained, parts: Sequence[Drawn], learning_rate: float) -> dict[str, Tensor]:
+        _set_rate(trained.optimizer, learning_rate)
+        gradients = self._function(f"gradients of {name}", lambda drawn: self._gradients(trained, drawn, len(parts)))
+        rows = []
+        for index, drawn in enumerate(parts):
+            if index + 1 < len(parts):
+                with self.processes.unsynchronised(trained.called):
+                    rows.append(gradients(drawn))
+            else:
+                rows.append(gradients(drawn))
+        # the first update begins the average: no graph may hold it, and none does, as it is the first call of all
+        norm = self._function(f"update of {name}", lambda _: self._update(trained))(())
+        trained.average.updates += 1
+        return {key: torch.stack([row[key] for row in rows]).mean() for key in rows[0]} | norm
+
+    def _function(self, name: str, function: Callable[[Drawn], dict[str, Tensor]]) -> Callable[[Drawn], dict[str, Tensor]]:
+        """``function`` under ``name``, on the device's own copies of what was drawn, as graphs where that is asked for."""
+        if name not in self._functions:
+            self._functions[name] = Captured(function, self._stream) if self._stream else self._eager(function)
+        return self._functions[name]
+
+    def _eager(self, function: Callable[[Drawn], dict[str, Tensor]]) -> Callable[[Drawn], dict[str, Tensor]]:
+        return lambda drawn: function(tuple(tensor.to(self.settings.device) for tensor in drawn))
+
+    def _gradients(self, trained: Trained, drawn: Drawn, parts: int) -> dict[str, Tensor]:
+        """Add the gradients of one part."""
         s = self.settings
         kind = torch.device(s.device).type
         # the casts of weights are part of a graph: none may be kept from outside
         with torch.autocast(kind, torch.bfloat16, enabled=s.dtype == "bfloat16", cache_enabled=not s.captured):
-            losses = self.task.losses(self.model, drawn)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
-        if not s.captured and not torch.isfinite(norm):
+            if trained is self.main:
+                companion = None if self.companion is None else self.companion.network
+                losses = self.task.losses(trained.called, drawn, companion)
+            else:
+                losses = self.task.companion_losses(trained.called, drawn)
+        (losses["loss"] / parts).backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _update(self, trained: Trained) -> dict[str, Tensor]:
+        """Clip the gradients, apply and clear them; the norm that they had."""
+        norm = torch.nn.utils.clip_grad_norm_(trained.parameters, self.settings.clip)
+        if not self.settings.captured and not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient is {norm.item()}")
-        self.optimizer.step()
-        self._update_average()
-        return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
-
-    def _update_average(self) -> None:
-        if self.graph is None and not (self.settings.captured and torch.cuda.is_current_stream_capturing()):
-            self.average.update_parameters(self.model)
-            return
-        # update_parameters reads its counter on the host; after the first step it does no more than this
-        averages, values = (list(network.parameters()) for network in (self.average.module, self.model))
-        get_ema_multi_avg_fn(self.settings.ema)(averages, values, None)
-        self.average.n_averaged.add_(1)
-
-    # --- the graph -----------------------------------------------------------------------------------------------------
-
-    def _load(self, drawn: Drawn, learning_rate: float) -> None:
-        """Put what a step reads where the graph finds it; the host waits for the copies of the step before alone."""
-        if self.copied is None:
-            self.inputs = tuple(torch.empty_like(tensor, device=self.settings.device) for tensor in drawn)
-            self.staging = tuple(torch.empty_like(tensor).pin_memory() for tensor in drawn)
-            self.copied = torch.cuda.Event()
-        self.copied.synchronize()
-        for tensor, pinned, static in zip(drawn, self.staging, self.inputs, strict=True):
-            pinned.copy_(tensor)
-            static.copy_(pinned, non_blocking=True)
-        self.copied.record()
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(learning_rate)
-
-    def _on_a_side_stream(self) -> dict[str, Tensor]:
-        """A step without a graph, where capture will run it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            losses = self._step(self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        return losses
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.outputs = self._step(self.inputs)
-        self.graph = graph
-        return graph
+        trained.optimizer.step()
+        trained.optimizer.zero_grad(set_to_none=False)
+        trained.average.update()
+        return {"gradient": norm.detach()}

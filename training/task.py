@@ -1,6 +1,8 @@
 """What a recipe's network learns: a velocity to sample by, or the species of a picture."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from segue.models.classifiers import Classifier, ClassifierSpec
 from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
+from segue.models.weights import save_model
 
 from .objective import LabelDropout, logit_normal_time, plain_loss
 
@@ -23,15 +26,37 @@ class Task(Protocol):
     def network(self) -> nn.Module:
         """A new network, initialised from the default generator."""
 
+    def companion(self) -> nn.Module | None:
+        """A weak network that is trained beside, on a loss of its own; None for none."""
+
     def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
         """All that one step depends on, for x0 [B, C, H, W] and labels [B]: tensors on the CPU, of the same shapes always."""
 
-    def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, drawn: Drawn, companion: nn.Module | None = None) -> dict[str, Tensor]:
         """The losses of a network on what was drawn, moved to its device: fp32 scalars, ``loss`` among them."""
+
+    def companion_losses(self, companion: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+        """As :meth:`losses`, of the companion."""
+
+    def write(self, network: nn.Module, path: Path, header: Mapping[str, str]) -> None:
+        """Write the weights that a run is for; the file appears whole or not at all."""
+
+
+class NetworkTask:
+    """A task without a companion, whose network is written as it is."""
+
+    def companion(self) -> nn.Module | None:
+        return None
+
+    def companion_losses(self, companion: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+        raise TypeError(f"{type(self).__name__} trains no companion")
+
+    def write(self, network: nn.Module, path: Path, header: Mapping[str, str]) -> None:
+        save_model(network, path, header)
 
 
 @dataclass(frozen=True)
-class VelocityTask:
+class VelocityTask(NetworkTask):
     """Flow matching: the velocity at logit-normal noise levels, some labels dropped, early exits trained alongside."""
 
     spec: SiTSpec
@@ -46,13 +71,13 @@ class VelocityTask:
         sigma = logit_normal_time(x0.shape[0], generator)
         return x0, labels, sigma, torch.randn(x0.shape, generator=generator)
 
-    def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, drawn: Drawn, companion: nn.Module | None = None) -> dict[str, Tensor]:
         x0, labels, sigma, eps = drawn
         return plain_loss(model, x0, labels, sigma, eps, self.exit_weight)
 
 
 @dataclass(frozen=True)
-class ClassificationTask:
+class ClassificationTask(NetworkTask):
     """The cross-entropy of the species."""
 
     spec: ClassifierSpec
@@ -63,7 +88,7 @@ class ClassificationTask:
     def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
         return x0, labels
 
-    def losses(self, model: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, drawn: Drawn, companion: nn.Module | None = None) -> dict[str, Tensor]:
         pictures, labels = drawn
         logits = model(pictures).float()
         wrong = (logits.argmax(1) != labels).float().mean()

@@ -26,8 +26,8 @@ def stop_at(step: int):
 def states(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Every tensor that a resumed run must agree in, by name."""
     named = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
-    named |= {f"ema.{k}": v for k, v in trainer.ema.state_dict().items()}
-    for index, slots in trainer.optimizer.state_dict()["state"].items():
+    named |= {f"average.{k}": v for k, v in trainer.average.values.items()}
+    for index, slots in trainer.trained["main"].optimizer.state_dict()["state"].items():
         named |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
     return named
 
@@ -107,14 +107,14 @@ def test_the_average_is_the_naive_recursion(tmp_path):
 
     trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS, ema=decay), tmp_path)
     trainer.run(follow)
-    for average, expected in zip(trainer.ema.module.parameters(), naive, strict=True):
+    for average, expected in zip(trainer.average.values.values(), naive, strict=True):
         assert (average.double() - expected).abs().max() <= FP32_AVERAGE * expected.abs().max()
 
 
 def test_the_saved_network_is_the_average_and_loads_strictly(uninterrupted):
     network, report = load_network(uninterrupted.folder.path)
     assert network.spec == TINY_SPEC and not report.ignored
-    for name, value in uninterrupted.ema.module.state_dict().items():
+    for name, value in uninterrupted.average.values.items():
         assert torch.equal(network.state_dict()[name], value), name
 
 
@@ -144,7 +144,7 @@ def test_a_network_overfits_one_batch(tmp_path):
     spec = replace(TINY_SPEC, patch=2)  # 12 numbers per token: less than the width, so the noise can be seen whole
     trainer = Trainer(spec, tiny_settings(warmup=10, learning_rate=1e-2), tmp_path)
     batch = next(iter(loop.batch_loader(Herbarium(), 2, seed=1)))
-    losses = [trainer.train_step(*batch)["velocity"].item() for _ in range(150)]
+    losses = [trainer.train_step(batch)["velocity"].item() for _ in range(150)]
     first, last = sum(losses[:5]) / 5, sum(losses[-20:]) / 20
     assert last < 0.25 * first, (first, last)
 
@@ -167,7 +167,7 @@ def test_another_seed_trains_on_other_noise(tmp_path):
     trainers = [Trainer(TINY_SPEC, tiny_settings(steps=1, seed=s), tmp_path / str(s)) for s in (0, 1)]
     trainers[1].model.load_state_dict(trainers[0].model.state_dict())
     batch = next(iter(loop.batch_loader(Herbarium(), 2)))
-    losses = [trainer.train_step(*batch)["velocity"].item() for trainer in trainers]
+    losses = [trainer.train_step(batch)["velocity"].item() for trainer in trainers]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -187,7 +187,7 @@ def test_snapshots_are_the_averages_of_their_steps(tmp_path):
     averages = {}
 
     def note(trainer, losses):
-        averages[trainer.step] = {name: value.clone() for name, value in trainer.ema.module.state_dict().items()}
+        averages[trainer.step] = {name: value.clone() for name, value in trainer.average.values.items()}
 
     trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS, snapshot_every=3), tmp_path)
     trainer.run(note)
@@ -224,13 +224,13 @@ def test_a_classifier_learns_species_and_resumes_exactly(tmp_path):
     chance = math.log(TINY_CLASSIFIER.num_classes)
     assert rows[-1]["loss"] < chance - 0.1
     stored = load_classifier(tmp_path / "whole")
-    assert all(torch.equal(value, whole.ema.module.state_dict()[name]) for name, value in stored.state_dict().items())
+    assert all(torch.equal(value, whole.average.values[name]) for name, value in stored.state_dict().items())
 
 
 def test_the_loss_of_a_classifier_is_the_cross_entropy(tmp_path):
     trainer = Trainer(TINY_CLASSIFIER, tiny_settings(steps=2), tmp_path)
     pictures, labels = next(iter(loop.batch_loader(Herbarium(), 3)))
-    trainer.train_step(pictures, labels)
+    trainer.train_step((pictures, labels))
     with torch.no_grad():
         logits = trainer.model(pictures).double()
     expected = (logits.logsumexp(1) - logits[torch.arange(3), labels]).mean().item()
@@ -244,7 +244,7 @@ def test_a_state_of_a_captured_run_is_resumed_on_the_cpu(uninterrupted, tmp_path
     shutil.copytree(uninterrupted.folder.path, tmp_path / "other")
     path = uninterrupted.folder.path / "state.pt"
     saved = torch.load(path, weights_only=True)
-    for group in saved["optimizer"]["param_groups"]:
+    for group in saved["networks"]["main"]["optimizer"]["param_groups"]:
         group |= {"fused": True, "capturable": True, "lr": torch.tensor(group["lr"])}
     torch.save(saved, path)
     runs = [Trainer(TINY_SPEC, tiny_settings(steps=STEPS + 2), tmp_path / name, "resume") for name in ("whole", "other")]
@@ -260,7 +260,7 @@ def test_a_captured_step_does_what_an_eager_one_does(spec, tmp_path):
         settings = tiny_settings(steps=12, device="cuda", graph=graph)
         runs[graph] = Trainer(spec, settings, tmp_path / str(graph))
         runs[graph].run()
-    assert runs[True].one_step.graph is not None and runs[False].one_step.graph is None
-    for captured, eager in zip(runs[True].ema.module.parameters(), runs[False].ema.module.parameters(), strict=True):
+    assert runs[True].one_step.graphs == 2 and runs[False].one_step.graphs == 0
+    for captured, eager in zip(*(run.average.values.values() for run in (runs[True], runs[False])), strict=True):
         assert (captured - eager).abs().max() <= FP32_CAPTURED_RUN * eager.abs().max().clamp_min(1e-2)
-    assert runs[True].ema.n_averaged == runs[False].ema.n_averaged == 12
+    assert runs[True].average.updates == runs[False].average.updates == 12

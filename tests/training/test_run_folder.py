@@ -30,7 +30,7 @@ def test_a_run_leaves_exactly_its_four_files(finished):
 
 def test_the_state_holds_tensors_and_plain_values_only(finished):
     state = torch.load(finished / "state.pt", weights_only=True)
-    assert state.keys() == {"model", "ema", "optimizer", "step", "seconds"}
+    assert state.keys() == {"networks", "step", "seconds"}
 
 
 @pytest.mark.parametrize("writer", ("torch.save", "segue.models.weights.save_file"))
@@ -55,7 +55,7 @@ def test_a_save_that_fails_leaves_the_old_files(finished, monkeypatch, writer):
 def test_a_new_run_refuses_a_folder_that_holds_one(finished):
     before = contents(finished)
     with pytest.raises(ValueError, match=r"already holds model\.safetensors"):
-        RunFolder(finished).open(TINY_SPEC, tiny_settings(), "new")
+        RunFolder(finished).check(TINY_SPEC, tiny_settings(), {}, "new")
     assert contents(finished) == before
 
 
@@ -63,13 +63,13 @@ def test_a_new_run_refuses_a_folder_that_holds_one(finished):
 def test_files_of_unknown_origin_are_never_overwritten(tmp_path, start):
     (tmp_path / "model.safetensors").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"already holds model\.safetensors"):
-        RunFolder(tmp_path).open(TINY_SPEC, tiny_settings(), start)
+        RunFolder(tmp_path).check(TINY_SPEC, tiny_settings(), {}, start)
     assert contents(tmp_path) == {"model.safetensors": b"mine"}
 
 
 def test_a_fresh_run_replaces_a_run_of_the_same_network_only(finished):
     with pytest.raises(ValueError, match="holds a run of tiny-herbarium, not of other"):
-        RunFolder(finished).open(replace(TINY_SPEC, name="other"), tiny_settings(), "fresh")
+        RunFolder(finished).check(replace(TINY_SPEC, name="other"), tiny_settings(), {}, "fresh")
     trainer = Trainer(TINY_SPEC, tiny_settings(steps=3, seed=5), finished, "fresh")
     assert trainer.step == 0 and not (finished / "log.jsonl").exists()
     trainer.run()
@@ -100,10 +100,10 @@ def test_length_machine_and_names_may_change(finished):
 def test_nothing_is_made_where_nothing_can_be(tmp_path, start):
     (tmp_path / "file").write_text("")
     with pytest.raises((ValueError, OSError), match="file/run"):
-        RunFolder(tmp_path / "file" / "run").open(TINY_SPEC, tiny_settings(), start)
+        RunFolder(tmp_path / "file" / "run").check(TINY_SPEC, tiny_settings(), {}, start)
     if start == "resume":
         with pytest.raises(ValueError, match="no run in"):
-            RunFolder(tmp_path / "absent").open(TINY_SPEC, tiny_settings(), start)
+            RunFolder(tmp_path / "absent").check(TINY_SPEC, tiny_settings(), {}, start)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_state_is_refused_by_name(finished, damage):
 
 def test_a_state_that_is_something_else_is_refused(finished):
     torch.save({"model": {}}, finished / "state.pt")
-    with pytest.raises(ValueError, match="must hold ema, model"):
+    with pytest.raises(ValueError, match="must hold networks, seconds, step"):
         Trainer(TINY_SPEC, tiny_settings(), finished, "resume")
 
 
@@ -129,4 +129,4 @@ def test_a_state_that_is_something_else_is_refused(finished):
 def test_a_record_that_describes_no_run_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"run\.json does not describe a run"):
-        RunFolder(tmp_path).open(TINY_SPEC, tiny_settings(), "resume")
+        RunFolder(tmp_path).check(TINY_SPEC, tiny_settings(), {}, "resume")

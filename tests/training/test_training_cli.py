@@ -43,7 +43,7 @@ def test_train_trains_the_recipe_with_the_options_given(tiny_recipe, tmp_path):
     theirs = Trainer(TINY_SPEC, tiny_settings(steps=3, batch_size=2, seed=6), tmp_path / "reference")
     theirs.run()
     network, _ = load_network(tmp_path / "run")
-    for name, value in theirs.ema.module.state_dict().items():
+    for name, value in theirs.average.values.items():
         assert torch.equal(network.state_dict()[name], value), name
 
 
@@ -93,15 +93,15 @@ def test_another_run_is_not_overwritten(tiny_recipe, tmp_path):
 INTERRUPTED_RUN = """
 import os, signal, sys
 from training_fixtures import TINY_CLASSIFIER, TINY_SPEC, tiny_settings
-from segue.training import cli, loop
+from segue.training import loop, showing
 step = loop.Trainer.train_step
-def step_and_press_ctrl_c(trainer, *batch):
-    losses = step(trainer, *batch)
+def step_and_press_ctrl_c(trainer, *parts):
+    losses = step(trainer, *parts)
     if trainer.step == 3:
         os.killpg(0, signal.SIGINT)  # a terminal signals the whole process group: the workers too
     return losses
 loop.Trainer.train_step = step_and_press_ctrl_c
-sys.exit(cli._run(TINY_SPEC, tiny_settings(steps=20, workers=2), sys.argv[1], "new"))
+sys.exit(showing.show_run(loop.Trainer(TINY_SPEC, tiny_settings(steps=20, workers=2), sys.argv[1])))
 """
 
 

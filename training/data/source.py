@@ -41,36 +41,49 @@ class Source(Protocol):
 class Batches(IterableDataset):
     """An endless stream of ``(samples [B, C, H, W] fp32, labels [B] int64)`` of a source.
 
-    Worker ``k`` of ``n`` makes the batches ``start + k + n j``, so the stream does not depend on the number of workers, and
-    ``start`` resumes it.
+    A step reads ``parts`` batches, of which ``own`` are this stream's: those of step ``start``, of the next, and so on.
+    Worker ``k`` of ``n`` makes every ``n``-th from the ``k``-th on, so the stream does not depend on the number of workers.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int = 0, start: int = 0):
+    def __init__(
+        self, source: Source, batch_size: int, seed: int = 0, start: int = 0, parts: int = 1, own: range | None = None
+    ):
         self.source = source
         self.batch_size = counting_number(batch_size, "batch_size")
         self.seed = whole_number(seed, "seed must be a whole number")
         self.start = whole_number(start, "start must be a whole number")
+        self.parts = counting_number(parts, "parts")
+        self.own = range(self.parts) if own is None else own
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed must lie in [0, 2^31), got {seed}")
-        if not 0 <= self.start < MAX_BATCHES:
-            raise ValueError(f"start must lie in [0, 2^31), got {start}")
+        if not 0 <= self.start * self.parts < MAX_BATCHES:
+            raise ValueError(f"start must lie in [0, 2^31 / {self.parts}), got {start}")
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
-        step, offset = (worker.num_workers, worker.id) if worker else (1, 0)
-        index = self.start + offset
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         while True:
+            step, part = divmod(number, len(self.own))
+            index = (self.start + step) * self.parts + self.own[part]
             yield self.source.batch(index, self.batch_size, self.seed)
-            index += step
+            number += workers
 
 
-def batch_loader(source: Source, batch_size: int, seed: int = 0, start: int = 0, workers: int = 0) -> DataLoader:
+def batch_loader(
+    source: Source,
+    batch_size: int,
+    seed: int = 0,
+    start: int = 0,
+    workers: int = 0,
+    parts: int = 1,
+    own: range | None = None,
+) -> DataLoader:
     """A DataLoader over :class:`Batches`; batches come in the same order for any number of workers."""
     workers = whole_number(workers, "workers must be a whole number")
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     return DataLoader(
-        Batches(source, batch_size, seed, start),
+        Batches(source, batch_size, seed, start, parts, own),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=_leave_interrupts_to_the_parent,

@@ -1,0 +1,50 @@
+"""The network of a run: read from its record, made for a source of samples by a recipe's sizes or a published one's."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+from segue.models.classifiers import ClassifierSpec
+from segue.models.sizes import PATCHES, SIZES
+from segue.models.spec import SiTSpec
+from segue.models.weights import read_spec
+
+from .data.source import Source
+from .task import Spec
+
+
+def spec_of(values: Any, where: str) -> Spec:
+    """The spec in a run's record, JSON values that were read from ``where``; ``ValueError`` where it is none."""
+    known = {field.name for field in fields(ClassifierSpec)}
+    if isinstance(values, dict) and {"family", "widths"} <= values.keys() <= known:
+        return ClassifierSpec(**values)
+    return read_spec(values, where)
+
+
+def fitted(spec: Spec, source: Source) -> Spec:
+    """``spec`` for the samples and the classes of ``source``, and under its name; as it is where they are its own.
+
+    Raises ``ValueError`` where the samples cannot be cut into the patches of ``spec``.
+    """
+    channels, height, width = source.shape
+    classes = {"num_classes": source.num_classes, "parents": source.parents, "class_names": source.class_names}
+    if isinstance(spec, ClassifierSpec):
+        if height != width:
+            raise ValueError(f"a classifier reads square pictures, got {height} x {width}")
+        return replace(spec, name=_named(spec, source), channels=channels, size=height, **classes)
+    outputs = spec.out_channels // spec.channels * channels
+    shape = {"channels": channels, "height": height, "width": width, "out_channels": outputs}
+    return replace(spec, name=_named(spec, source), **shape, **classes)
+
+
+def _named(spec: Spec, source: Source) -> str:
+    own = (spec.num_classes, spec.parents) == (source.num_classes, source.parents)
+    return spec.name if own else source.name
+
+
+def sized(spec: SiTSpec, text: str) -> SiTSpec:
+    """``spec`` with the width, depth, heads and patch of a published size, as in ``S/2``; ``ValueError`` for another."""
+    letter, _, patch = text.partition("/")
+    if letter not in SIZES or patch not in map(str, PATCHES):
+        raise ValueError(f"unknown size {text!r}; write one of {', '.join(SIZES)} and a patch of 2, 4 or 8, as in S/2")
+    size = SIZES[letter]
+    return replace(spec, patch=int(patch), dim=size.dim, depth=size.depth, heads=size.heads)
