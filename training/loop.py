@@ -223,10 +223,10 @@ class Trainer:
             return
         self._check_finite(losses)
         if self.processes.first:
+            if keeps:  # before the state: a run that is killed between them makes it again
+                self._write_average("main", self.folder.snapshot(self.step))
             if saves:
                 self.save()
-            if keeps:
-                self._write_average("main", self.folder.snapshot(self.step))
         self.processes.wait()
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
