@@ -61,10 +61,11 @@ def official_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     )
     training_only = [key for key in tensors if family_name == "repa" and key.startswith("projectors.")]
     ignored = dict.fromkeys(training_only, "used in training only")
-    return Layout(spec, lambda name: (_name(name, exits),), ignored, positions="pos_embed")
+    return Layout(spec, lambda name: (official_name(name, exits),), ignored, positions="pos_embed")
 
 
-def _name(name: str, exits: tuple[int, ...]) -> str:
+def official_name(name: str, exits: tuple[int, ...]) -> str:
+    """The official name of one of our parameters; the early-exit head is ``mid_layer``."""
     for layer in exits:
         name = name.replace(f"exit_layers.{layer}.", "mid_layer.")
     return name.removeprefix("embedders.0.")

@@ -15,7 +15,7 @@ FP32_NETWORK_LOSS = 4e-5
 FP32_CAPTURED_RUN = 1e-2
 
 # Gradients, or weights after five steps of AdamW, from the same samples added in another order: a gradient differs by
-# roundings, 1e-6 of its largest entry over a hundred tokens; a step divides by its root mean square, which turns tiny ones more.
+# roundings, 1e-6 of its largest over a hundred tokens; a step divides by its root mean square, which turns tiny ones more.
 FP32_SUMMED_PARTS = 2e-3
 
 # Outputs of a small network in fp32 for a batch and for each of its rows: sums in another order, over less than ten layers.

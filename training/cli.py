@@ -20,13 +20,16 @@ def register(app: typer.Typer) -> None:
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    out: Annotated[Path, typer.Option(help="Safetensors file to write.")],
+    out: Annotated[Path, typer.Option(help="File to write; the folder in the layout of diffusers.")],
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
     step: Annotated[int | None, typer.Option(help="Weights that the run kept of this step; default the latest.")] = None,
     parent: Annotated[Path | None, typer.Option(help="The model's file that this one is made for.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="segue; official (a torch file for the code of DiT, SiT and REPA) or diffusers (a folder).")
+    ] = "segue",
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Write the averaged weights of a training run as one small file.
+    """Write the averaged weights of a training run as one small file, or as other code reads them.
 
     [bold]Example[/bold]
 
@@ -38,9 +41,13 @@ def export(
 
     if not force:
         refuse_existing(out)
-    model = export_run(run, out, dtype, step, parent)
+    model = export_run(run, out, dtype, step, parent, layout)
     count = sum(parameter.numel() for parameter in model.parameters())
-    typer.echo(f"{out}: {model.spec.name}, {count / 1e6:.2f} M parameters, {out.stat().st_size / 1e6:.1f} MB")
+    typer.echo(f"{out}: {model.spec.name}, {count / 1e6:.2f} M parameters, {_bytes(out) / 1e6:.1f} MB")
+
+
+def _bytes(out: Path) -> int:
+    return sum(path.stat().st_size for path in (out.iterdir() if out.is_dir() else (out,)))
 
 
 def herbarium(
