@@ -15,6 +15,7 @@ TUNER = "segue.kernels.tune"
 SANITIZER = "compute-sanitizer"
 RESULTS = "results.jsonl"
 TUNED_TABLE = "launch_table.py"  # in the folder of the visit
+TRAINED = "train"  # the folder of the training run in that of the visit
 KERNEL_TIMES = "kernel_times.jsonl"  # one line for each step that the profiler saw
 CALL_S = 582.0  # of one call, of which the parts of the first need at most this much together
 SPARE_CORES = 4  # for the driver and for what feeds the device
@@ -58,7 +59,7 @@ class Part:
 
 
 def parts(out: Path) -> dict[str, Part]:
-    """All parts in their order: the first call has time for those up to ``kernels``, a second one for the rest.
+    """All parts in their order: the first call has time for those up to ``kernels``, a second one for the rest but ``train``.
 
     What must be right comes first, then what the table of results needs, then tuning and what it changed; the sanitizer, which
     shares the device with nothing, is last.
@@ -80,9 +81,11 @@ def parts(out: Path) -> dict[str, Part]:
         "profile": _profile(40, out / KERNEL_TIMES),
         "cold": _suite("cold", 75, results, *sd3),
         "sanitizer": _sanitizer(45),
+        "train": _training(240, out / TRAINED),
     }
 
 
+THIRD_CALL = ("train",)
 FIRST_CALL = ("kernel-tests", "e2e", "step", "cost", "kernels")
 
 
@@ -131,6 +134,16 @@ def _tuner(seconds: float, table: Path) -> Part:
 def _profile(seconds: float, times: Path) -> Part:
     command = [sys.executable, "-m", "segue.bench.kernel_times", *reversed(MODELS), "--out", str(times)]
     return Part(command, seconds, 20)
+
+
+def _training(seconds: float, out: Path) -> Part:
+    """Only where times of the card are committed: they come first."""
+
+    def limit(given: float) -> list[str]:
+        return ["--limit-seconds", f"{given:.0f}"]
+
+    command = [sys.executable, "-m", "segue.bench.train_part", "--out", str(out)]
+    return Part(command, seconds, 60, limit)
 
 
 def _sanitizer(seconds: float) -> Part:

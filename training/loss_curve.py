@@ -32,7 +32,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], title: str, path: Path) -> N
     axes.set_yscale("log")
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    if names:
+    if axes.lines:
         axes.legend()
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=120)

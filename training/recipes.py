@@ -1,11 +1,13 @@
 """The recipes that the bundled networks are trained by."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from segue.models.classifiers import ClassifierSpec
 from segue.models.spec import SiTSpec
 
+from .data.herbarium import Herbarium
 from .data.leaves import SIZE
+from .data.source import Source
 from .data.species import NUM_SPECIES, PARENTS, SPECIES
 from .objective import LabelDropout
 from .settings import TrainSettings
@@ -14,10 +16,11 @@ from .task import Spec
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network and how to train it."""
+    """A network, how to train it, and on what."""
 
     spec: Spec
     settings: TrainSettings
+    source: Source = field(default_factory=Herbarium)
 
 
 _STRONG = SiTSpec(
@@ -58,6 +61,10 @@ _CLASSIFICATION = TrainSettings(steps=12_000, batch_size=128, weight_decay=0.01,
 # its run is too short for the longer average
 RECIPES = {
     "herbarium": Recipe(_STRONG, _SETTINGS),
+    # four times the tokens of the same network: for the minutes of a card
+    "herbarium-64": Recipe(
+        replace(_STRONG, name="herbarium-64", height=2 * SIZE, width=2 * SIZE), _SETTINGS, Herbarium(2 * SIZE)
+    ),
     "herbarium-weak": Recipe(
         replace(_STRONG, name="herbarium-weak", dim=96, depth=6, heads=3, exits=()),
         replace(_SETTINGS, steps=2_000, ema=0.99, snapshot_every=0),

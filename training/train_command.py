@@ -19,7 +19,8 @@ RUN, NETWORK, LENGTH, MACHINE = "The run", "Network and data", "Length and optim
 def train(
     out: Annotated[Path, typer.Option(help="Folder for weights, state and log.")],
     recipe: Annotated[
-        str | None, typer.Option(help="herbarium (default), herbarium-weak, herbarium-classifier or herbarium-judge.")
+        str | None,
+        typer.Option(help="herbarium (default) or herbarium-64, -weak, -classifier, -judge."),
     ] = None,
     resume: Annotated[
         bool | None, typer.Option("--resume/--fresh", help="Continue the run in the folder / replace it.")
@@ -155,9 +156,9 @@ def _begun(out: Path, recipe: str | None, network: dict, settings: dict, dropout
     from .specs import fitted, sized
 
     chosen = get_recipe(recipe or "herbarium")
-    source = _source(network)
+    source = _source(network) if "data" in network else chosen.source
     spec = fitted(chosen.spec, source) if "data" in network else chosen.spec
-    initial, facts = {}, {"command": network}
+    initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
     if not isinstance(spec, SiTSpec) and (found := {"from", "size", "exit_layer"} & network.keys()):
         raise ValueError(f"the recipe {recipe} is of a classifier, which takes no {sorted(found)[0]}")
     if "from" in network:
@@ -181,6 +182,7 @@ def _begun(out: Path, recipe: str | None, network: dict, settings: dict, dropout
 def _resumed(out: Path, recipe: str | None, network: dict, settings: dict, dropout: float | None) -> "Trainer":
     """The trainer of a run that is in its folder; of what it is trained on, where that lies may have changed."""
     from .loop import Trainer
+    from .recipes import get_recipe
     from .run_folder import RunFolder
     from .settings import TrainSettings
     from .specs import spec_of
@@ -192,7 +194,8 @@ def _resumed(out: Path, recipe: str | None, network: dict, settings: dict, dropo
     if recipe is not None and recipe != spec.name:
         raise ValueError(f"{out} holds a run of {spec.name}, not of {recipe}")
     command = facts.get("command", {}) | network
-    source, values = _source(command), record["settings"]
+    source = _source(command) if "data" in command else get_recipe(command.get("recipe", "herbarium")).source
+    values = record["settings"]
     if dropout is not None:
         settings = settings | {"dropout": values["dropout"] | {"everything": dropout}}
     initial = {}

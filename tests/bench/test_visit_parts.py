@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from segue.__main__ import app
 from segue.bench import kernel_probe, visit_parts
-from segue.bench.visit_parts import CALL_S, FIRST_CALL, ROOT, Part, parts
+from segue.bench.visit_parts import CALL_S, FIRST_CALL, ROOT, THIRD_CALL, Part, parts
 from segue.kernels.catalogue import SIZES, cases
 
 CPU = torch.device("cpu")
@@ -23,7 +23,8 @@ def test_the_first_call_has_time_for_its_parts_and_a_second_one_for_the_rest(tmp
     made = parts(tmp_path)
     assert tuple(made)[: len(FIRST_CALL)] == FIRST_CALL
     assert sum(made[name].seconds for name in FIRST_CALL) <= CALL_S <= 590
-    assert sum(part.seconds for name, part in made.items() if name not in FIRST_CALL) <= 600
+    assert sum(part.seconds for name, part in made.items() if name not in FIRST_CALL + THIRD_CALL) <= 600
+    assert tuple(made)[-len(THIRD_CALL) :] == THIRD_CALL and sum(made[name].seconds for name in THIRD_CALL) <= 240
 
 
 def test_what_is_measured_again_waits_for_a_tuned_table(tmp_path):
@@ -32,7 +33,7 @@ def test_what_is_measured_again_waits_for_a_tuned_table(tmp_path):
 
 def test_tests_come_first_tuning_before_what_it_changes_and_the_sanitizer_last(tmp_path):
     names = list(parts(tmp_path))
-    assert names[0] == "kernel-tests" and names[-1] == "sanitizer"
+    assert names[0] == "kernel-tests" and names[-2:] == ["sanitizer", "train"]
     assert names.index("kernels") < names.index("tune") < names.index("kernels-tuned")
 
 
