@@ -14,14 +14,16 @@ from .task import Spec
 PICTURES, STEPS, SEED = 16, 28, 0
 
 
-def check_previews(spec: Spec, vae: Any = None) -> None:
-    """Raise ``ValueError`` for a network that draws nothing, or latents without a VAE that decodes them."""
+def check_previews(spec: Spec, every: int, vae: Any = None) -> None:
+    """Raise ``ValueError`` for a network that draws nothing, latents without a VAE that decodes them, a VAE for nothing."""
+    if not every:
+        if vae is not None:
+            raise ValueError(f"the VAE {vae} is for previews, and preview_every is 0")
+        return
     if not isinstance(spec, SiTSpec):
         raise ValueError(f"{spec.name} draws no pictures: leave preview_every at 0")
     if vae is None and spec.channels not in (1, 3):
-        raise ValueError(
-            f"{spec.name} draws latents of {spec.channels} channels: previews need the VAE that decodes them (--vae)"
-        )
+        raise ValueError(f"{spec.name} draws latents of {spec.channels} channels: previews need the VAE that decodes them")
 
 
 def preview(network: SiT, vae: Any = None) -> Image.Image:

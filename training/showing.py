@@ -10,22 +10,16 @@ if TYPE_CHECKING:
 def show_run(trainer: "Trainer", vae: Path | None = None) -> int:
     """Train until the end or a signal; returns the exit code.
 
-    Only the first of several processes shows anything.  Raises ``ValueError`` before the first step for previews that
-    cannot be drawn.
+    Only the first of several processes shows anything.  ``vae`` decodes previews of latents, which
+    :func:`.preview.check_previews` has passed.
     """
     from rich.console import Console
 
     from .interrupt import StopRequest
-    from .preview import check_previews
     from .progress import TrainingDisplay
 
     every, first = trainer.settings.preview_every, trainer.processes.first
-    decoder = None
-    if every:
-        check_previews(trainer.spec, vae)
-        decoder = _decoder(vae, trainer.settings.device)
-    elif vae is not None:
-        raise ValueError(f"the VAE {vae} is for previews, and preview_every is 0")
+    decoder = _decoder(vae, trainer.settings.device)
     console = Console(stderr=True, quiet=not first)
     with StopRequest() as stop, TrainingDisplay(trainer, console) as display:
 

@@ -134,9 +134,9 @@ def train(
     network = {key: value for key, value in options.items() if value is not None}
     settings = {key: value for key, value in given.items() if value is not None}
     if resume:
-        trainer = _resumed(out, recipe, network, settings, dropout)
+        trainer = _resumed(out, recipe, network, settings, dropout, vae)
     else:
-        trainer = _begun(out, recipe, network, settings, dropout, "new" if resume is None else "fresh")
+        trainer = _begun(out, recipe, network, settings, dropout, vae, "new" if resume is None else "fresh")
     raise typer.Exit(show_run(trainer, vae))
 
 
@@ -146,11 +146,20 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _begun(out: Path, recipe: str | None, network: dict, settings: dict, dropout: float | None, start: "Start") -> "Trainer":
+def _begun(
+    out: Path,
+    recipe: str | None,
+    network: dict[str, Any],
+    settings: dict[str, Any],
+    dropout: float | None,
+    vae: Path | None,
+    start: "Start",
+) -> "Trainer":
     """The trainer of a new run: the recipe's network, fitted to the data, of another size, or a checkpoint's."""
     from segue.models.spec import SiTSpec
 
     from .loop import Trainer
+    from .preview import check_previews
     from .recipes import get_recipe
     from .settings import TrainSettings
     from .specs import fitted, sized
@@ -175,13 +184,22 @@ def _begun(out: Path, recipe: str | None, network: dict, settings: dict, dropout
         values["dropout"] = values["dropout"] | {"everything": dropout}
     if not spec.parents:
         values["dropout"] = values["dropout"] | {"species": 0.0}
-    settings = {"micro_batches": _processes()} | settings
-    return Trainer(spec, TrainSettings.from_dict(values | settings), out, start, source=source, initial=initial, facts=facts)
+    made = TrainSettings.from_dict(values | {"micro_batches": _processes()} | settings)
+    check_previews(spec, made.preview_every, vae)
+    return Trainer(spec, made, out, start, source=source, initial=initial, facts=facts)
 
 
-def _resumed(out: Path, recipe: str | None, network: dict, settings: dict, dropout: float | None) -> "Trainer":
+def _resumed(
+    out: Path,
+    recipe: str | None,
+    network: dict[str, Any],
+    settings: dict[str, Any],
+    dropout: float | None,
+    vae: Path | None,
+) -> "Trainer":
     """The trainer of a run that is in its folder; of what it is trained on, where that lies may have changed."""
     from .loop import Trainer
+    from .preview import check_previews
     from .recipes import get_recipe
     from .run_folder import RunFolder
     from .settings import TrainSettings
@@ -203,9 +221,9 @@ def _resumed(out: Path, recipe: str | None, network: dict, settings: dict, dropo
         begun = _starting(command, source)
         initial, facts = begun.tensors, facts | {"from": begun.facts}
     facts = {key: value for key, value in facts.items() if key != "data"} | {"command": command}
-    trainer = Trainer(
-        spec, TrainSettings.from_dict(values | settings), out, "resume", source=source, initial=initial, facts=facts
-    )
+    made = TrainSettings.from_dict(values | settings)
+    check_previews(spec, made.preview_every, vae)
+    trainer = Trainer(spec, made, out, "resume", source=source, initial=initial, facts=facts)
     _say(f"resuming {spec.name} after step {trainer.step}")
     return trainer
 
