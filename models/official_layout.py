@@ -11,18 +11,21 @@ from torch import Tensor
 from .checkpoint_files import Checkpoint
 from .layers import sincos_position_table
 from .layout import Hints, Layout
+from .projectors import TRAINING_ONLY, projector_keys
 from .sizes import FAMILIES, SIZES
-from .spec import SiTSpec
+from .spec import NoisePath, SiTSpec
 
 # how far a stored table may lie from the exact one: the EMA of a constant drifts by rounding, 1.6e-4 at decay 0.9999 in fp32,
 # so stored tables are used as they are; bfloat16 rounds by 2e-3
 POSITION_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 PUBLISHED_EXIT = 4  # blocks before the branch head in the published SGG scripts (arXiv 2603.20584)
 EXIT_SETTING = "weak_layer"  # the training argument of SGG's code that says so; -1: no head
-# what the training arguments must say where they are kept: other paths and predictions are other models
-TRAINED_AS = {
-    "repa": {"path_type": "linear", "prediction": "v"},
-    "sit": {"path_type": "linear", "prediction": "velocity"},
+# what the training arguments must say where they are kept: other predictions are other models
+TRAINED_AS = {"repa": {"prediction": "v"}, "sit": {"prediction": "velocity"}, "dit": {}}
+PATH_SETTING = "path_type"
+PATHS: dict[str, dict[str, NoisePath]] = {  # what the training code of each family calls its paths
+    "repa": {"linear": "linear", "cosine": "cosine"},
+    "sit": {"linear": "linear", "gvp": "cosine"},
     "dit": {},
 }
 
@@ -58,9 +61,9 @@ def official_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
         exits=exits,
         num_classes=rows - 1,  # the last row is the null label
         qk_norm="blocks.0.attn.q_norm.weight" in tensors,
+        path=_path(checkpoint, family_name),
     )
-    training_only = [key for key in tensors if family_name == "repa" and key.startswith("projectors.")]
-    ignored = dict.fromkeys(training_only, "used in training only")
+    ignored = dict.fromkeys(projector_keys(tensors) if family_name == "repa" else (), TRAINING_ONLY)
     return Layout(spec, lambda name: (official_name(name, exits),), ignored, positions="pos_embed")
 
 
@@ -89,6 +92,18 @@ def _check_training(checkpoint: Checkpoint, family: str) -> None:
         found = checkpoint.settings.get(name, wanted)
         if str(found).lower() != wanted:
             raise ValueError(f"{checkpoint.path} was trained with {name} {found!r}; a {family} model must have {wanted!r}")
+
+
+def _path(checkpoint: Checkpoint, family: str) -> NoisePath:
+    """The path of the training arguments; linear where none are kept, as in all published files."""
+    found, known = checkpoint.settings.get(PATH_SETTING), PATHS[family]
+    if found is None or not known:
+        return "linear"
+    if str(found).lower() not in known:
+        raise ValueError(
+            f"{checkpoint.path} was trained with {PATH_SETTING} {found!r}; a {family} model must have {' or '.join(known)}"
+        )
+    return known[str(found).lower()]
 
 
 def _heads(checkpoint: Checkpoint, hints: Hints, dim: int) -> int:

@@ -3,7 +3,8 @@
 Parameter names are those of the official checkpoints.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,19 @@ class ConditionEmbedder(nn.Module):
         return self.t_embedder(time) + self.y_embedder(labels)
 
 
+class Pass(NamedTuple):
+    """A plain forward and what was asked of its way.
+
+    ``states[k]`` [B, L, D] is the state before block k, after the last for k = depth; modulation [B, W].
+    """
+
+    output: Tensor
+    exits: dict[int, Tensor]
+    states: dict[int, Tensor]
+    modulation: Tensor
+    projections: tuple[Tensor, ...] = ()  # [B, L, Z] each, of a SiTWithProjectors
+
+
 class SiT(nn.Module):
     """A DiT or SiT whose layers can run over row prefixes."""
 
@@ -170,23 +184,41 @@ class SiT(nn.Module):
     # --- one plain forward, as in training -------------------------------------------------------------------------
 
     def forward(
-        self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False
-    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False, states: Sequence[int] | None = None
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]] | Pass:
         """The network's own output [B, C_out, H, W]; with ``exits`` also a dict of the early-exit outputs by layer.
 
-        x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64.
+        x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64.  With ``states``, numbers of blocks, a
+        :class:`Pass` that has the states before these.
         """
         height, width = x.shape[-2:]
         modulation = self.modulation(time, labels)
         per_block, final, exit_modulation = self.split_modulation(modulation)
-        h, heads = self.embed(x), {}
+        h, heads, kept = self.embed(x), {}, {}
         for layer, block in enumerate(self.blocks):
             if exits and layer in self.spec.exits:
                 out = self.exit_layers[str(layer)](h, exit_modulation[layer])
                 heads[layer] = unpatchify(out, self.spec.patch, height, width)
+            if states is not None and layer in states:
+                kept[layer] = h
             h = block(h, per_block[layer], DIFFERENTIABLE)
         out = unpatchify(self.final_layer(h, final), self.spec.patch, height, width)
-        return (out, heads) if exits else out
+        if states is None:
+            return (out, heads) if exits else out
+        if self.spec.depth in states:
+            kept[self.spec.depth] = h
+        return Pass(out, heads, kept, modulation)
+
+    def rest(self, h: Tensor, modulation: Tensor, first: int, skipped: Sequence[int], height: int, width: int) -> Tensor:
+        """The output [B, C_out, height, width] of a forward that stands before block ``first``, without the ``skipped`` blocks.
+
+        h [B, L, D], modulation [B, W], as a :class:`Pass` has them.
+        """
+        per_block, final, _ = self.split_modulation(modulation)
+        for layer in range(first, self.spec.depth):
+            if layer not in skipped:
+                h = self.blocks[layer](h, per_block[layer], DIFFERENTIABLE)
+        return unpatchify(self.final_layer(h, final), self.spec.patch, height, width)
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> tokens [B, L, D]."""

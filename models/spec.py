@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass
 from math import isfinite
 from numbers import Integral
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 Prediction = Literal["velocity", "data_velocity", "epsilon"]
 TimeInput = Literal["sigma", "data_time", "sigma_x1000", "discrete"]
+NoisePath = Literal["linear", "cosine"]
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -23,6 +24,10 @@ class ModelSpec:
     ``prediction`` is the network's own output: ``velocity`` = eps - x0, ``data_velocity`` = x0 - eps (SiT),
     ``epsilon`` = eps (DiT).  ``time`` is its time input: ``sigma`` in [0, 1] (REPA), ``data_time`` = 1 - sigma (SiT),
     ``sigma_x1000`` (SD3), ``discrete`` = index into a 1000-step variance-preserving chain (DiT).
+
+    ``path`` is what the network of a flow was trained along: ``linear`` as above, or ``cosine``, the states
+    ``cos(pi t / 2) x0 + sin(pi t / 2) eps``; there the network's time is ``t`` or ``1 - t``, and its output the derivative of
+    the state by ``t`` or by ``1 - t`` (SiT's GVP, arXiv 2401.08740, section 2; the cosine path of REPA).
     """
 
     name: str
@@ -38,6 +43,7 @@ class ModelSpec:
     mlp_ratio: float = 4.0
     out_channels: int = 0
     exits: tuple[int, ...] = ()
+    path: NoisePath = "linear"
     text_tokens: ClassVar[int] = 0  # tokens of a text condition; 0: the condition is a label
 
     def __post_init__(self):
@@ -55,7 +61,18 @@ class ModelSpec:
         for layer in self.exits:
             if not 1 <= layer < self.depth:
                 raise ValueError(f"an early-exit head must follow block 1 to {self.depth - 1}, got {layer}")
+        self._check_path()
         self.check_size(self.height, self.width)
+
+    def _check_path(self) -> None:
+        if self.path not in get_args(NoisePath):
+            raise ValueError(f"path must be {' or '.join(get_args(NoisePath))}, got {self.path!r}")
+        velocities = self.prediction in ("velocity", "data_velocity") and self.time in ("sigma", "data_time")
+        if self.path == "cosine" and not velocities:
+            raise ValueError(
+                f"the cosine path is one of velocities in time 0 to 1, got prediction {self.prediction!r} and time input "
+                f"{self.time!r}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -101,7 +118,11 @@ class ModelSpec:
         return self.embed_flops(tokens) + blocks + self.readout_flops(tokens)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """The fields as JSON values; the linear path goes without saying, as in files that are older than the other."""
+        values = asdict(self)
+        if self.path == "linear":
+            del values["path"]
+        return values
 
 
 @dataclass(frozen=True)

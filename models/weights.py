@@ -19,6 +19,7 @@ from .bundled import BUNDLED, bundled_files
 from .checkpoint_files import RUN_FILE, Checkpoint, read_checkpoint
 from .layout import Hints, Layout
 from .mmdit import MMDiT
+from .projectors import TRAINING_ONLY, projector_keys
 from .registry import make_network, read_layout
 from .sit import SiT
 from .spec import SiTSpec
@@ -142,7 +143,8 @@ def find_layout(checkpoint: Checkpoint, hints: Hints) -> Layout:
     """Recognise the layout of a checkpoint; raises ``ValueError`` if it is none of ours or lacks what it needs."""
     if SPEC_KEY in checkpoint.metadata:
         hints.refuse(("family", "heads", "exit_layer"), f"{checkpoint.path} states its own spec")
-        return Layout(stored_spec(checkpoint), lambda name: (name,))
+        ignored = dict.fromkeys(projector_keys(checkpoint.tensors), TRAINING_ONLY)
+        return Layout(stored_spec(checkpoint), lambda name: (name,), ignored)
     if any(key.startswith("embedders.") for key in checkpoint.tensors):
         raise ValueError(
             f"{checkpoint.path} has the tensor names of our own networks, but no {SPEC_KEY} in a header to state their sizes; "

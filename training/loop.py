@@ -15,12 +15,13 @@ from segue.models.classifiers import ClassifierSpec
 
 from .data.herbarium import Herbarium
 from .data.source import MAX_BATCHES, Source, batch_loader
+from .objectives.velocity_task import VelocityTask
 from .processes import Processes, training_processes
 from .run_folder import RunFolder, Start
 from .settings import TrainSettings
 from .step import Trained, TrainingStep
 from .streams import stream_generator
-from .task import ClassificationTask, Drawn, Spec, Task, VelocityTask
+from .task import ClassificationTask, Drawn, Spec, Task
 from .trained_parts import freeze_all_but
 
 LOG_EVERY = 50
@@ -33,7 +34,8 @@ def task_of(spec: Spec, settings: TrainSettings) -> Task:
     """What a network of this kind is trained to do."""
     if isinstance(spec, ClassifierSpec):
         return ClassificationTask(spec)
-    return VelocityTask(spec, settings.dropout, settings.exit_weight)
+    padded = settings.captured or settings.compile
+    return VelocityTask(spec, settings.dropout, settings.exit_weight, settings.objective, padded)
 
 
 class Trainer:
@@ -179,7 +181,7 @@ class Trainer:
 
     def _draw(self, part: int, x0: Tensor, labels: Tensor) -> Drawn:
         number = self.step * self.settings.micro_batches + part
-        return self.task.draw(x0, labels, stream_generator(self.settings.seed, MAX_BATCHES + number))
+        return self.task.draw(x0, labels, stream_generator(self.settings.seed, MAX_BATCHES + number), self.progress)
 
     def run(self, callback: Callback | None = None) -> bool:
         """Train to the end, or until ``callback(trainer, losses)`` returns False; both are saved.

@@ -9,7 +9,7 @@ from .data.herbarium import Herbarium
 from .data.leaves import SIZE
 from .data.source import Source
 from .data.species import NUM_SPECIES, PARENTS, SPECIES
-from .objective import LabelDropout
+from .objectives.label_dropout import LabelDropout
 from .settings import TrainSettings
 from .task import Spec
 

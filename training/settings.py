@@ -11,7 +11,8 @@ import torch
 
 from segue.engine.numeric_input import real_number, whole_number
 
-from .objective import LabelDropout
+from .objectives.label_dropout import LabelDropout
+from .objectives.objective import Objective
 from .streams import MAX_SEED
 from .trained_parts import check_parts
 
@@ -50,6 +51,7 @@ class TrainSettings:
     clip: float = 1.0
     dropout: LabelDropout = field(default_factory=LabelDropout)
     exit_weight: float = 0.2
+    objective: Objective = field(default_factory=Objective)
     trained: str = "all"  # the parts of the network that are trained, see :mod:`.trained_parts`
     seed: int = 0
     minutes: float = 0.0
@@ -99,7 +101,8 @@ class TrainSettings:
         unknown = values.keys() - {setting.name for setting in fields(cls)}
         if unknown:
             raise ValueError(f"there is no training setting {sorted(unknown)[0]!r}")
-        return cls(**{**values, "dropout": LabelDropout(**values.get("dropout", {}))})
+        dropout, objective = LabelDropout(**values.get("dropout", {})), Objective.from_dict(values.get("objective", {}))
+        return cls(**{**values, "dropout": dropout, "objective": objective})
 
     def _set(self, name: str, value: float) -> None:
         object.__setattr__(self, name, value)

@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segue.models.classifiers import Classifier, ClassifierSpec
-from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 from segue.models.weights import save_model
-
-from .objective import LabelDropout, logit_normal_time, plain_loss
 
 Spec = SiTSpec | ClassifierSpec
 Drawn = tuple[Tensor, ...]
@@ -24,16 +21,22 @@ class Task(Protocol):
     """One way to train a network on pictures with labels."""
 
     def network(self) -> nn.Module:
-        """A new network, initialised from the default generator."""
+        """A new network, initialised from the default generator; parameters that require no gradient stay as they are."""
 
     def companion(self) -> nn.Module | None:
         """A weak network that is trained beside, on a loss of its own; None for none."""
 
-    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
-        """All that one step depends on, for x0 [B, C, H, W] and labels [B]: tensors on the CPU, of the same shapes always."""
+    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator, progress: float) -> Drawn:
+        """All that one part of a step depends on, for x0 [B, C, H, W] and labels [B], when ``progress`` of a run is done.
+
+        Tensors on the CPU, of few distinct shapes: each set of them becomes one graph.
+        """
 
     def losses(self, model: nn.Module, drawn: Drawn, companion: nn.Module | None = None) -> dict[str, Tensor]:
-        """The losses of a network on what was drawn, moved to its device: fp32 scalars, ``loss`` among them."""
+        """The losses of a network on what was drawn, moved to its device: fp32 scalars, each a mean over the samples.
+
+        Gradients are taken of ``loss``.  ``model`` may be wrapped; it is called once with gradients.
+        """
 
     def companion_losses(self, companion: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
         """As :meth:`losses`, of the companion."""
@@ -56,27 +59,6 @@ class NetworkTask:
 
 
 @dataclass(frozen=True)
-class VelocityTask(NetworkTask):
-    """Flow matching: the velocity at logit-normal noise levels, some labels dropped, early exits trained alongside."""
-
-    spec: SiTSpec
-    dropout: LabelDropout
-    exit_weight: float
-
-    def network(self) -> SiT:
-        return SiT(self.spec).initialize()
-
-    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
-        labels = self.dropout(labels, self.spec, generator)
-        sigma = logit_normal_time(x0.shape[0], generator)
-        return x0, labels, sigma, torch.randn(x0.shape, generator=generator)
-
-    def losses(self, model: nn.Module, drawn: Drawn, companion: nn.Module | None = None) -> dict[str, Tensor]:
-        x0, labels, sigma, eps = drawn
-        return plain_loss(model, x0, labels, sigma, eps, self.exit_weight)
-
-
-@dataclass(frozen=True)
 class ClassificationTask(NetworkTask):
     """The cross-entropy of the species."""
 
@@ -85,7 +67,7 @@ class ClassificationTask(NetworkTask):
     def network(self) -> Classifier:
         return Classifier(self.spec).initialize()
 
-    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> Drawn:
+    def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator, progress: float = 0.0) -> Drawn:
         return x0, labels
 
     def losses(self, model: nn.Module, drawn: Drawn, companion: nn.Module | None = None) -> dict[str, Tensor]:

@@ -215,7 +215,7 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
     spec, main = specs[branch.model], specs["main"]
     # labels, states and prompts mean the same to both
-    same = ("channels", "patch", "prediction", "time", "num_classes", "parents", "text_dim", "pooled_dim")
+    same = ("channels", "patch", "prediction", "time", "path", "num_classes", "parents", "text_dim", "pooled_dim")
     if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
         raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
     if isinstance(branch.network, Perturb):

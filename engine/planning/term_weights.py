@@ -123,8 +123,9 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
-    if isinstance(correction, OptimizedScale) and spec.prediction == "epsilon":
-        raise ValueError(f"{correction} acts on velocities, and {spec.name} predicts noise")
+    if isinstance(correction, OptimizedScale) and (spec.prediction == "epsilon" or spec.path == "cosine"):
+        found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
+        raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
         raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")

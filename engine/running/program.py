@@ -273,7 +273,7 @@ class Program:
         self, live: tuple[int, ...], model: str, scale: Tensor, coefficients: Tensor | None, update: StateUpdate | None = None
     ) -> Tensor | None:
         """One network's rows at the current state, which ``scale`` [B] turns into the network's convention."""
-        scale = scale if self.plan.parameterization.discrete else None  # one for models of flows
+        scale = scale if self.plan.parameterization.scaled else None
         return self.rows[model].forward(self.x, self._clock(), self.plan.layout(live, model), coefficients, update, scale)
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:

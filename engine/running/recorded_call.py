@@ -48,7 +48,7 @@ def recorded_call(
     check_differentiable(networks)
     plan, x = program.plan, x.float()
     row, coefficients = program.looked_up()
-    scale = row[:, 0] if plan.parameterization.discrete else None
+    scale = row[:, 0] if plan.parameterization.scaled else None
     given = [conditions[name] for name in plan.conditions]
     outputs: dict[int, Tensor] = {}
     for model in plan.models(live):

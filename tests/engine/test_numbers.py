@@ -38,7 +38,7 @@ from segue.kernels.philox import normal_noise, random_words
 from segue.models.layout import Hints
 from segue.models.sizes import family_spec
 from segue.training.data.source import Batches
-from segue.training.objective import LabelDropout
+from segue.training.objectives.label_dropout import LabelDropout
 from segue.training.settings import TrainSettings
 
 MOST = 2**64 - 1

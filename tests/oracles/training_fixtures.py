@@ -3,7 +3,7 @@
 from segue.models.classifiers import ClassifierSpec
 from segue.models.spec import SiTSpec
 from segue.training.data.species import NUM_SPECIES, PARENTS
-from segue.training.objective import LabelDropout
+from segue.training.objectives.label_dropout import LabelDropout
 from segue.training.settings import TrainSettings
 
 TINY_SPEC = SiTSpec(

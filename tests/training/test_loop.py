@@ -11,9 +11,10 @@ from training_fixtures import TINY_CLASSIFIER, TINY_SPEC, tiny_settings
 
 from segue.models.classifiers import load_classifier
 from segue.models.weights import load_network
-from segue.training import loop, task
+from segue.training import loop
 from segue.training.data.herbarium import Herbarium
 from segue.training.loop import Trainer
+from segue.training.objectives.velocity_task import VelocityTask
 from tests.tolerances import FP32_AVERAGE, FP32_CAPTURED_RUN, FP32_NETWORK_LOSS
 
 STEPS = 7
@@ -175,8 +176,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tm
     trainer = Trainer(TINY_SPEC, tiny_settings(steps=STEPS), tmp_path)
     trainer.run(stop_at(2))
     saved, weights = (tmp_path / "state.pt").read_bytes(), states(trainer)
-    plain = task.plain_loss
-    monkeypatch.setattr(task, "plain_loss", lambda *a: {k: v * float("nan") for k, v in plain(*a).items()})
+    plain = VelocityTask.losses
+    monkeypatch.setattr(VelocityTask, "losses", lambda *a: {k: v * float("nan") for k, v in plain(*a).items()})
     with pytest.raises(FloatingPointError, match="nan at step 2"):
         trainer.run()
     assert (tmp_path / "state.pt").read_bytes() == saved

@@ -140,7 +140,7 @@ def test_ddim_is_eulers_method_in_flow_coordinates(steps):
     """The table of a noise-predicting model makes the update ``alpha' x0 + s' eps`` of DDIM (arXiv 2010.02502)."""
     spec = tiny_sit(prediction="epsilon", time="discrete").spec
     plan = resolve_plan({"main": spec}, CFG(1.0), steps, solver="ddim")
-    alphas, noises, _ = Parameterization(spec)._chain
+    alphas, noises, _ = Parameterization(spec).chain
     indices = Parameterization(spec).index(plan.sigmas)
     y, eps = 0.8, np.random.default_rng(0).standard_normal(plan.calls)
     for call, index in enumerate(indices):
