@@ -76,6 +76,12 @@ def variance_preserving_levels() -> list[tuple[float, float]]:
     return levels
 
 
+def circle(sigma: float) -> tuple[float, float, float]:
+    """(alpha, s, time) of the cosine path where ``s / (alpha + s)`` is ``sigma``."""
+    angle = math.atan2(sigma, 1 - sigma)
+    return math.cos(angle), math.sin(angle), angle / (math.pi / 2)
+
+
 @dataclass
 class NaiveSampler:
     """Holds fp64 copies of the networks.  A discrete model moves the levels to the nearest log signal-to-noise ratio."""
@@ -86,7 +92,8 @@ class NaiveSampler:
     sigmas: list[float]
 
     def __post_init__(self):
-        self.discrete = self.models["main"].spec.time == "discrete"
+        spec = self.models["main"].spec
+        self.discrete, self.cosine = spec.time == "discrete", spec.path == "cosine"
         if self.discrete:
             self.levels = variance_preserving_levels()
             self.indices = [self.nearest(sigma) if sigma > 0 else None for sigma in self.sigmas]
@@ -121,15 +128,21 @@ class NaiveSampler:
             index = self.indices[self.sigmas.index(sigma)]
             x = sum(self.levels[index]) * y  # the variance-preserving state
             return full_forward(model, x, float(index), labels, branch.network)
-        time = {"sigma": sigma, "data_time": 1 - sigma}[model.spec.time]
-        return full_forward(model, y, time, labels, branch.network)
+        alpha, s, time = circle(sigma) if self.cosine else (1 - sigma, sigma, sigma)
+        time = {"sigma": time, "data_time": 1 - time}[model.spec.time]
+        return full_forward(model, (alpha + s) * y, time, labels, branch.network)
 
     def as_velocity(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
         """The velocity ``eps - x0`` that an output means."""
         if self.discrete:
             alpha, s = self.levels[self.indices[self.sigmas.index(sigma)]]
             return output - ((alpha + s) * y - s * output) / alpha
-        return -output if self.models["main"].spec.prediction == "data_velocity" else output
+        output = -output if self.models["main"].spec.prediction == "data_velocity" else output
+        if not self.cosine:
+            return output
+        alpha, s, _ = circle(sigma)
+        x, turned = (alpha + s) * y, output / (math.pi / 2)  # of alpha x0 + s eps and alpha eps - s x0
+        return (s * x + alpha * turned) - (alpha * x - s * turned)
 
     def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
         """The guided velocity; a branch with ``refresh`` n runs at every n-th of the consecutive calls that weigh it."""
@@ -186,6 +199,8 @@ class NaiveSampler:
         self.kept, self.ages, self.average = {}, {}, {}
         if self.discrete:
             y = y / sum(self.levels[self.indices[0]])
+        if self.cosine:
+            y = y / sum(circle(self.sigmas[0])[:2])
         if solver in textbook_solvers.SOLVERS:
             return self._by_textbook(solver, y, loop_noise)
         for i, (s, t) in enumerate(zip(self.sigmas, self.sigmas[1:], strict=False)):

@@ -17,7 +17,7 @@ SMALLEST = 1e-12  # probability
 
 
 def variance_table(index: Tensor, parameterization: Parameterization) -> Tensor:
-    """The numbers [B, 4] fp32 of the posterior ``q(x_(i-1) | x_i, x0)`` at chain indices [B] int64."""
+    """The numbers [B, 4] fp64 of the posterior ``q(x_(i-1) | x_i, x0)`` at chain indices [B] int64."""
     alpha = torch.from_numpy(parameterization.chain[0])
     here = alpha.square()
     before = torch.cat([torch.ones(1, dtype=here.dtype), here[:-1]])
@@ -27,7 +27,7 @@ def variance_table(index: Tensor, parameterization: Parameterization) -> Tensor:
     smallest[0] = smallest[1]  # at index 0 there is nothing left to draw, whose logarithm is taken here
     first = torch.zeros_like(mean)
     first[0] = 1
-    return torch.stack([mean, smallest.log(), beta.log(), first], dim=1)[index].float()
+    return torch.stack([mean, smallest.log(), beta.log(), first], dim=1)[index]
 
 
 def variance_loss(variance: Tensor, predicted: Tensor, x0: Tensor, eps: Tensor, state: Tensor, numbers: Tensor) -> Tensor:

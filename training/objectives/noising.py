@@ -70,11 +70,11 @@ class Noising:
             table = torch.stack([alpha, s, -sign * math.pi / 2 * s, sign * math.pi / 2 * alpha], dim=1).to(time.dtype)
         return Times(network, level, table)
 
-    def at_indices(self, index: Tensor) -> Times:
+    def at_indices(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Times:
         """Points of the discrete chain: index [B] int64; the target is the noise."""
         alpha, s, sigma = (torch.from_numpy(values)[index] for values in self.parameterization.chain)
-        table = torch.stack([alpha, s, torch.zeros_like(s), torch.ones_like(s)], dim=1).float()
-        return Times(index.float(), sigma.float(), table, index)
+        table = torch.stack([alpha, s, torch.zeros_like(s), torch.ones_like(s)], dim=1).to(dtype)
+        return Times(index.to(dtype), sigma.to(dtype), table, index)
 
 
 def noised(x0: Tensor, eps: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

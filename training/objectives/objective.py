@@ -43,7 +43,8 @@ class Objective:
     ``W = weight * progress**power``, progress from 0 to 1 over the run; above the noise level ``high`` it is 0.  Levels are
     those of :mod:`segue.models.parameterization`, which on the linear path are the times.  ``target``: ``inverse`` regresses
     ``(v + (s - 1) v_weak) / s`` to ``u*``, ``s = 1 / (1 - W)``: the same error, whose gradient is ``1 - W`` times that of
-    ``extrapolated``; for the further training of a network whose guidance is built in.
+    ``extrapolated``; for the further training of a network whose guidance is built in.  Where the weak output is the output
+    itself, as under the null label, both regress plainly.
 
     ``mode``: as the paper says, or as its released code does; they differ for ``segmented`` below ``tau``, where the released
     code adds ``|v - m|^2`` of the head's output ``m``, not detached, and does not fit ``m`` to ``u*``.  ``path`` and ``time``

@@ -17,7 +17,7 @@ from segue.models.wrapped_modules import unwrapped
 
 from .label_dropout import LabelDropout
 from .learned_variance import VARIANCE_COLUMNS, variance_loss, variance_table
-from .noising import Noising, noised
+from .noising import Noising, Times, noised
 from .objective import Objective
 from .representation import Representation, representation_loss
 from .velocity_loss import Pulled, head_losses, regression_error, wide
@@ -120,26 +120,31 @@ class VelocityTask:
         """Labels, times and noise for samples x0 [B, C, H, W] and labels [B], when ``progress`` of the run is done."""
         labels = self.dropout(labels, self.spec, generator)
         times = self.noising.draw(len(x0), generator)
-        eps = torch.randn(x0.shape, generator=generator)
+        return self.draw_at(x0, labels, times, torch.randn(x0.shape, generator=generator), progress)
+
+    def draw_at(self, x0: Tensor, labels: Tensor, times: Times, eps: Tensor, progress: float = 0.0) -> VelocityDraw:
+        """The batch of given times and noise eps [B, C, H, W], of labels [B] that are not dropped any more."""
         table = times.table
         if self.learns_variance and times.index is not None:
-            table = torch.cat([table, variance_table(times.index, self.noising.parameterization)], dim=1)
-        weight, below, needed = self._acting(labels, times.level, self.objective.weight_at(progress))
+            bound = variance_table(times.index, self.noising.parameterization)
+            table = torch.cat([table, bound.to(table.dtype)], dim=1)
+        weight = self.objective.weight_at(progress)
+        acts, below = self._acting(labels, times.level)
+        needed = acts & ~below if weight else torch.zeros_like(acts)
         rows = WeakRows.of(needed, self.padded)
         features = torch.empty(0)
         if self.representation is not None:
             features = self.representation.of(x0, self.spec.tokens(*x0.shape[-2:]))
-        return VelocityDraw(x0, labels, times.network, eps, table, weight.to(x0.dtype), below, rows.rows, rows.slot, features)
+        weights = acts.to(x0.dtype) * weight
+        return VelocityDraw(x0, labels, times.network, eps, table, weights, below, rows.rows, rows.slot, features)
 
-    def _acting(self, labels: Tensor, level: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """W of each sample, whether its weak output is that of a head, and whether it needs a forward of its own."""
-        none = torch.zeros_like(labels, dtype=torch.bool)
+    def _acting(self, labels: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the weak signal acts [B], and where its output is that of a head [B]."""
         if self.signal is None:
-            return torch.zeros_like(level), none, none
+            nowhere = torch.zeros_like(labels, dtype=torch.bool)
+            return nowhere, nowhere
         acts = self.signal.acts(level, labels == self.spec.null_label) & (level <= self.objective.high)
-        passes = self.signal.passes(level)
-        needed = acts & passes if weight else none
-        return torch.where(acts, weight, 0.0), acts & ~passes, needed
+        return acts, acts & ~self.signal.passes(level)
 
     def losses(self, model: nn.Module, drawn: tuple[Tensor, ...], companion: nn.Module | None = None) -> dict[str, Tensor]:
         """Means over the batch: ``loss``, of which gradients are taken, and its parts.
