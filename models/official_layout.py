@@ -23,9 +23,9 @@ EXIT_SETTING = "weak_layer"  # the training argument of SGG's code that says so;
 # what the training arguments must say where they are kept: other predictions are other models
 TRAINED_AS = {"repa": {"prediction": "v"}, "sit": {"prediction": "velocity"}, "dit": {}}
 PATH_SETTING = "path_type"
-PATHS: dict[str, dict[str, NoisePath]] = {  # what the training code of each family calls its paths
+PATHS: dict[str, dict[str, NoisePath]] = {  # what the training code of each family calls its paths, in any case
     "repa": {"linear": "linear", "cosine": "cosine"},
-    "sit": {"linear": "linear", "gvp": "cosine"},
+    "sit": {"Linear": "linear", "GVP": "cosine"},
     "dit": {},
 }
 
@@ -99,11 +99,18 @@ def _path(checkpoint: Checkpoint, family: str) -> NoisePath:
     found, known = checkpoint.settings.get(PATH_SETTING), PATHS[family]
     if found is None or not known:
         return "linear"
-    if str(found).lower() not in known:
-        raise ValueError(
-            f"{checkpoint.path} was trained with {PATH_SETTING} {found!r}; a {family} model must have {' or '.join(known)}"
-        )
-    return known[str(found).lower()]
+    for name, path in known.items():
+        if str(found).lower() == name.lower():
+            return path
+    raise ValueError(
+        f"{checkpoint.path} was trained with {PATH_SETTING} {found!r}; a {family} model must have {' or '.join(known)}"
+    )
+
+
+def path_setting(spec: SiTSpec, family: str) -> dict[str, str]:
+    """The training argument that tells the path of ``spec`` to the code of its family; none where there is one path."""
+    names = {path: name for name, path in PATHS[family].items()}
+    return {PATH_SETTING: names[spec.path]} if names else {}
 
 
 def _heads(checkpoint: Checkpoint, hints: Hints, dim: int) -> int:

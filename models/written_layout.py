@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .diffusers_layout import FIXED, dit_sources
-from .official_layout import EXIT_SETTING, official_name
+from .official_layout import EXIT_SETTING, official_name, path_setting
 from .sit import SiT
 from .sizes import FAMILIES
 from .spec import SiTSpec
@@ -45,7 +45,8 @@ def write_official(model: SiT, path: Path, settings: Mapping[str, Any]) -> None:
 
     It holds tensors and plain values only.  ``settings`` are JSON values.  Raises ``ValueError`` as :func:`official_family`.
     """
-    args = dict(settings) | ({EXIT_SETTING: model.spec.exits[0]} if model.spec.exits else {})
+    args = dict(settings) | path_setting(model.spec, official_family(model.spec))
+    args |= {EXIT_SETTING: model.spec.exits[0]} if model.spec.exits else {}
     torch.save({"ema": official_tensors(model), "args": args}, path)
 
 

@@ -145,6 +145,20 @@ def test_training_files_give_their_averaged_weights_and_their_family(tmp_path):
     assert "not needed beside 'ema': model, opt" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("family", "args", "path"),
+    [
+        ("repa", {"path_type": "cosine", "prediction": "v"}, "cosine"),
+        ("sit", {"path_type": "GVP", "prediction": "velocity"}, "cosine"),
+        ("sit", {"path_type": "Linear"}, "linear"),
+        ("repa", {}, "linear"),
+    ],
+)
+def test_the_path_is_that_of_the_training_arguments(family, args, path, tmp_path):
+    torch.save({"ema": random_state(2, out_channels=4), "args": argparse.Namespace(**args)}, tmp_path / "a.pt")
+    assert load_network(tmp_path / "a.pt", family, heads=2)[0].spec.path == path
+
+
 def test_a_file_that_only_repa_could_have_written_needs_no_family(tmp_path):
     for number, (mark, options) in enumerate({"projectors": {}, "mid_layer": {"exit_layer": 2}}.items()):
         state = random_state(3, depth=5, out_channels=4, **{mark: True})

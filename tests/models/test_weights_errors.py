@@ -222,7 +222,10 @@ def test_official_files_that_do_not_tell_or_do_not_fit(tmp_path, change, options
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [({"path_type": "cosine"}, "trained with path_type 'cosine'"), ({"prediction": "x"}, "trained with prediction 'x'")],
+    [
+        ({"path_type": "VP"}, "trained with path_type 'VP'; a repa model must have linear or cosine"),
+        ({"prediction": "x"}, "trained with prediction 'x'"),
+    ],
 )
 def test_other_interpolants_and_predictions(tmp_path, args, message):
     torch.save({"ema": random_state(3), "args": argparse.Namespace(**args), "steps": 1}, tmp_path / "a.pt")

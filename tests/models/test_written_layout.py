@@ -25,8 +25,10 @@ def assert_same(ours: SiT, theirs: SiT) -> None:
         ("dit", dit_spec("S/2", 64, **TINY)),
         ("sit", sit_spec("S/4", 96, **TINY)),
         ("repa", repa_spec("S/2", 48, exits=(2,), qk_norm=True, **TINY)),
+        ("sit", sit_spec("S/2", 48, path="cosine", **TINY)),
+        ("repa", repa_spec("S/2", 48, path="cosine", **TINY)),
     ),
-    ids=("dit", "sit", "repa"),
+    ids=("dit", "sit", "repa", "sit-cosine", "repa-cosine"),
 )
 def test_the_official_layout_is_read_as_the_network_that_was_written(family, spec, tmp_path, seed):
     network = randomize(SiT(spec), seed)

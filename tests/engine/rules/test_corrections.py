@@ -123,5 +123,7 @@ def test_the_fit_is_for_velocities():
     noisy = Engine(tiny_sit(prediction="epsilon", time="discrete", out_channels=8), device="cpu")
     with pytest.raises(ValueError, match="acts on velocities, and tiny predicts noise"):
         noisy.plan(CFG(2.0) + CFGZeroStar(), steps=4)
+    with pytest.raises(ValueError, match="acts on velocities, and tiny predicts those of the cosine path"):
+        Engine(tiny_sit(path="cosine"), device="cpu").plan(CFG(2.0) + CFGZeroStar(), steps=4)
     latents = noisy.sample(LABELS, CFG(3.0, window=Window.steps(1, 2)) + Rescale(0.5), steps=4, seeds=SEEDS).latents
     assert torch.isfinite(latents).all()
