@@ -147,6 +147,24 @@ def run(
 
 
 @bench.command()
+def training(
+    batch: Annotated[int, typer.Option(help="Samples of a step.")] = 32,
+    repetitions: RepetitionsOption = 7,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON-lines file (.jsonl) to add rows to.")] = None,
+) -> None:
+    """What guidance built in by training costs: a step of every weak signal over a plain one, on the herbarium's network.
+
+    Example: segue bench training --batch 32 --out out/training.jsonl
+    """
+    from .training_cost import print_training_cost
+
+    print_training_cost(batch, repetitions, device, dtype, threads, out)
+
+
+@bench.command()
 def table(
     roofline: Annotated[bool, typer.Option(help="Also measure this machine and add the least times it allows.")] = False,
     device: DeviceOption = None,

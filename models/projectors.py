@@ -42,5 +42,5 @@ class SiTWithProjectors(SiT):
         """As :meth:`SiT.forward`; a :class:`~segue.models.sit.Pass` has the ``projections`` too."""
         if states is None:
             return super().forward(x, time, labels, exits)
-        found = super().forward(x, time, labels, exits, (*states, self.projected))
+        found = self.full_pass(x, time, labels, exits, (*states, self.projected))
         return found._replace(projections=tuple(projector(found.states[self.projected]) for projector in self.projectors))

@@ -191,6 +191,13 @@ class SiT(nn.Module):
         x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64.  With ``states``, numbers of blocks, a
         :class:`Pass` that has the states before these.
         """
+        found = self.full_pass(x, time, labels, exits, () if states is None else states)
+        if states is not None:
+            return found
+        return (found.output, found.exits) if exits else found.output
+
+    def full_pass(self, x: Tensor, time: Tensor, labels: Tensor, exits: bool, states: Sequence[int]) -> Pass:
+        """All blocks, one after the other; the early exits only with ``exits``."""
         height, width = x.shape[-2:]
         modulation = self.modulation(time, labels)
         per_block, final, exit_modulation = self.split_modulation(modulation)
@@ -199,12 +206,10 @@ class SiT(nn.Module):
             if exits and layer in self.spec.exits:
                 out = self.exit_layers[str(layer)](h, exit_modulation[layer])
                 heads[layer] = unpatchify(out, self.spec.patch, height, width)
-            if states is not None and layer in states:
+            if layer in states:
                 kept[layer] = h
             h = block(h, per_block[layer], DIFFERENTIABLE)
         out = unpatchify(self.final_layer(h, final), self.spec.patch, height, width)
-        if states is None:
-            return (out, heads) if exits else out
         if self.spec.depth in states:
             kept[self.spec.depth] = h
         return Pass(out, heads, kept, modulation)

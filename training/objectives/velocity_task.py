@@ -188,12 +188,9 @@ class VelocityTask:
         if draw.rows.shape[0]:
             gathered = self.signal.forward(strong, draw.rows)[draw.slot]
         if head is not None and gathered is not None:
-            weak = torch.where(draw.below[:, None, None, None], wide(head), wide(gathered))
-        elif head is None and gathered is None:
-            return None
-        else:
-            weak = wide(head if gathered is None else gathered)
-        return Pulled(weak[:, : self.spec.channels], draw.weight)
+            head = torch.where(draw.below[:, None, None, None], wide(head), wide(gathered))
+        weak = gathered if head is None else head
+        return None if weak is None else Pulled(wide(weak[:, : self.spec.channels]), draw.weight)
 
     def companion_losses(self, companion: nn.Module, drawn: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """The plain loss of the smaller network on the same batch."""

@@ -53,7 +53,7 @@ def test_the_term_is_minus_the_mean_cosine_of_every_token(objective, seed):
         for i in range(5):
             for token in range(6):
                 ours, theirs = network.projectors[number](states[0][i, token]), features(drawn.x0)[i, token, first:last]
-                cosines.append(float((ours @ theirs) / ours.norm() / theirs.norm()))
+                cosines.append(((ours @ theirs) / ours.norm() / theirs.norm()).item())
     assert losses["representation"].item() == pytest.approx(-sum(cosines) / len(cosines), rel=1e-9)
     beside = losses["loss"] - 0.7 * losses["representation"]
     assert beside.item() == pytest.approx(losses["velocity"].item(), rel=1e-12)
