@@ -12,6 +12,7 @@ from segue.models.sizes import dit_spec
 from segue.models.weights import load_network, save_model
 from segue.training.data.herbarium import Herbarium
 from segue.training.loop import Trainer
+from segue.training.objectives.label_dropout import LabelDropout
 from segue.training.starting_weights import starting_weights
 from segue.training.trained_parts import PARTS, freeze_all_but
 
@@ -50,7 +51,8 @@ def test_other_classes_begin_with_tables_of_their_own(checkpoint, tmp_path):
     begun = starting_weights(checkpoint, Roses(), exit_layer=2)
     assert (begun.spec.name, begun.spec.num_classes, begun.spec.class_names) == ("roses", 2, ("dog", "tea"))
     assert begun.spec.exits == (1, 2) and begun.new == ("the label tables", "exit_layers.2")
-    trainer = Trainer(begun.spec, tiny_settings(), tmp_path / "run", source=Roses(), initial=begun.tensors)
+    settings = tiny_settings(dropout=LabelDropout(0.2))
+    trainer = Trainer(begun.spec, settings, tmp_path / "run", source=Roses(), initial=begun.tensors)
     stored = load_network(checkpoint)[0].state_dict()
     names = trainer.model.state_dict()
     fresh = {name for name, value in names.items() if name not in stored or not torch.equal(value, stored[name])}
