@@ -1,4 +1,4 @@
-"""``segue train``, ``segue export`` and ``segue herbarium``.
+"""``segue train``, ``segue export``, ``segue encode`` and ``segue herbarium``.
 
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """

@@ -80,29 +80,40 @@ class Encoding:
         ``advance`` is told of every batch how many are done.  Raises :class:`~.unreadable.UnreadableSample`, ``OSError`` for a
         disk that is full, ``FloatingPointError``; what was done until then stays and is not done again.
         """
-        done, left_out = len(self.source) - len(pending), []
-        for batch in self._batches(pending):
+        done, left_out, missing = len(self.source) - len(pending), [], set(pending)
+        for batch in self._batches(missing):
+            left_out += self._unreadable(batch, missing)
             whole = [(item, image) for item, image in batch if isinstance(image, Tensor)]
-            for item, error in batch:
-                if isinstance(error, UnreadableSample):
-                    if not self.skip_unreadable:
-                        raise UnreadableSample(f"{error}; take it away, or leave such files out (--skip-unreadable)")
-                    left_out.append(item)
             for (item, image), moments in zip(whole, self._moments([image for _, image in whole]), strict=True):
-                with self._told(done):
-                    self._write(item, image, moments)
-                done += 1
-            advance(len(batch))
+                if item in missing:
+                    with self._told(done):
+                        self._write(item, image, moments)
+                    done += 1
+            advance(len(missing.intersection(item for item, _ in batch)))
         with self._told(done):
             self._finish(set(left_out))
         return [self.source.files.names[item] for item in left_out]
 
+    def _unreadable(self, batch: list[tuple[int, Any]], missing: set[int]) -> list[int]:
+        """Those of a batch that are left out; raises what was found where none may be."""
+        found = {item: error for item, error in batch if item in missing and isinstance(error, UnreadableSample)}
+        for error in found.values():
+            if not self.skip_unreadable:
+                raise UnreadableSample(f"{error}; take it away, or leave such files out (--skip-unreadable)")
+        return list(found)
+
     def _moments(self, images: list[Tensor]) -> list[Tensor]:
         return list(image_moments(self.decoder.vae, torch.stack([to_samples(image) for image in images]))) if images else []
 
-    def _batches(self, pending: list[int]) -> DataLoader:
+    def _batches(self, missing: set[int]) -> DataLoader:
+        """The batches of the whole list with something missing.
+
+        Convolutions round by their batch: so a run that goes on writes the bytes that it would have written at once.
+        """
+        first = sorted({item // self.batch_size * self.batch_size for item in missing})
+        items = [item for start in first for item in range(start, min(start + self.batch_size, len(self.source)))]
         return DataLoader(
-            _Images(self.source, pending),
+            _Images(self.source, items),
             batch_size=self.batch_size,
             num_workers=self.workers,
             collate_fn=list,
