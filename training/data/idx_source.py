@@ -60,14 +60,14 @@ class IdxSource(FiniteSource):
         names = FASHION if _digest(labels) in FASHION_LABELS else ()
         name = "fashion-mnist" if names else folder.resolve().name
         left, top = (size - width) // 2, (size - height) // 2
-        self.margins = (left, size - width - left, top, size - height - top)
-        self.pixels, self.flip, self.split = pixels, check_flip(flip), split
+        self.pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
+        self.flip = check_flip(flip)
         padded = "" if height == width == size else f", padded with black to {size} x {size}"
         note = f"{height} x {width} grey pixels as three equal channels{padded}"
         super().__init__(name, (3, size, size), labels.long(), Classes(int(labels.max()) + 1, names), (note,))
 
     def sample(self, item: int, generator: torch.Generator) -> Tensor:
-        image = to_samples(F.pad(self.pixels[item], self.margins)).expand(self.shape)
+        image = to_samples(self.pixels[item]).expand(self.shape)
         return flipped(image, self.flip, generator)
 
     @cached_property
@@ -88,7 +88,7 @@ class IdxSource(FiniteSource):
 def _digest(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.numpy())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
 """Stored moments of a VAE's latents as samples: drawn anew each time they are seen, and scaled as the network takes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class LatentSource(FiniteSource):
                 f"{len(wrong):,} of {len(self.files):,} latents in {self.files.root} are not of the shape {list(first)} of "
                 f"{self.files.names[0]!r} ({listed(wrong)}; the first has {other})"
             )
-        return (first[0] // 2, *first[1:])
+        doubled, height, width = first
+        return doubled // 2, height, width
 
     def moments(self, item: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [C, H, W] fp32 of an image; raises :class:`~.unreadable.UnreadableSample`."""
@@ -131,11 +132,10 @@ def _affine(listing: Listing, channels: int) -> tuple[Tensor, Tensor, tuple[str,
             )
         scale, bias = [SD_SCALE] * channels, [0.0] * channels
         notes = (f"{FILE} states no {SCALE}: {SD_SCALE}, of Stable Diffusion's VAE, is taken",)
-    for name, values in ((SCALE, scale), (BIAS, bias)):
-        if not isinstance(values, list) or len(values) != channels or not all(type(value) in (int, float) for value in values):
-            raise ValueError(f"{name} of {listing.path} must be {channels} numbers, one for each channel, got {values!r}")
-    return _by_channel(scale), _by_channel(bias), notes
+    return _by_channel(listing, SCALE, scale, channels), _by_channel(listing, BIAS, bias, channels), notes
 
 
-def _by_channel(values: Sequence[float]) -> Tensor:
+def _by_channel(listing: Listing, name: str, values: Any, channels: int) -> Tensor:
+    if not isinstance(values, list) or len(values) != channels or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{name} of {listing.path} must be {channels} numbers, one for each channel, got {values!r}")
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
