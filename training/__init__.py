@@ -1,1 +1,1 @@
-"""The herbarium data set, training objectives and the training loop."""
+"""Sources of samples, training objectives and the training loop."""

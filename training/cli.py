@@ -1,4 +1,4 @@
-"""``segue train``, ``segue export`` and ``segue herbarium``.
+"""``segue train``, ``segue export``, ``segue encode`` and ``segue herbarium``.
 
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .data.encode_command import encode
 from .train_command import train
 
 
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(export)
     app.command()(herbarium)
+    app.command()(encode)
 
 
 def export(

@@ -7,7 +7,7 @@ WORDS = 1 << 32  # of a seed, PyTorch's generator on the CPU reads the lower 32 
 
 
 def stream_generator(seed: int, index: int) -> torch.Generator:
-    """The generator number ``index``, in [0, 2^32), of the stream ``seed``, in [0, 2^31).
+    """The generator number ``index``, in [0, 2^32), of the stream ``seed``: below 2^31 a run's own.
 
     Every stream runs through all 2^32 states of the generator in an order of its own, so no number of a stream repeats
     another; stream 0 runs through them as they are counted, which the bundled networks were trained on.

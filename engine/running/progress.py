@@ -7,20 +7,20 @@ from .sampler import Callback, CallInfo
 
 
 @contextmanager
-def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Yields a function that advances a bar on stderr by one; there is no bar where stderr is not a terminal."""
+def progress_bar(title: str, total: int, shown: bool = True, of: str = "call") -> Iterator[Callable[..., None]]:
+    """Yields a function that advances a bar on stderr by one, or by its argument; there is none where that is no terminal."""
     if not shown:
-        yield lambda: None
+        yield lambda count=1: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    count = TextColumn("call {task.completed}/{task.total}")
+    count = TextColumn(of + " {task.completed}/{task.total}")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda count=1: bar.advance(task, count)
 
 
 class Counting:

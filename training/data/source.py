@@ -86,11 +86,11 @@ def batch_loader(
         Batches(source, batch_size, seed, start, parts, own),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=leave_interrupts_to_the_parent,
         generator=torch.Generator(),  # else every iterator draws a number from the caller's
     )
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
+def leave_interrupts_to_the_parent(_worker: int) -> None:
     """Ctrl-C reaches the whole process group; a worker that dies of it would turn a clean stop into an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
