@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .loop import Trainer
     from .run_folder import Start
 
-RUN, NETWORK, LENGTH, MACHINE = "The run", "Network and data", "Length and optimiser", "Machine"
+NETWORK, OBJECTIVE, LENGTH, MACHINE = "Network and data", "Objective", "Length and optimiser", "Machine"
 
 
 def train(
@@ -26,6 +26,16 @@ def train(
         bool | None, typer.Option("--resume/--fresh", help="Continue the run in the folder / replace it.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="What to train on; default the herbarium.", rich_help_panel=NETWORK)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Cut images to squares of so many pixels.", rich_help_panel=NETWORK)
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip", help="Mirror every second image by chance.", rich_help_panel=NETWORK)
+    ] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option(help="Superclasses: levels of folders above the class, or a column; 0: none.", rich_help_panel=NETWORK),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option("--from", help="A checkpoint or bundled model that the weights start from.", rich_help_panel=NETWORK),
@@ -49,6 +59,36 @@ def train(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What the network is called.", rich_help_panel=NETWORK)] = None,
+    weak: Annotated[
+        str | None,
+        typer.Option(
+            "--objective",
+            help="Weak signal: none, uncond, layer-skip, branch, separate or segmented (SGG).",
+            rich_help_panel=OBJECTIVE,
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(help="W of the extrapolation; default as published. Scale 1 / (1 - W).", rich_help_panel=OBJECTIVE),
+    ] = None,
+    power: Annotated[
+        float | None, typer.Option(help="W grows with progress to this power; 0: it does not.", rich_help_panel=OBJECTIVE)
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Noise level between the two signals of segmented.", rich_help_panel=OBJECTIVE)
+    ] = None,
+    high: Annotated[
+        float | None, typer.Option(help="Noise level above which no weak signal acts.", rich_help_panel=OBJECTIVE)
+    ] = None,
+    skip_layers: Annotated[str | None, typer.Option(help="Blocks of layer-skip, as in 7,8.", rich_help_panel=OBJECTIVE)] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="paper, or released: as the published code does.", rich_help_panel=OBJECTIVE)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="extrapolated, or inverse: of guidance that is built in.", rich_help_panel=OBJECTIVE)
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="linear or cosine.", rich_help_panel=OBJECTIVE)] = None,
+    time: Annotated[str | None, typer.Option(help="log-normal or uniform.", rich_help_panel=OBJECTIVE)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.", rich_help_panel=LENGTH)] = None,
     minutes: Annotated[
         float | None, typer.Option(help="End after this much training time; 0: no limit.", rich_help_panel=LENGTH)
@@ -124,6 +164,9 @@ def train(
     }
     options = {
         "data": data,
+        "image_size": image_size,
+        "flip": flip,
+        "tier": tier,
         "from": start,
         "family": family,
         "heads": heads,
@@ -131,6 +174,20 @@ def train(
         "exit_layer": exit_layer,
         "name": name,
     }
+    chosen = {
+        "weak": weak,
+        "weight": weight,
+        "power": power,
+        "tau": tau,
+        "high": high,
+        "layers": None if skip_layers is None else _layers(skip_layers),
+        "mode": mode,
+        "target": target,
+        "path": path,
+        "time": time,
+    }
+    objective = {key: value for key, value in chosen.items() if value is not None}
+    given["objective"] = objective or None
     network = {key: value for key, value in options.items() if value is not None}
     settings = {key: value for key, value in given.items() if value is not None}
     if resume:
@@ -138,6 +195,14 @@ def train(
     else:
         trainer = _begun(out, recipe, network, settings, dropout, vae, "new" if resume is None else "fresh")
     raise typer.Exit(show_run(trainer, vae))
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """Blocks as in ``7,8``; ``ValueError`` for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--skip-layers takes whole numbers as in 7,8, got {text!r}") from None
 
 
 def _default_device() -> str:
@@ -165,6 +230,9 @@ def _begun(
     from .specs import fitted, sized
 
     chosen = get_recipe(recipe or "herbarium")
+    for name in ("image_size", "flip", "tier"):
+        if name in network and "data" not in network:
+            raise ValueError(f"--{name.replace('_', '-')} is of --data, and there is none; got {network[name]!r}")
     source = _source(network) if "data" in network else chosen.source
     spec = fitted(chosen.spec, source) if "data" in network else chosen.spec
     initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
@@ -186,6 +254,9 @@ def _begun(
         values["dropout"] = values["dropout"] | {"species": 0.0}
     made = TrainSettings.from_dict(values | {"micro_batches": _processes()} | settings)
     check_previews(spec, made.preview_every, vae)
+    if made.objective.weak != "none":
+        scale = f"{made.objective.effective_scale:.3g}"
+        _say(f"objective {made.objective.weak}, W {made.objective.weight:g}: guidance of scale {scale} is built in")
     return Trainer(spec, made, out, start, source=source, initial=initial, facts=facts)
 
 
@@ -216,6 +287,8 @@ def _resumed(
     values = record["settings"]
     if dropout is not None:
         settings = settings | {"dropout": values["dropout"] | {"everything": dropout}}
+    if "objective" in settings:
+        settings = settings | {"objective": values["objective"] | settings["objective"]}
     initial = {}
     if "from" in command:
         begun = _starting(command, source)
@@ -229,12 +302,15 @@ def _resumed(
 
 
 def _source(network: dict[str, Any]) -> "Source":
-    from .data.herbarium import Herbarium
+    """What the options name; what was found is said."""
+    from .data.open_source import describe, open_source
 
-    data = network.get("data", "herbarium")
-    if data != "herbarium":
-        raise ValueError(f"unknown data {data!r}")
-    return Herbarium()
+    source = open_source(
+        network["data"], size=network.get("image_size"), flip=network.get("flip", False), tier=network.get("tier")
+    )
+    for line in describe(source):
+        _say(line)
+    return source
 
 
 def _starting(network: dict[str, Any], source: "Source"):

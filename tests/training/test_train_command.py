@@ -119,3 +119,33 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path, monkeypa
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
     monkeypatch.undo()
     assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_a_weak_signal_is_trained_with_its_published_weight_and_says_its_scale(tmp_path):
+    code, output = train(tmp_path / "run", "--objective", "segmented")
+    assert code == 0 and "objective segmented, W 0.6: guidance of scale 2.5 is built in" in output, output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["objective"]
+    assert (record["weak"], record["weight"], record["tau"]) == ("segmented", 0.6, 0.2)
+    assert train(tmp_path / "run", "--resume", "--steps", 3)[0] == 0
+    code, output = train(tmp_path / "run", "--resume", "--steps", 4, "--weight", 0.3)
+    assert code == 2 and "holds a run with another objective" in output, output
+
+
+def test_a_folder_of_images_is_trained_on_and_resumed(tmp_path):
+    for number, name in enumerate(("tea", "dog", "tea", "dog", "dog")):
+        file = tmp_path / "roses" / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20 + number), (40 * number, 90, 30)).save(file)
+    code, output = train(tmp_path / "run", "--data", tmp_path / "roses", "--image-size", 16)
+    assert code == 0 and "roses: 5 images of 2 classes, 3 x 16 x 16" in output, output
+    network, _ = load_network(tmp_path / "run")
+    assert (network.spec.name, network.spec.class_names, network.spec.parents) == ("roses", ("dog", "tea"), ())
+    assert train(tmp_path / "run", "--resume", "--steps", 3)[0] == 0
+    (tmp_path / "roses").rename(tmp_path / "moved")
+    code, output = train(tmp_path / "run", "--resume", "--steps", 4)
+    assert code == 2 and "is no file or folder" in output, output
+    code, output = train(tmp_path / "run", "--resume", "--steps", 4, "--data", tmp_path / "moved")
+    assert code == 0 and "resuming roses after step 3" in output, output
+    (tmp_path / "moved" / "tea" / "0.png").unlink()
+    code, output = train(tmp_path / "run", "--resume", "--steps", 5, "--data", tmp_path / "moved")
+    assert code == 2 and "holds a run with another data" in output, output
