@@ -77,7 +77,8 @@ def write_diffusers(model: SiT, folder: Path) -> None:
 
 def diffusers_tensors(model: SiT) -> dict[str, Tensor]:
     """The tensors of ``model`` under diffusers' names, those of queries, keys and values apart."""
-    spec, tensors = model.spec, {}
+    spec = model.spec
+    tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         names = [name]
         if name.startswith("embedders.0.") and not spec.per_block_embedding:

@@ -40,9 +40,11 @@ def show_run(trainer: "Trainer", vae: Path | None = None) -> int:
 
 def _decoder(vae: Path | None, device: str):
     """The VAE of previews, from its folder or that of a pipeline."""
+    import torch
+
     from segue.engine.adapters.vae import Decoder
 
-    return None if vae is None else Decoder.read(vae, "float32", device, None)
+    return None if vae is None else Decoder.read(vae, torch.float32, torch.device(device), None)
 
 
 def _draw(trainer: "Trainer", decoder) -> None:

@@ -25,15 +25,24 @@ def fitted(spec: Spec, source: Source) -> Spec:
 
     Raises ``ValueError`` where the samples cannot be cut into the patches of ``spec``.
     """
+    if isinstance(spec, SiTSpec):
+        return fitted_sit(spec, source)
     channels, height, width = source.shape
-    classes = {"num_classes": source.num_classes, "parents": source.parents, "class_names": source.class_names}
-    if isinstance(spec, ClassifierSpec):
-        if height != width:
-            raise ValueError(f"a classifier reads square pictures, got {height} x {width}")
-        return replace(spec, name=_named(spec, source), channels=channels, size=height, **classes)
+    if height != width:
+        raise ValueError(f"a classifier reads square pictures, got {height} x {width}")
+    return replace(spec, name=_named(spec, source), channels=channels, size=height, **_classes(source))
+
+
+def fitted_sit(spec: SiTSpec, source: Source) -> SiTSpec:
+    """:func:`fitted`, of a SiT or DiT."""
+    channels, height, width = source.shape
     outputs = spec.out_channels // spec.channels * channels
-    shape = {"channels": channels, "height": height, "width": width, "out_channels": outputs}
-    return replace(spec, name=_named(spec, source), **shape, **classes)
+    shape: dict[str, Any] = {"channels": channels, "height": height, "width": width, "out_channels": outputs}
+    return replace(spec, name=_named(spec, source), **shape, **_classes(source))
+
+
+def _classes(source: Source) -> dict[str, Any]:
+    return {"num_classes": source.num_classes, "parents": source.parents, "class_names": source.class_names}
 
 
 def _named(spec: Spec, source: Source) -> str:

@@ -11,7 +11,7 @@ from segue.models.spec import SiTSpec
 from segue.models.weights import load_network
 
 from .data.source import Source
-from .specs import fitted
+from .specs import fitted_sit
 
 LABELS, EXITS = "y_embedder.", "exit_layers."
 
@@ -46,15 +46,15 @@ def starting_weights(
     """
     path = bundled_files(checkpoint)["main"] if checkpoint in BUNDLED else Path(checkpoint)
     network, report = load_network(path, family, heads=heads)
-    spec = network.spec
     if not isinstance(network, SiT):
         raise ValueError(f"{checkpoint} is a {type(network).__name__}; training starts from a DiT or a SiT")
+    spec: SiTSpec = network.spec
     sizes = (spec.channels, spec.height, spec.width)
     if sizes != source.shape:
         theirs, ours = (" x ".join(map(str, each)) for each in (sizes, source.shape))
         raise ValueError(f"{checkpoint} draws samples of {theirs}, and those of {source.name} are {ours}")
     kept = _same_classes(spec, source)
-    wanted = fitted(spec, source) if not kept else replace(spec, class_names=source.class_names or spec.class_names)
+    wanted = fitted_sit(spec, source) if not kept else replace(spec, class_names=source.class_names or spec.class_names)
     if exit_layer is not None:
         wanted = replace(wanted, exits=tuple(sorted({*wanted.exits, exit_layer})))
     tensors = {name: value.float() for name, value in network.state_dict().items() if kept or LABELS not in name}

@@ -234,16 +234,17 @@ def _begun(
         if name in network and "data" not in network:
             raise ValueError(f"--{name.replace('_', '-')} is of --data, and there is none; got {network[name]!r}")
     source = _source(network) if "data" in network else chosen.source
+    _refuse_without_from(network)
     spec = fitted(chosen.spec, source) if "data" in network else chosen.spec
     initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
-    if not isinstance(spec, SiTSpec) and (found := {"from", "size", "exit_layer"} & network.keys()):
-        raise ValueError(f"the recipe {recipe} is of a classifier, which takes no {sorted(found)[0]}")
-    if "from" in network:
+    if not isinstance(spec, SiTSpec):
+        if found := {"from", "size", "exit_layer"} & network.keys():
+            raise ValueError(f"the recipe {recipe} is of a classifier, which takes no {sorted(found)[0]}")
+    elif "from" in network:
         begun = _starting(network, source)
         spec, initial, facts = begun.spec, begun.tensors, facts | {"from": begun.facts}
         _say(f"from {begun}")
     else:
-        _refuse_without_from(network)
         spec = sized(spec, network["size"]) if "size" in network else spec
         spec = replace(spec, exits=(network["exit_layer"],)) if "exit_layer" in network else spec
     spec = replace(spec, name=network.get("name", spec.name))
@@ -324,6 +325,8 @@ def _starting(network: dict[str, Any], source: "Source"):
 
 
 def _refuse_without_from(network: dict[str, Any]) -> None:
+    if "from" in network:
+        return
     for name in ("family", "heads"):
         if name in network:
             raise ValueError(f"--{name} is of a checkpoint, and there is no --from; got {network[name]!r}")
