@@ -1,5 +1,6 @@
 """Runs of several parts and several processes: all are the run of one process with the whole batch."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,29 +12,43 @@ import torch
 from training_fixtures import TINY_SPEC, tiny_settings
 
 from segue.training.loop import Trainer
+from segue.training.objectives.objective import Objective
 from tests.tolerances import FP32_SUMMED_PARTS
 
 STEPS = 5
 
 RUN = """
-import os, signal, sys
+import json, os, signal, sys
 from training_fixtures import TINY_SPEC, tiny_settings
 from segue.training.loop import Trainer
-folder, start, killed = sys.argv[1], sys.argv[2], int(sys.argv[3])
-settings = tiny_settings(steps=5, batch_size=6, micro_batches=2, checkpoint_every=2)
+from segue.training.objectives.objective import Objective
+folder, start, killed, objective = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+settings = tiny_settings(
+    steps=5, batch_size=6, micro_batches=2, checkpoint_every=2, objective=Objective.from_dict(objective)
+)
 trainer = Trainer(TINY_SPEC, settings, folder, start)
 trainer.run(lambda trainer, losses: os.kill(os.getpid(), signal.SIGKILL) if trainer.step == killed else None)
 print("process", trainer.processes.rank, "of", trainer.processes.count, "at", trainer.step)
 """
 
 
-def launch(folder: Path, start: str = "new", killed: int = 0) -> subprocess.CompletedProcess:
+def launch(
+    folder: Path, start: str = "new", killed: int = 0, objective: Objective | None = None
+) -> subprocess.CompletedProcess:
     """A run in two processes, launched as users launch theirs; the first is killed after step ``killed``."""
     script = folder.parent / "run.py"
     script.write_text(RUN)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join([os.path.dirname(sys.modules["training_fixtures"].__file__), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, *launcher, str(script), str(folder), start, str(killed)]
+    command = [
+        sys.executable,
+        *launcher,
+        str(script),
+        str(folder),
+        start,
+        str(killed),
+        json.dumps((objective or Objective()).to_dict()),
+    ]
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -75,6 +90,21 @@ def test_two_processes_train_what_one_does(alone, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "process 0 of 2 at 5" in result.stdout and "process 1 of 2 at 5" in result.stdout
     assert_close(weights(tmp_path / "two"), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective",
+    (Objective("segmented", 0.5, tau=0.5, layer=1), Objective("layer-skip", 0.3), Objective("separate", 0.3)),
+    ids=lambda objective: objective.weak,
+)
+def test_two_processes_agree_on_weak_signals(objective, tmp_path):
+    """Each runs its own weak forwards, beside the module that joins their gradients."""
+    settings = tiny_settings(steps=STEPS, batch_size=6, micro_batches=2, objective=objective)
+    Trainer(TINY_SPEC, settings, tmp_path / "alone").run()
+    result = launch(tmp_path / "two", objective=objective)
+    assert result.returncode == 0, result.stderr
+    assert_close(weights(tmp_path / "two"), weights(tmp_path / "alone"))
 
 
 @pytest.mark.slow
