@@ -247,6 +247,7 @@ def _begun(
     else:
         spec = sized(spec, network["size"]) if "size" in network else spec
         spec = replace(spec, exits=(network["exit_layer"],)) if "exit_layer" in network else spec
+        spec = replace(spec, path=settings.get("objective", {}).get("path", spec.path))
     spec = replace(spec, name=network.get("name", spec.name))
     values = asdict(chosen.settings)
     if dropout is not None:

@@ -59,7 +59,7 @@ def test_settings_survive_being_written_down():
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown recipe 'roses'; there are: herbarium, herbarium-weak"):
+    with pytest.raises(ValueError, match="unknown recipe 'roses'; there are: herbarium, herbarium-64, herbarium-weak"):
         get_recipe("roses")
 
 
