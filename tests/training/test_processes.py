@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_fixtures import TINY_SPEC, tiny_settings
@@ -27,15 +28,25 @@ settings = tiny_settings(
     steps=5, batch_size=6, micro_batches=2, checkpoint_every=2, objective=Objective.from_dict(objective)
 )
 trainer = Trainer(TINY_SPEC, settings, folder, start)
+if os.environ["RANK"] == sys.argv[5]:
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[6]))  # nobody handles it: the process is ended on the spot
 trainer.run(lambda trainer, losses: os.kill(os.getpid(), signal.SIGKILL) if trainer.step == killed else None)
 print("process", trainer.processes.rank, "of", trainer.processes.count, "at", trainer.step)
 """
 
 
 def launch(
-    folder: Path, start: str = "new", killed: int = 0, objective: Objective | None = None
+    folder: Path,
+    start: str = "new",
+    killed: int = 0,
+    objective: Objective | None = None,
+    rank: int = 0,
+    seconds: float = 0.0,
 ) -> subprocess.CompletedProcess:
-    """A run in two processes, launched as users launch theirs; the first is killed after step ``killed``."""
+    """A run in two processes, launched as users launch theirs.
+
+    The first is killed after step ``killed``, or the one of ``rank`` after so many ``seconds`` of training.
+    """
     script = folder.parent / "run.py"
     script.write_text(RUN)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -48,6 +59,8 @@ def launch(
         start,
         str(killed),
         json.dumps((objective or Objective()).to_dict()),
+        str(rank),
+        str(seconds),
     ]
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -118,6 +131,19 @@ def test_a_killed_run_of_two_processes_goes_on_in_two_and_in_one(alone, tmp_path
     Trainer(TINY_SPEC, settings, tmp_path / "one", "resume").run()
     for name in ("two", "one"):
         assert_close(weights(tmp_path / name), alone)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_survives_ten_kills_at_random_moments(alone, tmp_path, seed):
+    random, killed, rounds = np.random.default_rng(seed), 0, 0
+    while killed < 10:
+        folder, rounds, finished = tmp_path / str(rounds), rounds + 1, False
+        while not finished:
+            start = "resume" if (folder / "run.json").exists() else "new"
+            moment = 0.0 if killed >= 10 else random.uniform(0.001, 0.25)
+            finished = launch(folder, start, rank=int(random.integers(2)), seconds=moment).returncode == 0
+            killed += not finished
+        assert_close(weights(folder), alone)
 
 
 def test_parts_that_cannot_be_shared_are_refused(tmp_path):
