@@ -1,5 +1,8 @@
 """The command line, ``segue`` or ``python -m segue``: the commands of every folder in one program."""
 
+import os
+import sys
+from collections.abc import MutableMapping, Sequence
 from typing import Annotated
 
 import typer
@@ -43,7 +46,23 @@ training_commands.register(app)
 bench_commands.register(app)
 
 
+# How long a CPU thread that waits for others spins before it sleeps: PyTorch's OpenMP library reads this as it is loaded.  Its
+# own default of 300000 takes the cores from whatever else runs: on two cores with a load of 9, a run of the herbarium took five
+# times as long (docs/production.md).  With 3000 a run on cores of its own is as fast as with the default.
+SPINS = ("GOMP_SPINCOUNT", "3000")
+SAID_OTHERWISE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+PICTURES = ("demo", "quality", "calls")  # of segue bench; its other commands time what is set outside
+
+
+def share_cores(arguments: Sequence[str], environment: MutableMapping[str, str]) -> None:
+    """Let threads that wait sleep soon, unless ``environment`` says how they wait or the command measures time."""
+    timed = bool(arguments) and arguments[0] == "bench" and not set(arguments[1:2]) & set(PICTURES)
+    if not timed and not set(SAID_OTHERWISE) & environment.keys():
+        environment.update([SPINS])
+
+
 def main() -> None:
+    share_cores(sys.argv[1:], os.environ)  # before torch is imported
     app(prog_name="segue")
 
 
