@@ -13,6 +13,7 @@ from tiny_dit import tiny_dit_pipeline
 from tiny_sd3 import tiny_pipeline
 
 OUT = Path("out/examples")
+CLIP_TOKENS = 77  # as CLIP takes: these tokenizers make one of every letter
 
 
 def tiny_sd3() -> Path:
@@ -21,7 +22,8 @@ def tiny_sd3() -> Path:
         sys.exit("the text encoders of SD3 need transformers: pip install transformers")
     folder = OUT / "tiny-sd3"
     if not folder.exists():
-        tiny_pipeline("sd3.5-medium", num_layers=12, sample_size=32, pos_embed_max_size=48).save_pretrained(folder)
+        size = {"num_layers": 12, "sample_size": 32, "pos_embed_max_size": 48}
+        tiny_pipeline("sd3.5-medium", **size, clip_tokens=CLIP_TOKENS).save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ import typer
 from segue.bench import cli as bench_commands
 from segue.engine.cli import commands as engine_commands
 from segue.engine.cli.errors import CommandGroup
+from segue.engine.cli.library_messages import quiet_libraries
 from segue.training import cli as training_commands
 
 from . import __version__
@@ -17,7 +18,7 @@ from . import __version__
 app = typer.Typer(
     name="segue",
     cls=CommandGroup,
-    help="Guided sampling for diffusion transformers at close to the cost of unguided sampling.",
+    help="Guided sampling for diffusion transformers, in which only the branches that count are evaluated.",
     epilog="Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 interrupted, 1 anything else.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -47,8 +48,8 @@ bench_commands.register(app)
 
 
 # How long a CPU thread that waits for others spins before it sleeps: PyTorch's OpenMP library reads this as it is loaded.  Its
-# own default of 300000 takes the cores from whatever else runs: on two cores with a load of 9, a run of the herbarium took five
-# times as long (docs/production.md).  With 3000 a run on cores of its own is as fast as with the default.
+# own default of 300000 takes the cores from whatever else runs: on two cores with a load of 6, a run of the herbarium took four
+# times as long or more (docs/production.md).  With 3000 a run on cores of its own is as fast as with the default.
 SPINS = ("GOMP_SPINCOUNT", "3000")
 SAID_OTHERWISE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 PICTURES = ("demo", "quality", "calls")  # of segue bench; its other commands time what is set outside
@@ -63,6 +64,7 @@ def share_cores(arguments: Sequence[str], environment: MutableMapping[str, str])
 
 def main() -> None:
     share_cores(sys.argv[1:], os.environ)  # before torch is imported
+    quiet_libraries(os.environ)
     app(prog_name="segue")
 
 

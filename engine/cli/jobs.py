@@ -27,6 +27,7 @@ from ..records.provenance import Origin, Record
 from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
+from .library_messages import loading
 from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
 from .prompt_session import draw_prompts, warm_up_prompts
 from .selection import pair_samples
@@ -162,13 +163,14 @@ class PromptJob(_Job):
     @cached_property
     def engine(self) -> PromptEngine:
         device = resolve_device(self.source.device)
-        return Engine.from_pretrained(
-            self.source.name,
-            device=device,
-            dtype=resolve_dtype(self.source.dtype, device),
-            linears=self.source.linears or DEFAULT_LINEARS,
-            **self.source.how,
-        )
+        with loading(self.source.name):
+            return Engine.from_pretrained(
+                self.source.name,
+                device=device,
+                dtype=resolve_dtype(self.source.dtype, device),
+                linears=self.source.linears or DEFAULT_LINEARS,
+                **self.source.how,
+            )
 
     @cached_property
     def embeddings(self) -> PromptEmbeddings:
@@ -297,11 +299,20 @@ def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
     return PromptJob(source, saved, *texts, labels, seeds, record.max_batch, latent, image, strength, True, length)
 
 
-def captions(names: Sequence[str], labels: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    """What to write at each picture: its class or prompt, or its seed where all are of one."""
-    if len(set(labels)) == 1 and len(labels) > 1:
-        return [f"seed {seed}" for seed in seeds]
-    return [name_of(names, label) for label in labels]
+def captions(
+    names: Sequence[str], labels: Sequence[int], seeds: Sequence[int], rule: ParsedRule | ParsedRules | None = None
+) -> list[str]:
+    """What to write at each picture: in what it differs from the others, which is its class or prompt, else its seed.
+
+    With ``rule`` also what of that is its own; where nothing differs, its class or prompt.
+    """
+    own = [rule.of_sample(sample) if rule else "" for sample in range(len(labels))]
+    if len(set(labels)) > 1:
+        which = [name_of(names, label) for label in labels]
+    else:
+        which = [f"seed {seed}" if len(set(seeds)) > 1 else "" for seed in seeds]
+    whole = zip(which, own, labels, strict=True)
+    return [", ".join(filter(None, (text, number))) or name_of(names, label) for text, number, label in whole]
 
 
 def name_of(names: Sequence[str], label: int) -> str:

@@ -40,13 +40,13 @@ def tiny_transformer(kind: str = "sd3.5-medium", seed: int = 0, **changes):
     return model
 
 
-def tiny_clip(width: int, seed: int):
+def tiny_clip(width: int, seed: int, tokens: int = CLIP_TOKENS):
     """A CLIP tokenizer of single letters and a text encoder with a projection to ``width``."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=CLIP_TOKENS)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=tokens)
     config = CLIPTextConfig(
         vocab_size=len(vocabulary),
         hidden_size=width,
@@ -54,7 +54,7 @@ def tiny_clip(width: int, seed: int):
         projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=CLIP_TOKENS,
+        max_position_embeddings=tokens,
         bos_token_id=vocabulary["<|startoftext|>"],
         eos_token_id=vocabulary["<|endoftext|>"],
     )
@@ -92,13 +92,15 @@ def tiny_vae(seed: int, channels: int = 4):
     return vae.eval().requires_grad_(False)
 
 
-def tiny_components(kind: str = "sd3.5-medium", seed: int = 0, scheduler=None, **changes) -> dict:
+def tiny_components(
+    kind: str = "sd3.5-medium", seed: int = 0, scheduler=None, clip_tokens: int = CLIP_TOKENS, **changes
+) -> dict:
     """The components of a tiny pipeline; ``changes`` go to the transformer."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     with torch.random.fork_rng():
-        tokenizer, text_encoder = tiny_clip(8, seed + 1)
-        tokenizer_2, text_encoder_2 = tiny_clip(12, seed + 2)
+        tokenizer, text_encoder = tiny_clip(8, seed + 1, clip_tokens)
+        tokenizer_2, text_encoder_2 = tiny_clip(12, seed + 2, clip_tokens)
         tokenizer_3, text_encoder_3 = tiny_t5(24, seed + 3)
         return {
             "transformer": tiny_transformer(kind, seed, **changes),

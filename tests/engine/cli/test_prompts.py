@@ -73,6 +73,16 @@ def test_pictures_are_those_of_generate(segue, engine, tmp_path):
     assert (tmp_path / "out/grid.png").exists()
 
 
+def test_loading_draws_no_bars_and_those_of_downloads_stay(segue):
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = are_progress_bars_disabled()
+    result = segue("sample", "--prompt", "leaf", "-g", "cfg:scale=2", "--steps", "1")
+    assert "it/s" not in result.stderr and "Loading" not in result.stderr
+    assert result.stdout.startswith("Classifier-free guidance (cfg:scale=2): 2 evaluations per picture")
+    assert are_progress_bars_disabled() == before
+
+
 def test_a_picture_carries_its_prompts_for_other_tools(segue, tmp_path):
     segue("sample", "--prompt", "a leaf, red", "--negative-prompt", "grey", "-g", "cfg:scale=3", "--steps", "2", "-o", "a.png")
     prompt, negative, pairs = Image.open(tmp_path / "a.png").info["parameters"].split("\n")
