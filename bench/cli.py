@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from segue.engine.cli.options import RULE_NAMES
+
 from .pictures import commands as picture_commands
 from .quality import commands as quality_commands
 from .suites import SUITES
@@ -22,7 +24,7 @@ ModelsOption = Annotated[
     typer.Option("--model", help="NAME, NAME@WIDTH or NAME:PIXELS, e.g. herbarium, sit-xl/2@576, sd3.5-medium:512; repeat it."),
 ]
 RulesOption = Annotated[
-    list[str] | None, typer.Option("--rule", help="none, cfg, slg, sgg, sgg-exit, or a rule in full; repeat it.")
+    list[str] | None, typer.Option(*RULE_NAMES, help="none, cfg, slg, sgg, sgg-exit, or a rule in full; repeat it.")
 ]
 PeersOption = Annotated[
     list[str] | None,

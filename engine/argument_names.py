@@ -1,9 +1,9 @@
-"""Keywords that are unknown here: a refusal that names ours for those that diffusers and its relatives use."""
+"""Arguments and options that are unknown here, or lacking: a refusal names ours for those of diffusers and its relatives."""
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 _RULE = "write the rule, guidance=CFG(4.5) or as text guidance='cfg:scale=4.5'"
@@ -19,6 +19,7 @@ _LOADING = "load the pipeline by diffusers, and give it to Engine.from_pipe or s
 
 # what to say of a keyword; a pair of the name here, for functions that have it, and of what to say elsewhere
 RENAMED: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg"), ("scale", _RULE)),
     "num_inference_steps": ("steps", "it is called steps in sample, generate and plan"),
     "num_steps": ("steps", "it is called steps in sample, generate and plan"),
     "num_images_per_prompt": (
@@ -33,7 +34,7 @@ RENAMED: dict[str, tuple[str, str]] = {
     "batch_size": ("max_batch", "it is called max_batch in sample and generate"),
 }
 ADVICE: dict[str, str] = {
-    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg", "guider"), _RULE),
+    "guider": _RULE,
     "guidance_rescale": "write the rule, guidance=CFG(4.5) + Rescale(0.7)",
     **dict.fromkeys(("skip_guidance_layers", "skip_layer_guidance_scale"), _WEAK),
     **dict.fromkeys(("skip_layer_guidance_start", "skip_layer_guidance_stop"), _WEAK),
@@ -63,29 +64,62 @@ ADVICE: dict[str, str] = {
     **dict.fromkeys(("height", "width"), "the size is said where noise is drawn, in sample and generate"),
     "latents": "they belong to sample and generate, which draw",
 }
+# what to say of an option of the command line, where the name of the option is not all that differs
+_FLAG = "write the rule: -g cfg:scale=4.5"
+_WEAK_FLAG = "write the rule: -g 'cfg:scale=4.5 + slg:weight=2.8,layers=7-9,window=fraction:0.01,0.2'"
+_PAG_FLAG = "write the rule: -g pag-image:weight=3,layers=7"
+RULE_OPTIONS: dict[str, str] = {
+    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg", "guider"), _FLAG),
+    "guidance_rescale": "write the rule: -g 'cfg:scale=4.5 + rescale:phi=0.7'",
+    **{name: _WEAK_FLAG for name, advice in ADVICE.items() if advice == _WEAK},
+    **{name: _PAG_FLAG for name, advice in ADVICE.items() if advice == _PAG},
+}
+FURTHER_OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("generator", "seed"), ("seeds", "seed")),
+    "batch_size": ("max_batch", "batch"),
+    "sigmas": ("schedule",),
+    "timesteps": ("schedule",),
+    "scheduler": ("solver", "schedule"),
+    **dict.fromkeys(("output_dir", "outdir", "out_dir", "output_path"), ("out",)),
+    **dict.fromkeys(("num_samples", "n_samples", "n_iter"), ("count", "samples")),
+    **dict.fromkeys(("model_id", "ckpt", "checkpoint", "pretrained_model_name_or_path"), ("model",)),
+}
+ENGINES = ("EngineCore", "PipeCore", "PromptEngine")  # classes that users meet as Engine
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def refuses_unknown(options_of: Callable | None = None) -> Callable[[F], F]:
     """A decorator for public functions: an unknown keyword raises ``TypeError`` that says what it is called here.
 
-    ``options_of`` is the function to which the decorated one hands its further keywords.
+    So does an argument that is missing or one too many, with those that the function takes.  ``options_of`` is the function to
+    which the decorated one hands its further keywords.
     """
 
     def decorate(function: F) -> F:
-        name = getattr(function, "__qualname__", repr(function))
+        name, signature = public_name(function), inspect.signature(function)
         known = dict.fromkeys([*_keywords(function), *(_keywords(options_of) if options_of else ())])
 
         @functools.wraps(function)
         def checked(*args: Any, **keywords: Any) -> Any:
             for keyword in keywords:
                 if keyword not in known:
-                    raise TypeError(f"{name}() takes no {keyword!r}: {_hint(keyword, list(known))}")
+                    said = advice(keyword, list(known)) or f"it takes {', '.join(known)}"
+                    raise TypeError(f"{name}() takes no {keyword!r}: {said}")
+            try:
+                signature.bind(*args, **keywords)
+            except TypeError as error:
+                raise TypeError(f"{name}(): {error}; it takes {', '.join(known)}") from None
             return function(*args, **keywords)
 
         return cast(F, checked)
 
     return decorate
+
+
+def public_name(function: Callable) -> str:
+    """The name that users know a function by: methods of every kind of engine are those of ``Engine``."""
+    owner, dot, name = getattr(function, "__qualname__", repr(function)).rpartition(".")
+    return ("Engine" if owner in ENGINES else owner) + dot + name
 
 
 def _keywords(function: Callable) -> list[str]:
@@ -95,12 +129,32 @@ def _keywords(function: Callable) -> list[str]:
     return [name for name in names if name not in ("self", "cls")]
 
 
-def _hint(keyword: str, known: list[str]) -> str:
-    """What to say instead of ``keyword`` at a function that takes ``known``."""
+def advice(keyword: str, known: list[str]) -> str:
+    """What to say instead of ``keyword`` at a function that takes ``known``; nothing where nothing is known of it."""
     if keyword in RENAMED:
         ours, elsewhere = RENAMED[keyword]
         return f"it is called {ours} here" if ours in known else elsewhere
     if keyword in ADVICE:
         return ADVICE[keyword]
-    close = difflib.get_close_matches(keyword, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+    return did_you_mean(keyword, known)
+
+
+def option_hint(option: str, known: Sequence[Sequence[str]]) -> str:
+    """What to say of an ``option`` that a command has not, of the names of those that it has; nothing if nothing is known.
+
+    The names are groups of one option each, as ``("--guidance", "-g")``.
+    """
+    keyword, groups = option.lstrip("-").replace("-", "_"), {name: group for group in known for name in group}
+    if keyword in RULE_OPTIONS and "--guidance" in groups:
+        return RULE_OPTIONS[keyword]
+    ours = FURTHER_OPTIONS.get(keyword) or (RENAMED[keyword][:1] if keyword in RENAMED else ())
+    found = [groups[flag][0] for name in ours if (flag := f"--{name.replace('_', '-')}") in groups]
+    if found:
+        return f"it is called {' and '.join(dict.fromkeys(found))} here"
+    return did_you_mean(option, [name for name in groups if name.startswith("--")])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'steps'?``, or nothing where no word that is known is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from segue.engine.cli.options import RULE_NAMES
+
 SCORES = Path("bench/results/quality.jsonl")
 JUDGE = "herbarium-judge"
 
 ScoresOption = Annotated[Path, typer.Option("--scores", help="JSON-lines file of segue score.")]
-RulesOption = Annotated[
-    list[str] | None, typer.Option("--guidance", "-g", "--rule", "-r", help="A rule as in segue sample; repeat it.")
-]
+RulesOption = Annotated[list[str] | None, typer.Option(*RULE_NAMES, help="A rule as in segue sample; repeat it.")]
 JudgeOption = Annotated[
     str, typer.Option("--judge", help="The classifier that tells what a leaf looks like, as in segue score.")
 ]

@@ -163,13 +163,13 @@ def compare(
 
     segue compare --out demo.png
 
-    segue compare -r none -r cfg:scale=2 -r cfg:scale=4 --classes Betulina --count 3
+    segue compare -g none -g cfg:scale=2 -g cfg:scale=4 --classes Betulina --count 3
 
     segue compare --model sd3.5-medium/ --prompt "a storefront with a sign" --seeds 1-3
 
     segue compare --from out/compare.png --out again.png
 
-    segue compare -r cfg -r "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
+    segue compare -g cfg -g "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
     """
     from .compare import compare_rules
     from .redraw_sheet import redraw_sheet

@@ -23,6 +23,7 @@ from .sheets import Row, default_zoom, labelled_sheet
 
 DEFAULT_RULES = ("none", "cfg", "slg", "sgg")
 DEFAULT_SHEET = Path("out/compare.png")
+MOST_SEEDS = 8  # named one by one
 MOST_PICTURES = 12  # in a row where no classes are chosen
 
 
@@ -88,9 +89,18 @@ def write_sheet(new: NewFiles, out: Path, sheet: Image.Image, record: dict) -> l
 def _title(job: Job, plan: Plan) -> str:
     spec, seeds = job.spec, job.seeds
     model = spec.name if len(set(job.labels)) > 1 else f"{spec.name}, {name_of(job.names, job.labels[0])}"
-    spread = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    spread = seeds_text(seeds)
     schedule = f"{plan.schedule.steps} steps, {plan.solver.name} solver, {plan.schedule.name} schedule"
     return f"{model}  |  {schedule}  |  {spread}  |  the same noise in every row"
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """``seed 3``, ``seeds 3 to 7`` where they count up, else each that is there, or how many where they are many."""
+    if len(set(seeds)) == 1:
+        return f"seed {seeds[0]}"
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}" if len(seeds) <= MOST_SEEDS else f"{len(seeds)} seeds"
 
 
 def _print_table(entries: Sequence[dict]) -> None:

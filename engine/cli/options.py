@@ -14,6 +14,7 @@ DEFAULT_STRENGTH = 0.6
 WEAK = "weak"  # the network that the rule ag takes by default
 CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
+RULE_NAMES = "--guidance", "-g", "--rule", "-r"  # alike wherever a rule is taken
 RULE_HELP = (
     f"NAME:OPTION=VALUE,..., or a sum with +. Rules: {rules_text()}. Corrections, to add: {rules_text(corrections=True)}. "
     "Needed options come first; those left out are the model's own numbers, or the usual ones, which is said. "
@@ -101,8 +102,7 @@ LinearsOption = Annotated[
 RuleOption = Annotated[
     str | None,
     _option(
-        "--guidance",
-        "-g",
+        *RULE_NAMES,
         panel=_RULE,
         shown=DEFAULT_RULE,
         help=RULE_HELP,
@@ -110,7 +110,7 @@ RuleOption = Annotated[
 ]
 RulesOption = Annotated[
     list[str] | None,
-    _option("--rule", "-r", panel=_RULE, shown="none, cfg, slg, sgg", help="A rule as in segue sample; repeat the option."),
+    _option(*RULE_NAMES, panel=_RULE, shown="none, cfg, slg, sgg", help="A rule as in segue sample; repeat the option."),
 ]
 ScaleOption = Annotated[str | None, _option("--scale", panel=_RULE, help="Scale of cfg and sgg; 1 is off.")]
 WeightOption = Annotated[str | None, _option("--weight", panel=_RULE, help="Weight of the weak branch; 0 is off.")]
@@ -123,7 +123,9 @@ WindowOption = Annotated[
     str | None,
     _option("--window", panel=_RULE, help="Where the rule acts: sigma:0.2,0.8 or fraction:0,0.5 or steps:1,14."),
 ]
-DeltaOption = Annotated[str | None, _option("--delta", panel=_RULE, help="Adds DELTA (1 - 2 p), p from 0 to 1 in the window.")]
+DeltaOption = Annotated[
+    str | None, _option("--delta", panel=_RULE, help="Adds DELTA (1 - 2 p), p from 0 to 1 over the steps of the window.")
+]
 RefreshOption = Annotated[
     str | None,
     _option("--refresh", panel=_RULE, help="Evaluate weak branches at every N-th call only, approximately; 1 is exact."),
@@ -155,7 +157,12 @@ ClassesOption = Annotated[
 ]
 SeedsOption = Annotated[
     str | None,
-    _option("--seeds", panel=_RUN, shown="0", help="A list or range, one for each picture, or one number that counts up."),
+    _option(
+        "--seeds",
+        panel=_RUN,
+        shown="0",
+        help="A list or range, one for each picture, or one number that counts up: 5, 6, ...",
+    ),
 ]
 CountOption = Annotated[
     int | None,

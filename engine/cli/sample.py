@@ -10,6 +10,7 @@ from PIL import Image
 from ..files import NewFiles
 from ..records.pictures import check_place, picture_name, write_picture
 from ..records.provenance import Record
+from ..rules.batch import parse_rules
 from .jobs import captions, open_job
 from .latents import wants_pictures, write_latents
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
@@ -45,7 +46,8 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
         print(json.dumps(summary))
         return
     cost, count = drawn.plan.cost, len(drawn.latents)
-    print(f"{parsed.title}: {cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s")
+    told = f"{cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s"
+    print(f"{parsed.title} ({parsed.text}): {told}")
     all_in = f", all in {files[-1]}" if pictures and len(files) > count else ""
     print(f"{counted(count, 'picture' if pictures else 'latent')} in {out}{all_in}")
 
@@ -102,4 +104,4 @@ def write_pictures(
 def draw_grid(images: list[Image.Image], record: Record, names: tuple[str, ...]) -> Image.Image:
     """The captioned grid of a run."""
     columns, zoom = record.layout
-    return picture_grid(images, captions(names, record.labels, record.seeds), columns, zoom)
+    return picture_grid(images, captions(names, record.labels, record.seeds, parse_rules(record.rule)), columns, zoom)

@@ -117,7 +117,7 @@ def write_samples(
     print_warnings(plan, parsed)
     before, began = file.written, time.perf_counter()
     stream.draw(file, engine.spec.name)
-    _report(file, before, time.perf_counter() - began, file.finish(), output.json)
+    _report(file, parsed.text, before, time.perf_counter() - began, file.finish(), output.json)
 
 
 def _check(path: Path, output: Output, run: RunOptions, world: int) -> int:
@@ -156,7 +156,7 @@ def _first_seed(run: RunOptions, count: int) -> int:
     return check_seed(seeds[0])
 
 
-def _report(file: NpzFile, before: int, seconds: float, made: Path | None, as_json: bool) -> None:
+def _report(file: NpzFile, rule: str, before: int, seconds: float, made: Path | None, as_json: bool) -> None:
     count, drawn = file.shard.count, file.written - before
     if as_json:
         summary = {
@@ -168,7 +168,7 @@ def _report(file: NpzFile, before: int, seconds: float, made: Path | None, as_js
         }
         print(json.dumps(summary | json.loads(file.record.read_text(encoding="utf-8"))["made_by"]))
         return
-    print(f"{drawn} samples drawn in {seconds:.1f} s" + (f", {before} were there" if before else ""))
+    print(f"{drawn} samples drawn by {rule} in {seconds:.1f} s" + (f", {before} were there" if before else ""))
     if made is not None:
         print(f"{count} samples in {made}")
     else:

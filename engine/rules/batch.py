@@ -46,6 +46,10 @@ class ParsedRules:
     def summary(self) -> str:
         return SEPARATOR.join(rule.summary for rule in self.rules)
 
+    def of_sample(self, sample: int) -> str:
+        """The text of one sample's rule; empty where all are the same."""
+        return self.rules[sample].text if len(set(self.rules)) > 1 else ""
+
     def part(self, samples: slice) -> "ParsedRules":
         """The rules of some of the samples."""
         return ParsedRules(self.rules[samples])

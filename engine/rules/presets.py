@@ -14,6 +14,7 @@ from typing import Any
 
 from segue.models.spec import ModelSpec
 
+from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
 from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
@@ -172,6 +173,11 @@ class NamedRule:
         """The options for a person to read."""
         return ", ".join(f"{option} {_shown(option, value)}" for option, value in self.options)
 
+    def own_numbers(self, sample: int) -> list[str]:
+        """The options of which samples have numbers that differ, with the number of one of them."""
+        each = ((option, value) for option, value in self.options if option in PER_SAMPLE and isinstance(value, tuple))
+        return [f"{option} {_shown(option, value[sample])}" for option, value in each if len(set(value)) > 1]
+
 
 @dataclass(frozen=True)
 class ParsedRule:
@@ -203,6 +209,10 @@ class ParsedRule:
     @property
     def summary(self) -> str:
         return " + ".join(part.summary for part in self.parts)
+
+    def of_sample(self, sample: int) -> str:
+        """What of the rule is that of one sample of its batch alone, as ``scale 2``; empty where all share it."""
+        return ", ".join(text for part in self.parts for text in part.own_numbers(sample))
 
 
 RuleLike = Guidance | ParsedRule | NamedRule | str | None
@@ -275,7 +285,7 @@ def _parse_one(
     name, _, rest = text.partition(":")
     name = name.strip()
     if name not in KINDS:
-        raise ValueError(f"unknown guidance rule {name!r}; known: {', '.join(KINDS)}")
+        raise ValueError(f"unknown guidance rule {name!r}; known: {', '.join(KINDS)}{_meant(name)}")
     kind = KINDS[name]
     given = _split_options(name, rest)
     for option in extra:
@@ -285,7 +295,9 @@ def _parse_one(
     known = (*kind.needed, *kind.optional)
     for option in given:
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+            near = advice(option, list(known))
+            said = f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}"
+            raise ValueError(f"{said}; {near}" if near else said)
     values = {**default_options(model, name), **(changes or {})}
     values |= {option: _parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
@@ -301,6 +313,15 @@ def _parse_one(
     if usual:
         note = f"no tuned numbers of {name} for {model}, using {named_text('', usual.items())[1:]}"
     return NamedRule(name, tuple((option, values[option]) for option in known if option in values), note)
+
+
+def _meant(text: str) -> str:
+    """What an unknown rule may have been meant as: a number that lacks its option, or another name."""
+    bare = re.fullmatch(r"([a-z-]+?)[\s=(]*([\d.]+)\)?", text)
+    if bare and bare[1] in KINDS and KINDS[bare[1]].needed:
+        return f"; write {bare[1]}:{KINDS[bare[1]].needed[0]}={bare[2]}"
+    near = did_you_mean(text, KINDS)
+    return f"; {near}" if near else ""
 
 
 def _usual(missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
@@ -334,7 +355,8 @@ def _split_options(name: str, text: str) -> dict[str, str]:
     for piece in text.split(",") if text else ():
         option, equals, value = piece.partition("=")
         if not equals and not last:
-            raise ValueError(f"options of {name} are written option=value, got {piece!r}")
+            needed = "".join(f", as in {name}:{option}={piece.strip()}" for option in KINDS[name].needed[:1])
+            raise ValueError(f"options of {name} are written option=value{needed}, got {piece!r}")
         if not equals:
             options[last] += f",{piece.strip()}"
             continue
@@ -349,4 +371,15 @@ def _parse_value(option: str, text: str) -> Any:
     try:
         return PARSERS[option](text)
     except ValueError as error:
-        raise ValueError(f"{option}={text}: {error}") from None
+        raise ValueError(f"{option}={text}: {error}{_falling(option, text)}") from None
+
+
+def _falling(option: str, text: str) -> str:
+    """How to write a scale or weight from one number to another, if ``text`` is such."""
+    ends = re.fullmatch(r"([\d.]+)\s*(?:-|to|\.\.|:)\s*([\d.]+)", text) if option in ("scale", "weight") else None
+    try:
+        first, last = map(float, ends.groups()) if ends else (0.0, 0.0)
+    except ValueError:
+        return ""
+    middle, delta = (f"{number:.12g}" for number in ((first + last) / 2, (first - last) / 2))
+    return f"; from {first:g} to {last:g} along the steps: {option}={middle},delta={delta}" if ends else ""
