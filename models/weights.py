@@ -1,6 +1,7 @@
 """Strict loading and saving of networks: every tensor of a checkpoint is used, or ignored for a stated reason, or an error."""
 
 import dataclasses
+import difflib
 import json
 import logging
 import math
@@ -87,7 +88,10 @@ def load_model(
         networks = {name: load_network(path)[0] for name, path in bundled_files(source).items()}
         return networks.pop("main"), networks
     if not Path(source).exists():
-        raise FileNotFoundError(f"{str(source)!r} is neither a bundled model ({', '.join(BUNDLED)}) nor a file or folder here")
+        near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(str(source), BUNDLED, n=1))
+        raise FileNotFoundError(
+            f"{str(source)!r} is neither a bundled model ({', '.join(BUNDLED)}) nor a file or folder here{near}"
+        )
     checkpoint, hints = read_checkpoint(source, variant), Hints(family, heads, exit_layer)
     beside = Hints(family)  # the others are the caller's knowledge of the main network
     further = {name: _network(part, beside)[0] for name, part in checkpoint.further.items()}

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from ..argument_names import option_hint
+
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "SEGUE_TRACEBACK"
 _UsageError = typer.BadParameter.__base__  # typer has no public name for it
@@ -30,6 +32,16 @@ def _value_given(error: Exception, arguments: Sequence[str]) -> str:
     return ""
 
 
+def _unknown_option(error: Exception) -> str:
+    """The refusal of an option that the command has not, with what it is called here; empty for any other error."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if option is None or context is None:
+        return ""
+    known = [[*parameter.opts, *parameter.secondary_opts] for parameter in context.command.params]
+    hint = option_hint(option, known)
+    return f"No such option: {option}" + (f"; {hint}" if hint else f"; {context.command_path} --help lists them")
+
+
 class CommandGroup(TyperGroup):
     """A command group whose refusals are one sentence on stderr.
 
@@ -43,7 +55,7 @@ class CommandGroup(TyperGroup):
         try:
             code = super().main(arguments or ["--help"], *others, standalone_mode=False, **extra)
         except _UsageError as error:
-            fail(f"{error.format_message()}{_value_given(error, arguments)}", BAD_INPUT)
+            fail(_unknown_option(error) or f"{error.format_message()}{_value_given(error, arguments)}", BAD_INPUT)
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except (ValueError, OSError, FloatingPointError) as error:

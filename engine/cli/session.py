@@ -74,10 +74,11 @@ def refuse_size(name: str) -> None:
 
 
 def published_spec(name: str) -> ModelSpec | None:
-    """The spec of a published size such as ``SiT-XL/2-512`` or ``sd3.5-medium``, or None for any other name."""
-    if name.lower() in SD3_SIZES:
-        return None if Path(name).exists() else sd3_spec(name.lower())
-    match = _PUBLISHED.fullmatch(name)
+    """The spec of a published size such as ``SiT-XL/2-512`` or ``sd3.5-medium/``, or None for any other name."""
+    size = name.rstrip("/\\")
+    if size.lower() in SD3_SIZES:
+        return None if Path(name).exists() else sd3_spec(size.lower())
+    match = _PUBLISHED.fullmatch(size)
     if not match:
         return None
     family, size, pixels = match.groups()

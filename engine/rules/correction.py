@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ..argument_names import refuses_unknown
 from ..numeric_input import number_or_each, real_number, whole_number
 from .guidance import Correction, Guidance
 from .per_sample import Number, Numbers, as_kept, samples_of
@@ -80,6 +81,7 @@ class AdaptiveProjection(Correction):
         )
 
 
+@refuses_unknown()
 def Rescale(phi: Numbers) -> Guidance:
     """Correction ``phi g std(c) / std(g) + (1 - phi) g`` of the guided prediction ``g``.  Source: arXiv 2305.08891, 3.4.
 
@@ -88,6 +90,7 @@ def Rescale(phi: Numbers) -> Guidance:
     return Guidance(correction=RescaledDeviation(as_kept(phi)))
 
 
+@refuses_unknown()
 def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
     """Correction of the term with another condition: ``a u + s (c - a u)``, ``a = <c, u> / <u, u>`` per sample.
 
@@ -97,6 +100,7 @@ def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
     return Guidance(correction=OptimizedScale(cast(int, as_kept(zero_steps))))
 
 
+@refuses_unknown()
 def APG(momentum: Numbers, radius: Numbers, eta: Numbers) -> Guidance:
     """Adaptive projected guidance, a correction of the term with another condition.  Source: arXiv 2410.02416.
 

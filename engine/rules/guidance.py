@@ -14,6 +14,7 @@ import numpy as np
 
 from segue.kernels.attention import PERTURBATIONS
 
+from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .call_scale import CALL, CallScale
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
@@ -121,7 +122,7 @@ UNCOND = Branch("uncond")
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight over a window: ``base + delta (1 - 2 p)`` with ``p`` from 0 to 1 across it, or ``function(sigma)``.
+    """A weight over a window: ``base + delta (1 - 2 p)`` with ``p`` from 0 to 1 over its steps, or ``function(sigma)``.
 
     ``base`` and ``delta`` are one number, or one for each sample of a batch.  Source of the linear form: the published SGG
     command line (arXiv 2603.20584).
@@ -311,6 +312,7 @@ def _one_term(branch: Branch, weight: Weight, window: Window | str | None, chann
     return Guidance((Term(branch, weight, as_window(window), channels),))
 
 
+@refuses_unknown()
 def CFG(
     scale: Scale | Literal["call"],
     *,
@@ -322,9 +324,9 @@ def CFG(
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
     ``scale`` is a number, one for each sample of the batch, a function of sigma or, in a rule for :func:`segue.attach`,
-    ``"call"``: the ``guidance_scale`` that the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` across the window;
-    ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first three latent
-    channels only, as the official DiT and SiT samplers do.
+    ``"call"``: the ``guidance_scale`` that the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` over the steps of
+    the window; ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first
+    three latent channels only, as the official DiT and SiT samplers do.
     """
     if isinstance(scale, str) and scale == CALL:
         if any(np.atleast_1d(delta)):
@@ -333,6 +335,7 @@ def CFG(
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
 
 
+@refuses_unknown()
 def SkipLayer(weight: Scale, layers: tuple[int, ...], *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
 
@@ -341,6 +344,7 @@ def SkipLayer(weight: Scale, layers: tuple[int, ...], *, delta: Numbers = 0.0, w
     return PerturbedLayers(weight, layers, kind="skip", delta=delta, window=window)
 
 
+@refuses_unknown()
 def PerturbedLayers(
     weight: Scale,
     layers: tuple[int, ...],
@@ -353,11 +357,13 @@ def PerturbedLayers(
     return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
 
 
+@refuses_unknown()
 def EarlyExit(weight: Scale, layer: int, *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
     return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
 
 
+@refuses_unknown()
 def AutoGuidance(weight: Scale, *, model: str = "weak", delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
 
@@ -368,11 +374,13 @@ def AutoGuidance(weight: Scale, *, model: str = "weak", delta: Numbers = 0.0, wi
     return _one_term(Branch(model=model), _weight(weight, delta), window)
 
 
+@refuses_unknown()
 def from_extrapolation(scale: Numbers) -> Numbers:
     """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``; or one per sample."""
     return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
 
 
+@refuses_unknown()
 def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guidance:
     """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
 
@@ -380,6 +388,9 @@ def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guida
     rule is everywhere and the other left out, but for a correction of the whole.  Source: arXiv 2603.20584.  The published
     SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
     """
+    for name, rule in (("strong", strong), ("weak", weak)):
+        if not isinstance(rule, Guidance):
+            raise TypeError(f"{name} must be a rule such as CFG(4.5) or SkipLayer(3.0, layers=(7, 8, 9)), got {rule!r}")
     first, second = segments(switch)
     return _segment(strong, first) + _segment(weak, second)
 

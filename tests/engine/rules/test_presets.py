@@ -221,6 +221,17 @@ def test_options_of_a_recipe_go_to_the_rule_that_has_them():
         parse_rule("slg", "sd3-medium", {"layer": "3"})
 
 
+def test_the_delta_that_a_range_is_refused_with_goes_from_one_number_to_the_other():
+    for option, rule, ends in (("scale", "cfg", (3, 1)), ("weight", "slg:layers=1", (0.25, 2))):
+        given = f"{rule}{',' if ':' in rule else ':'}{option}="
+        with pytest.raises(ValueError, match="along the steps: ") as caught:
+            parse_rule(f"{given}{ends[0]}-{ends[1]}")
+        written = str(caught.value).split("along the steps: ")[1].removeprefix(f"{option}=")
+        weights = compile_plan(parse_rule(given + written).guidance, flow_shift(5), "euler", sd3_spec("sd3-medium")).weights
+        off = 1 if option == "scale" else 0
+        assert weights[[0, -1], 0].tolist() == pytest.approx([end - off for end in ends])
+
+
 def test_sd35_large_has_no_default_layers_and_says_why():
     for rule in ("sgg", "slg", "slg:weight=1", "cfg + slg"):
         with pytest.raises(ValueError, match=r"needs layers: .*because the blocks 7, 8 and 9 .* damage its pictures"):
