@@ -13,6 +13,7 @@ from segue.models.spec import SiTSpec
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.further_networks import further_networks
 from .adapters.kdiffusion import Denoiser
+from .adapters.packing import transformer_of
 from .adapters.vae import Decoder, check_channels, saved_channels
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
@@ -167,8 +168,8 @@ class Engine(EngineCore):
 
         from .prompts.engine import PromptEngine
 
-        transformer = getattr(pipe, "transformer", None)
-        if transformer is not None and is_dit(transformer):
+        transformer = transformer_of(pipe)
+        if is_dit(transformer):
             check_dit(transformer)
             place = transformer.device, transformer.dtype
             network = from_diffusers_dit(transformer)

@@ -27,6 +27,7 @@ from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.batch import Rules, RulesLike, rules_and_notes, with_call_scale
+from ..rules.guidance import CFG
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity
@@ -35,20 +36,23 @@ from .forward_slot import MARK
 from .further_networks import further_networks
 from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around
-from .packing import check_own_forward, check_transformer
+from .packing import check_own_forward, check_transformer, transformer_of
 from .running_pipeline import put_back_processors, running_pipeline
 from .scale_of_call import rule_of_call
 from .scheduler_calls import SchedulerCalls
 from .shared_forward import SharedForward
 from .transformer_call import Remembered, TransformerCall
 
+OWN_GUIDANCE = CFG("call")  # what a pipeline does by itself
+
 
 @refuses_unknown()
 def attach(
-    pipe: Any, guidance: RulesLike = None, *, graphs: bool | None = None, models: Mapping[str, Any] | None = None
+    pipe: Any, guidance: RulesLike = OWN_GUIDANCE, *, graphs: bool | None = None, models: Mapping[str, Any] | None = None
 ) -> "Attachment | DiTAttachment":
     """Guide a live SD3, SD3.5 or DiT pipeline of diffusers by ``guidance``, a rule or its text, until :func:`detach`.
 
+    Left out, the rule is the pipeline's own classifier-free guidance by the ``guidance_scale`` of each call; None is unguided.
     A rule with a number for each sample, or a list of a rule for each, guides calls that draw that many pictures.
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
     unconditional branch need.  The scale itself acts where the rule takes it, ``CFG("call")``; where it does not, another than
@@ -68,7 +72,7 @@ def attach(
     Returns the :class:`Attachment`, whose ``plan`` and ``explain()`` describe the last run.
     Raises ``TypeError`` or ``ValueError`` for a pipeline that cannot be guided.
     """
-    transformer = getattr(pipe, "transformer", None)
+    transformer = transformer_of(pipe)
     dit = is_dit(transformer)
     (check_dit if dit else check_transformer)(transformer)
     check_graphs(graphs, execution_device(transformer))

@@ -1,6 +1,7 @@
 """How the transformer of a live pipeline can run: packed, through its own modules, or not at all."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,13 @@ from .mixed_precision import autocast_around
 
 # diffusers' hooks that only move or cast weights around a module's own forward
 HARMLESS_HOOKS = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook", "LayerwiseCastingHook")
+
+
+def transformer_of(pipe: Any) -> Any:
+    """The transformer that a pipeline holds, whatever it is.  Raises ``TypeError`` for what is no pipeline with one."""
+    if not hasattr(pipe, "transformer"):
+        raise TypeError(f"a diffusers pipeline of Stable Diffusion 3 or DiT is needed, got an object of {type(pipe).__name__}")
+    return pipe.transformer
 
 
 def check_transformer(transformer: nn.Module) -> None:

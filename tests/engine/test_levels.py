@@ -296,7 +296,7 @@ def test_timesteps_that_were_never_set_are_said_to_be_so():
     message = "the timesteps of FlowMatchEulerDiscreteScheduler are not set: call its set_timesteps before the run"
     text = {"encoder_hidden_states": torch.zeros(1, 5, 24), "pooled_projections": torch.zeros(1, 20)}
     for call in (
-        lambda: segue.attach(pipe) and pipe.transformer(noise(1, (4, 8, 8)), timestep=torch.tensor([900.0]), **text),
+        lambda: segue.attach(pipe, None) and pipe.transformer(noise(1, (4, 8, 8)), timestep=torch.tensor([900.0]), **text),
         lambda: from_scheduler(pipe.scheduler),
         lambda: Engine(tiny_sit(), device="cpu").plan(schedule=pipe.scheduler),
     ):

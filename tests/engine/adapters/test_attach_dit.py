@@ -67,7 +67,7 @@ def test_an_attached_rule_draws_what_the_pipeline_draws(pipe, name):
 
 def test_unguided_is_the_pipeline_without_guidance(pipe):
     plain = draw(pipe, 1.0)
-    attachment = segue.attach(pipe)
+    attachment = segue.attach(pipe, None)
     assert error(draw(pipe, 4.0), plain) < ERROR
     assert attachment.plan.cost.evaluations == 6
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from attached_runs import draw, draw_attached, forced, relative_error
 from counted_rows import counted_rows
+from tiny_models import tiny_sit
 from tiny_sd3 import tiny_pipeline, tiny_transformer
 
 import segue
-from segue import CFG, AutoGuidance, PerturbedLayers, SkipLayer, Window
+from segue import CFG, AutoGuidance, Engine, PerturbedLayers, SkipLayer, Window
 from tests.tolerances import ATTACHED_RUN
 
 
@@ -49,7 +50,10 @@ def test_graphs(pipe):
 
 
 def test_pipelines_of_other_kinds(pipe):
-    refused(TypeError, "SD3Transformer2DModel is needed, got NoneType", segue.attach, object(), CFG(3.0))
+    for given in (object(), Engine(tiny_sit(), device="cpu"), "sd3-medium"):
+        message = f"a diffusers pipeline of Stable Diffusion 3 or DiT is needed, got an object of {type(given).__name__}"
+        refused(TypeError, message, segue.attach, given, CFG(3.0))
+        refused(TypeError, message, Engine.from_pipe, given)
     pipe.transformer = pipe.vae
     refused(TypeError, "SD3Transformer2DModel is needed, got AutoencoderKL", segue.attach, pipe, CFG(3.0))
 

@@ -9,7 +9,7 @@ from tiny_dit import tiny_dit_pipeline
 from tiny_sd3 import tiny_pipeline
 
 import segue
-from segue import CFG, SGG, Engine, PlanWarning, SkipLayer, Window
+from segue import CFG, SGG, Engine, Guidance, PlanWarning, SkipLayer, Window
 
 CALL = CFG("call")
 ROUNDING = 1e-4  # fp32, another order of sums, amplified by a few steps of random networks
@@ -47,6 +47,21 @@ def test_a_rule_with_the_scale_of_the_call_is_diffusers_guidance(pipe_and_draw, 
     found = draw(pipe, guidance_scale=scale)
     assert relative_error(found, plain) < ROUNDING
     assert attachment.plan.guidance == CFG(max(scale, 1.0))
+    segue.detach(pipe)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+def test_without_a_rule_the_pipeline_follows_its_own_scale(pipe_and_draw, scale):
+    pipe, draw = pipe_and_draw
+    plain = draw(pipe, guidance_scale=scale)
+    attachment = segue.attach(pipe)
+    assert relative_error(draw(pipe, guidance_scale=scale), plain) < ROUNDING
+    assert attachment.plan.guidance == CFG(scale)
+    segue.attach(pipe, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PlanWarning)
+        draw(pipe, guidance_scale=scale)
+    assert attachment.plan.guidance == Guidance()
     segue.detach(pipe)
 
 
