@@ -40,6 +40,7 @@ demo: $(VENV)/.core
 BUNDLED := models/bundled
 MAIN := $(BUNDLED)/herbarium.safetensors
 JUDGES := --judge herbarium-judge --judge efficientnet-lite0
+SCORES := bench/results/quality.jsonl
 train = $(BIN)/segue train --recipe $(1) --out runs/$(1) $$(test ! -d runs/$(1) || echo --resume) && \
 	$(BIN)/segue export runs/$(1) --out $(BUNDLED)/$(1).safetensors --parent $(MAIN) --force
 valid = $(BIN)/python -c "from segue.models import bundled; bundled.$(1)" 2> /dev/null
@@ -48,9 +49,9 @@ bundled: $(VENV)/.bundled
 	$(call valid,bundled_files('herbarium')) || { $(call train,herbarium-weak); }
 	$(call valid,classifier_file('herbarium-classifier')) || { $(call train,herbarium-classifier); }
 	$(call valid,classifier_file('herbarium-judge')) || { $(call train,herbarium-judge); }
-	$(BIN)/python -c "from segue.engine.rules.tuned_numbers import tuned_rules as rules; rules('herbarium')['cfg']" 2> /dev/null || { rm -f $(BUNDLED)/herbarium.numbers.json; $(BIN)/segue tune-scales $(JUDGES) --write; }
-	$(BIN)/segue score $(JUDGES) --beside-cfg
-	$(BIN)/segue score --report --model herbarium --samples 960 --into $(BUNDLED)/MODEL_CARD.md
+	$(BIN)/python -c "from segue.engine.rules.tuned_numbers import tuned_rules as rules; rules('herbarium')['cfg']" 2> /dev/null || { rm -f $(BUNDLED)/herbarium.numbers.json; $(BIN)/segue tune-scales $(JUDGES) --out $(SCORES) --write; }
+	$(BIN)/segue score $(JUDGES) --out $(SCORES) --beside-cfg
+	$(BIN)/segue score --report --out $(SCORES) --model herbarium --samples 960 --into $(BUNDLED)/MODEL_CARD.md
 	$(BIN)/segue bench demo --out docs/demo.png --force
 	$(BIN)/segue bench quality --out docs/quality-cost.png --force
 	$(BIN)/segue bench calls --out docs/live-branches.webp --force

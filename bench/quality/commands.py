@@ -19,7 +19,7 @@ PicturesArgument = Annotated[
 ]
 RulesOption = Annotated[
     list[str] | None,
-    typer.Option("--guidance", "-g", "--rule", "-r", help="A rule as in segue sample; repeat it.  Default: all with numbers."),
+    typer.Option(*o.RULE_NAMES, help="A rule as in segue sample; repeat it.  Default: all with numbers."),
 ]
 JudgesOption = Annotated[
     list[str] | None,
@@ -41,7 +41,7 @@ SolverOption = Annotated[str | None, typer.Option("--solver", help="As in segue 
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Samples drawn at once; default 32, on CUDA 256.")]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="JSON-lines file (.jsonl) that rows are added to; default bench/results/quality.jsonl."),
+    typer.Option("--out", "-o", help="JSON-lines file (.jsonl) that rows are added to; default out/quality.jsonl."),
 ]
 LimitOption = Annotated[
     float | None, typer.Option("--limit-minutes", help="No rule begins that would end after this; exit code 3 if one is left.")
@@ -108,7 +108,7 @@ def score(
 
     segue score --report
 
-    segue score --report --model herbarium --samples 960 --into models/bundled/MODEL_CARD.md
+    segue score --report --out bench/results/quality.jsonl --model herbarium --samples 960
     """
     from .report_command import write_report
     from .score_command import Panel, Report, score_model, score_pictures

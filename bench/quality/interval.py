@@ -3,11 +3,14 @@
 ``p20`` and ``p80`` of such a row are the ends of the interval at 60 %, not percentiles of repetitions: ``n`` counts samples.
 """
 
+import math
+
 from ..rows import Row
 from ..scores.intervals import LEVEL, SETS, Interval, student_quantile, wilson
-from ..scores.units import SHARE
+from ..scores.units import LEAST, SHARE
 
 SUITE, SPREAD_LEVEL = "quality", 0.6
+BY = " by "  # between the score and the judge in the name of a metric
 
 
 def standard_error(row: Row) -> float:
@@ -16,11 +19,15 @@ def standard_error(row: Row) -> float:
 
 
 def interval_of(row: Row, level: float = LEVEL) -> Interval:
-    """The interval of a row's value: Wilson's for a share, Student's over disjoint sets for other scores."""
+    """The interval of a row's value: Wilson's for a share, Student's over disjoint sets for other scores.
+
+    Student's is as wide on both sides, also where a score cannot be so low: it ends at the least that the score can be.
+    """
     if row.suite != SUITE:
         raise ValueError(f"a row of the suite {SUITE} is needed, got one of {row.suite}")
     if row.unit == SHARE:
         return wilson(round(row.value * row.n), row.n, level)
     wider = student_quantile((1 + level) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
     half = wider * max(row.p80 - row.value, row.value - row.p20)
-    return Interval(row.value, row.value - half, row.value + half)
+    least = LEAST.get(row.metric.split(BY)[0], -math.inf)
+    return Interval(row.value, min(row.value, max(least, row.value - half)), row.value + half)

@@ -20,6 +20,8 @@ def write_report(out: Path, source: Source | None, samples: int | None, seed: in
 
     Raises ``ValueError`` where there are none, and for rows of uncommitted code that would go into a document.
     """
+    if not out.is_file():
+        raise FileNotFoundError(f"there is no result file {out}: segue score makes it, or name another by --out")
     rows = chosen_rows(read_rows(out), None if source is None else networks_of(open_engine(source)), samples, seed)
     text = quality_tables(rows)
     if not text:

@@ -12,10 +12,9 @@ from ..scores.intervals import Interval
 from ..scores.judge import Judge, View
 from ..scores.units import ACCURACY, UNITS
 from ..timing import Statistic
-from .interval import SPREAD_LEVEL, SUITE
+from .interval import BY, SPREAD_LEVEL, SUITE
 
 Key = tuple[str, ...]
-BY = " by "
 REAL = "real samples"  # the variant of those that no network drew
 MISTAKES = 12  # of a confusion, kept in the note of the accuracy
 

@@ -160,6 +160,7 @@ def score_model(
         report.say(f"{error}; the same command goes on there")
         code = UNFINISHED
     report.show([*floor, *scorer.held(texts)], engine.spec.class_names)
+    report.say(f"\nrows in {out}")
     return code
 
 
@@ -169,3 +170,4 @@ def score_pictures(path: Path, panel: Panel, device: str | None, out: Path, repo
     judges, real = panel.of_pictures(saved, where)
     rows = score_saved(saved, judges, real, environment(where, command_line(), DEFAULT), out, report.say)
     report.show(rows, SPECIES if real.parents else ())
+    report.say(f"\nrows in {out}")

@@ -1,7 +1,7 @@
 """Scores of guidance rules on a model, as result rows: a rule that a file holds is not drawn again.
 
-Rows of the suite ``quality`` go into one file, ``bench/results/quality.jsonl``.  The variant is the rule, the metric a score by
-a judge; its spread is an interval of confidence, see :mod:`.interval`.
+Rows of the suite ``quality`` go into one file, ``out/quality.jsonl`` unless another is named.  The variant is the rule, the
+metric a score by a judge; its spread is an interval of confidence, see :mod:`.interval`.
 """
 
 import time
@@ -33,7 +33,7 @@ from .tables import summary
 from .time_limit import TimeLimit
 from .trial import Trial
 
-RESULTS = Path("bench/results/quality.jsonl")
+RESULTS = Path("out/quality.jsonl")
 EVALUATIONS, FLOPS = "evaluations of a sample", "FLOPs of a sample"
 EFFECTIVE_SAMPLES = 3 * SETS
 

@@ -100,6 +100,7 @@ def tune_model(
     judging = Scorer(engine, judges, trial=judgement, **common)
     tuned, code = run_search(searching, judging, tunables)
     tuned.show(report)
+    report.say(f"\nrows in {out}")
     if write and not code:
         before = {name: parse_rule(name, source.name).text for name in default_rules(source.name)}
         report.say(f"wrote {write_numbers(source.name, before | tuned.chosen, command_line())}")

@@ -69,6 +69,7 @@ def test_rules_are_scored_of_the_samples_that_the_options_name(segue, model, tmp
     (accuracy,) = (row for row in rows if row.variant == "cfg:scale=2" and row.metric == "accuracy by stand_in_eye:eye")
     found = Eye()(run.latents.clamp(-1, 1)).argmax(dim=1)
     assert accuracy.value == pytest.approx(float((found == torch.arange(10) % 5).double().mean()))
+    assert said.endswith("\nrows in rows.jsonl\n")
     assert score_table(rows) in said and "| none | 1.00x | 1.00 |" in said
 
 
@@ -85,6 +86,16 @@ def test_the_same_command_goes_on_and_draws_nothing_that_is_there(segue, tmp_pat
     assert (
         score_table(read_rows(tmp_path / "rows.jsonl")) in segue("score", "--report", "--out", "rows.jsonl", own=False).stdout
     )
+
+
+def test_rows_go_into_the_folder_out_unless_a_file_is_named(segue, tmp_path):
+    """Committed rows lie in bench/results: who tries a command in the checkout leaves them as they are."""
+    told = segue("score", "--report", own=False, code=2).stderr
+    assert "there is no result file out/quality.jsonl: segue score makes it" in told
+    said = segue("score", "-g", "none", "--samples", "10", "--steps", "1", "--no-effective-scale", *PANEL).stdout
+    assert "rows in out/quality.jsonl" in said
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
+    assert score_table(read_rows(tmp_path / "out" / "quality.jsonl")) in segue("score", "--report", own=False).stdout
 
 
 def test_by_default_all_rules_with_numbers_are_scored_that_the_networks_allow(segue, tmp_path, monkeypatch):

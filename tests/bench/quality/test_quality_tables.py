@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from segue.bench.quality.interval import interval_of
+from segue.bench.quality.interval import interval_of, standard_error
 from segue.bench.quality.rows import RowForm
 from segue.bench.quality.tables import (
     agreement_table,
@@ -59,6 +59,25 @@ def test_a_number_has_three_digits_that_count(environment, value, text):
     form = RowForm(environment, "a model", "float32")
     row = form.interval_row("none", "kernel distance by first", "distance", Interval(value, value, value), 100)
     assert interval_text(row) == f"{text} ({text} to {text})"
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "low"),
+    [
+        ("Frechet distance per feature", 0.04, 0.0),
+        ("Frechet distance per feature", -1e-9, -1e-9),  # a rounding, which stays inside its interval
+        ("density", 0.02, 0.0),
+        ("inception score", 1.01, 1.0),
+        ("kernel distance", 0.01, None),  # unbiased, so it may be less than 0
+    ],
+)
+def test_an_interval_ends_where_the_score_does(environment, score, value, low):
+    form = RowForm(environment, "a model", "float32")
+    row = form.interval_row("none", f"{score} by first", "distance", Interval(value, value - 0.03, value + 0.03), 100)
+    found = interval_of(row)
+    assert found.value == value and found.high - value > 0.06
+    assert found.low == (pytest.approx(2 * value - found.high) if low is None else low)
+    assert standard_error(row) > 0.02  # of the whole width, whatever is shown
 
 
 def test_a_case_has_a_table_of_its_own_and_the_last_row_of_a_key_counts(rows, environment):

@@ -333,7 +333,7 @@ def test_the_code_of_the_document_runs(tmp_path, monkeypatch, capsys):
         code = code.replace(size, smaller)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    rows = read_rows(tmp_path / "bench" / "results" / "quality.jsonl")
+    rows = read_rows(tmp_path / "out" / "quality.jsonl")
     assert {row.variant for row in rows} == {"none", "cfg:scale=1.5"} and len(rows) == 2 * 15
     said = capsys.readouterr().out
     assert said.count("precision by colours") == 2 and "cfg:scale=1.5: 2.00x, FD by colours ." in said
