@@ -13,7 +13,7 @@ from segue.models.weights import load_model
 
 from ..core import resolve_plan
 from ..planning.plan import Plan
-from ..planning.plan_text import COLUMNS, cost_text, heading, plan_dict, run_cells
+from ..planning.plan_text import COLUMNS, cost_text, heading, legend, plan_dict, run_cells
 from ..prompts.planning import latent_size, resolve_prompt_plan
 from ..prompts.saved_pipeline import SavedSD3
 from ..rules.batch import ParsedRules
@@ -79,5 +79,5 @@ def _print_plan(plan: Plan, rule: ParsedRule | ParsedRules) -> None:
     for line in (heading(plan), f"rule: {rule.text}", *(f"note: {note}" for note in rule.notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(table)
-    for line in (cost_text(plan), *(f"warning: {warning}" for warning in plan.warnings)):
+    for line in (*legend(plan), cost_text(plan), *(f"warning: {warning}" for warning in plan.warnings)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -46,7 +46,7 @@ def plan_text(plan: "Plan") -> str:
     lines = [heading(plan)]
     for line in cells:
         lines.append("  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
-    lines.append(cost_text(plan))
+    lines += [*legend(plan), cost_text(plan)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
@@ -94,6 +94,12 @@ def _pattern(kinds: Sequence[tuple], first: int) -> tuple[int, int]:
         if stop >= first + 2 * period:
             return period, stop
     return 1, first + 1
+
+
+def legend(plan: "Plan") -> list[str]:
+    """A line that says what w is, where a rule has a scale instead."""
+    scaled = any(branch.condition != "cond" and branch.network is None for branch in plan.branches)
+    return ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
 
 
 def cost_text(plan: "Plan") -> str:

@@ -248,6 +248,20 @@ def test_plan_of_a_published_size_needs_no_weights(segue):
     assert result["cost"]["relative"] == pytest.approx(2, abs=0.01)
 
 
+def test_a_size_may_end_with_a_slash_as_a_folder_does(segue):
+    for name in ("sd3.5-medium", "DiT-XL/2"):
+        assert segue("plan", "--model", f"{name}/").stdout == segue("plan", "--model", name).stdout
+    told = segue("sample", "--model", "sd3.5-medium/", code=2).stderr
+    assert told == "segue: sd3.5-medium/ is a size, which segue plan takes; drawing needs a checkpoint\n"
+
+
+def test_a_plan_says_what_the_weight_of_a_scale_is(segue, model):
+    legend = "w: the added weight of a branch, for cfg its scale less 1"
+    for rule, count in (("cfg:scale=3", 1), ("slg:weight=1,layers=7", 0)):
+        assert segue("plan", "-g", rule).stdout.count(legend) == count
+        assert str(Engine.from_pretrained(model).plan(rule)).count(legend) == count
+
+
 def test_plan_shows_every_run_the_cost_and_the_warnings(segue):
     shown = segue("plan", "-g", "cfg:scale=3,window=steps:1-2 + slg:weight=1,layers=7,window=steps:5-8", "--steps", "6").stdout
     assert "cond | uncond (w 2)" in shown
