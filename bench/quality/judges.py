@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.engine.records.provenance import fingerprint
+from segue.models.fingerprint import fingerprint
 from segue.models.bundled import CLASSIFIERS
 from segue.models.classifiers import load_classifier
 
