@@ -28,7 +28,7 @@ class AdapterSpec:
         object.__setattr__(self, "scales", (low, high))
 
     def shapes(self, network: SiT) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """The names and shapes of the tensors of an adapter of a network; ``ValueError`` for layers or a rank it cannot have."""
+        """Names and shapes of an adapter's tensors; ``ValueError`` for layers or a rank that the network cannot have."""
         for name in self.low_rank.weights(network.spec):
             outputs, inputs = network.get_submodule(name).weight.shape
             check_rank(self.low_rank.rank, outputs, inputs)
@@ -39,7 +39,7 @@ class AdapterSpec:
                 yield f"scale.{name}", tuple(value.shape)
 
     def check_scale(self, scale: float | None) -> float | None:
-        """The scale to use, by default 1 or what is nearest to it; ``ValueError`` outside the range, or for one without a range."""
+        """The scale to use, by default that nearest to 1; ``ValueError`` outside the range, or for one without a range."""
         if self.scales is None:
             if scale is not None:
                 raise ValueError(f"adapter_scale={scale} does not apply: the adapter was trained at one scale")

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +25,6 @@ class AdapterFacts:
 
     ``weights`` is the fingerprint of the network that it was made for, as that is stored, and ``model`` its name.  ``rule`` is
     the guidance that it stands for; ``steps``, ``solver`` and ``sigmas`` are of the trajectories that it was trained on.
-    ``made`` is for people: seed, training steps, seconds.
     """
 
     model: str
@@ -36,7 +34,6 @@ class AdapterFacts:
     solver: str
     sigmas: tuple[float, ...]
     spec: AdapterSpec = field(default_factory=AdapterSpec)
-    made: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT} | asdict(self))
@@ -51,7 +48,7 @@ class AdapterFacts:
             unknown = values.keys() - {entry.name for entry in fields(cls)}
             if unknown:
                 raise ValueError(f"unknown entry {sorted(unknown)[0]!r}")
-            for name, kind in {"model": str, "weights": str, "rule": str, "steps": int, "solver": str, "made": dict}.items():
+            for name, kind in {"model": str, "weights": str, "rule": str, "steps": int, "solver": str}.items():
                 if type(values[name]) is not kind:
                     raise ValueError(f"{name} cannot be {values[name]!r}")
             spec = values["spec"]

@@ -1,11 +1,9 @@
 """A DiT or SiT as teacher and student, and its adapter's file."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segue.engine.engine import Engine
@@ -42,7 +40,7 @@ class ClassStudent:
         return (labels,) if scale is None else (labels, scale)
 
     def write(self, network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the adapter in half precision; what ``metadata`` tells goes into its header."""
+        """Write the adapter in half precision; ``metadata`` goes into its header."""
         spec, plan = self.spec, self.plan
         facts = AdapterFacts(
             model=self._network.spec.name,
@@ -52,6 +50,5 @@ class ClassStudent:
             solver=plan.solver.name,
             sigmas=tuple(plan.schedule.sigmas),
             spec=spec.adapter,
-            made=dict(metadata or {}),
         )
-        save_adapter(unwrapped(network), path, facts, self.metadata)
+        save_adapter(unwrapped(network), path, facts, {**(metadata or {}), **self.metadata})

@@ -22,9 +22,12 @@ from .spec import DistillSpec
 from .teacher import Teacher
 
 # target -> modules of a diffusers block: of the image stream, of the text stream, of the second attention of SD3.5-medium
+_QKV = ("to_q", "to_k", "to_v")
 TARGETS = {
-    "qkv": ("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-    + ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "qkv": (
+        *(f"attn.{name}" for name in (*_QKV, "add_q_proj", "add_k_proj", "add_v_proj")),
+        *(f"attn2.{name}" for name in _QKV),
+    ),
     "proj": ("attn.to_out.0", "attn.to_add_out", "attn2.to_out.0"),
     "fc1": ("ff.net.0.proj", "ff_context.net.0.proj"),
     "fc2": ("ff.net.2", "ff_context.net.2"),
@@ -135,13 +138,20 @@ def write_lora(transformer: nn.Module, folder: Path, config: Any, metadata: Mapp
     """
     from peft import get_peft_model_state_dict
 
-    state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in get_peft_model_state_dict(transformer).items()}
+    state = {
+        name: value.detach().to("cpu", torch.float16).contiguous()
+        for name, value in get_peft_model_state_dict(transformer).items()
+    }
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} is not finite in float16")
     described = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     header = {"format": "pt"} | {name: str(value) for name, value in (metadata or {}).items()}
     alpha = json.dumps({f"transformer.{key}": value for key, value in described.items()}, default=str)
-    write_tensors({f"transformer.{name}": value for name, value in state.items()}, folder / LORA_FILE, header | {"lora_adapter_metadata": alpha})
+    write_tensors(
+        {f"transformer.{name}": value for name, value in state.items()},
+        folder / LORA_FILE,
+        header | {"lora_adapter_metadata": alpha},
+    )
     write_tensors({f"base_model.model.{name}": value for name, value in state.items()}, folder / PEFT_FILES[0], header)
     (folder / PEFT_FILES[1]).write_text(json.dumps(described, indent=1, default=str) + "\n")

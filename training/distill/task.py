@@ -4,9 +4,9 @@
 distillation (arXiv 2503.07274) for the regression; the student's own states are DAgger's (arXiv 1011.0686).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -99,7 +99,9 @@ class DistillTask:
         states, targets = pairs.states.flatten(0, 1), pairs.targets.flatten(0, 1)
         every = [call for call in chosen for _ in range(len(noise))]
         conditions = self.student.conditions(labels, given)
-        found = self._velocity(model, states, every, tuple(part.repeat(len(chosen), *[1] * (part.dim() - 1)) for part in conditions))
+        found = self._velocity(
+            model, states, every, tuple(part.repeat(len(chosen), *[1] * (part.dim() - 1)) for part in conditions)
+        )
         errors = (found - targets).square().flatten(1).mean(1)
         weights = self.weights.to(errors.device)[every]
         plain = (errors.detach().sum() / targets.square().flatten(1).mean(1).sum()).sqrt()

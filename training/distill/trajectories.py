@@ -34,8 +34,10 @@ def solver_rows(solver: Solver, sigmas: Sequence[float]) -> tuple[SolverRow, ...
         raise ValueError(f"distillation follows a solver without noise whose steps are known before, got {solver.name!r}")
     rows = tuple(solver.rows(levels))
     if len(rows) != len(levels) - 1:
-        raise ValueError(f"distillation follows a solver of one call a step, and {solver.name!r} makes {len(rows)} calls "
-                         f"in {len(levels) - 1} steps")
+        raise ValueError(
+            f"distillation follows a solver of one call a step, and {solver.name!r} makes {len(rows)} calls "
+            f"in {len(levels) - 1} steps"
+        )
     return rows
 
 
