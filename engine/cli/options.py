@@ -11,6 +11,7 @@ from ..rules.rule_names import rules_text
 
 DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
+UNGUIDED = "none"
 WEAK = "weak"  # the network that the rule ag takes by default
 CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
@@ -80,6 +81,17 @@ VAEOption = Annotated[
 WeakOption = Annotated[
     str | None,
     _option("--weak", panel=_MODEL, help="A smaller or less trained network for the rule ag: a file, a folder or a hub id."),
+]
+AdapterOption = Annotated[
+    str | None,
+    _option(
+        "--adapter",
+        panel=_MODEL,
+        help="Guidance in the weights: a name (sgg, of the herbarium), a file or folder of segue distill; for an SD3 a LoRA.",
+    ),
+]
+AdapterScaleOption = Annotated[
+    float | None, _option("--adapter-scale", panel=_MODEL, help="The strength of an adapter that takes one.")
 ]
 DeviceOption = Annotated[
     str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
@@ -241,6 +253,8 @@ class Source:
     vae: str | None = None
     weak: str | None = None
     models: Mapping[str, str] | None = None  # further networks of a record, by name
+    adapter: str | None = None
+    adapter_scale: float | None = None
 
     @property
     def name(self) -> str:
@@ -257,6 +271,8 @@ class Source:
             "t5": self.t5 is not False,
             "vae": self.vae,
             "models": self.further,
+            "adapter": self.adapter,
+            "adapter_scale": self.adapter_scale,
         }
 
     @property

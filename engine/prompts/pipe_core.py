@@ -26,6 +26,7 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan
 from ..running.program import Program
 from ..sources import DEFAULT, Reading, local_source
+from ..weight_adapters import fuse_lora
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .saved_pipeline import load_pipeline
 from .tokenizers import OwnTokenizers
@@ -103,22 +104,29 @@ class PipeCore(EngineCore):
         linears: str = "native",
         reading: Reading = DEFAULT,
         models: Mapping[str, Any] | None = None,
+        lora: Path | None = None,
     ) -> Self:
         """An engine from a saved diffusers SD3 pipeline (or a hub id), live as :meth:`from_pipe` makes it.
 
         With ``linears="fp8"`` the weights are not held twice: the transformer inside ``pipe`` keeps its configuration only.
         ``reading`` says which form is read: a revision, a variant, without T5.  ``models`` as in :meth:`from_pipe`.
+        ``lora`` is the file of a LoRA that goes into the weights.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         pipe = load_pipeline(local_source(folder, reading), dtype, reading).to(device)
+        told = None if lora is None else fuse_lora(pipe, lora)
         pipe.transformer.requires_grad_(False)  # a denoiser outside torch.no_grad() would be recorded
         if linears == "native":
-            return cls.from_pipe(pipe, models=models, graphs=graphs, kernels=kernels)
+            engine = cls.from_pipe(pipe, models=models, graphs=graphs, kernels=kernels)
+            engine.adapted = told
+            return engine
         model = quantize_linears(from_diffusers(pipe.transformer))
         pipe.transformer.to("meta")
         further = further_networks(models, model.spec)
-        return cls(model, pipe, device, dtype, graphs, kernels, linears, further)
+        engine = cls(model, pipe, device, dtype, graphs, kernels, linears, further)
+        engine.adapted = told
+        return engine
 
     # --- the network ---------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ class Origin:
 
     ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
-    ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.
+    ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.  ``adapter`` is what was
+    merged into the weights.
     """
 
     source: str
@@ -54,6 +55,8 @@ class Origin:
     vae: str | None = None
     vae_weights: str | None = None
     pixels_per_latent: int = 1
+    adapter: str | None = None
+    adapter_scale: float | None = None
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
