@@ -91,8 +91,9 @@ class LowRank(nn.Module):
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``W + scale B A`` [E, D] in fp32, of a weight in any dtype."""
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+    """``W + scale B A`` [E, D] in the dtype of the adapter, fp32, or in fp64 of a weight in that."""
+    dtype = torch.promote_types(weight.dtype, a.dtype)
+    return torch.addmm(weight.to(dtype), b.to(dtype), a.to(dtype), alpha=scale)
 
 
 def add_adapters(network: SiT, spec: LowRankSpec) -> SiT:

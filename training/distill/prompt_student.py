@@ -13,11 +13,13 @@ from segue.engine.prompts.encoding import PromptEmbeddings
 from segue.engine.prompts.engine import PromptEngine
 from segue.engine.prompts.saved_pipeline import load_pipeline
 from segue.engine.sources import DEFAULT, Reading
+from segue.engine.weight_adapters import LORA_FILE, LORA_RULE
 from segue.models.low_rank import LowRankSpec
 from segue.models.mmdit_diffusers import from_diffusers
 from segue.models.weights import write_tensors
 from segue.models.wrapped_modules import unwrapped
 
+from ..run_folder import WEIGHTS
 from .spec import DistillSpec
 from .teacher import Teacher
 
@@ -34,7 +36,6 @@ TARGETS = {
     "adaLN": ("norm1.linear", "norm1_context.linear"),
 }
 END_TARGETS = {"final": ("proj_out", "norm_out.linear")}
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 PEFT_FILES = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -118,7 +119,10 @@ class PromptStudent:
 
     def write(self, network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write the LoRA into the folder of ``path``, once as diffusers and once as peft name it."""
-        write_lora(unwrapped(network).transformer, path.parent, self.config, metadata)
+        folder = path.parent if path.name == WEIGHTS else path.with_suffix("")  # a step that is kept has a folder of its own
+        folder.mkdir(exist_ok=True)
+        header = {**(metadata or {}), LORA_RULE: self.spec.rule}
+        write_lora(unwrapped(network).transformer, folder, self.config, header)
 
 
 def lora_config(transformer: nn.Module, spec: LowRankSpec) -> Any:

@@ -115,10 +115,10 @@ class DistillTask:
         return lambda state, call: self._velocity(network, state, [call] * len(state), conditions)
 
     def _velocity(self, model: nn.Module, states: Tensor, calls: Sequence[int], conditions: tuple[Tensor, ...]) -> Tensor:
-        """The student's velocity in fp32 at states [n, C, H, W] of ``calls``, in flow coordinates."""
-        numbers = torch.tensor(self.teacher.convention[calls], dtype=torch.float32, device=states.device)
+        """The student's velocity, in the dtype of the states, at states [n, C, H, W] of ``calls``, in flow coordinates."""
+        numbers = torch.tensor(self.teacher.convention[calls], dtype=states.dtype, device=states.device)
         time, (scale, m, n) = numbers[:, 0], numbers[:, 1:].T[..., None, None, None]
-        output = model(scale * states, time, *conditions)[:, : states.shape[1]].float()
+        output = model(scale * states, time, *conditions)[:, : states.shape[1]].to(states.dtype)
         return m * states + n * output
 
     def write(self, network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
