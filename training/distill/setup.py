@@ -36,10 +36,10 @@ from .task import DistillTask
 
 DEFAULT_SETTINGS = TrainSettings(
     steps=400,
-    batch_size=16,
-    learning_rate=4e-3,
+    batch_size=8,
+    learning_rate=6e-3,
     warmup=10,
-    ema=0.95,
+    ema=0.96,
     checkpoint_every=20,
     dtype="float32",
     graph=False,  # a step asks the engine, which reads levels on the host and has graphs of its own

@@ -20,7 +20,7 @@ class TrajectorySpec:
 
     steps: int = 28
     solver: str = "euler"
-    own: float = 0.5
+    own: float = 1.0
     levels: int = 7
     weights: LevelWeights = "uniform"
 

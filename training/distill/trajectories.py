@@ -47,6 +47,7 @@ class Integration:
     def __init__(self, rows: Sequence[SolverRow], state: Tensor):
         self.rows, self.state = rows, state
         self.left: list[Tensor] = []  # by the calls so far, the latest first
+        self._depth = 1 + max(len(row.earlier) for row in rows)
 
     def step(self, call: int, velocity: Tensor) -> None:
         """Make the step of ``call`` with its velocity."""
@@ -55,7 +56,7 @@ class Integration:
         for factor, left in zip((row.c, *row.earlier), self.left, strict=False):
             if factor:
                 state = state + factor * left
-        self.left = [row.e * self.state + row.f * velocity, *self.left][: 1 + len(row.earlier)]
+        self.left = [row.e * self.state + row.f * velocity, *self.left][: self._depth]
         self.state = state
 
 
