@@ -97,8 +97,8 @@ class Engine(EngineCore):
         class-label models whose latents are no pixels; by default that of a ``DiTPipeline`` folder, which ``False`` leaves
         out.  It is loaded in ``dtype``, and refused before that where the network makes other channels.
         ``adapter`` is merged into the weights as they are loaded: one that ``segue distill`` made, a file or a folder, or by
-        name one that ships with a bundled model (``sgg``); for an SD3 pipeline a LoRA of diffusers.  ``adapter_scale`` chooses its
-        strength where that is an input of it.
+        name one that ships with a bundled model (``sgg``); for an SD3 pipeline a LoRA of diffusers.  ``adapter_scale`` chooses
+        its strength where that is an input of it.
         """
         from segue.models.fp8_network import quantize_linears
         from segue.models.layout import Hints

@@ -133,7 +133,7 @@ def test_a_header_of_another_rank_and_tensors_that_are_not_finite_are_refused(se
         merge_adapter(network, read_adapter(path))
     missing = {name: value for name, value in adapter.tensors.items() if name != "blocks.2.attn.proj.b"}
     save_file(missing, path, metadata={ADAPTER_KEY: facts_of(network, spec).to_json()})
-    with pytest.raises(ValueError, match="it lacks blocks.2.attn.proj.b"):
+    with pytest.raises(ValueError, match=r"it lacks blocks.2.attn.proj.b"):
         merge_adapter(network, read_adapter(path))
 
 
@@ -160,7 +160,7 @@ def test_files_that_hold_no_adapter_are_refused_in_one_sentence(seed, tmp_path):
     [
         (lambda: LowRankSpec(0), "rank must be a positive integer, got 0"),
         (lambda: LowRankSpec(targets=("qkv", "nope")), "targets must be some of qkv, proj, fc1, fc2, adaLN, final, got nope"),
-        (lambda: LowRankSpec(alpha=-1.0), "alpha must be positive and finite, got -1"),
+        (lambda: LowRankSpec(alpha=-1.0), r"alpha must be positive and finite, got -1.0"),
         (lambda: AdapterSpec(scales=(2.0, 1.0)), "0 <= LOW < HIGH"),
         (lambda: AdaptedSiT(tiny_sit(0), AdapterSpec(LowRankSpec(33))), r"rank must be at most 32, .* got 33"),
         (lambda: AdaptedSiT(tiny_sit(0), AdapterSpec(LowRankSpec(layers=(5,)))), "has the layers 0 to 4, got 5"),

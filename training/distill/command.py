@@ -98,7 +98,7 @@ def distill(
 
     from ..settings import TrainSettings
     from ..showing import show_run
-    from .setup import DEFAULT_SETTINGS, make_trainer, resumed_teaching
+    from .assembly import DEFAULT_SETTINGS, make_trainer, resumed_teaching
 
     given = {
         "steps": steps,
@@ -166,7 +166,7 @@ def _teaching(what: dict, reading: dict, low_rank: dict, states: dict) -> Any:
     from segue.models.adapted import AdapterSpec
     from segue.models.low_rank import LowRankSpec
 
-    from .setup import Teaching
+    from .assembly import Teaching
     from .spec import TrajectorySpec
 
     chosen = {name: value for name, value in low_rank.items() if value is not None}

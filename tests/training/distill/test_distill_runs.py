@@ -1,4 +1,4 @@
-"""Runs of distillation: resumed ones equal those that were not, bit for bit; folders and options that do not fit are refused."""
+"""Runs of distillation: a resumed one equals one that was not, bit for bit; what does not fit is refused."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from segue.models.adapted import AdapterSpec
 from segue.models.adapter_file import read_adapter
 from segue.models.low_rank import LowRankSpec
 from segue.models.weights import save_model
-from segue.training.distill.setup import DEFAULT_SETTINGS, Teaching, make_trainer, resumed_teaching
+from segue.training.distill.assembly import DEFAULT_SETTINGS, Teaching, make_trainer, resumed_teaching
 from segue.training.distill.spec import TrajectorySpec
 
 SETTINGS = replace(DEFAULT_SETTINGS, steps=5, batch_size=3, learning_rate=1e-2, warmup=1, checkpoint_every=2, ema=0.5)
@@ -94,7 +94,9 @@ def test_a_run_goes_on_with_its_own_options_alone(tmp_path, model):
     out = tmp_path / "run"
     small = ["--sampling-steps", "4", "--levels", "2", "--batch-size", "2", "--rank", "2", "--device", "cpu"]
     runner = CliRunner()
-    begun = runner.invoke(app, ["distill", str(model), "-g", "cfg:scale=2", "--out", str(out), "--steps", "2", *small, "--json"])
+    begun = runner.invoke(
+        app, ["distill", str(model), "-g", "cfg:scale=2", "--out", str(out), "--steps", "2", *small, "--json"]
+    )
     assert begun.exit_code == 0, begun.output
     summary = json.loads(begun.stdout)
     assert (summary["step"], summary["finished"], summary["spec"]["rule"]) == (2, True, "cfg:scale=2")

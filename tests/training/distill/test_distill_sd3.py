@@ -10,8 +10,8 @@ from tiny_sd3 import T5_TOKENS, tiny_pipeline
 from segue.engine.engine import Engine
 from segue.models.adapted import AdapterSpec
 from segue.models.low_rank import LowRankSpec
+from segue.training.distill.assembly import DEFAULT_SETTINGS, Teaching, make_trainer
 from segue.training.distill.prompt_student import TARGETS, adapted_modules
-from segue.training.distill.setup import DEFAULT_SETTINGS, Teaching, make_trainer
 from segue.training.distill.spec import TrajectorySpec
 
 # A run by two implementations of one network in fp32, whose numbers are of order 1
