@@ -116,7 +116,14 @@ class Engine(EngineCore):
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         adapter_scale = check_adapter_options(adapter, adapter_scale)
-        how = {"family": family, "heads": heads, "exit_layer": exit_layer, "revision": revision, "variant": variant, "t5": t5}
+        how: dict[str, Any] = {
+            "family": family,
+            "heads": heads,
+            "exit_layer": exit_layer,
+            "revision": revision,
+            "variant": variant,
+            "t5": t5,
+        }
         if adapter is not None:
             how |= {"adapter": str(adapter), "adapter_scale": adapter_scale}
         loaded, name = _loaded(source, how, models, vae), source

@@ -80,9 +80,8 @@ class LowRank(nn.Module):
         super().__init__()
         outputs, inputs = weight.shape
         check_rank(rank, outputs, inputs)
-        made = {"dtype": torch.float32, "device": weight.device}
-        self.a = nn.Parameter(torch.randn(rank, inputs, **made) / inputs**0.5)
-        self.b = nn.Parameter(torch.zeros(outputs, rank, **made))
+        self.a = nn.Parameter(torch.randn(rank, inputs, dtype=torch.float32, device=weight.device) / inputs**0.5)
+        self.b = nn.Parameter(torch.zeros(outputs, rank, dtype=torch.float32, device=weight.device))
         self.scale = scale
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ FLOORS = (
     ("engine", "fp8_error"),
     ("prompts", "records"),
     ("adapters",),
-    ("core", "velocity"),
+    ("core", "velocity", "weight_adapters"),
     ("running",),
     ("planning",),
     ("rules", "labels"),

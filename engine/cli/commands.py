@@ -102,8 +102,8 @@ def sample(
     from .sample import draw_pictures
     from .stream import archive_of, refuse_shards, write_samples
 
-    read = {"adapter": adapter, "adapter_scale": adapter_scale}
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak, **read)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
+    source = o.with_adapter(source, adapter, adapter_scale)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -187,8 +187,8 @@ def compare(
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    read = {"adapter": adapter, "adapter_scale": adapter_scale}
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak, **read)
+    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
+    source = o.with_adapter(source, adapter, adapter_scale)
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
         redraw_sheet(sheet, rules, source, run, output, text)

@@ -49,9 +49,8 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     rows, entries, plan = [], [], plans[0]
     for (of_rule, rule), planned in zip(jobs, plans, strict=True):
         of_rule.warm_up(planned)
-        entry = {"rule": rule.text, "title": rule.title}
-        if of_rule is not job:
-            told = of_rule.engine.adapted
+        entry: dict[str, Any] = {"rule": rule.text, "title": rule.title}
+        if (told := of_rule.engine.adapted) is not None:
             entry |= {"title": told.title, "summary": told.rule, "origin": vars(of_rule.origin())}
         images, seconds, plan, _ = of_rule.draw(planned, bool(run.check_finite), entry["title"])
         entry |= {"seconds": round(seconds, 3), "plan": plan.to_dict()}

@@ -1,7 +1,7 @@
 """Options that several commands share: their types for typer, and what they are once collected."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -279,6 +279,11 @@ class Source:
     def further(self) -> dict[str, str]:
         """Where further networks are, by name."""
         return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
+
+
+def with_adapter(source: Source, adapter: str | None, scale: float | None) -> Source:
+    """``source`` with an adapter in the weights of its model."""
+    return replace(source, adapter=adapter, adapter_scale=scale)
 
 
 @dataclass(frozen=True)

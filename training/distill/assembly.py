@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from segue.engine.device import resolve_device, resolve_dtype
 from segue.engine.engine import Engine
 from segue.engine.files import check_writable
@@ -82,10 +84,13 @@ def make_trainer(teaching: Teaching, settings: TrainSettings, out: Path, start: 
     processes = training_processes(settings.device)
     source = local_source(teaching.model, _reading(teaching), weights=False)
     saved = SavedSD3.read(source)
-    made = _of_classes if saved is None else _of_prompts
-    spec, task, noise = made(teaching, saved, processes)
+    if saved is None:
+        spec, task, noise = _of_classes(teaching, processes)
+    else:
+        spec, task, noise = _of_prompts(teaching, saved, processes)
     facts = {"command": asdict(teaching)}
-    return Trainer(spec, settings, out, start, source=noise, task=task, facts=facts, processes=processes)
+    run: Any = spec  # of its spec the trainer asks the name and the values
+    return Trainer(run, settings, out, start, source=noise, task=task, facts=facts, processes=processes)
 
 
 def _reading(teaching: Teaching) -> Reading:
@@ -114,14 +119,14 @@ def _rule(teaching: Teaching, spec: ModelSpec) -> Any:
     return parsed
 
 
-def _of_classes(teaching: Teaching, _: None, processes: Processes) -> tuple[DistillSpec, DistillTask, Noise]:
+def _of_classes(teaching: Teaching, processes: Processes) -> tuple[DistillSpec, DistillTask, Noise]:
     """A student that takes labels."""
     for name in ("prompts", "negative_prompt", "height", "width"):
         if getattr(teaching, name) is not None:
             raise ValueError(f"{teaching.model} is a class-label model and takes no {name.replace('_', ' ')}")
     device = resolve_device(processes.device)
     how = dict(teaching.reading)
-    engine = Engine.from_pretrained(teaching.model, device=device, dtype="float32", vae=False, **how)
+    engine = Engine.from_pretrained(teaching.model, device=device, dtype=torch.float32, vae=False, **how)
     if not isinstance(engine.models["main"], SiT):
         raise ValueError(f"{teaching.model} is a transformer without text encoders; distillation needs the pipeline's folder")
     rule, wanted = _rule(teaching, engine.spec), teaching.trajectories
@@ -167,8 +172,16 @@ def _of_prompts(teaching: Teaching, saved: SavedSD3, processes: Processes) -> tu
 
 def _spec(teaching: Teaching, rule: str, weights: str, plan: Plan) -> DistillSpec:
     name = run_name(teaching.model, rule)
-    how = {"height": plan.height, "width": plan.width, "adapter": teaching.adapter, "trajectories": teaching.trajectories}
-    return DistillSpec(name, teaching.model, weights, rule, **how)
+    return DistillSpec(
+        name,
+        teaching.model,
+        weights,
+        rule,
+        plan.height,
+        plan.width,
+        adapter=teaching.adapter,
+        trajectories=teaching.trajectories,
+    )
 
 
 def read_prompts(path: Path) -> Sequence[str]:

@@ -4,11 +4,14 @@ Modules that import torch are imported inside the command, so that ``segue --hel
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segue.engine.cli import options as o
+
+if TYPE_CHECKING:
+    from ..run_folder import Start
 
 ADAPTER, STATES, LENGTH = "Adapter", "States it is trained at", "Length and optimiser"
 
@@ -126,14 +129,14 @@ def distill(
     }
     low_rank = {"rank": rank, "alpha": alpha, "targets": targets, "layers": layers}
     states = {"steps": sampling_steps, "solver": solver, "own": own, "levels": levels, "weights": level_weights}
-    what = {"model": model, "guidance": guidance, "schedule": schedule, "prompts": prompts, "negative_prompt": negative_prompt}
-    what |= {"height": height, "width": width, "scales": scales}
+    what: dict[str, Any] = {"model": model, "guidance": guidance, "schedule": schedule, "scales": scales}
+    what |= {"prompts": prompts, "negative_prompt": negative_prompt, "height": height, "width": width}
     if resume:
         _refuse(what | reading | low_rank | states, out)
         teaching, values = resumed_teaching(out)
     else:
         teaching, values = _teaching(what, reading, low_rank, states), _defaults(DEFAULT_SETTINGS)
-    start = {None: "new", True: "resume", False: "fresh"}[resume]
+    start: Start = "resume" if resume else "new" if resume is None else "fresh"
     trainer = make_trainer(teaching, TrainSettings.from_dict(values | given), out, start)
     if resume and trainer.processes.first:
         typer.echo(f"resuming {trainer.spec.name} after step {trainer.step}", err=True)
@@ -174,7 +177,7 @@ def _teaching(what: dict, reading: dict, low_rank: dict, states: dict) -> Any:
         chosen["targets"] = tuple(target.strip() for target in chosen["targets"].split(","))
     if "layers" in chosen:
         chosen["layers"] = tuple(parse_integers(chosen["layers"]))
-    adapter = AdapterSpec(LowRankSpec(**chosen), _range(what["scales"]))
+    adapter = AdapterSpec(LowRankSpec(**chosen), scales=_range(what["scales"]))
     trajectories = TrajectorySpec(**{name: value for name, value in states.items() if value is not None})
     return Teaching(
         model=what["model"] or o.DEFAULT_MODEL,

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..streams import stream_generator
 
 
-@dataclass(frozen=True)
+@dataclass
 class Noise:
     """Unit normal noise [B, C, H, W] for labels drawn evenly; a source as :class:`..data.source.Source` is."""
 

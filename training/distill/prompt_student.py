@@ -64,12 +64,19 @@ class PromptTeacher:
         pipe.transformer.requires_grad_(False)
         self.pipe, self.transformer = pipe, pipe.transformer
         self.engine = PromptEngine(from_diffusers(pipe.transformer), pipe, device, dtype)
-        self.embeddings: PromptEmbeddings | None = None
+        self._embeddings: PromptEmbeddings | None = None
 
     def encode(self, prompts: Sequence[str], negative: str | None, length: int) -> None:
         """Encode all prompts, then drop the text encoders."""
-        self.embeddings = self.engine.encode(list(prompts), negative, max_sequence_length=length)
+        self._embeddings = self.engine.encode(list(prompts), negative, max_sequence_length=length)
         self.engine.free_text_encoders()
+
+    @property
+    def embeddings(self) -> PromptEmbeddings:
+        """Those of all prompts; ``ValueError`` before :meth:`encode`."""
+        if self._embeddings is None:
+            raise ValueError("no prompts are encoded yet")
+        return self._embeddings
 
     def teacher(self, plan: Plan) -> Teacher:
         """The teacher that samples the encoded prompts by their number."""

@@ -67,13 +67,13 @@ def draw_pairs(
     own: int,
     calls: Sequence[int],
     teacher: Velocity,
-    driving: Velocity,
-    student: Velocity,
+    driving: Velocity | None,
+    student: Velocity | None,
 ) -> Pairs:
     """Integrate B trajectories up to the last of ``calls``: the first ``own`` by the student, the others by the teacher.
 
     start [B, C, H, W] is the state at the first level.  ``teacher`` gives the guided velocity of all B, ``driving`` that of
-    the last ``B - own``, ``student`` that of the first ``own``.
+    the last ``B - own``, ``student`` that of the first ``own``; None where there are none of these.
     """
     run, states, targets = Integration(rows, start), [], []
     for call in range(max(calls) + 1):
@@ -85,9 +85,11 @@ def draw_pairs(
         if call == max(calls):
             break
         parts = []
-        if own:
+        if own and student is not None:
             parts.append(student(run.state[:own], call))
-        if own < len(start):
-            parts.append(driving(run.state[own:], call) if guided is None else guided[own:])
+        if guided is not None:
+            parts.append(guided[own:])
+        elif own < len(start) and driving is not None:
+            parts.append(driving(run.state[own:], call))
         run.step(call, torch.cat(parts))
     return Pairs(torch.stack(states), torch.stack(targets))
