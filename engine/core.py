@@ -22,6 +22,7 @@ from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.compile import compile_plan, plan_part
+from .planning.merged_adapter import MergedAdapter
 from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solver_rows import Solver
@@ -31,7 +32,6 @@ from .running.graph import CudaCapture
 from .running.program import Program, ProgramKey
 from .running.progress import Counting, progress_bar
 from .running.sampler import Callback, CallInfo, run_program
-from .weight_adapters import MergedAdapter
 
 ScheduleLike = str | Schedule | Sequence[float]
 

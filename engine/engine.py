@@ -14,6 +14,7 @@ from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.further_networks import further_networks
 from .adapters.kdiffusion import Denoiser
 from .adapters.vae import Decoder, check_channels, saved_channels
+from .adapters.weight_adapters import check_adapter_options, find_lora, merged, read
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import outside_autocast, resolve_device, resolve_dtype
@@ -31,7 +32,6 @@ from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
-from .weight_adapters import check_adapter_options, find_lora, merged, read
 
 Labels = Sequence[int | str] | str
 

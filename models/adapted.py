@@ -17,14 +17,15 @@ class AdapterSpec:
     """What an adapter consists of: its low-rank weights, and the range of ``scales`` that it takes (None: it has one)."""
 
     low_rank: LowRankSpec = field(default_factory=LowRankSpec)
-    scales: tuple[float, float] | None = None
+    scales: tuple[float, float] | None = field(default=None)
 
     def __post_init__(self):
-        if self.scales is None:
+        scales = self.scales
+        if scales is None:
             return
-        low, high = map(float, self.scales)
+        low, high = map(float, scales)
         if not (math.isfinite(low) and math.isfinite(high) and 0 <= low < high):
-            raise ValueError(f"scales must be a range LOW,HIGH with 0 <= LOW < HIGH, got {self.scales!r}")
+            raise ValueError(f"scales must be a range LOW,HIGH with 0 <= LOW < HIGH, got {scales!r}")
         object.__setattr__(self, "scales", (low, high))
 
     def shapes(self, network: SiT) -> Iterator[tuple[str, tuple[int, ...]]]:

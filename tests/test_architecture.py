@@ -27,7 +27,7 @@ FLOORS = (
     ("engine", "fp8_error"),
     ("prompts", "records"),
     ("adapters",),
-    ("core", "velocity", "weight_adapters"),
+    ("core", "velocity"),
     ("running",),
     ("planning",),
     ("rules", "labels"),

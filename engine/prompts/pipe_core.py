@@ -18,6 +18,7 @@ from segue.models.weight_watch import WeightWatch
 from ..adapters.around_forward import AroundForward, turns
 from ..adapters.further_networks import further_networks
 from ..adapters.vae import decode_latents
+from ..adapters.weight_adapters import fuse_lora
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import outside_autocast, resolve_device, resolve_dtype
@@ -26,7 +27,6 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan
 from ..running.program import Program
 from ..sources import DEFAULT, Reading, local_source
-from ..weight_adapters import fuse_lora
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .saved_pipeline import load_pipeline
 from .tokenizers import OwnTokenizers

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.engine.adapters.weight_adapters import LORA_FILE, LORA_RULE
 from segue.engine.planning.plan import Plan
 from segue.engine.prompts.encoding import PromptEmbeddings
 from segue.engine.prompts.engine import PromptEngine
 from segue.engine.prompts.saved_pipeline import load_pipeline
 from segue.engine.sources import DEFAULT, Reading
-from segue.engine.weight_adapters import LORA_FILE, LORA_RULE
 from segue.models.low_rank import LowRankSpec
 from segue.models.mmdit_diffusers import from_diffusers
 from segue.models.weights import write_tensors

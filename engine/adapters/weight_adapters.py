@@ -1,6 +1,5 @@
 """Adapters of weights for an engine: found by name or place, merged when a model is loaded, and what is told of them."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,11 @@ from segue.models.adapter_file import Adapter, merge_adapter, read_adapter
 from segue.models.bundled import ADAPTERS, BUNDLED, adapter_file
 from segue.models.checkpoint_files import RUN_FILE
 
-from .numeric_input import real_number
-from .planning.plan import Plan
-from .rules.rule_text import rule_text
+from ..numeric_input import real_number
+from ..planning.merged_adapter import MergedAdapter
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers gives a LoRA in a folder
 LORA_RULE = "rule"  # of such a file's header: the guidance that it stands for
-
-
-@dataclass(frozen=True)
-class MergedAdapter:
-    """What an engine says of the adapter in its weights; ``rule`` is empty where its file does not tell."""
-
-    title: str
-    rule: str
-    line: str
-
-    def warn(self, plan: Plan) -> Plan:
-        """``plan`` with a warning if it guides a network that holds guidance already."""
-        if not self.rule or not (plan.weights.any() or plan.correction is not None):
-            return plan
-        rule = rule_text(plan.guidance)
-        note = f"{rule} guides on top of the {self.title}, which holds {self.rule} already: sample it with none"
-        return replace(plan, warnings=(*plan.warnings, note))
 
 
 def check_adapter_options(adapter: Any, scale: Any) -> float | None:
