@@ -17,7 +17,7 @@ class AdapterSpec:
     """What an adapter consists of: its low-rank weights, and the range of ``scales`` that it takes (None: it has one)."""
 
     low_rank: LowRankSpec = field(default_factory=LowRankSpec)
-    scales: tuple[float, float] | None = field(default=None)
+    scales: tuple[float, float] | None = None
 
     def __post_init__(self):
         scales = self.scales

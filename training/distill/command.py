@@ -177,7 +177,8 @@ def _teaching(what: dict, reading: dict, low_rank: dict, states: dict) -> Any:
         chosen["targets"] = tuple(target.strip() for target in chosen["targets"].split(","))
     if "layers" in chosen:
         chosen["layers"] = tuple(parse_integers(chosen["layers"]))
-    adapter = AdapterSpec(LowRankSpec(**chosen), scales=_range(what["scales"]))
+    scales, matrices = _range(what["scales"]), LowRankSpec(**chosen)
+    adapter = AdapterSpec(matrices) if scales is None else AdapterSpec(matrices, scales)
     trajectories = TrajectorySpec(**{name: value for name, value in states.items() if value is not None})
     return Teaching(
         model=what["model"] or o.DEFAULT_MODEL,
