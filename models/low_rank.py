@@ -24,7 +24,7 @@ BLOCK_TARGETS = {
 # target -> where it is outside the blocks
 END_TARGETS = {"final": ("final_layer.linear", "final_layer.adaLN_modulation.1")}
 TARGETS = (*BLOCK_TARGETS, *END_TARGETS)
-DEFAULT_TARGETS = ("qkv", "proj", "fc1", "fc2")
+DEFAULT_TARGETS = ("qkv", "proj", "fc1", "fc2", "adaLN")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LowRankSpec:
     ``alpha / rank`` multiplies the product; ``alpha`` 0 stands for the rank.
     """
 
-    rank: int = 16
+    rank: int = 12
     alpha: float = 0.0
     targets: tuple[str, ...] = DEFAULT_TARGETS
     layers: tuple[int, ...] = ()

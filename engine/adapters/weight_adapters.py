@@ -66,16 +66,25 @@ def find_lora(adapter: str | Path) -> Path:
     return path
 
 
-def fuse_lora(pipe: Any, path: Path) -> MergedAdapter:
-    """Put a LoRA file into the weights of a pipeline, by diffusers' own loader.  Raises ``ValueError`` in one sentence."""
+def lora_told(path: Path) -> MergedAdapter:
+    """What the file of a LoRA says of itself; raises ``ValueError`` for one that is no safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             rule = (file.metadata() or {}).get(LORA_RULE, "")
+    except SafetensorError as error:
+        raise ValueError(f"the LoRA {path} is truncated or no safetensors file ({error})") from error
+    told = f" that stands for {rule}" if rule else ""
+    return MergedAdapter(f"LoRA {path.parent.name or path.name}", rule, f"LoRA {path}{told}")
+
+
+def fuse_lora(pipe: Any, path: Path) -> MergedAdapter:
+    """Put a LoRA file into the weights of a pipeline, by diffusers' own loader.  Raises ``ValueError`` in one sentence."""
+    told = lora_told(path)
+    try:
         pipe.load_lora_weights(path.parent, weight_name=path.name)
         pipe.fuse_lora(safe_fusing=True)
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the LoRA {path} does not fit this pipeline: {reason}") from error
     pipe.unload_lora_weights()
-    told = f" that stands for {rule}" if rule else ""
-    return MergedAdapter(f"LoRA {path.parent.name or path.name}", rule, f"LoRA {path}{told}")
+    return told

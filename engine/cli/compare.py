@@ -46,8 +46,11 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
     plans = [of_rule.plan(rule, run) for of_rule, rule in jobs]
     for (_, rule), plan in zip(jobs, plans, strict=True):
         print_warnings(plan, rule)
-    rows, entries, plan = [], [], plans[0]
+    rows, entries, plan, origin = [], [], plans[0], None
     for (of_rule, rule), planned in zip(jobs, plans, strict=True):
+        if of_rule is not job:
+            origin = vars(job.origin())
+            job.release()
         of_rule.warm_up(planned)
         entry: dict[str, Any] = {"rule": rule.text, "title": rule.title}
         if (told := of_rule.engine.adapted) is not None:
@@ -58,7 +61,7 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
         entries.append(entry)
     zoom = output.zoom or default_zoom(rows[0].images[0])
     total = time.perf_counter() - began
-    record = {"origin": vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
+    record = {"origin": origin or vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
     record |= {"max_batch": job.max_batch or len(job.labels), "zoom": zoom}
     record |= {"total_seconds": round(total, 3), "rules": entries}
     new = NewFiles(output.force)

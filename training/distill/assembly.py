@@ -37,11 +37,11 @@ from .spec import DistillSpec, TrajectorySpec
 from .task import DistillTask
 
 DEFAULT_SETTINGS = TrainSettings(
-    steps=400,
+    steps=300,
     batch_size=8,
-    learning_rate=6e-3,
-    warmup=10,
-    ema=0.96,
+    learning_rate=3e-3,
+    warmup=20,
+    ema=0.97,
     checkpoint_every=20,
     dtype="float32",
     graph=False,  # a step asks the engine, which reads levels on the host and has graphs of its own

@@ -42,13 +42,13 @@ def distill(
     negative_prompt: Annotated[str | None, _option("--negative-prompt", panel="Prompts", help="Of all prompts.")] = None,
     height: o.HeightOption = None,
     width: o.WidthOption = None,
-    rank: Annotated[int | None, _option("--rank", panel=ADAPTER, help="Of the adapter; default 16.")] = None,
+    rank: Annotated[int | None, _option("--rank", panel=ADAPTER, help="Of the adapter; default 12.")] = None,
     alpha: Annotated[
         float | None, _option("--alpha", panel=ADAPTER, help="The product is times alpha / rank; default rank.")
     ] = None,
     targets: Annotated[
         str | None,
-        _option("--targets", panel=ADAPTER, help="Of qkv, proj, fc1, fc2, adaLN, final; default the first four."),
+        _option("--targets", panel=ADAPTER, help="Of qkv, proj, fc1, fc2, adaLN, final; default all but final."),
     ] = None,
     layers: Annotated[
         str | None, _option("--layers", panel=ADAPTER, help="Blocks that are adapted: 0-5,9; default all.")

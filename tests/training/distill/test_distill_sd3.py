@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
+from typer.testing import CliRunner
 
+from segue.__main__ import app
 from segue.engine.engine import Engine
 from segue.models.adapted import AdapterSpec
 from segue.models.low_rank import LowRankSpec
@@ -114,7 +116,25 @@ def test_a_file_without_prompts_and_a_lora_of_another_pipeline_are_refused(folde
     with pytest.raises(FileNotFoundError, match="is no LoRA"):
         Engine.from_pretrained(folder, adapter=tmp_path, device="cpu")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="does not fit this pipeline"):
+    with pytest.raises(ValueError, match="truncated or no safetensors file"):
         Engine.from_pretrained(folder, adapter=tmp_path / "broken.safetensors", device="cpu")
     with pytest.raises(ValueError, match="adapter_scale=1 does not apply"):
         Engine.from_pretrained(folder, adapter=tmp_path, adapter_scale=1.0, device="cpu")
+
+
+@pytest.mark.slow
+def test_the_commands_draw_by_a_lora_and_warn_of_guidance_on_top(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_trainer(teaching_of(folder), replace(SETTINGS, steps=1), tmp_path / "lora", "new").run()
+    call = ["--model", "sd3", "--prompt", "a cat", "--steps", "2"]
+    runner = CliRunner()
+    drawn = runner.invoke(app, ["sample", *call, "--adapter", "lora", "--out", "one.png"])
+    assert drawn.exit_code == 0 and drawn.stdout.startswith("Unguided"), drawn.output
+    again = runner.invoke(app, ["sample", "--from", "one.png", "--out", "again.png"])
+    assert "identical to" in again.stdout, again.output
+    guided = runner.invoke(app, ["sample", *call, "-g", "cfg:scale=2", "--adapter", "lora", "--out", "two.png"])
+    assert "guides on top of the LoRA lora, which holds cfg:scale=3 already" in guided.stderr
+    compared = runner.invoke(app, ["compare", *call, "-r", "none", "--adapter", "lora", "--out", "sheet.png"])
+    assert "LoRA lora" in compared.stdout, compared.output
+    missing = runner.invoke(app, ["sample", *call, "--adapter", "none", "--out", "three.png"])
+    assert missing.exit_code == 2 and "is no LoRA" in missing.stderr
