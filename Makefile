@@ -43,6 +43,7 @@ JUDGES := --judge herbarium-judge --judge efficientnet-lite0
 SCORES := bench/results/quality.jsonl
 train = $(BIN)/segue train --recipe $(1) --out runs/$(1) $$(test ! -d runs/$(1) || echo --resume) && \
 	$(BIN)/segue export runs/$(1) --out $(BUNDLED)/$(1).safetensors --parent $(MAIN) --force
+comma := ,
 valid = $(BIN)/python -c "from segue.models import bundled; bundled.$(1)" 2> /dev/null
 
 bundled: $(VENV)/.bundled
@@ -50,7 +51,9 @@ bundled: $(VENV)/.bundled
 	$(call valid,classifier_file('herbarium-classifier')) || { $(call train,herbarium-classifier); }
 	$(call valid,classifier_file('herbarium-judge')) || { $(call train,herbarium-judge); }
 	$(BIN)/python -c "from segue.engine.rules.tuned_numbers import tuned_rules as rules; rules('herbarium')['cfg']" 2> /dev/null || { rm -f $(BUNDLED)/herbarium.numbers.json; $(BIN)/segue tune-scales $(JUDGES) --out $(SCORES) --write; }
+	$(call valid,adapter_file('herbarium'$(comma) 'sgg')) || { $(BIN)/segue distill herbarium -g sgg --out runs/herbarium-sgg $$(test ! -d runs/herbarium-sgg || echo --resume) && cp runs/herbarium-sgg/model.safetensors $(BUNDLED)/herbarium-sgg.safetensors; }
 	$(BIN)/segue score $(JUDGES) --out $(SCORES) --beside-cfg
+	$(BIN)/segue score $(JUDGES) --out $(SCORES) --adapter sgg
 	$(BIN)/segue score --report --out $(SCORES) --model herbarium --samples 960 --into $(BUNDLED)/MODEL_CARD.md
 	$(BIN)/segue bench demo --out docs/demo.png --force
 	$(BIN)/segue bench quality --out docs/quality-cost.png --force

@@ -22,6 +22,7 @@ from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.compile import compile_plan, plan_part
+from .planning.merged_adapter import MergedAdapter
 from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solver_rows import Solver
@@ -45,6 +46,7 @@ class EngineCore:
     """
 
     MAX_PROGRAMS = 8
+    adapted: MergedAdapter | None = None  # the adapter in the weights of the main network
     loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
 
     def __init__(
@@ -103,7 +105,11 @@ class EngineCore:
         if any of them needs it there.
         ``height`` and ``width`` are the latent size, by default the model's own.
         """
-        return resolve_plan(self.specs, guidance, steps, schedule, solver, height, width)
+        return self._told(resolve_plan(self.specs, guidance, steps, schedule, solver, height, width))
+
+    def _told(self, plan: Plan) -> Plan:
+        """``plan`` with what is to be said of a rule on top of an adapter."""
+        return plan if self.adapted is None else self.adapted.warn(plan)
 
     def draw_noise(self, plan: Plan, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Unit normal noise [B, C, H, W], one generator per sample, the same numbers on every machine."""
@@ -245,6 +251,8 @@ class EngineCore:
         for name, model in self.models.items():
             count = sum(parameter.numel() for parameter in model.parameters()) + Fp8Layers.of(model).weights
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
+            if name == "main" and self.adapted is not None:
+                lines.append(f"  in its weights: {self.adapted.line}")
         if self.linears == "fp8":
             lines += explain_linears(self.models, self.dtype, self.selection)
         taken = [program for reference in self._taken.valuerefs() if (program := reference()) is not None]

@@ -15,6 +15,7 @@ from .adapters.further_networks import further_networks
 from .adapters.kdiffusion import Denoiser
 from .adapters.packing import transformer_of
 from .adapters.vae import Decoder, check_channels, saved_channels
+from .adapters.weight_adapters import check_adapter_options, find_lora, merged, read
 from .argument_names import refuses_unknown
 from .core import EngineCore, ScheduleLike, check_rising, check_seeds
 from .device import outside_autocast, resolve_device, resolve_dtype
@@ -78,6 +79,8 @@ class Engine(EngineCore):
         token: str | bool | None = None,
         t5: bool = True,
         vae: str | Path | bool | None = None,
+        adapter: str | Path | None = None,
+        adapter_scale: float | None = None,
     ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -94,6 +97,9 @@ class Engine(EngineCore):
         ``vae`` is the folder or hub id of an ``AutoencoderKL`` or ``AutoencoderTiny``, or of a pipeline that holds one, for
         class-label models whose latents are no pixels; by default that of a ``DiTPipeline`` folder, which ``False`` leaves
         out.  It is loaded in ``dtype``, and refused before that where the network makes other channels.
+        ``adapter`` is merged into the weights as they are loaded: one that ``segue distill`` made, a file or a folder, or by
+        name one that ships with a bundled model (``sgg``); for an SD3 pipeline a LoRA of diffusers.  ``adapter_scale`` chooses
+        its strength where that is an input of it.
         """
         from segue.models.fp8_network import quantize_linears
         from segue.models.layout import Hints
@@ -110,20 +116,36 @@ class Engine(EngineCore):
         reading = Reading(revision, variant, token, t5, vae is None)
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
-        how = {"family": family, "heads": heads, "exit_layer": exit_layer, "revision": revision, "variant": variant, "t5": t5}
-        loaded = _loaded(source, how, models, vae)
+        adapter_scale = check_adapter_options(adapter, adapter_scale)
+        how: dict[str, Any] = {
+            "family": family,
+            "heads": heads,
+            "exit_layer": exit_layer,
+            "revision": revision,
+            "variant": variant,
+            "t5": t5,
+        }
+        if adapter is not None:
+            how |= {"adapter": str(adapter), "adapter_scale": adapter_scale}
+        loaded, name = _loaded(source, how, models, vae), source
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_vae(vae, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
-            engine = PromptEngine.from_folder(source, device=device, dtype=dtype, models=models, **options)
+            if adapter_scale is not None:
+                raise ValueError(f"adapter_scale={adapter_scale:g} does not apply: the LoRA of an SD3 has one scale")
+            lora = None if adapter is None else find_lora(adapter)
+            engine = PromptEngine.from_folder(source, device=device, dtype=dtype, models=models, lora=lora, **options)
             engine.loaded = loaded
             return engine
         reading.refuse(("t5",), f"{str(source)!r} is no SD3 pipeline")
         decoder = _vae_of(source, vae, Reading(token=token))
+        chosen, told = read(name, adapter), None
         model, others = load_model(source, family, heads=heads, exit_layer=exit_layer, variant=variant)
+        if chosen is not None:
+            model, told = merged(model, chosen, adapter_scale)
         if isinstance(model.spec, MMDiTSpec):
             _refuse_vae(vae, source)
         elif decoder is not None:
@@ -141,7 +163,7 @@ class Engine(EngineCore):
             engine.loaded = loaded
             return engine
         engine = cls(model, others, device, dtype, graphs, kernels, linears)
-        engine.loaded = loaded
+        engine.loaded, engine.adapted = loaded, told
         if decoder is not None:
             engine.decoder = Decoder.read(decoder, dtype, device, variant)
         return engine

@@ -37,10 +37,16 @@ class SiTWithProjectors(SiT):
         )
 
     def forward(
-        self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False, states: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        exits: bool = False,
+        states: Sequence[int] | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[int, Tensor]] | Pass:
         """As :meth:`SiT.forward`; a :class:`~segue.models.sit.Pass` has the ``projections`` too."""
         if states is None:
-            return super().forward(x, time, labels, exits)
-        found = self.full_pass(x, time, labels, exits, (*states, self.projected))
+            return super().forward(x, time, labels, exits, embedding=embedding)
+        found = self.full_pass(x, time, labels, exits, (*states, self.projected), embedding)
         return found._replace(projections=tuple(projector(found.states[self.projected]) for projector in self.projectors))

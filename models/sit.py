@@ -184,22 +184,30 @@ class SiT(nn.Module):
     # --- one plain forward, as in training -------------------------------------------------------------------------
 
     def forward(
-        self, x: Tensor, time: Tensor, labels: Tensor, exits: bool = False, states: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        exits: bool = False,
+        states: Sequence[int] | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[int, Tensor]] | Pass:
         """The network's own output [B, C_out, H, W]; with ``exits`` also a dict of the early-exit outputs by layer.
 
-        x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64.  With ``states``, numbers of blocks, a
-        :class:`Pass` that has the states before these.
+        x [B, C, H, W]; time [B] in the convention of ``spec.time``; labels [B] int64; ``embedding`` [B, D] is added to those of
+        time and label.  With ``states``, numbers of blocks, a :class:`Pass` that has the states before these.
         """
-        found = self.full_pass(x, time, labels, exits, () if states is None else states)
+        found = self.full_pass(x, time, labels, exits, () if states is None else states, embedding)
         if states is not None:
             return found
         return (found.output, found.exits) if exits else found.output
 
-    def full_pass(self, x: Tensor, time: Tensor, labels: Tensor, exits: bool, states: Sequence[int]) -> Pass:
+    def full_pass(
+        self, x: Tensor, time: Tensor, labels: Tensor, exits: bool, states: Sequence[int], embedding: Tensor | None = None
+    ) -> Pass:
         """All blocks, one after the other; the early exits only with ``exits``."""
         height, width = x.shape[-2:]
-        modulation = self.modulation(time, labels)
+        modulation = self.modulation(time, labels, embedding)
         per_block, final, exit_modulation = self.split_modulation(modulation)
         h, heads, kept = self.embed(x), {}, {}
         for layer, block in enumerate(self.blocks):
@@ -232,12 +240,15 @@ class SiT(nn.Module):
 
     # --- modulation: everything that depends on time and condition only ---------------------------------------------
 
-    def modulation(self, time: Tensor, labels: Tensor) -> Tensor:
+    def modulation(self, time: Tensor, labels: Tensor, embedding: Tensor | None = None) -> Tensor:
         """All modulation vectors of N (time, label) pairs as [N, W], ``W = (6 depth + 2 + 2 exits) D``.
 
-        time [N]; labels [N] int64.  Nothing in it depends on the sample, so a run computes it once for all its calls.
+        time [N]; labels [N] int64; ``embedding`` [N, D] is added to theirs.  Nothing in it depends on the sample, so a run
+        computes it once for all its calls.
         """
         conditions = [embedder(time, labels) for embedder in self.embedders]
+        if embedding is not None:
+            conditions = [condition + embedding for condition in conditions]
         parts = [block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
         heads = (self.final_layer, *self.exit_layers.values())
         return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)

@@ -213,14 +213,17 @@ def save_model(model: SavedNetwork, path: str | Path, metadata: Mapping[str, str
     ``metadata`` adds strings to the header.  The position table is computed on loading, not stored.  Raises ``OSError`` if
     the file cannot be written.
     """
-    path = Path(path)
     header = {**(metadata or {}), SPEC_KEY: json.dumps(model.spec.to_dict())}
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    write_tensors({name: value.detach().contiguous() for name, value in model.state_dict().items()}, Path(path), header)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """Write contiguous tensors as safetensors; the file appears whole or not at all, else ``OSError``."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")  # no file of the user's has this name
     try:
         part.touch()
         mode = part.stat().st_mode  # what the process may give; safetensors alone would leave the file to its owner
-        save_file(tensors, part, metadata=header)
+        save_file(dict(tensors), part, metadata=dict(header))
         part.chmod(mode)
         part.replace(path)
     except (OSError, SafetensorError) as error:

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from .data.encode_command import encode
+from .distill.command import distill
 from .train_command import train
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this folder to ``app``."""
     app.command()(train)
+    app.command()(distill)
     app.command()(export)
     app.command()(herbarium)
     app.command()(encode)

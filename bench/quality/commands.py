@@ -66,6 +66,8 @@ def score(
     variant: o.VariantOption = None,
     vae: o.VAEOption = None,
     weak: o.WeakOption = None,
+    adapter: o.AdapterOption = None,
+    adapter_scale: o.AdapterScaleOption = None,
     device: o.DeviceOption = None,
     dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -104,6 +106,8 @@ def score(
 
     segue score -g sgg --judge herbarium-judge --judge efficientnet-lite0 --confusion 5
 
+    segue score --adapter sgg
+
     segue score samples.npz --judge herbarium-judge
 
     segue score --report
@@ -119,7 +123,7 @@ def score(
     drawing = {name: value for name, value in drawing.items() if value is not None}
     panel, shown = Panel(judge, real, real_samples), Report(json, confusion)
     how = {"family": family, "heads": heads, "branch_head": branch_head, "revision": revision, "variant": variant}
-    how |= {"vae": vae, "weak": weak}
+    how |= {"vae": vae, "weak": weak, "adapter": adapter, "adapter_scale": adapter_scale}
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")

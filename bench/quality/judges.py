@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.engine.records.provenance import fingerprint
 from segue.models.bundled import CLASSIFIERS
 from segue.models.classifiers import load_classifier
+from segue.models.fingerprint import fingerprint
 
 from ..correctness import full_single
 from ..scores.extractors import Extractor, RandomConvolutions, colour_statistics

@@ -149,7 +149,8 @@ def score_model(
     judges, real = panel.of_model(engine)
     where = environment(engine.device, command_line(), DEFAULT)
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
-    code, texts = 0, list(rules or (UNGUIDED, *default_texts(engine, report.say)))
+    defaults = () if source.adapter else default_texts(engine, report.say)  # an adapter holds the guidance
+    code, texts = 0, list(rules or (UNGUIDED, *defaults))
     floor = scorer.score_real()
     try:
         scorer.score(texts)

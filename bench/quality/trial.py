@@ -11,9 +11,9 @@ from torch import Tensor
 from segue.engine.engine import Engine, SampleRun
 from segue.engine.planning.plan import Plan
 from segue.engine.planning.solvers import get_solver
-from segue.engine.records.provenance import fingerprint
 from segue.engine.rules.presets import ParsedRule
 from segue.engine.running.progress import Counting
+from segue.models.fingerprint import fingerprint
 
 from ..scores.intervals import SETS
 

@@ -24,6 +24,8 @@ def sample(
     t5: o.T5Option = None,
     vae: o.VAEOption = None,
     weak: o.WeakOption = None,
+    adapter: o.AdapterOption = None,
+    adapter_scale: o.AdapterScaleOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -86,6 +88,8 @@ def sample(
 
     segue sample --model mine.safetensors --weak smaller.safetensors -g ag:weight=1
 
+    segue sample --adapter sgg --classes 3 --count 8
+
     segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
@@ -99,6 +103,7 @@ def sample(
     from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
+    source = o.with_adapter(source, adapter, adapter_scale)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -134,6 +139,8 @@ def compare(
     t5: o.T5Option = None,
     vae: o.VAEOption = None,
     weak: o.WeakOption = None,
+    adapter: o.AdapterOption = None,
+    adapter_scale: o.AdapterScaleOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -159,6 +166,8 @@ def compare(
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
 
+    With --adapter the last row is drawn without guidance by the network that has the adapter in its weights.
+
     [bold]Examples[/bold]
 
     segue compare --out demo.png
@@ -166,6 +175,8 @@ def compare(
     segue compare -g none -g cfg:scale=2 -g cfg:scale=4 --classes Betulina --count 3
 
     segue compare --model sd3.5-medium/ --prompt "a storefront with a sign" --seeds 1-3
+
+    segue compare --adapter sgg --classes 0-7
 
     segue compare --from out/compare.png --out again.png
 
@@ -177,6 +188,7 @@ def compare(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
+    source = o.with_adapter(source, adapter, adapter_scale)
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
         redraw_sheet(sheet, rules, source, run, output, text)

@@ -2,8 +2,10 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -16,7 +18,7 @@ from ..records.provenance import SHEET
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.presets import ParsedRule
 from .jobs import Job, captions, name_of, open_job
-from .options import Output, PromptOptions, RunOptions, Source
+from .options import UNGUIDED, Output, PromptOptions, RunOptions, Source
 from .sample import check_output, counted, print_numbered
 from .session import print_warnings
 from .sheets import Row, default_zoom, labelled_sheet
@@ -35,21 +37,32 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
         raise ValueError(f"a comparison is one PNG file, got {out}")
     if output.out is not None and not output.force:
         refuse_existing(out.with_suffix(".json"))
-    job = open_job(source, run, text, MOST_PICTURES)
-    parsed = [parse_rules(rule, job.spec) for rule in rules or DEFAULT_RULES]
-    plans = [job.plan(rule, run) for rule in parsed]
-    for rule, plan in zip(parsed, plans, strict=True):
+    job = open_job(replace(source, adapter=None, adapter_scale=None), run, text, MOST_PICTURES)
+    jobs = [(job, parse_rules(rule, job.spec)) for rule in rules or DEFAULT_RULES]
+    if source.adapter is not None:
+        adapted = open_job(source, run, text, MOST_PICTURES)
+        jobs.append((adapted, parse_rules(UNGUIDED, adapted.spec)))
+    elif source.adapter_scale is not None:
+        raise ValueError(f"--adapter-scale {source.adapter_scale:g} is of an adapter: give --adapter")
+    plans = [of_rule.plan(rule, run) for of_rule, rule in jobs]
+    for (_, rule), plan in zip(jobs, plans, strict=True):
         print_warnings(plan, rule)
-    rows, entries, plan = [], [], plans[0]
-    for rule, planned in zip(parsed, plans, strict=True):
-        job.warm_up(planned)
-        images, seconds, plan, _ = job.draw(planned, bool(run.check_finite), rule.title)
-        seconds = round(seconds, 3)
-        rows.append(sheet_row(rule, images, plan, seconds))
-        entries.append({"rule": rule.text, "title": rule.title, "seconds": seconds, "plan": plan.to_dict()})
+    rows, entries, plan, origin = [], [], plans[0], None
+    for (of_rule, rule), planned in zip(jobs, plans, strict=True):
+        if of_rule is not job:
+            origin = vars(job.origin())
+            job.release()
+        of_rule.warm_up(planned)
+        entry: dict[str, Any] = {"rule": rule.text, "title": rule.title}
+        if (told := of_rule.engine.adapted) is not None:
+            entry |= {"title": told.title, "summary": told.rule, "origin": vars(of_rule.origin())}
+        images, seconds, plan, _ = of_rule.draw(planned, bool(run.check_finite), entry["title"])
+        entry |= {"seconds": round(seconds, 3), "plan": plan.to_dict()}
+        rows.append(sheet_row(rule, images, plan, entry))
+        entries.append(entry)
     zoom = output.zoom or default_zoom(rows[0].images[0])
     total = time.perf_counter() - began
-    record = {"origin": vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
+    record = {"origin": origin or vars(job.origin()), "labels": job.labels, "seeds": job.seeds} | job.texts()
     record |= {"max_batch": job.max_batch or len(job.labels), "zoom": zoom}
     record |= {"total_seconds": round(total, 3), "rules": entries}
     new = NewFiles(output.force)
@@ -59,15 +72,15 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
         print(json.dumps({"files": [str(out), str(beside)]} | record))
         return
     _print_table(entries)
-    pictures, rules = counted(len(job.labels), "picture"), counted(len(parsed), "rule")
+    pictures, rules = counted(len(job.labels), "picture"), counted(len(jobs), "rule")
     print(f"{pictures} by {rules} in {total:.1f} s, in {out} and {beside}")
 
 
-def sheet_row(rule: ParsedRule | ParsedRules, images: Sequence[Image.Image], plan: Plan, seconds: float) -> Row:
-    """The row of one rule: its pictures, and what they cost."""
+def sheet_row(rule: ParsedRule | ParsedRules, images: Sequence[Image.Image], plan: Plan, entry: Mapping[str, Any]) -> Row:
+    """The row of one rule, or of an adapter: its pictures, and what they cost; ``entry`` is what the record says of it."""
     cost = plan.cost
-    measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {seconds:.1f} s"
-    return Row(rule.title, images, rule.summary, measure)
+    measure = f"{cost.evaluations} evaluations per picture  |  {cost.relative:.2f}x unguided  |  {entry['seconds']:.1f} s"
+    return Row(entry["title"], images, entry.get("summary", rule.summary), measure)
 
 
 def draw_sheet(job: Job, rows: Sequence[Row], plan: Plan, zoom: int) -> Image.Image:
@@ -110,5 +123,6 @@ def _print_table(entries: Sequence[dict]) -> None:
         table.add_column(heading, justify="left" if heading == "rule" else "right", overflow="fold")
     for entry in entries:
         cost = entry["plan"]["cost"]
-        table.add_row(entry["rule"], str(cost["evaluations"]), f"{cost['relative']:.2f}x", f"{entry['seconds']:.2f}")
+        name = entry["title"] if "origin" in entry else entry["rule"]
+        table.add_row(name, str(cost["evaluations"]), f"{cost['relative']:.2f}x", f"{entry['seconds']:.2f}")
     Console().print(table)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec, SiTSpec
 
+from ..adapters.weight_adapters import find_lora, lora_told
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..linears import check_linears
@@ -117,6 +118,9 @@ class ClassJob(_Job):
         """What to record beside labels and seeds."""
         return {}
 
+    def release(self) -> None:
+        """As that of a job of prompts; the networks of classes are small, and stay."""
+
 
 @dataclass
 class PromptJob(_Job):
@@ -153,7 +157,12 @@ class PromptJob(_Job):
         options = (run.steps, run.schedule, run.solver, *self.latent, self.strength)
         plan = resolve_prompt_plan(self.specs, self.saved.scheduler, rule.guidance, *options)
         plan.check_samples(len(self.labels))
-        return plan
+        return plan if self.source.adapter is None else lora_told(find_lora(self.source.adapter)).warn(plan)
+
+    def release(self) -> None:
+        """Drop the pipeline and the embeddings; they are loaded again when they are needed."""
+        for held in ("engine", "embeddings"):
+            self.__dict__.pop(held, None)
 
     @cached_property
     def specs(self) -> dict[str, ModelSpec]:

@@ -1,7 +1,7 @@
 """Options that several commands share: their types for typer, and what they are once collected."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from ..rules.rule_names import rules_text
 
 DEFAULT_MODEL, DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, DEFAULT_STEPS = "herbarium", "native", "sgg", "euler", 28
 DEFAULT_STRENGTH = 0.6
+UNGUIDED = "none"
 WEAK = "weak"  # the network that the rule ag takes by default
 CHECKPOINT_HINTS, DIFFUSERS_HINTS = ("family", "heads", "branch_head"), ("revision", "variant")  # options of Source
 _MODEL, _RULE, _RUN, _PROMPT, _OUT = "Model", "Guidance", "Run", "Prompts", "Output"
@@ -81,6 +82,17 @@ VAEOption = Annotated[
 WeakOption = Annotated[
     str | None,
     _option("--weak", panel=_MODEL, help="A smaller or less trained network for the rule ag: a file, a folder or a hub id."),
+]
+AdapterOption = Annotated[
+    str | None,
+    _option(
+        "--adapter",
+        panel=_MODEL,
+        help="Guidance in the weights: a name (sgg, of the herbarium), a file or folder of segue distill; for an SD3 a LoRA.",
+    ),
+]
+AdapterScaleOption = Annotated[
+    float | None, _option("--adapter-scale", panel=_MODEL, help="The strength of an adapter that takes one.")
 ]
 DeviceOption = Annotated[
     str | None, _option("--device", panel=_MODEL, help="cpu, cuda, cuda:N or mps; by default CUDA where there is one.")
@@ -248,6 +260,8 @@ class Source:
     vae: str | None = None
     weak: str | None = None
     models: Mapping[str, str] | None = None  # further networks of a record, by name
+    adapter: str | None = None
+    adapter_scale: float | None = None
 
     @property
     def name(self) -> str:
@@ -264,12 +278,19 @@ class Source:
             "t5": self.t5 is not False,
             "vae": self.vae,
             "models": self.further,
+            "adapter": self.adapter,
+            "adapter_scale": self.adapter_scale,
         }
 
     @property
     def further(self) -> dict[str, str]:
         """Where further networks are, by name."""
         return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
+
+
+def with_adapter(source: Source, adapter: str | None, scale: float | None) -> Source:
+    """``source`` with an adapter in the weights of its model."""
+    return replace(source, adapter=adapter, adapter_scale=scale)
 
 
 @dataclass(frozen=True)

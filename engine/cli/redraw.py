@@ -24,8 +24,8 @@ from .session import print_warnings
 def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Draw what ``path`` records and write it; with a rule, the same picture by that rule instead.
 
-    ``--model``, ``--weak`` and ``--device`` may say where the same weights are and run, ``--vae`` where the same VAE is,
-    ``--image`` where the same start picture is.
+    ``--model``, ``--weak`` and ``--device`` may say where the same weights are and run, ``--vae`` and ``--adapter`` where these
+    are, ``--image`` where the same start picture is.
     """
     refuse_recorded(source, run, output, text)
     out, folder = check_output(output, DEFAULT_OUT)
@@ -77,6 +77,7 @@ def recorded_source(source: Source, origin: Origin) -> Source:
     """Where the recorded weights are and how they are read: as recorded, or as the options say beside ``--model``."""
     precision: dict[str, Any] = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
     precision |= {"vae": source.vae or origin.vae, "models": origin.models}
+    precision |= {"adapter": source.adapter or origin.adapter, "adapter_scale": origin.adapter_scale}
     if not (source.model or origin.source):
         raise ValueError("the networks of the picture were made in Python: say by --model where these weights are")
     if source.model:
@@ -88,7 +89,7 @@ def recorded_source(source: Source, origin: Origin) -> Source:
 def refuse_recorded(source: Source, run: RunOptions, output: Output, text: PromptOptions) -> None:
     """Raise ``ValueError`` for an option whose value the record holds."""
     given = asdict(run) | {"dtype": source.dtype, "grid": output.grid}
-    given |= {"linears": source.linears, "t5": source.t5, "output": output.kind}
+    given |= {"linears": source.linears, "t5": source.t5, "output": output.kind, "adapter_scale": source.adapter_scale}
     given |= {} if source.model else {name: getattr(source, name) for name in (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS)}
     given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}
     for name, value in given.items():

@@ -27,7 +27,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
     if not (pictures or folder):
         raise ValueError(f"latents are written into a folder, got the file {out}")
     job = open_job(source, run, text, pictures=pictures)
-    parsed = choose_rule(rule, job.spec)
+    parsed = choose_rule(rule, job.spec, source)
     plan = job.plan(parsed, run)
     check_fit(out, folder, len(job.labels), output)
     print_warnings(plan, parsed)

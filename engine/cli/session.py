@@ -28,7 +28,7 @@ from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading, local_source
-from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, RuleOptions, RunOptions, Source
+from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, UNGUIDED, RuleOptions, RunOptions, Source
 from .selection import pair_samples
 
 _PUBLISHED = re.compile(rf"({'|'.join(FAMILIES)})-(\w+/\d+)(?:-(\d+))?", re.IGNORECASE)
@@ -95,8 +95,10 @@ def further_specs(source: Source) -> dict[str, ModelSpec]:
     return found
 
 
-def choose_rule(rule: RuleOptions, spec: ModelSpec) -> ParsedRule | ParsedRules:
-    return parse_rules(DEFAULT_RULE if rule.text is None else rule.text, spec, rule.flags)
+def choose_rule(rule: RuleOptions, spec: ModelSpec, source: Source) -> ParsedRule | ParsedRules:
+    """The rule of the options; by default that of all models, or none where an adapter holds the guidance."""
+    default = DEFAULT_RULE if source.adapter is None else UNGUIDED
+    return parse_rules(default if rule.text is None else rule.text, spec, rule.flags)
 
 
 def check_batch(max_batch: int | None) -> None:

@@ -42,7 +42,7 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOp
     specs = find_specs(source) if saved is None else {"main": saved.spec} | further_specs(source)
     if saved is None and isinstance(specs["main"], MMDiTSpec):
         saved = SavedSD3(specs["main"])
-    parsed = choose_rule(rule, specs["main"])
+    parsed = choose_rule(rule, specs["main"], source)
     if saved is None:
         refuse_prompts(specs["main"], text)
         plan = resolve_plan(specs, parsed.guidance, run.steps, run.schedule, run.solver or DEFAULT_SOLVER)

@@ -24,7 +24,7 @@ from .session import check_batch, choose_rule, choose_seeds, make_plan, open_eng
 
 BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
-PLACES = ("source", "models", "vae")  # where networks were read from: their weights say what they are
+PLACES = ("source", "models", "vae", "adapter")  # where networks were read from: their weights say what they are
 
 
 def archive_of(out: Path | None) -> Path | None:
@@ -100,7 +100,7 @@ def write_samples(
     _refuse_prompts(source)
     engine = open_engine(source)
     refuse_prompts(engine.spec, text)
-    parsed = choose_rule(rule, engine.spec)
+    parsed = choose_rule(rule, engine.spec, source)
     plan = make_plan(engine, parsed, run)
     if plan.samples:
         raise ValueError(

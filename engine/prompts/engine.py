@@ -75,9 +75,10 @@ class PromptEngine(PipeCore):
         of the schedule (image-to-image); ``text_tokens`` is the prompt length M, by default the model's.
         """
         scheduler = None if self.pipe is None else self.pipe.scheduler
-        return resolve_prompt_plan(
+        plan = resolve_prompt_plan(
             self.specs, scheduler, guidance, steps, schedule, solver, height, width, strength, text_tokens
         )
+        return self._told(plan)
 
     # --- sampling ------------------------------------------------------------------------------------------------------
 
@@ -224,11 +225,15 @@ class PromptEngine(PipeCore):
         with self._turn():
             pipe.maybe_free_model_hooks()
         names = [text for text in texts or () for _ in range(num_images)]
-        told = {} if unrecorded else self._told(texts, negative_prompt, num_images, max_sequence_length, run, image, strength)
+        told = (
+            {}
+            if unrecorded
+            else self._texts_told(texts, negative_prompt, num_images, max_sequence_length, run, image, strength)
+        )
         made: dict[str, Any] = {"prompts": tuple(names[: len(run.latents)]), "images": images}
         return replace(run, unrecorded=unrecorded, texts=told, **made)
 
-    def _told(
+    def _texts_told(
         self,
         texts: Sequence[str],
         negative: str | Sequence[str],

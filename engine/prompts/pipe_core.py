@@ -18,6 +18,7 @@ from segue.models.weight_watch import WeightWatch
 from ..adapters.around_forward import AroundForward, turns
 from ..adapters.further_networks import further_networks
 from ..adapters.vae import decode_latents
+from ..adapters.weight_adapters import fuse_lora
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
 from ..device import outside_autocast, resolve_device, resolve_dtype
@@ -103,22 +104,29 @@ class PipeCore(EngineCore):
         linears: str = "native",
         reading: Reading = DEFAULT,
         models: Mapping[str, Any] | None = None,
+        lora: Path | None = None,
     ) -> Self:
         """An engine from a saved diffusers SD3 pipeline (or a hub id), live as :meth:`from_pipe` makes it.
 
         With ``linears="fp8"`` the weights are not held twice: the transformer inside ``pipe`` keeps its configuration only.
         ``reading`` says which form is read: a revision, a variant, without T5.  ``models`` as in :meth:`from_pipe`.
+        ``lora`` is the file of a LoRA that goes into the weights.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         pipe = load_pipeline(local_source(folder, reading), dtype, reading).to(device)
+        told = None if lora is None else fuse_lora(pipe, lora)
         pipe.transformer.requires_grad_(False)  # a denoiser outside torch.no_grad() would be recorded
         if linears == "native":
-            return cls.from_pipe(pipe, models=models, graphs=graphs, kernels=kernels)
+            engine = cls.from_pipe(pipe, models=models, graphs=graphs, kernels=kernels)
+            engine.adapted = told
+            return engine
         model = quantize_linears(from_diffusers(pipe.transformer))
         pipe.transformer.to("meta")
         further = further_networks(models, model.spec)
-        return cls(model, pipe, device, dtype, graphs, kernels, linears, further)
+        engine = cls(model, pipe, device, dtype, graphs, kernels, linears, further)
+        engine.adapted = told
+        return engine
 
     # --- the network ---------------------------------------------------------------------------------------------------
 

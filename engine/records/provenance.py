@@ -1,6 +1,5 @@
 """What a picture records about how it was made, and the way back from the record to the picture."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+
+from segue.models.fingerprint import fingerprint
 
 from ..adapters.vae import Decoder
 from ..core import EngineCore
@@ -26,20 +26,7 @@ from ..saved_files import VAE
 
 FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
 LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have
-VALUES_PER_TENSOR = 64
 PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
-
-
-def fingerprint(models: Mapping[str, nn.Module]) -> str:
-    """16 hexadecimal digits that differ between networks of different shape or training: every tensor, a few values each."""
-    digest = hashlib.sha256()
-    for network, model in models.items():
-        for name, tensor in model.state_dict().items():
-            digest.update(f"{network} {name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            values = tensor.detach().flatten()
-            few = values[:: max(1, values.numel() // VALUES_PER_TENSOR)][:VALUES_PER_TENSOR]
-            digest.update(few.cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,8 @@ class Origin:
 
     ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
-    ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.
+    ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.  ``adapter`` is
+    what was merged into the weights.
     """
 
     source: str
@@ -67,6 +55,8 @@ class Origin:
     vae: str | None = None
     vae_weights: str | None = None
     pixels_per_latent: int = 1
+    adapter: str | None = None
+    adapter_scale: float | None = None
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":

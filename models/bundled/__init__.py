@@ -14,6 +14,8 @@ from safetensors import safe_open
 BUNDLED = {"herbarium": {"main": "herbarium.safetensors", "weak": "herbarium-weak.safetensors"}}
 # the classifiers, each with the model whose pictures it sees
 CLASSIFIERS = {"herbarium-classifier": "herbarium", "herbarium-judge": "herbarium"}
+# adapters by the model whose weights they change, and by name
+ADAPTERS = {"herbarium": {"sgg": "herbarium-sgg.safetensors"}}
 PARENT_KEY = "parent"  # of a file's header: the digest of the model that it was made for
 
 
@@ -38,6 +40,16 @@ def classifier_file(name: str) -> Path:
         raise ValueError(f"no bundled classifier is named {name!r}; there are: {', '.join(CLASSIFIERS)}")
     path = _present(f"{name}.safetensors")
     _check_parent(path, bundled_files(CLASSIFIERS[name])["main"])
+    return path
+
+
+def adapter_file(model: str, name: str) -> Path:
+    """The file of a bundled model's adapter; raises as :func:`bundled_files` does."""
+    if name not in ADAPTERS.get(model, {}):
+        known = ", ".join(ADAPTERS.get(model, {})) or "none"
+        raise ValueError(f"no adapter of {model} is named {name!r}; there is: {known}")
+    path = _present(ADAPTERS[model][name])
+    _check_parent(path, bundled_files(model)["main"])
     return path
 
 

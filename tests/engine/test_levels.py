@@ -146,7 +146,7 @@ def test_tables_are_made_fp32_on_the_host(engine):
 
 
 def test_the_fingerprint_is_taken_on_the_host(engine):
-    from segue.engine.records.provenance import fingerprint
+    from segue.models.fingerprint import fingerprint
 
     model = engine.models["main"]
     states = {name: tensor.as_subclass(WithoutDouble) for name, tensor in model.state_dict().items()}
