@@ -1,0 +1,37 @@
+"""How long reproduction took: a row of the suite ``duration`` for every command that measured something."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..rows import Environment, Row, append_rows, make_row, read_rows
+from ..timing import Statistic
+
+SUITE = "duration"
+
+
+@contextmanager
+def timed(path: Path, environment: Environment, command: str, now: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Add the seconds of what is done inside to ``path``, if rows came to it, however it ended."""
+    before, began = _count(path), now()
+    try:
+        yield
+    finally:
+        if (new := _count(path) - before) > 0:
+            seconds = now() - began
+            statistic = Statistic(seconds, seconds, seconds, new)
+            append_rows(path, [make_row(environment, SUITE, command, "run", "seconds", "s", statistic, "none")])
+
+
+def total_duration(rows: Sequence[Row], command: str) -> str:
+    """A sentence on how long all runs of a command took; nothing where none was timed."""
+    seconds = [row.value for row in rows if row.suite == SUITE and row.case == command]
+    if not seconds:
+        return ""
+    many = f" in {len(seconds)} runs" if len(seconds) > 1 else ""
+    return f"{sum(seconds) / 60:.1f} minutes{many}"
+
+
+def _count(path: Path) -> int:
+    return len(read_rows(path)) if path.exists() else 0
