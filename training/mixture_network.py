@@ -16,7 +16,7 @@ from .leaf_trees import leaf_mixture
 
 
 class PlaneVelocity(Protocol):
-    """What gives the velocity of labelled points of the plane: a :class:`.mixture.GaussianMixture`, or anything fitted to one."""
+    """What gives the velocity of labelled points of the plane: a mixture, or anything that was fitted to one."""
 
     @property
     def num_classes(self) -> int: ...
@@ -31,8 +31,9 @@ class PlaneVelocity(Protocol):
 class MixtureNetwork(nn.Module):
     """Points of the plane as latents [B, 2, 1, 1]; ``levels[i]`` is the mixture that the network knows after ``i + 1`` blocks.
 
-    Instead of a mixture it may be any :class:`PlaneVelocity`.  All but the last are its early exits, so a shallower mixture is a weak branch (``EarlyExit``); a broader one is a weak
-    network of its own (``AutoGuidance``).  A plan's cost in FLOPs means nothing here.
+    Any :class:`PlaneVelocity` will do for a mixture.  All but the last are its early exits, so a shallower one is a
+    weak branch (``EarlyExit``); a broader one is a weak network of its own (``AutoGuidance``).  A plan's cost in FLOPs means
+    nothing here.
     """
 
     def __init__(self, levels: Sequence[PlaneVelocity], name: str = "mixture"):

@@ -14,9 +14,7 @@ reproduce = typer.Typer(no_args_is_help=True, help="Check the claims of the pape
 
 IntoOption = Annotated[
     Path | None,
-    typer.Option(
-        "--into", help="Folder of pages, docs/reproduction, whose marked blocks are replaced.  Default: print tables."
-    ),
+    typer.Option("--into", help="Folder of pages whose marked blocks are replaced, docs/reproduction.  Default: tables."),
 ]
 RowsOption = Annotated[Path, typer.Option("--out", "-o", help="JSON-lines file (.jsonl) that rows are added to.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for networks that are trained.")]

@@ -24,13 +24,18 @@ def timed(path: Path, environment: Environment, command: str, now: Callable[[], 
             append_rows(path, [make_row(environment, SUITE, command, "run", "seconds", "s", statistic, "none")])
 
 
-def total_duration(rows: Sequence[Row], command: str) -> str:
-    """A sentence on how long all runs of a command took; nothing where none was timed."""
-    seconds = [row.value for row in rows if row.suite == SUITE and row.case == command]
+def total_duration(rows: Sequence[Row]) -> str:
+    """How long the runs took whose durations are among ``rows``; nothing where there are none."""
+    seconds = [row.value for row in rows if row.suite == SUITE]
     if not seconds:
         return ""
     many = f" in {len(seconds)} runs" if len(seconds) > 1 else ""
     return f"{sum(seconds) / 60:.1f} minutes{many}"
+
+
+def durations_of(path: Path, command: str) -> list[Row]:
+    """The rows of all runs of a command in a file."""
+    return [row for row in read_rows(path) if (row.suite, row.case) == (SUITE, command)] if path.exists() else []
 
 
 def _count(path: Path) -> int:

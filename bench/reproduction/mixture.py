@@ -8,10 +8,10 @@ import torch
 from ..allocator import DEFAULT
 from ..mixture_picture import draw_picture
 from ..mixture_study import STUDIES, LevelSizes, RuleScores, Study, check_samples
-from ..rows import Row, check_writable, read_rows
+from ..rows import Row, check_writable
 from ..runs import command_line
 from ..telemetry import environment
-from .durations import timed
+from .durations import durations_of, timed
 from .mixture_page import COMMAND, TITLE, TRAINED, UNDER, WELL, mixture_content
 from .page import check_folder, write_page
 from .plane_networks import Length, TrainedStudy
@@ -64,11 +64,11 @@ def reproduce_mixture(
         for setting in every:
             held[setting] = scorer.score(setting)
     rows = [row for own in held.values() for row in own]
-    rows += [row for row in read_rows(out) if row.suite == "duration" and row.case == COMMAND]
+    rows += durations_of(out, COMMAND)
     pictures = [] if into is None else draw_pictures(into, held, points)
     content = mixture_content(rows, {setting.study.name: setting.study.switch for setting in every}, pictures)
     if into is None:
-        echo(content.text(COMMAND))
+        echo(content.text())
         return
     for path in write_page(into, COMMAND, TITLE, content):
         echo(f"wrote {path}")

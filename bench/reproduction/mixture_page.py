@@ -136,7 +136,8 @@ def figure_two(group: str, tables: Sequence[Table]) -> list[Claim]:
 
     if WELL in group:
         return [
-            claim("CFG seeks modes: a class shrinks", SPREAD, "CFG", "none", lambda of: of("CFG", SPREAD) < 0.9 * of("none", SPREAD)),
+            claim("CFG seeks modes: a class shrinks", SPREAD, "CFG", "none",
+                  lambda of: of("CFG", SPREAD) < 0.9 * of("none", SPREAD)),
             claim("a weak network keeps the diversity that CFG loses", SPREAD, "weak", "CFG",
                   lambda of: abs(of("weak", SPREAD) - 1) < abs(of("CFG", SPREAD) - 1)),
             claim("SGG keeps more diversity than CFG", SPREAD, "SGG", "CFG",

@@ -10,7 +10,7 @@ from ..readme_block import check_committed, markers, update_block
 from ..rows import Environment, Row
 from ..tables import markdown_table, provenance
 from .claims import Claim, claim_table, tally
-from .durations import total_duration
+from .durations import SUITE, total_duration
 
 LEAST = 960  # samples of a rule, for a table to hold it
 INDEX = "README.md"
@@ -34,11 +34,11 @@ class Content:
     missing: Sequence[Missing] = ()
     rows: Sequence[Row] = ()
 
-    def text(self, command: str) -> str:
-        """The block of the page of a command: ``segue reproduce COMMAND``."""
+    def text(self) -> str:
+        """All of it, for a block of a page."""
         parts = [part for part in self.parts if part] or ["Nothing is measured yet."]
         parts += [table for table in (claim_table(self.claims), missing_table(self.missing)) if table]
-        return "\n\n".join([*parts, *([footing(self.rows, command)] if self.rows else [])])
+        return "\n\n".join([*parts, *([footing(self.rows)] if self.rows else [])])
 
 
 def missing_table(missing: Sequence[Missing]) -> str:
@@ -47,12 +47,12 @@ def missing_table(missing: Sequence[Missing]) -> str:
     return markdown_table((f"missing (fewer than {LEAST} samples)", "samples", "command"), lines)
 
 
-def footing(rows: Sequence[Row], command: str) -> str:
+def footing(rows: Sequence[Row]) -> str:
     """Where, by what and for how long rows were made."""
-    measured = [row for row in rows if row.suite != "duration"]
+    measured = [row for row in rows if row.suite != SUITE]
     devices = " and ".join(dict.fromkeys(row.device for row in measured))
     commands = " ".join(f"`{each}`" for each in dict.fromkeys(row.command for row in measured))
-    took = total_duration(rows, command)
+    took = total_duration(rows)
     return ". ".join(filter(None, [devices, commands, took, provenance(measured)]))
 
 
@@ -72,18 +72,18 @@ def check_folder(folder: Path | None, environment: Environment) -> None:
     check_writable(folder, folder=True)
 
 
-def write_page(folder: Path, command: str, title: str, content: Content) -> list[Path]:
-    """Put the content between the markers of ``folder/COMMAND.md``, and its verdicts into the index; returns the files.
+def write_page(folder: Path, name: str, title: str, content: Content) -> list[Path]:
+    """Put the content between the markers of ``folder/NAME.md``, and its verdicts into the index; returns the files.
 
     A page that is not there is begun.  Raises ``ValueError`` as :func:`check_committed`, and for a page without its markers,
     before anything is written.
     """
     check_committed(list(content.rows))
-    page, index = folder / f"{command}.md", folder / INDEX
-    begun = f"# {title}\n\n{empty_block(command)}\n"
-    texts = {page: update_block(_read(page, begun), content.text(command), str(page), command)}
-    if index.exists():
-        texts[index] = update_block(_read(index, ""), verdict_text(content.claims), str(index), command)
+    page, index = folder / f"{name}.md", folder / INDEX
+    begun = f"# {title}\n\n{empty_block(name)}\n"
+    texts = {page: update_block(_read(page, begun), content.text(), str(page), name)}
+    if index.exists() and markers(name)[0] in (listed := _read(index, "")):
+        texts[index] = update_block(listed, verdict_text(content.claims), str(index), name)
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         with whole_file(path) as part:
@@ -91,9 +91,10 @@ def write_page(folder: Path, command: str, title: str, content: Content) -> list
     return list(texts)
 
 
-def empty_block(command: str) -> str:
-    """The markers of a command with nothing between them."""
-    return "\n\n".join([*markers(command)[:1], "Nothing is measured yet.", *markers(command)[1:]])
+def empty_block(name: str) -> str:
+    """The markers of a page with nothing between them."""
+    begin, end = markers(name)
+    return "\n\n".join([begin, "Nothing is measured yet.", end])
 
 
 def verdict_text(claims: Sequence[Claim]) -> str:

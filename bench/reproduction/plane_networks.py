@@ -1,8 +1,8 @@
 """Small networks trained on leaves in the plane: what the exact mixtures of the method's study play is learnt here.
 
-A residual perceptron of a point, its noise level and its label regresses to ``eps - x0`` by flow matching, a share of the labels
-dropped; the weak one is narrower and trained for fewer steps.  Figures 2 and 3 of SGG (arXiv 2603.20584) are of networks that
-were trained on a toy distribution of this kind; sizes and lengths here are our own.
+A residual perceptron of a point, its noise level and its label regresses to ``eps - x0`` by flow matching, a share of the
+labels dropped; the weak one is narrower and trained for fewer steps.  After figures 2 and 3 of SGG (arXiv 2603.20584), which
+are of networks that were trained on a toy distribution of this kind; sizes and lengths here are our own.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What rules do to points of the plane, as rows: outliers, spread, typical density, effective scale and curves over the noise."""
+"""What rules do to points of the plane, as rows: outliers, spread, typical density, scale and curves over the noise."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class PlaneScorer:
-    """Scores settings on ``points`` points and adds the rows to ``path``, setting by setting; what it holds is not drawn again."""
+    """Scores settings on ``points`` points and adds the rows to ``path``; a setting that it holds is not drawn again."""
 
     points: int
     path: Path
@@ -55,7 +55,7 @@ class PlaneScorer:
     echo: Callable[[str], None] = print
 
     def score(self, setting: Setting) -> list[Row]:
-        """The rows of a setting, old or new: none, CFG, a weak network and SGG, and CFG at the effective scale of the last two."""
+        """The rows of a setting, old or new: of its rules, and of CFG at the effective scale of two of them."""
         held = self._held(setting)
         if not held:
             self.echo(f"{setting.case(self.points)} ...")
