@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..quality.rows import held_rows
 from ..rows import Environment, Row, append_rows, make_row, read_rows
 from ..timing import Statistic
 
@@ -36,6 +37,11 @@ def total_duration(rows: Sequence[Row]) -> str:
 def durations_of(path: Path, command: str) -> list[Row]:
     """The rows of all runs of a command in a file."""
     return [row for row in read_rows(path) if (row.suite, row.case) == (SUITE, command)] if path.exists() else []
+
+
+def rows_and_durations(path: Path, command: str) -> list[Row]:
+    """The last row of every key in a file, and of durations all those of one command."""
+    return [row for row in held_rows(path).values() if row.suite != SUITE] + durations_of(path, command)
 
 
 def _count(path: Path) -> int:

@@ -10,7 +10,6 @@ from segue.engine.engine import Engine
 
 from ..allocator import DEFAULT
 from ..quality.real_samples import RealSamples
-from ..quality.rows import held_rows
 from ..quality.score_command import WITHOUT_WEIGHTS, Panel, default_batch, draws_leaves, equal_cfg
 from ..quality.scoring import Scorer
 from ..quality.time_limit import OutOfTimeError, TimeLimit
@@ -21,7 +20,7 @@ from ..rows import Row, check_writable
 from ..runs import command_line
 from ..suites import UNFINISHED
 from ..telemetry import environment
-from .durations import durations_of, timed
+from .durations import SUITE, rows_and_durations, timed
 from .inference_page import COMMAND, TITLE, inference_content
 from .page import Content, check_folder, write_page
 from .rule_list import SEGMENTED, SWITCHES, OwnRule, own_rule, possible, switched
@@ -66,8 +65,8 @@ class Comparison:
     def rows(self) -> list[Row]:
         """All rows of the case, and the durations of the command."""
         case = self.judging.form.case
-        kept = [row for row in held_rows(self.judging.path).values() if row.case == case]
-        return kept + durations_of(self.judging.path, duration_of(self.engine))
+        every = rows_and_durations(self.judging.path, duration_of(self.engine))
+        return [row for row in every if row.case == case or row.suite == SUITE]
 
 
 def duration_of(engine: Engine) -> str:

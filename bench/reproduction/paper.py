@@ -7,7 +7,6 @@ PAPER = "SGG, arXiv 2603.20584"
 
 # by the weak signal of training
 FID = {"none": 31.22, "uncond": 5.88, "branch": 16.02, "segmented": 4.58}
-ITERATION_COST = {"none": 1.0, "uncond": 1.23, "branch": 1.02, "segmented": 1.22}
 
 # HPSv2.1 and aesthetic score of SD3.5-medium, by the rule's name here
 PREFERENCE = {
