@@ -9,6 +9,7 @@ from segue.engine.cli.session import open_engine
 from segue.engine.engine import Engine
 
 from ..allocator import DEFAULT
+from ..quality.judges import named_judge
 from ..quality.real_samples import RealSamples
 from ..quality.score_command import WITHOUT_WEIGHTS, Panel, default_batch, draws_leaves, equal_cfg
 from ..quality.scoring import Scorer
@@ -18,6 +19,7 @@ from ..quality.tune_command import Budget, Roles
 from ..quality.tuning import UNGUIDED
 from ..rows import Row, check_writable
 from ..runs import command_line
+from ..scores.judge import Judge
 from ..suites import UNFINISHED
 from ..telemetry import environment
 from .durations import SUITE, rows_and_durations, timed
@@ -120,6 +122,12 @@ def default_roles(roles: Roles, engine: Engine) -> Roles:
         return roles
     judges = LEAF_JUDGES if draws_leaves(engine) else WITHOUT_WEIGHTS[1:]
     return Roles(roles.extractor, Panel(judges, roles.panel.real, roles.panel.real_count))
+
+
+def judges_of(names: Sequence[str] | None, engine: Engine) -> tuple[Judge, ...]:
+    """The judges by name, or the default ones of a model."""
+    chosen = names or (LEAF_JUDGES if draws_leaves(engine) else WITHOUT_WEIGHTS[1:])
+    return tuple(named_judge(name, engine.device) for name in chosen)
 
 
 def finish(

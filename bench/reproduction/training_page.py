@@ -22,6 +22,7 @@ from .paper import FID
 from .scored_rules import SIGNS, samples_of
 
 COMMAND, TITLE = "training", "Training objectives"
+WEAK = tuple(PUBLISHED_WEIGHTS)
 CHECKPOINT = "the checkpoint"
 # who is better than whom in the published table of unguided samples
 ORDER: tuple[tuple[Weak, Weak], ...] = (
