@@ -43,6 +43,7 @@ class Trained:
     steps: int
     seconds: Sequence[float]
     seeds: Sequence[int]
+    networks: Sequence[str]
     rows: Mapping[tuple[str, str], list[Row]] = field(default_factory=dict)
 
     def interval(self, rule: str, metric: str) -> Interval | None:
@@ -64,7 +65,7 @@ def trained_networks(rows: Sequence[Row], base: str, tail: str) -> list[Trained]
     for row in rows:
         if samples_of(row) >= LEAST and row.case.endswith(f", {tail}"):
             enough.setdefault(row.case.removesuffix(f", {tail}"), []).append(row)
-    found = [Trained(CHECKPOINT, None, 0, (), (), _by_rule(enough.get(base, [])))]
+    found = [Trained(CHECKPOINT, None, 0, (), (), (base,), _by_rule(enough.get(base, [])))]
     known = [origin for origin in origins(rows, base) if origin.kind == TRAINED]
     for weak in PUBLISHED_WEIGHTS:
         own = sorted((origin for origin in known if origin.name == weak), key=lambda origin: origin.facts["seed"])
@@ -72,9 +73,16 @@ def trained_networks(rows: Sequence[Row], base: str, tail: str) -> list[Trained]
         if own:
             every = [row for origin in own for row in enough.get(origin.networks, [])]
             seconds = [origin.facts["seconds_per_step"] for origin in own]
-            seeds = [origin.facts["seed"] for origin in own]
-            found.append(Trained(weak, weak, own[0].steps, seconds, seeds, _by_rule(every)))
+            seeds, names = [origin.facts["seed"] for origin in own], [origin.networks for origin in own]
+            found.append(Trained(weak, weak, own[0].steps, seconds, seeds, names, _by_rule(every)))
     return found
+
+
+def few_samples(rows: Sequence[Row], networks: Sequence[str], tail: str, rule: str) -> int:
+    """How many samples of a rule there are at the network of which there are fewest."""
+    counts = dict.fromkeys((f"{name}, {tail}" for name in networks), 0)
+    counts |= {row.case: samples_of(row) for row in rows if row.case in counts and row.variant == rule and " by " in row.metric}
+    return min(counts.values(), default=0)
 
 
 def _by_rule(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -99,8 +107,9 @@ def training_content(
     for rule in (UNGUIDED, *guided):
         parts.append(rule_table(networks, rule, metrics))
         for own in networks[1:]:
-            if metrics and own.interval(rule, metrics[-1]) is None:
-                missing.append(Missing(f"{own.title}, {rule}", 0, command))
+            if not any(own.interval(rule, metric) for metric in metrics):
+                few = few_samples(rows, own.networks, tail, rule)
+                missing.append(Missing(f"{own.title}, {rule}", few, command))
     there = {own.weak for own in networks}
     missing += [Missing(f"{weak}, trained", 0, command) for weak in PUBLISHED_WEIGHTS if weak not in there]
     parts += [built_in_table(networks, metrics), cost_table(networks, costs)]
