@@ -25,7 +25,7 @@ from ..quality.commands import (
     StepsOption,
 )
 
-ROWS, SCORES, RUNS = Path("bench/results/reproduction.jsonl"), Path("bench/results/quality.jsonl"), Path("runs/reproduction")
+ROWS, SCORES, RUNS = Path("out/reproduction.jsonl"), Path("out/quality.jsonl"), Path("runs/reproduction")
 
 reproduce = typer.Typer(no_args_is_help=True, help="Check the claims of the paper on guidance here, as tables and figures.")
 
@@ -266,7 +266,7 @@ def sd3(
     t5: o.T5Option = None,
     variant: o.VariantOption = None,
     images: Annotated[Path, typer.Option(help="Folder for the pictures.")] = RUNS / "sd3",
-    out: RowsOption = RUNS / "sd3.jsonl",
+    out: RowsOption = ROWS,
     limit_minutes: LimitOption = None,
     into: IntoOption = None,
 ) -> None:

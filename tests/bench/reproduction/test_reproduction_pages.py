@@ -69,7 +69,8 @@ def test_every_rule_stands_above_cfg_at_its_effective_scale_and_sentences_go_by_
     rows = scored(environment, LEAST, {"none": 0.5, "slg:weight=1,layers=1": 0.4, "cfg:scale=1.5": 0.6}, DISTANCES, SCALES)
     found = ScoredRules.of(rows)
     lines = [line.split(" | ")[0].strip("| ") for line in found.beside_table([rule.text for rule in OWN]).splitlines()[2:]]
-    assert lines == ["none", "cfg:scale=2", "slg:weight=1,layers=1", "&nbsp;&nbsp;cfg:scale=1.5", f"{SGG}0.4", "&nbsp;&nbsp;cfg:scale=1.5"]  # fmt: skip
+    below = "&nbsp;&nbsp;cfg:scale=1.5"
+    assert lines == ["none", "cfg:scale=2", "slg:weight=1,layers=1", below, f"{SGG}0.4", below]
     rules = [rule.text for rule in OWN[1:]]
     distance = "Frechet distance per feature"
     assert found.comparison(rules[1], "cfg:scale=1.5", distance, JUDGE) == BETTER
