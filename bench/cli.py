@@ -13,6 +13,7 @@ from segue.engine.cli.options import RULE_NAMES
 
 from .pictures import commands as picture_commands
 from .quality import commands as quality_commands
+from .reproduction import commands as reproduction_commands
 from .suites import SUITES
 
 RESULTS = Path("bench/results")
@@ -61,10 +62,11 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="One small model, thr
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``segue bench``, ``segue score`` and ``segue tune-scales`` to ``app``."""
+    """Add ``segue bench``, ``segue score``, ``segue tune-scales`` and ``segue reproduce`` to ``app``."""
     picture_commands.register(bench)
     app.add_typer(bench, name="bench")
     quality_commands.register(app)
+    reproduction_commands.register(app)
 
 
 def _suite_command(name: str):

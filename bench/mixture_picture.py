@@ -48,8 +48,7 @@ def draw_picture(path: Path, study: Study, scores: list[RuleScores], sizes: list
         figure.savefig(buffer, format="png")
     # flat colours and one gradient: a palette halves the file and nobody sees it
     picture = Image.open(buffer).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    numbers = {name: value for name, value in vars(study).items() if name != "truth"}
-    record = {"study": numbers, "samples": samples, "scores": [asdict(own) for own in scores]}
+    record = {"study": study.numbers(), "samples": samples, "scores": [asdict(own) for own in scores]}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture, path, f"segue bench mixture, {study.name}, {samples} samples", record)
 
@@ -76,7 +75,7 @@ def _numbers(study: Study, name: str) -> str:
     return {
         "none": "the condition alone",
         "CFG": f"scale {study.scale:g} against no condition",
-        "weak": f"weight {study.weight:g} against a more blurred network",
+        "weak": f"weight {study.weight:g} against {study.weak_is}",
         "SGG": f"CFG above $\\sigma$ = {study.switch:g}, weak network below",
     }[name]
 

@@ -6,6 +6,7 @@ more.  After figures 2 and 3 of SGG (arXiv 2603.20584), with mixtures and number
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Study:
     weight: float = 1.2
     switch: float = 0.5
     truth: GaussianMixture = field(init=False, repr=False)
+    weak_is = "a more blurred network"
 
     def __post_init__(self):
         object.__setattr__(self, "truth", leaf_mixture(self.num_classes, self.depth))
@@ -51,6 +53,10 @@ class Study:
             for blur, name in ((self.blur, "leaves"), (self.weak_blur, "blurred leaves"))
         )
         return Engine(main, {"weak": weak}, device="cpu")
+
+    def numbers(self) -> dict[str, Any]:
+        """All that makes it the study that it is, as JSON values."""
+        return {name: value for name, value in vars(self).items() if name != "truth"}
 
     @property
     def rules(self) -> dict[str, Guidance]:
@@ -119,17 +125,20 @@ def score(study: Study, rules: Mapping[str, Guidance], samples: int, seed: int =
     engine, labels, scores = study.engine(), study.labels(samples), []
     for name, rule in rules.items():
         cost = engine.plan(rule, STEPS, solver=SOLVER).cost
-        scores.append(_scored(study, name, cost.evaluations / cost.calls, draw(engine, rule, labels, seed)[0][-1], labels))
+        scores.append(
+            scored_points(study, name, cost.evaluations / cost.calls, draw(engine, rule, labels, seed)[0][-1], labels)
+        )
     return scores
 
 
 def score_real(study: Study, samples: int, seed: int = 1) -> RuleScores:
     """What points of the truth score: some lie outside too, and look like another class where leaves meet."""
     labels = study.labels(samples)
-    return _scored(study, "real", 0, study.truth.draw(labels, torch.Generator().manual_seed(seed)), labels)
+    return scored_points(study, "real", 0, study.truth.draw(labels, torch.Generator().manual_seed(seed)), labels)
 
 
-def _scored(study: Study, name: str, evaluations: float, points: Tensor, labels: Tensor) -> RuleScores:
+def scored_points(study: Study, name: str, evaluations: float, points: Tensor, labels: Tensor) -> RuleScores:
+    """The scores of points [B, 2] that should be of labels [B]."""
     found = study.truth.class_probabilities(points).argmax(dim=1)
     return RuleScores(
         rule=name,

@@ -22,7 +22,7 @@ from .rows import Environment
 COMMIT_VARIABLE = "SEGUE_COMMIT"
 # with those that diffusers imports where they are installed, which a cold start pays for
 PACKAGES = ("segue", "torch", "triton", "diffusers", "numpy", "transformers", "peft", "accelerate", "torchao")
-NOT_COUNTED = ("bench/results", "README.md", "kernels/launch_table.py")
+NOT_COUNTED = ("bench/results", "docs/reproduction", "README.md", "kernels/launch_table.py")
 DRIVER = Path("/proc/driver/nvidia/version")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # the value of clear_refs that resets the peak resident size; see proc(5)
@@ -171,9 +171,9 @@ def driver_version() -> str:
 def current_commit(folder: Path) -> str:
     """Short commit of the checkout that holds ``folder``, with ``+changes`` if tracked files differ from it.
 
-    Result files and the README, which results are written into, do not count, nor does the launch table, whose digest every
-    row on CUDA carries.  The variable SEGUE_COMMIT is taken at its word: a copy of the files on another machine may have no
-    repository, or one that stands behind them.  Without either, ``unknown``.
+    Result files do not count, nor the README and the pages of reproduction, which results are written into, nor the launch
+    table, whose digest every row on CUDA carries.  The variable SEGUE_COMMIT is taken at its word: a copy of the files on
+    another machine may have no repository, or one that stands behind them.  Without either, ``unknown``.
     """
     if told := os.environ.get(COMMIT_VARIABLE):
         return told

@@ -1,7 +1,7 @@
 """A network of an engine whose output is known: the exact velocity of a Gaussian mixture, for any rule, solver and branch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,30 @@ from segue.models.spec import SiTSpec
 from segue.models.start_rows import Clock
 
 from .leaf_trees import leaf_mixture
-from .mixture import GaussianMixture
+
+
+class PlaneVelocity(Protocol):
+    """What gives the velocity of labelled points of the plane: a mixture, or anything that was fitted to one."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def parents(self) -> tuple[int, ...]: ...
+
+    def velocity(self, x: Tensor, sigma: float | Tensor, labels: int | Tensor) -> Tensor:
+        """x [B, 2], noise levels a number or [B], labels as the mixture numbers them -> [B, 2] fp64."""
 
 
 class MixtureNetwork(nn.Module):
     """Points of the plane as latents [B, 2, 1, 1]; ``levels[i]`` is the mixture that the network knows after ``i + 1`` blocks.
 
-    All but the last are its early exits, so a shallower mixture is a weak branch (``EarlyExit``); a broader one is a weak
-    network of its own (``AutoGuidance``).  A plan's cost in FLOPs means nothing here.
+    Any :class:`PlaneVelocity` will do for a mixture.  All but the last are its early exits, so a shallower one is a
+    weak branch (``EarlyExit``); a broader one is a weak network of its own (``AutoGuidance``).  A plan's cost in FLOPs means
+    nothing here.
     """
 
-    def __init__(self, levels: Sequence[GaussianMixture], name: str = "mixture"):
+    def __init__(self, levels: Sequence[PlaneVelocity], name: str = "mixture"):
         super().__init__()
         if not levels:
             raise ValueError("a network of mixtures needs at least one, got none")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from ..quality.interval import SUITE, interval_of
 from ..quality.judges import short_name
+from ..quality.origins import Origin, origins
 from ..quality.rows import REAL, metric_by
 from ..quality.tables import TITLES, by_case, interval_text, values_by_rule
 from ..quality.trial import Case, parse_case
+from ..quality.tuning import UNGUIDED
 from ..rows import Row
 from ..scores.intervals import Interval
 from ..scores.units import FRECHET
@@ -17,11 +19,15 @@ from ..tables import GUIDED
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of one case by rule and metric, and the judge, by the name in the rows, whose scores count."""
+    """Rows of one case by rule and metric, and the judge, by the name in the rows, whose scores count.
+
+    ``made`` are networks that came of these, the first seed of each, with their unguided rows by metric, drawn as the others.
+    """
 
     case: Case
     judge: str
     table: Mapping[str, Mapping[str, Row]]
+    made: tuple[tuple[Origin, Mapping[str, Row]], ...] = ()
 
     @classmethod
     def of(cls, rows: Sequence[Row], networks: str, judge: str, source: Path) -> "Measured":
@@ -41,7 +47,7 @@ class Measured:
             judges = sorted({row.metric.partition(" by ")[2] for _, own in ours for row in own} - {""})
             raise ValueError(f"the scores in {source} are by {', '.join(judges)}, and not by {judge}: segue score has it judge")
         case, table = max(seen, key=lambda each: (each[0].trial.samples, len(each[1])))
-        return cls(case, judge, table)
+        return cls(case, judge, table, made_of(rows, case))
 
     @property
     def rules(self) -> list[str]:
@@ -74,3 +80,15 @@ class Measured:
     def drawn(self) -> str:
         """How many samples were judged beside what."""
         return f"{self.case.trial.samples} samples a rule beside {self.case.real}"
+
+
+def made_of(rows: Sequence[Row], case: Case) -> tuple[tuple[Origin, Mapping[str, Row]], ...]:
+    """The networks that came of those of a case, the first seed of each, with their unguided rows of the same drawing."""
+    drawn: dict[str, Mapping[str, Row]] = {}
+    for (text, _), own in by_case(rows).items():
+        found, unguided = parse_case(text), values_by_rule(own).get(UNGUIDED)
+        if found is not None and unguided and (found.trial, found.real) == (case.trial, case.real):
+            drawn[found.networks] = unguided
+    known = sorted(origins(rows, case.networks), key=lambda origin: origin.facts.get("seed", 0))
+    first = {(origin.kind, origin.name): origin for origin in reversed(known) if origin.networks in drawn}
+    return tuple((origin, drawn[origin.networks]) for origin in reversed(first.values()))

@@ -13,17 +13,21 @@ from segue.engine.images import save_png
 from segue.engine.rules.presets import default_rules, parse_rule
 from segue.models.spec import ModelSpec
 
+from ..quality.interval import interval_of
 from ..quality.judges import short_name
-from ..quality.rows import REAL
+from ..quality.rows import REAL, metric_by
 from ..quality.tuning import UNGUIDED
 from ..scores.intervals import Interval
 from ..scores.units import ACCURACY, FRECHET
+from ..tables import GUIDED
 from .measured import Measured
 
 GREY, GRID, INK = "#777d87", "#e4e6e9", "#30343b"
-COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
+MADE = "made"  # the rule of a point that is a network
+COLOURS = {MADE: "#8a3b8f", "none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
+DIAMONDS = "  Diamonds: guidance in the weights, sampled unguided."
 FILLED = "Filled: on the front, where no rule is better and costs no more."
 SIZE, DPI = (10.2, 4.7), 150
 # where a name may stand, in points from its dot: beside it, above, below, and further away
@@ -46,6 +50,16 @@ def points_of(measured: Measured, score: str, names: Mapping[str, str]) -> list[
     """Every rule that has the score; ``names`` of the texts of rules."""
     found = [(rule, measured.interval(rule, score)) for rule in measured.rules]
     return [Point(names.get(rule, rule), rule, measured.cost(rule), own) for rule, own in found if own is not None]
+
+
+def made_points(measured: Measured, score: str, names: Mapping[str, str] | None = None) -> list[Point]:
+    """Every network that was made of the model and has the score, sampled unguided."""
+    found, metric = [], metric_by(score, measured.judge)
+    for origin, rows in measured.made:
+        if metric in rows and GUIDED in rows:
+            shown = f"{origin.kind}, {(names or {}).get(origin.name, origin.name)}"
+            found.append(Point(shown, MADE, rows[GUIDED].value, interval_of(rows[metric])))
+    return found
 
 
 def names_of(spec: ModelSpec) -> dict[str, str]:
@@ -80,8 +94,10 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
         figure = Figure(figsize=(SIZE[0], SIZE[1] * lines), dpi=DPI, facecolor="white", layout="constrained")
         axes = figure.subplots(lines, min(len(panels), len(SIDES)), squeeze=False).flat
         for own, (measured, score) in zip(axes, panels, strict=False):
-            draw_panel(own, measured, score, points_of(measured, score, names))
-        said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}"
+            made = made_points(measured, score, names)
+            draw_panel(own, measured, score, points_of(measured, score, names), made)
+        told = DIAMONDS if any(measured.made for measured in seen) else ""
+        said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}{told}"
         figure.supxlabel(said, fontsize=8.5, color=GREY)
         buffer = BytesIO()
         figure.savefig(buffer, format="png")
@@ -89,8 +105,11 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
     save_png(Image.open(buffer).convert("RGB"), path, f"segue bench quality, {spec.name}", record)
 
 
-def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point]) -> list[Any]:
-    """One score by one judge; returns the names that were written, as texts of matplotlib."""
+def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point], made: Sequence[Point] = ()) -> list[Any]:
+    """One score by one judge; returns the names that were written, as texts of matplotlib.
+
+    ``made`` are networks with guidance in the weights, which stand beside the front.
+    """
     title, sign = SIDES[score]
     costs, values = [point.cost for point in points], [point.score.value for point in points]
     best = front(costs, [-sign * value for value in values])
@@ -101,14 +120,15 @@ def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point
         axes.annotate("real leaves", (1, real.value), (-2, 3), ("axes fraction", "data"), "offset points", ha="right",
                       fontsize=9, color=GREY)  # fmt: skip
     axes.step([costs[i] for i in best], [values[i] for i in best], where="post", color="#9fb7a6", linewidth=2.2, zorder=2)
-    for index, point in enumerate(points):
+    for index, point in enumerate((*points, *made)):
         colour = _colour(point.rule)
         bars = ([max(0.0, point.score.value - point.score.low)], [max(0.0, point.score.high - point.score.value)])
         axes.errorbar(point.cost, point.score.value, bars, color=colour, capsize=3, linewidth=1.3, zorder=3)
         face = colour if index in best else "white"
-        axes.plot(point.cost, point.score.value, "o", markersize=8, color=colour, markerfacecolor=face, zorder=4)
+        form = "D" if point.rule == MADE else "o"
+        axes.plot(point.cost, point.score.value, form, markersize=8, color=colour, markerfacecolor=face, zorder=4)
     axes.margins(x=0.16, y=0.12)
-    return _write_names(axes, points)
+    return _write_names(axes, [*points, *made])
 
 
 def _decorate(axes: Any, title: str) -> None:

@@ -43,8 +43,9 @@ class Scorer:
     """Scores rules by ``judges`` beside ``real`` samples and adds the rows to ``path``, rule by rule.
 
     ``effective``: also the mean effective scale over the calls of a few samples, which costs as much as drawing some 60 more.
-    ``limit`` raises :class:`.time_limit.OutOfTimeError` before a rule that would not end in time.  Raises ``ValueError`` for
-    judges that do not fit the model, for latents without a VAE, and for fewer real samples than are drawn.
+    ``beside`` is the network whose scale that is, where guidance is in the weights of this one.  ``limit`` raises
+    :class:`.time_limit.OutOfTimeError` before a rule that would not end in time.  Raises ``ValueError`` for judges that do not
+    fit the model, for latents without a VAE, and for fewer real samples than are drawn.
     """
 
     engine: Engine
@@ -56,6 +57,7 @@ class Scorer:
     effective: bool = False
     limit: TimeLimit = field(default_factory=TimeLimit)
     echo: Callable[[str], None] = print
+    beside: Engine | None = None
 
     def __post_init__(self):
         check_writable(self.path)
@@ -138,7 +140,8 @@ class Scorer:
         count = self.engine.spec.num_classes
         labels = [index * count // EFFECTIVE_SAMPLES % count for index in range(EFFECTIVE_SAMPLES)]
         seeds = [self.trial.first_seed + index for index in range(EFFECTIVE_SAMPLES)]
-        _, scales = effective_scales(self.engine, rule.guidance, labels, steps=self.trial.steps, seeds=seeds)
+        options = {"steps": self.trial.steps, "seeds": seeds, "beside": self.beside}
+        _, scales = effective_scales(self.engine, rule.guidance, labels, **options)
         means = scales.nanmean(dim=0)  # [B]
         interval = interval_by_sets(lambda part: float(part.mean()), means, level=SPREAD_LEVEL)
         return [self.form.interval_row(rule.text, EFFECTIVE, UNITS[EFFECTIVE], interval, EFFECTIVE_SAMPLES)]

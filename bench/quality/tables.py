@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from ..rows import Row
+from ..scores.intervals import Interval
 from ..scores.units import ACCURACY, EFFECTIVE, FRECHET
 from ..tables import GUIDED, markdown_table, provenance
 from .interval import SUITE, interval_of
@@ -70,7 +71,11 @@ def metric_title(metric: str) -> str:
 
 def interval_text(row: Row) -> str:
     """A value and its interval at 95 %, to three digits that count: ``.988 (.979 to .993)``."""
-    interval = interval_of(row)
+    return shown(interval_of(row))
+
+
+def shown(interval: Interval) -> str:
+    """A value and its interval, to three digits that count."""
     return f"{_short(interval.value)} ({_short(interval.low)} to {_short(interval.high)})"
 
 

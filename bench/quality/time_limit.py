@@ -23,6 +23,11 @@ class TimeLimit:
             raise ValueError(f"limit-minutes must be positive, got {self.minutes}")
         self._began = self.now()
 
+    @property
+    def over(self) -> bool:
+        """Whether no time is left."""
+        return self.minutes is not None and self.now() - self._began >= 60 * self.minutes
+
     def spend(self, work: float, seconds: float) -> None:
         """A piece of so much work took so long."""
         self._work, self._seconds = self._work + work, self._seconds + seconds

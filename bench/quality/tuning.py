@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from segue.engine.rules.presets import KINDS, NamedRule, ParsedRule, parse_rule
 from segue.models.spec import ModelSpec
@@ -24,6 +25,15 @@ _ALONE, _IN_SUMS = (0.07, 0.2, 0.6, 1.8), (0.1, 0.35, 1.2)
 _FACTORS = (1.7, 1.3)
 OFF = {"scale": 1.0, "weight": 0.0}  # where a number does nothing
 LEVELS = Level((0.5,), (0.2, 0.1))
+
+
+class Searchable(Protocol):
+    """A rule with numbers to search: the axes of these, and the rule's text at a point."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]: ...
+
+    def at(self, point: Point) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Score:
         return (max(0.0, missing), self.distance)
 
 
-def tune(scorer: Scorer, rule: Tunable) -> str:
+def tune(scorer: Scorer, rule: Searchable) -> str:
     """The text of ``rule`` with the numbers of least distance whose accuracy is no lower than that of unguided samples.
 
     By the one judge of ``scorer``, of the same seeds.  Where no numbers keep the accuracy, those that lose least of it; of

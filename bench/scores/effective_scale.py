@@ -37,9 +37,12 @@ def effective_scales(
     steps: int,
     seeds: Sequence[int],
     schedule: ScheduleLike | None = None,
+    beside: Engine | None = None,
 ) -> tuple[Plan, Tensor]:
     """A rule's effective scale at every call, [calls, B] fp64, along the trajectories that it takes itself by Euler's method.
 
+    ``beside`` is the engine whose condition and whose absence of it count, where the rule runs on another network: one with
+    guidance in its weights.
     Costs the run, and at each of its states the rule, the condition and its absence once more.
     """
     plan = engine.plan(guidance, steps, schedule)
@@ -51,7 +54,10 @@ def effective_scales(
 
     engine.sample(labels, guidance, steps=steps, seeds=seeds, noise=noise, schedule=plan.schedule, callback=keep)
     rules = (guidance, None, CFG(0.0))  # the rule, the condition, its absence
-    velocities = [engine.denoiser(rule, labels, schedule=plan.schedule).velocity for rule in rules]
+    engines = (engine, beside or engine, beside or engine)
+    velocities = [
+        each.denoiser(rule, labels, schedule=plan.schedule).velocity for each, rule in zip(engines, rules, strict=True)
+    ]
     scales = []
     for sigma, x in zip(plan.sigmas, states, strict=False):  # the last state is the sample
         level = torch.full((len(labels),), float(sigma), dtype=torch.float64)

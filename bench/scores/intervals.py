@@ -1,7 +1,7 @@
 """How sure a score is: Wilson's interval for a share, and Student's for a score that was found on a few disjoint sets."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, stdev
 
@@ -58,6 +58,18 @@ def interval_by_sets(score: Callable[[Tensor], float], samples: Tensor, sets: in
     whole, parts = score(samples), [score(samples[first::sets]) for first in range(sets)]
     half = student_quantile((1 + level) / 2, sets - 1) * stdev(parts) / math.sqrt(sets)
     return Interval(whole, whole - half, whole + half)
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean of repetitions with its two-sided Student interval; of one value that value alone."""
+    _check_level(level)
+    if not values:
+        raise ValueError("a mean needs at least one value, got none")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Interval(mean, mean, mean)
+    half = student_quantile((1 + level) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
 
 
 def student_quantile(probability: float, freedom: int) -> float:

@@ -26,7 +26,7 @@ class Block:
 
 def documents() -> list[Path]:
     """Every page that a person wrote or that is made for people."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
     return sorted([*pages, *(ROOT / "models" / "bundled").glob("*.md"), *(ROOT / "bench" / "results").glob("*.md")])
 
 

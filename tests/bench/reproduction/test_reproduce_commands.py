@@ -1,0 +1,205 @@
+"""``segue reproduce inference`` and ``sd3`` from outside: what is missing is drawn once, pages, one sentence for bad input."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tiny_checkpoint import save_tiny
+from tiny_sd3 import tiny_pipeline
+from typer.testing import CliRunner
+
+from segue.__main__ import app
+from segue.bench.quality.source_samples import source_samples
+from segue.bench.reproduction import sd3_page
+from segue.bench.reproduction.claims import AGREES
+from segue.bench.reproduction.sd3_page import paired, scores_by_prompt, sd3_content
+from segue.bench.rows import make_row, read_rows
+from segue.bench.scores.intervals import mean_interval
+from segue.bench.timing import once
+from segue.engine.engine import Engine
+from segue.engine.images import read_png
+from segue.engine.prompts.engine import PromptEngine
+
+SMALL = ("--samples", "10", "--steps", "2", "--search-samples", "10", "--out", "rows.jsonl")
+PANEL = ("--judge", "textures", "--real", "real.npz")
+
+
+@pytest.fixture
+def segue(tmp_path, monkeypatch):
+    """Runs a command in a folder with real pictures, a tiny model and its weaker sibling."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "mine.safetensors", name="mine")
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
+    np.savez("real.npz", pixels, np.arange(30) % 5)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, ["reproduce", *arguments])
+        assert result.exit_code == code, result.stderr or result.exception
+        return result
+
+    return run
+
+
+def test_every_rule_has_numbers_of_a_search_and_cfg_beside_it_and_nothing_is_drawn_twice(segue, tmp_path, monkeypatch):
+    monkeypatch.setattr("segue.bench.reproduction.rule_list.NAMES", ("none", "cfg in an interval", "sgg", "ag"))
+    monkeypatch.setattr("segue.bench.reproduction.rule_list.tune", lambda scorer, rule: rule.at((2.0, 0.8, 0.25)))
+    common = ("inference", "--model", "mine.safetensors", *SMALL, *PANEL, "--switch", "0.25", "--switch", "0.75")
+    said = segue(*common, "--into", "pages").stdout
+    assert "ag is left out: no network named 'weak'" in said
+    rows = read_rows(tmp_path / "rows.jsonl")
+    variants = list(dict.fromkeys(row.variant for row in rows if row.suite == "quality"))
+    sgg = [rule for rule in variants if rule.startswith("sgg:")]
+    assert "none" in variants and "cfg:scale=2,window=sigma:0.2,0.8" in variants
+    assert [rule.rpartition("=")[2] for rule in sgg] == ["0.25", "0.75"] and all("scale=2,weight=0.8" in rule for rule in sgg)
+    page = (tmp_path / "pages" / "inference.md").read_text()
+    assert "| rule |" not in page and "| none | 10 | `segue score --model mine.safetensors --samples 10" in page
+    monkeypatch.setattr(Engine, "sample", None)  # who would draw would fail
+    segue(*common)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--switch", "1.5"), "a switch is a noise level inside (0, 1), got 1.5"),
+        (("--page", "a/b"), "the name of a page is of letters, digits and hyphens, got 'a/b'"),
+        (("--seed", "5"), "what is searched on must not judge"),
+        (("--data", "herbarium"), "--data herbarium brings real samples: leave --real real.npz out"),
+        (("--into", "real.npz"), "the pages are written into a folder, got the file real.npz"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_work(segue, tmp_path, arguments, said):
+    before = sorted(tmp_path.iterdir())
+    result = segue("inference", "--model", "mine.safetensors", *SMALL, *PANEL, *arguments, code=2)
+    assert said in result.stderr and sorted(tmp_path.iterdir()) == before
+
+
+def test_real_samples_of_a_source_are_all_of_it_once(tmp_path):
+    from PIL import Image
+
+    generator, held = np.random.default_rng(0), []
+    for index in range(7):
+        held.append(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        (tmp_path / f"class{index % 2}").mkdir(exist_ok=True)
+        Image.fromarray(held[-1]).save(tmp_path / f"class{index % 2}" / f"{index}.png")
+    real = source_samples(str(tmp_path))
+    found = np.concatenate([batch.numpy() for batch in real.batches()])
+    assert real.count == len(found) == 7 and real.size == (3, 8, 8)
+    sums = sorted(float(picture.sum()) for picture in found)
+    expected = sorted(float((pixels / 127.5 - 1).sum()) for pixels in held)
+    assert sums == pytest.approx(expected, abs=1e-2)  # fp32 sums of 192 numbers
+    assert source_samples(str(tmp_path), count=3).count == 3
+    with pytest.raises(ValueError, match="holds 7 pictures, and 8 are asked for"):
+        source_samples(str(tmp_path), count=8)
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd3"
+    tiny_pipeline("sd3.5-medium").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A scorer of pictures: their mean, and how many letters the prompt has."""
+    module, calls = ModuleType("stub_scores"), []
+
+    def mean(images, prompts):
+        calls.append(len(images))
+        return [float(np.asarray(image).mean()) + len(prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    module.mean, module.short, module.nothing = mean, lambda images, prompts: [1.0], 7
+    monkeypatch.setitem(sys.modules, "stub_scores", module)
+    return calls
+
+
+def test_pictures_and_scores_are_made_once_and_a_killed_run_goes_on(segue, pipeline, stub, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red leaf\n\ntwo leaves\na tree\n")
+    rules = ("-g", "none", "-g", "cfg:scale=3")
+    common = ("sd3", "--model", pipeline, "--prompts", "prompts.txt", "--steps", "2", "--batch", "2", "--images", "images")
+    common = (*common, "--out", "rows.jsonl", "--scorer", "stub_scores:mean", "--device", "cpu")
+    generate, drawn = PromptEngine.generate, []
+
+    def killed(self, prompts, **options):
+        if len(drawn) == 1:
+            raise KeyboardInterrupt
+        drawn.append(len(prompts))
+        return generate(self, prompts, **options)
+
+    monkeypatch.setattr(PromptEngine, "generate", killed)
+    segue(*common, *rules, code=130)
+    assert len(list(tmp_path.glob("images/none/*.png"))) == 2
+    monkeypatch.setattr(PromptEngine, "generate", generate)
+    page = segue(*common, *rules, "--into", "pages") and (tmp_path / "pages" / "sd3.md").read_text()
+    assert "| none | 3 |" in page and "| cfg:scale=3 | 3 |" in page  # too few for a table
+    engine = Engine.from_pretrained(pipeline, device="cpu")
+    expected = engine.generate(["a red leaf", "two leaves", "a tree"], guidance="cfg:scale=3", steps=2, seeds=[0, 1, 2]).images
+    rows = [row for row in read_rows(tmp_path / "rows.jsonl") if row.metric == "stub_scores:mean"]
+    scored = [row.value for row in rows if row.variant == "cfg:scale=3"]
+    means = [float(np.asarray(image).mean()) + size for image, size in zip(expected, (10, 10, 6), strict=True)]
+    assert scored == pytest.approx(means, abs=0.02)  # other batches round otherwise: a few of 768 pixels by 1
+    assert read_png(tmp_path / "images" / "none" / "00002.png")[1]["prompt"] == "a tree"
+    monkeypatch.setattr(PromptEngine, "generate", None)
+    stub.clear()
+    segue(*common, *rules)
+    assert not stub and [row for row in read_rows(tmp_path / "rows.jsonl") if row.metric == "stub_scores:mean"] == rows
+    said = segue(*common, *rules, "--seed", "1", code=2).stderr
+    assert "is a picture of another run" in said
+
+
+def test_published_rules_are_the_default_and_what_there_is_not_is_said(segue, pipeline, stub, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red leaf\n")
+    found = []
+    kept = lambda own: found.append({name: rule.text for name, rule in own.rules.items()}) or 0
+    monkeypatch.setattr("segue.bench.reproduction.sd3.PromptComparison.run", kept)
+    common = ("sd3", "--model", pipeline, "--prompts", "prompts.txt", "--images", "images", "--out", "rows.jsonl")
+    said = segue(*common, "--scorer", "stub_scores:mean").stdout
+    assert list(found[0]) == ["none", "cfg", "slg", "sgg"] and "s2 is left out: there is no such rule yet" in said
+    assert found[0]["slg"].startswith("slg:") and "+" not in found[0]["slg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--scorer", "stub_scores"), "a scorer is module:function, which takes images and prompts; got 'stub_scores'"),
+        (("--scorer", "stub_scores:other"), "stub_scores has no other"),
+        (("--scorer", "stub_scores:nothing"), "must be callable, got int"),
+        (("--count", "2"), "count must lie between 1 and 1"),
+        (("--prompts", "none.txt"), "there is no file of prompts none.txt"),
+        (("--batch", "0"), "batch at least 1, got 0 and 0"),
+    ],
+)
+def test_bad_input_of_prompts_is_one_sentence(segue, pipeline, stub, tmp_path, arguments, said):
+    (tmp_path / "prompts.txt").write_text("a red leaf\n")
+    common = ("sd3", "--model", pipeline, "--prompts", "prompts.txt", "--images", "images", "--out", "rows.jsonl")
+    before = sorted(tmp_path.iterdir())
+    assert said in segue(*common, *arguments, code=2).stderr and sorted(tmp_path.iterdir()) == before
+
+
+def test_differences_are_paired_by_prompt(environment):
+    case, pictures = "a case", [f"picture {index}" for index in range(sd3_page.LEAST)]
+    generator = np.random.default_rng(3)
+    base = generator.normal(20, 5, len(pictures))
+    rows = []
+    for rule, shift in (("none", -1.0), ("cfg", 0.0), ("sgg", 0.1)):
+        values = base + shift + generator.normal(0, 0.01, len(base))
+        for picture, value in zip(pictures, values, strict=True):
+            rows.append(make_row(environment, "prompts", picture, rule, "hps", "score", once(float(value)), "float32"))
+        rows.append(
+            make_row(environment, "prompts", case, rule, "cost relative to unguided", "x", once(2), "float32", note=rule)
+        )
+    content = sd3_content(rows, case, pictures, ["none", "cfg", "sgg", "slg"], ["hps"], "segue reproduce sd3")
+    text = content.text()
+    # 5 of spread over 960 prompts hide a tenth; pairs do not
+    assert [claim.verdict for claim in content.claims] == [AGREES, AGREES]
+    by_rule = {rule: scores_by_prompt(rows, rule, "hps") for rule in ("cfg", "sgg")}
+    difference = paired(by_rule["sgg"], by_rule["cfg"])
+    assert difference.value == pytest.approx(0.1, abs=0.002) and difference.low > 0.09
+    assert mean_interval(list(by_rule["cfg"].values())).high - mean_interval(list(by_rule["cfg"].values())).low > 0.5
+    assert "| 29.74 | 5.72 |" in text and "| slg | 0 | `segue reproduce sd3` |" in text
+    assert text.count("published") == 2
