@@ -16,6 +16,7 @@ from segue.engine.prompts.encoding import PROMPT_LENGTH
 from segue.engine.prompts.planning import latent_size
 from segue.engine.prompts.saved_pipeline import SavedSD3
 from segue.engine.rules.batch import ParsedRules, parse_rules
+from segue.engine.running.progress import progress_bar
 from segue.engine.sources import Reading, local_source
 from segue.models.adapted import AdapterSpec
 from segue.models.bundled import BUNDLED, PARENT_KEY, bundled_files, digest
@@ -31,11 +32,14 @@ from ..processes import Processes, training_processes
 from ..run_folder import RunFolder, Start
 from ..settings import TrainSettings
 from .class_student import ClassStudent, class_teacher
+from .effects import SAMPLES, measured_calls, measured_effects
 from .noise import Noise
 from .prompt_student import PromptStudent, PromptTeacher
 from .spec import DistillSpec, TrajectorySpec
 from .task import DistillTask
+from .teacher import Teacher
 
+EFFECTS = "effects"  # of the facts of a run: the effect of every call on the end
 DEFAULT_SETTINGS = TrainSettings(
     steps=300,
     batch_size=8,
@@ -85,12 +89,24 @@ def make_trainer(teaching: Teaching, settings: TrainSettings, out: Path, start: 
     source = local_source(teaching.model, _reading(teaching), weights=False)
     saved = SavedSD3.read(source)
     if saved is None:
-        spec, task, noise = _of_classes(teaching, processes)
+        spec, teacher, student, noise = _of_classes(teaching, processes)
     else:
-        spec, task, noise = _of_prompts(teaching, saved, processes)
-    facts = {"command": asdict(teaching)}
+        spec, teacher, student, noise = _of_prompts(teaching, saved, processes)
+    effects: list[float] = []
+    if teaching.trajectories.weights == "effect":
+        known = RunFolder(out).existing()["facts"].get(EFFECTS) if start == "resume" else None
+        effects = known or _effects(teacher, noise, settings.seed, processes.device)
+    task = DistillTask(spec, teacher, student, effects)
+    facts = {"command": asdict(teaching)} | ({EFFECTS: effects} if effects else {})
     run: Any = spec  # of its spec the trainer asks the name and the values
     return Trainer(run, settings, out, start, source=noise, task=task, facts=facts, processes=processes)
+
+
+def _effects(teacher: Teacher, noise: Noise, seed: int, device: str) -> list[float]:
+    """The measured effect of every call, which a run keeps in its record."""
+    begun, labels = noise.batch(0, SAMPLES, seed)
+    with progress_bar("effect of errors", len(measured_calls(teacher.calls))) as advance:
+        return list(measured_effects(teacher, begun.to(device), labels.tolist(), advance))
 
 
 def _reading(teaching: Teaching) -> Reading:
@@ -119,7 +135,7 @@ def _rule(teaching: Teaching, spec: ModelSpec) -> Any:
     return parsed
 
 
-def _of_classes(teaching: Teaching, processes: Processes) -> tuple[DistillSpec, DistillTask, Noise]:
+def _of_classes(teaching: Teaching, processes: Processes) -> tuple[DistillSpec, Teacher, ClassStudent, Noise]:
     """A student that takes labels."""
     for name in ("prompts", "negative_prompt", "height", "width"):
         if getattr(teaching, name) is not None:
@@ -138,10 +154,10 @@ def _of_classes(teaching: Teaching, processes: Processes) -> tuple[DistillSpec, 
     student = ClassStudent(network, spec, plan, header)
     shape = (plan.spec.channels, plan.height, plan.width)
     noise = Noise(f"noise for {plan.spec.name}", shape, engine.spec.num_classes, engine.spec.class_names)
-    return spec, DistillTask(spec, class_teacher(engine, plan), student), noise
+    return spec, class_teacher(engine, plan), student, noise
 
 
-def _of_prompts(teaching: Teaching, saved: SavedSD3, processes: Processes) -> tuple[DistillSpec, DistillTask, Noise]:
+def _of_prompts(teaching: Teaching, saved: SavedSD3, processes: Processes) -> tuple[DistillSpec, Teacher, PromptStudent, Noise]:
     """A student that takes prompts."""
     Hints(*(teaching.reading.get(name) for name in ("family", "heads", "exit_layer"))).refuse(
         ("family", "heads", "exit_layer"), f"{teaching.model} states what it is"
@@ -167,7 +183,7 @@ def _of_prompts(teaching: Teaching, saved: SavedSD3, processes: Processes) -> tu
     weights = fingerprint({"main": held.engine.models["main"]})
     spec = replace(_spec(teaching, rule.text, weights, plan), conditions=digits)
     shape = (plan.spec.channels, plan.height, plan.width)
-    return spec, DistillTask(spec, held.teacher(plan), PromptStudent(held, spec)), Noise("noise", shape, len(prompts))
+    return spec, held.teacher(plan), PromptStudent(held, spec), Noise("noise", shape, len(prompts))
 
 
 def _spec(teaching: Teaching, rule: str, weights: str, plan: Plan) -> DistillSpec:

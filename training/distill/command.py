@@ -67,7 +67,10 @@ def distill(
     ] = None,
     levels: Annotated[int | None, _option("--levels", panel=STATES, help="States used of each trajectory.")] = None,
     level_weights: Annotated[
-        str | None, _option("--level-weights", panel=STATES, help="uniform, or steps: by the square of the step.")
+        str | None,
+        _option(
+            "--level-weights", panel=STATES, help="uniform; steps: by the step squared; effect: that on the end, measured."
+        ),
     ] = None,
     steps: Annotated[int | None, _option("--steps", panel=LENGTH, help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, _option("--minutes", panel=LENGTH, help="End after this much training time.")] = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.engine.adapters.weight_adapters import LORA_FILE, LORA_RULE
+from segue.engine.files import whole_file
 from segue.engine.planning.plan import Plan
 from segue.engine.prompts.encoding import PromptEmbeddings
 from segue.engine.prompts.engine import PromptEngine
@@ -165,4 +166,5 @@ def write_lora(transformer: nn.Module, folder: Path, config: Any, metadata: Mapp
         header | {"lora_adapter_metadata": alpha},
     )
     write_tensors({f"base_model.model.{name}": value for name, value in state.items()}, folder / PEFT_FILES[0], header)
-    (folder / PEFT_FILES[1]).write_text(json.dumps(described, indent=1, default=str) + "\n")
+    with whole_file(folder / PEFT_FILES[1]) as part:
+        part.write_text(json.dumps(described, indent=1, default=str) + "\n")

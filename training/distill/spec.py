@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from segue.engine.numeric_input import counting_number, real_number
 from segue.models.adapted import AdapterSpec
 
-LevelWeights = Literal["uniform", "steps"]
+LevelWeights = Literal["uniform", "steps", "effect"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class TrajectorySpec:
 
     The share ``own`` of the trajectories is the student's, the others are the teacher's.  Of every trajectory ``levels`` states
     are used, one drawn from each of as many equal parts of its calls.  ``weights`` weighs their squared errors: all alike
-    (``uniform``), or by the square of the step that starts there (``steps``), as errors of the velocity act on the end.
+    (``uniform``), by the square of the step's length (``steps``), or by that of their effect on the end of the trajectory,
+    which is measured (``effect``).
     """
 
     steps: int = 28

@@ -40,13 +40,12 @@ class DistillTask:
     All of a step depends on what is drawn for it and on the weights then.
     """
 
-    def __init__(self, spec: DistillSpec, teacher: Teacher, student: Student):
+    def __init__(self, spec: DistillSpec, teacher: Teacher, student: Student, effects: Sequence[float] = ()):
+        """``effects`` are those of :func:`.effects.measured_effects`, for level weights by effect."""
         if spec.trajectories.levels > teacher.calls:
             raise ValueError(f"levels must be at most the {teacher.calls} calls of the plan, got {spec.trajectories.levels}")
         self.spec, self.teacher, self.student = spec, teacher, student
-        steps = np.array([abs(row.b) for row in teacher.rows])
-        factors = {"uniform": np.ones_like(steps), "steps": steps**2}[spec.trajectories.weights]
-        self.weights = torch.tensor(factors / factors.mean(), dtype=torch.float32)
+        self.weights = torch.tensor(_level_weights(spec, teacher, effects), dtype=torch.float32)
 
     def network(self) -> nn.Module:
         return self.student.network()
@@ -123,3 +122,12 @@ class DistillTask:
 
     def write(self, network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         self.student.write(network, path, metadata)
+
+
+def _level_weights(spec: DistillSpec, teacher: Teacher, effects: Sequence[float]) -> np.ndarray:
+    """``[N]``, with mean one."""
+    kind, steps = spec.trajectories.weights, np.array([abs(row.b) for row in teacher.rows])
+    if kind == "effect" and len(effects) != teacher.calls:
+        raise ValueError(f"level weights by effect need the effect of each of {teacher.calls} calls, got {len(effects)}")
+    factors = {"effect": np.array(effects) ** 2, "steps": steps**2, "uniform": np.ones_like(steps)}[kind]
+    return factors / factors.mean()

@@ -43,12 +43,16 @@ class Teacher:
         guided = self._of_rule(self.plan.guidance, labels)
         if scale is None:
             return guided
-        plain, factor = self._of_rule(None, labels), scale.view(-1, 1, 1, 1)
+        plain, factor = self.unguided(labels), scale.view(-1, 1, 1, 1)
 
         def scaled(state: Tensor, call: int) -> Tensor:
             return torch.lerp(plain(state, call), guided(state, call), factor)
 
         return scaled
+
+    def unguided(self, labels: Sequence[int]) -> Velocity:
+        """The network's own velocity for the condition."""
+        return self._of_rule(None, labels)
 
     def _of_rule(self, rule: Any, labels: Sequence[int]) -> Velocity:
         velocity, levels = self._denoiser(rule, labels, self.plan.schedule).velocity, self.plan.sigmas

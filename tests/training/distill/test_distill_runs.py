@@ -31,7 +31,7 @@ def model(tmp_path, seed):
 
 def teaching_of(model, **changes):
     adapter = AdapterSpec(LowRankSpec(2, targets=("fc1", "adaLN")), (0.0, 2.0))
-    values = {"rule": "cfg:scale=2", "adapter": adapter, "trajectories": TrajectorySpec(4, own=0.5, levels=2)}
+    values = {"rule": "cfg:scale=2", "adapter": adapter, "trajectories": TrajectorySpec(4, own=0.5, levels=2, weights="effect")}
     return Teaching(str(model), **values | changes)
 
 

@@ -13,6 +13,7 @@ from segue.engine.planning.solvers import EULER
 from segue.models.adapted import AdaptedSiT, AdapterSpec
 from segue.models.low_rank import LowRankSpec
 from segue.training.distill.class_student import ClassStudent, class_teacher
+from segue.training.distill.effects import measured_effects
 from segue.training.distill.spec import DistillSpec, TrajectorySpec
 from segue.training.distill.task import DistillTask
 from segue.training.distill.trajectories import solver_rows
@@ -52,7 +53,7 @@ class LinearStudent(nn.Module):
 
 
 def spec_of(**changes):
-    trajectories = TrajectorySpec(**{"steps": 4, "levels": 2} | changes)
+    trajectories = TrajectorySpec(**{"steps": 4, "levels": 2, "weights": "uniform"} | changes)
     return DistillSpec("tiny", "tiny", "", "cfg:scale=2", 2, 2, trajectories=trajectories)
 
 
@@ -128,7 +129,9 @@ def test_a_network_of_the_engine_learns_from_its_own_guidance(seed):
     engine = Engine(network, device="cpu")
     plan = engine.plan("cfg:scale=1.5", 4)
     low_rank = LowRankSpec(4, targets=("qkv", "proj", "fc1", "fc2", "adaLN", "final"))
-    spec = DistillSpec("tiny", "tiny", "", "cfg:scale=1.5", 6, 10, "", AdapterSpec(low_rank), TrajectorySpec(4, levels=2))
+    spec = DistillSpec(
+        "tiny", "tiny", "", "cfg:scale=1.5", 6, 10, "", AdapterSpec(low_rank), TrajectorySpec(4, levels=2, weights="uniform")
+    )
     task = DistillTask(spec, class_teacher(engine, plan), ClassStudent(network, spec, plan))
     torch.manual_seed(seed)
     student = task.network()
@@ -151,9 +154,35 @@ def test_a_network_of_the_engine_learns_from_its_own_guidance(seed):
     [
         (lambda: TrajectorySpec(own=1.5), r"own must lie in \[0, 1\], got 1.5"),
         (lambda: TrajectorySpec(steps=3, levels=4), "levels must be at most the 3 steps"),
-        (lambda: TrajectorySpec(weights="none"), "level weights must be uniform or steps, got 'none'"),
+        (lambda: TrajectorySpec(weights="none"), "level weights must be uniform or steps or effect, got 'none'"),
     ],
 )
 def test_trajectories_that_cannot_be_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_the_measured_effect_is_that_of_a_linear_field(seed):
+    """Errors of a linear field go on by the product of its steps; where the rule does nothing, along the velocity."""
+    torch.manual_seed(seed)
+    teacher = LinearTeacher(torch.randn(4, 4, dtype=torch.float64) / 2)
+    plain = torch.randn(4, 4, dtype=torch.float64)
+    teacher.unguided = lambda labels: (
+        lambda state, call: teacher.velocity(labels)(state, call) if call == 2 else (state.flatten(1) @ plain.T).view_as(state)
+    )
+    noise = torch.randn(5, 1, 2, 2, dtype=torch.float64)
+    found = measured_effects(teacher, noise, [0] * 5)
+    steps = np.diff(SIGMAS)
+    propagated, state, states = torch.eye(4, dtype=torch.float64), noise.flatten(1), []
+    for step in steps:
+        states.append(state)
+        state = state + step * state @ teacher.matrix.T
+    for call in reversed(range(4)):
+        wrong = states[call] @ ((0.01 * teacher.matrix) if call == 2 else (plain - teacher.matrix)).T
+        moved = (steps[call] * wrong @ propagated.T).norm(dim=1) / wrong.norm(dim=1)
+        assert found[call] == pytest.approx(moved.square().mean().sqrt().item(), rel=1e-9)
+        propagated = propagated @ (torch.eye(4, dtype=torch.float64) + steps[call] * teacher.matrix)
+    task = DistillTask(spec_of(weights="effect"), teacher, LinearStudent(4), found)
+    assert np.allclose(task.weights.numpy(), np.square(found) / np.square(found).mean(), rtol=1e-6)
+    with pytest.raises(ValueError, match="need the effect of each of 4 calls, got 0"):
+        DistillTask(spec_of(weights="effect"), teacher, LinearStudent(4))
