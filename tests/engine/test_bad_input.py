@@ -520,7 +520,19 @@ def test_a_file_without_a_usable_record_is_refused(refused, tmp_path, record):
     assert "nowhere.png" in refused("sample", "--from", "nowhere.png")
 
 
-WITH_A_RECORD = {"model", "weak", "vae", "device", "image", "out", "force", "json", "picture", "help"}  # where, not what
+WITH_A_RECORD = {
+    "model",
+    "weak",
+    "vae",
+    "adapter",
+    "device",
+    "image",
+    "out",
+    "force",
+    "json",
+    "picture",
+    "help",
+}  # where, not what
 WITH_A_RECORD |= {"guidance", "scale", "weight", "layers", "switch", "exit_layer", "window", "delta", "refresh"}  # another rule
 
 

@@ -16,7 +16,7 @@ Velocity = Callable[[Tensor, int], Tensor]
 """``(state [n, C, H, W], call) -> velocity [n, C, H, W]`` in flow coordinates."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """States [k, B, C, H, W] at k calls of B trajectories, and the guided velocity there; fp32."""
 

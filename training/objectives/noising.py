@@ -14,7 +14,7 @@ from .objective import Objective
 STATE_COLUMNS = 4  # of a table: alpha, s, p, q
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Times:
     """Where B samples of a batch stand on the path, on the CPU.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 SIZES_PER_BATCH = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeakRows:
     """The samples of the extra forward, ``rows`` [K] int64, and where in it each sample lies, ``slot`` [B] int64.
 

@@ -70,7 +70,7 @@ def test_an_engine_with_an_adapter_says_so_and_warns_of_guidance_on_top(folder):
 
 def test_a_picture_by_an_adapter_is_unguided_by_default_and_drawn_again_from_its_record(segue):
     printed = segue("sample", *SAMPLES, "--adapter", "guided.safetensors", "--adapter-scale", 1.5, "--out", "old")
-    assert printed.startswith("Unguided: 2 evaluations per picture, 1.00x unguided")
+    assert printed.startswith("Unguided (none): 2 evaluations per picture, 1.00x unguided")
     (before,) = Path("old").glob("003*")
     assert "identical to" in segue("sample", "--from", before, "--out", "again.png")
     Path("moved").mkdir()
