@@ -123,7 +123,7 @@ def inference(
     found = None if data is None else source_samples(data, image_size, real_samples, print)
     named = "".join(f" --judge {name}" for name in judge or ())
     reals = "".join(f" --real {name}" for name in [real] if name)
-    command = f"segue score --model {source.name} --samples {samples} --seed {seed}{named}{reals}"
+    command = f"segue score --model {source.name} --samples {samples} --seed {seed}{named}{reals} --out {out}"
     roles, levels = Roles(extractor, Panel(judge, real, real_samples)), tuple(switch) if switch else SWITCHES
     exit_with(reproduce_inference(source, roles, found, budget, levels, out, limit_minutes, into, page, command))
 
