@@ -35,11 +35,10 @@ def report_text(rows: list[Row]) -> str:
     """The whole report: per device and precision a summary and one section per suite; medians (20th-80th percentile)."""
     parts = ["# Measurements", "Medians with the 20th to 80th percentile. Ratios are formed inside interleaved rounds."]
     for (device, dtype), here in by_device(rows).items():
-        parts += [f"## {device}, {dtype}", provenance(here)]
-        for title, tables in SECTIONS.values():
-            text = tables(here)
-            if text:
-                parts += [f"### {title}", text]
+        made = [(title, tables(here)) for title, tables in SECTIONS.values()]
+        if any(text for _, text in made):
+            parts += [f"## {device}, {dtype}", provenance(here)]
+            parts += [part for title, text in made if text for part in (f"### {title}", text)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A claim of a paper beside what was measured: whether it holds here, does not, or cannot be told."""
+"""A claim beside what was measured: whether it holds here, does not, or cannot be told."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def by_intervals(better: Interval, worse: Interval, sign: int) -> str:
 def claim_table(claims: Sequence[Claim]) -> str:
     """One claim a line."""
     lines = [[claim.where, claim.says, claim.measured, claim.verdict] for claim in claims]
-    return markdown_table(("where", "the paper says", "measured here", "ours"), lines)
+    return markdown_table(("where", "claim", "measured here", "ours"), lines)
 
 
 def tally(claims: Sequence[Claim]) -> str:

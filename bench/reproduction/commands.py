@@ -123,7 +123,7 @@ def inference(
     found = None if data is None else source_samples(data, image_size, real_samples, print)
     named = "".join(f" --judge {name}" for name in judge or ())
     reals = "".join(f" --real {name}" for name in [real] if name)
-    command = f"segue score --model {source.name} --samples {samples} --seed {seed}{named}{reals}"
+    command = f"segue score --model {source.name} --samples {samples} --seed {seed}{named}{reals} --out {out}"
     roles, levels = Roles(extractor, Panel(judge, real, real_samples)), tuple(switch) if switch else SWITCHES
     exit_with(reproduce_inference(source, roles, found, budget, levels, out, limit_minutes, into, page, command))
 
@@ -138,7 +138,7 @@ def training(
         typer.Option(help="none, uncond, layer-skip, branch, separate, segmented; repeat it.  Default: all."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of none and of segmented; the others have one.")] = 3,
-    train_steps: Annotated[int, typer.Option(help="Optimiser steps of every run.")] = 400,
+    train_steps: Annotated[int, typer.Option(help="Optimiser steps of every run.")] = 160,
     train_batch: Annotated[int, typer.Option("--batch-size", help="Images of a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
     ema: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = 0.99,
@@ -167,7 +167,7 @@ def training(
 
     [bold]Example[/bold]
 
-    segue reproduce training --train-steps 400 --limit-minutes 120 --into docs/reproduction
+    segue reproduce training --train-steps 160 --limit-minutes 120 --into docs/reproduction
     """
     from segue.engine.device import resolve_device
     from segue.training.data.open_source import open_source

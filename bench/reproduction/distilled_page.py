@@ -12,7 +12,7 @@ from ..scores.units import EFFECTIVE
 from ..tables import GUIDED, markdown_table
 from .claims import AGREES, DIFFERS, OPEN, Claim
 from .page import LEAST, Content, Missing
-from .scored_rules import samples_of
+from .scored_rules import few_samples, samples_of
 
 COMMAND, TITLE = "distilled", "Distilled guidance"
 SUITE, DISTANCE = "distilled", "relative distance from the exact rule"
@@ -33,10 +33,14 @@ def distilled_content(rows: Sequence[Row], base: str, adapted: str, rule: str, t
             row = distances.get(networks if networks == adapted else UNGUIDED) if text == UNGUIDED else None
             lines.append([name, *_cells(own, metrics), f"{row.value:.3f} ({row.p20:.3f} to {row.p80:.3f})" if row else ""])
         else:
-            missing.append(Missing(name, 0, command))
+            networks, text = lines_of[name]
+            missing.append(Missing(name, few_samples(rows, (networks,), tail, text), command))
     if real and lines:
         lines.append([REAL, *_cells(real, metrics), ""])
-    missing += [Missing(f"distance of {each}", 0, command) for each in (UNGUIDED, adapted) if each not in distances]
+    counts = {row.variant: row.n for row in rows if (row.suite, row.case) == (SUITE, far)}
+    for each in (UNGUIDED, adapted):
+        if each not in distances:
+            missing.append(Missing(f"distance of {each}", counts.get(each, 0), command))
     header = ["samples", "cost", "effective scale", *map(metric_title, metrics), f"{DISTANCE}, median (20 to 80 %)"]
     table = markdown_table(header, lines)
     parts = [f"**{base}, {tail}; distances: {far}**", table] if table else []

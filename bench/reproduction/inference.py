@@ -48,21 +48,29 @@ class Comparison:
 
         In this order: every rule at its own numbers, CFG at the effective scale of each, SGG over its switch.
         """
-        own: list[OwnRule] = []
-        moved: list[str] = []
+        own, code = self.own()
+        segmented = next((rule.text for rule in own if rule.name == SEGMENTED), None)
+        moved = [] if segmented is None else switched(segmented, self.engine, self.switches)
+        texts = [rule.text for rule in own]
         try:
-            for name in self.names:
-                own.append(own_rule(name, self.engine, self.searching))
-            segmented = next((rule.text for rule in own if rule.name == SEGMENTED), None)
-            moved = [] if segmented is None else switched(segmented, self.engine, self.switches)
-            texts = [rule.text for rule in own]
             self.judging.score(texts)
             self.judging.score(equal_cfg(self.judging.held(texts)))
             self.judging.score(moved)
         except OutOfTimeError as error:
             self.judging.echo(f"{error}; the same command goes on there")
-            return own, moved, UNFINISHED
-        return own, moved, 0
+            code = UNFINISHED
+        return own, moved, code
+
+    def own(self) -> tuple[list[OwnRule], int]:
+        """The rules whose numbers are known or were found in time, and the exit code."""
+        found, code = [], 0
+        for name in self.names:
+            try:
+                found.append(own_rule(name, self.engine, self.searching))
+            except OutOfTimeError as error:
+                self.judging.echo(f"{name}: {error}; the same command goes on there")
+                code = UNFINISHED
+        return found, code
 
     def rows(self) -> list[Row]:
         """All rows of the case, and the durations of the command."""
@@ -146,7 +154,8 @@ def finish(
         name = PICTURE.replace(COMMAND, page)
         into.mkdir(parents=True, exist_ok=True)
         picture = name if draw_switch(into / name, ScoredRules.of(rows), moved, beside) else None
-    content = inference_content(rows, own, moved, command, picture, case)
+    unsearched = [name for name in comparison.names if name not in {rule.name for rule in own}]
+    content = inference_content(rows, own, moved, command, picture, case, unsearched)
     show(content, into, page, TITLE, echo)
 
 

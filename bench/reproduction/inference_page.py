@@ -21,9 +21,18 @@ RIVALS = ("cfg", "slg", "ag")  # what the paper's tables have SGG beat, beside n
 
 
 def inference_content(
-    rows: Sequence[Row], own: Sequence[OwnRule], switched: Sequence[str], command: str, picture: str | None, case: str
+    rows: Sequence[Row],
+    own: Sequence[OwnRule],
+    switched: Sequence[str],
+    command: str,
+    picture: str | None,
+    case: str,
+    unsearched: Sequence[str] = (),
 ) -> Content:
-    """What rows of one case say of ``own`` rules and of SGG's switch; ``command`` scores a rule whose text is added to it."""
+    """What rows of one case say of ``own`` rules and of SGG's switch; ``command`` scores a rule whose text is added to it.
+
+    ``unsearched`` are rules whose numbers are not known yet.
+    """
     scored = ScoredRules.of(rows)
     texts = [rule.text for rule in own]
     parts = [f"**{case}**", scored.beside_table([*texts, REAL])]
@@ -34,6 +43,7 @@ def inference_content(
     wanted = list(dict.fromkeys([*texts, *switched, *(scored.equal(text) or text for text in texts)]))
     counts = {row.variant: samples_of(row) for row in rows if " by " in row.metric}
     missing = [Missing(text, counts.get(text, 0), f'{command} -g "{text}"') for text in wanted if not scored.has(text)]
+    missing += [Missing(f"{name}: its numbers", 0, f"segue reproduce {COMMAND}") for name in unsearched]
     claims = inference_claims(scored, {rule.name: rule.text for rule in own}, switched)
     durations = [row for row in rows if row.suite == "duration"]
     used = [row for row in scored.rows if row.variant in {*wanted, REAL}]

@@ -105,6 +105,13 @@ def samples_of(row: Row) -> int:
     return 0 if case is None else case.trial.samples
 
 
+def few_samples(rows: Sequence[Row], networks: Sequence[str], tail: str, rule: str) -> int:
+    """How many samples of a rule there are at the network of which there are fewest."""
+    counts = dict.fromkeys((f"{name}, {tail}" for name in networks), 0)
+    counts |= {row.case: samples_of(row) for row in rows if row.case in counts and row.variant == rule and " by " in row.metric}
+    return min(counts.values(), default=0)
+
+
 def _inverted(found: Mapping[str, str]) -> dict[str, list[str]]:
     return {how: [rule for rule, own in found.items() if own == how] for how in (BETTER, LEVEL, WORSE) if how in found.values()}
 

@@ -19,7 +19,7 @@ from ..training_cost import PUBLISHED_COST
 from .claims import Claim, by_intervals
 from .page import LEAST, Content, Missing
 from .paper import FID
-from .scored_rules import SIGNS, samples_of
+from .scored_rules import SIGNS, few_samples, samples_of
 
 COMMAND, TITLE = "training", "Training objectives"
 WEAK = tuple(PUBLISHED_WEIGHTS)
@@ -76,13 +76,6 @@ def trained_networks(rows: Sequence[Row], base: str, tail: str) -> list[Trained]
             seeds, names = [origin.facts["seed"] for origin in own], [origin.networks for origin in own]
             found.append(Trained(weak, weak, own[0].steps, seconds, seeds, names, _by_rule(every)))
     return found
-
-
-def few_samples(rows: Sequence[Row], networks: Sequence[str], tail: str, rule: str) -> int:
-    """How many samples of a rule there are at the network of which there are fewest."""
-    counts = dict.fromkeys((f"{name}, {tail}" for name in networks), 0)
-    counts |= {row.case: samples_of(row) for row in rows if row.case in counts and row.variant == rule and " by " in row.metric}
-    return min(counts.values(), default=0)
 
 
 def _by_rule(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

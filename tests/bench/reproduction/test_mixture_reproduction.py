@@ -28,7 +28,7 @@ def study(folder, **changes) -> TrainedStudy:
 
 
 def test_a_network_is_the_same_of_the_same_seed_and_fits_better_with_more_steps():
-    truth = STUDIES[0].truth
+    truth = replace(STUDIES[0], depth=1).truth
     first, second = (train(truth, SHORT, 3).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["last.weight"], train(truth, SHORT, 4).state_dict()["last.weight"])
@@ -40,9 +40,9 @@ def test_a_network_is_the_same_of_the_same_seed_and_fits_better_with_more_steps(
         float(
             (train(truth, replace(SHORT, width=32, steps=steps, batch=96), 0).velocity(x, 0.5, labels) - exact).square().mean()
         )
-        for steps in (3, 150)
+        for steps in (3, 80)
     ]
-    assert errors[1] < 0.3 * errors[0]
+    assert errors[1] < 0.4 * errors[0]
 
 
 def test_networks_are_kept_by_all_that_they_depend_on(tmp_path, monkeypatch):

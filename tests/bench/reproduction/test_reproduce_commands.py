@@ -1,16 +1,23 @@
 """``segue reproduce inference`` and ``sd3`` from outside: what is missing is drawn once, pages, one sentence for bad input."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from tiny_checkpoint import save_tiny
+from tiny_models import randomize
 from tiny_sd3 import tiny_pipeline
+from training_fixtures import TINY_SPEC
 from typer.testing import CliRunner
 
 from segue.__main__ import app
+from segue.bench.quality.origins import DISTILLED, origins
+from segue.bench.quality.real_samples import leaves
 from segue.bench.quality.source_samples import source_samples
+from segue.bench.quality.trial import networks_of
 from segue.bench.reproduction import sd3_page
 from segue.bench.reproduction.claims import AGREES
 from segue.bench.reproduction.sd3_page import paired, scores_by_prompt, sd3_content
@@ -20,6 +27,12 @@ from segue.bench.timing import once
 from segue.engine.engine import Engine
 from segue.engine.images import read_png
 from segue.engine.prompts.engine import PromptEngine
+from segue.models.adapted import AdaptedSiT, AdapterSpec
+from segue.models.adapter_file import AdapterFacts, save_adapter
+from segue.models.fingerprint import fingerprint
+from segue.models.low_rank import LowRankSpec
+from segue.models.sit import SiT
+from segue.models.weights import load_model, save_model
 
 SMALL = ("--samples", "10", "--steps", "2", "--search-samples", "10", "--out", "rows.jsonl")
 PANEL = ("--judge", "textures", "--real", "real.npz")
@@ -57,6 +70,70 @@ def test_every_rule_has_numbers_of_a_search_and_cfg_beside_it_and_nothing_is_dra
     monkeypatch.setattr(Engine, "sample", None)  # who would draw would fail
     segue(*common)
     assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def save_adapter_of(path: Path, out: Path, rule: str) -> None:
+    """A random adapter of the network in ``path`` that says it stands for ``rule``."""
+    network, spec = load_model(path)[0], AdapterSpec(LowRankSpec(2), None)
+    weights = fingerprint({"main": network})
+    adapted = AdaptedSiT(network.float(), spec)
+    generator = torch.Generator().manual_seed(3)
+    for value in adapted.parameters():
+        if value.requires_grad:
+            value.data = torch.randn(value.shape, generator=generator) / 5
+    save_adapter(adapted, out, AdapterFacts("mine", weights, rule, 4, "euler", (1.0, 0.0), spec))
+
+
+def test_an_adapter_stands_beside_the_rule_that_it_says_and_the_unguided(segue, tmp_path, monkeypatch):
+    rule = "cfg:scale=2"
+    save_adapter_of(tmp_path / "mine.safetensors", tmp_path / "guided.safetensors", rule)
+    common = ("distilled", "--model", "mine.safetensors", "--adapter", "guided.safetensors", *PANEL, "--distance-samples", "11")
+    common = (*common, "--samples", "10", "--steps", "2", "--out", "rows.jsonl")
+    segue(*common, "--into", "pages")
+    rows = read_rows(tmp_path / "rows.jsonl")
+    base = Engine.from_pretrained(tmp_path / "mine.safetensors", device="cpu")
+    adapted = Engine.from_pretrained(tmp_path / "mine.safetensors", adapter=tmp_path / "guided.safetensors", device="cpu")
+    (origin,) = origins(rows, networks_of(base))
+    assert (origin.networks, origin.kind, origin.name) == (networks_of(adapted), DISTILLED, rule)
+    judged = {(row.case.partition(",")[0], row.variant) for row in rows if " by textures" in row.metric}
+    assert judged == {(networks_of(base), "none"), (networks_of(base), rule), (networks_of(adapted), "none")}
+    scales = {(row.case.partition(",")[0], row.variant): row.value for row in rows if row.metric == "effective scale"}
+    assert scales[networks_of(base), "none"] == 1 and scales[networks_of(base), rule] == pytest.approx(2, abs=1e-4)
+    assert scales[networks_of(adapted), "none"] != 1  # along the direction of the network without it
+    assert [row.n for row in rows if row.suite == "distilled"] == [11, 11]
+    page = (tmp_path / "pages" / "distilled.md").read_text()
+    assert (
+        f"| exact `{rule}` | 10 |" in page
+        and "| distance of none | 11 |" in page
+        and "| its adapter, unguided | 1.00x" not in page
+    )
+    monkeypatch.setattr(Engine, "sample", None)
+    segue(*common)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_objectives_are_trained_and_scored_by_the_command(segue, tmp_path, monkeypatch):
+    save_model(randomize(SiT(TINY_SPEC), 0), tmp_path / "tiny.safetensors")
+    monkeypatch.setattr("segue.bench.quality.source_samples.source_samples", lambda *arguments: leaves(20))
+    lengths = ("--train-steps", "2", "--batch-size", "3", "--samples", "10", "--steps", "2", "--seeds", "1")
+    common = (
+        "training",
+        "--from",
+        "tiny.safetensors",
+        "--objective",
+        "none",
+        "--judge",
+        "colours",
+        "-g",
+        "cfg:scale=2",
+        *lengths,
+    )
+    segue(*common, "--out", "rows.jsonl", "--into", "pages", "--device", "cpu")
+    (origin,) = origins(read_rows(tmp_path / "rows.jsonl"))
+    assert (origin.name, origin.steps, origin.facts["learning_rate"]) == ("none", 2, 3e-4)
+    assert (tmp_path / "runs" / "reproduction" / "training" / "none-seed-0.safetensors").is_file()
+    said = segue("training", "--objective", "sgg", "--device", "cpu", code=2).stderr
+    assert "unknown objective 'sgg'; there are: none, uncond, layer-skip, branch, separate, segmented" in said
 
 
 @pytest.mark.parametrize(
