@@ -73,12 +73,22 @@ class LaunchedProcesses(Processes):
         self._accelerator.wait_for_everyone()
 
 
+def launched() -> int:
+    """How many processes a launcher started for this run, by the variable that it sets."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def speaks() -> bool:
+    """Whether this process is the first of them, before they are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def training_processes(device: str) -> Processes:
     """The processes that were launched for this run, by the variables that launchers set.
 
     Raises ``ValueError`` where several were launched and accelerate is not installed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return Processes(device)
     try:
         import accelerate  # noqa: F401

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segue.engine.rules.integers import parse_integers
+
+from . import run_options as r
+from .run_options import LENGTH, MACHINE, NETWORK, OBJECTIVE, default_device, given, option
 from .showing import show_run
 
 if TYPE_CHECKING:
@@ -13,118 +17,103 @@ if TYPE_CHECKING:
     from .loop import Trainer
     from .run_folder import Start
 
-NETWORK, OBJECTIVE, LENGTH, MACHINE = "Network and data", "Objective", "Length and optimiser", "Machine"
-
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for weights, state and log.")],
+    out: Annotated[Path, option("--out", help="Folder for weights, state and log.")],
     recipe: Annotated[
-        str | None,
-        typer.Option(help="herbarium (default) or herbarium-64, -weak, -classifier, -judge."),
+        str | None, option("--recipe", help="herbarium (default) or herbarium-64, -weak, -classifier, -judge.")
     ] = None,
-    resume: Annotated[
-        bool | None, typer.Option("--resume/--fresh", help="Continue the run in the folder / replace it.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="What to train on; default the herbarium.", rich_help_panel=NETWORK)] = None,
+    resume: r.ResumeOption = None,
+    data: Annotated[str | None, option("--data", panel=NETWORK, help="What to train on; default the herbarium.")] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Cut images to squares of so many pixels.", rich_help_panel=NETWORK)
+        int | None, option("--image-size", panel=NETWORK, help="Cut images to squares of so many pixels.")
     ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip", help="Mirror every second image by chance.", rich_help_panel=NETWORK)
-    ] = None,
+    flip: Annotated[bool | None, option("--flip", panel=NETWORK, help="Mirror every second image by chance.")] = None,
     tier: Annotated[
         str | None,
-        typer.Option(help="Superclasses: levels of folders above the class, or a column; 0: none.", rich_help_panel=NETWORK),
+        option("--tier", panel=NETWORK, help="Superclasses: levels of folders above the class, or a column; 0: none."),
     ] = None,
     start: Annotated[
-        str | None,
-        typer.Option("--from", help="A checkpoint or bundled model that the weights start from.", rich_help_panel=NETWORK),
+        str | None, option("--from", panel=NETWORK, help="A checkpoint or bundled model that the weights start from.")
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="Of an official checkpoint: dit, sit or repa.", rich_help_panel=NETWORK)
+        str | None, option("--family", panel=NETWORK, help="Of an official checkpoint: dit, sit or repa.")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(help="Attention heads of a checkpoint of no published width.", rich_help_panel=NETWORK)
+        int | None, option("--heads", panel=NETWORK, help="Attention heads of a checkpoint of no published width.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="A published size and a patch, as in S/2; default the recipe's.", rich_help_panel=NETWORK)
+        str | None, option("--size", panel=NETWORK, help="A published size and a patch, as in S/2; default the recipe's.")
     ] = None,
-    exit_layer: Annotated[int | None, typer.Option(help="Blocks before an early-exit head.", rich_help_panel=NETWORK)] = None,
+    exit_layer: Annotated[int | None, option("--exit-layer", panel=NETWORK, help="Blocks before an early-exit head.")] = None,
     trained: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--train",
+            panel=NETWORK,
             help="What is trained: all, or of labels, biases, norms, times, modulation, attention, mlp, heads.",
-            rich_help_panel=NETWORK,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What the network is called.", rich_help_panel=NETWORK)] = None,
+    name: Annotated[str | None, option("--name", panel=NETWORK, help="What the network is called.")] = None,
     weak: Annotated[
         str | None,
-        typer.Option(
-            "--objective",
-            help="Weak signal: none, uncond, layer-skip, branch, separate or segmented (SGG).",
-            rich_help_panel=OBJECTIVE,
+        option(
+            "--objective", panel=OBJECTIVE, help="Weak signal: none, uncond, layer-skip, branch, separate or segmented (SGG)."
         ),
     ] = None,
     weight: Annotated[
         float | None,
-        typer.Option(help="W of the extrapolation; default as published. Scale 1 / (1 - W).", rich_help_panel=OBJECTIVE),
+        option("--weight", panel=OBJECTIVE, help="W of the extrapolation; default as published. Scale 1 / (1 - W)."),
     ] = None,
     power: Annotated[
-        float | None, typer.Option(help="W grows with progress to this power; 0: it does not.", rich_help_panel=OBJECTIVE)
+        float | None, option("--power", panel=OBJECTIVE, help="W grows with progress to this power; 0: it does not.")
     ] = None,
     tau: Annotated[
-        float | None, typer.Option(help="Noise level between the two signals of segmented.", rich_help_panel=OBJECTIVE)
+        float | None, option("--tau", panel=OBJECTIVE, help="Noise level between the two signals of segmented.")
     ] = None,
     high: Annotated[
-        float | None, typer.Option(help="Noise level above which no weak signal acts.", rich_help_panel=OBJECTIVE)
+        float | None, option("--high", panel=OBJECTIVE, help="Noise level above which no weak signal acts.")
     ] = None,
-    skip_layers: Annotated[str | None, typer.Option(help="Blocks of layer-skip, as in 7,8.", rich_help_panel=OBJECTIVE)] = None,
+    skip_layers: Annotated[
+        str | None, option("--skip-layers", panel=OBJECTIVE, help="Blocks of layer-skip: 7,8 or 7-9.")
+    ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="paper, or released: as the published code does.", rich_help_panel=OBJECTIVE)
+        str | None, option("--mode", panel=OBJECTIVE, help="paper, or released: as the published code does.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="extrapolated, or inverse: of guidance that is built in.", rich_help_panel=OBJECTIVE)
+        str | None, option("--target", panel=OBJECTIVE, help="extrapolated, or inverse: of guidance that is built in.")
     ] = None,
-    path: Annotated[str | None, typer.Option(help="linear or cosine.", rich_help_panel=OBJECTIVE)] = None,
-    time: Annotated[str | None, typer.Option(help="log-normal or uniform.", rich_help_panel=OBJECTIVE)] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", rich_help_panel=LENGTH)] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="End after this much training time; 0: no limit.", rich_help_panel=LENGTH)
-    ] = None,
+    path: Annotated[str | None, option("--path", panel=OBJECTIVE, help="linear or cosine.")] = None,
+    time: Annotated[str | None, option("--time", panel=OBJECTIVE, help="log-normal or uniform.")] = None,
+    steps: r.StepsOption = None,
+    minutes: r.MinutesOption = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per step, of all processes together.", rich_help_panel=LENGTH)
+        int | None, option("--batch-size", panel=LENGTH, help="Images per step, of all processes together.")
     ] = None,
-    micro_batches: Annotated[
-        int | None,
-        typer.Option(help="Parts of a batch, whose gradients are added up; default one a process.", rich_help_panel=LENGTH),
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=LENGTH)] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps up to the peak.", rich_help_panel=LENGTH)] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.", rich_help_panel=LENGTH)] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of the average of the weights.", rich_help_panel=LENGTH)] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=LENGTH)] = None,
-    exit_weight: Annotated[float | None, typer.Option(help="Of the loss of early-exit heads.", rich_help_panel=LENGTH)] = None,
+    micro_batches: r.MicroBatchesOption = None,
+    learning_rate: r.LearningRateOption = None,
+    warmup: r.WarmupOption = None,
+    weight_decay: Annotated[float | None, option("--weight-decay", panel=LENGTH, help="Of AdamW.")] = None,
+    ema: r.EMAOption = None,
+    clip: Annotated[float | None, option("--clip", panel=LENGTH, help="Largest norm of the gradient.")] = None,
+    exit_weight: Annotated[float | None, option("--exit-weight", panel=LENGTH, help="Of the loss of early-exit heads.")] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Share of samples trained without their label.", rich_help_panel=LENGTH)
+        float | None, option("--dropout", panel=LENGTH, help="Share of samples trained without their label.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the network, the data and the noise.", rich_help_panel=LENGTH)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; default cuda if there is one.", rich_help_panel=MACHINE)
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 (autocast) or float32.", rich_help_panel=MACHINE)] = None,
+    seed: r.SeedOption = None,
+    device: r.DeviceOption = None,
+    dtype: r.DtypeOption = None,
     compile: Annotated[
-        bool | None, typer.Option(help="torch.compile the network; needs a C++ compiler.", rich_help_panel=MACHINE)
+        bool | None, option("--compile/--no-compile", panel=MACHINE, help="torch.compile the network; needs a C++ compiler.")
     ] = None,
     graph: Annotated[
-        bool | None, typer.Option(help="On a CUDA device, capture the step as a graph.", rich_help_panel=MACHINE)
+        bool | None, option("--graph/--no-graph", panel=MACHINE, help="On a CUDA device, capture the step as a graph.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that make batches.", rich_help_panel=MACHINE)] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
-    snapshot_every: Annotated[int | None, typer.Option(help="Steps between weights that are kept; 0: none.")] = None,
-    preview_every: Annotated[int | None, typer.Option(help="Steps between sheets of pictures; 0: none.")] = None,
-    vae: Annotated[Path | None, typer.Option(help="VAE that decodes the previews of latents.")] = None,
+    workers: Annotated[int | None, option("--workers", panel=MACHINE, help="Processes that make batches.")] = None,
+    checkpoint_every: r.CheckpointOption = None,
+    snapshot_every: r.SnapshotOption = None,
+    preview_every: Annotated[int | None, option("--preview-every", help="Steps between sheets of pictures; 0: none.")] = None,
+    vae: Annotated[Path | None, option("--vae", help="VAE that decodes the previews of latents.")] = None,
 ) -> None:
     """Train a network: on the herbarium, on pictures in folders, on latents, on IDX files.
 
@@ -140,75 +129,39 @@ def train(
 
     segue train --data latents --from SiT-XL-2.pt --family sit --train labels,biases,norms --out runs/tuned
     """
-    given: dict[str, Any] = {
-        "steps": steps,
-        "minutes": minutes,
-        "batch_size": batch_size,
-        "micro_batches": micro_batches,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "weight_decay": weight_decay,
-        "ema": ema,
-        "clip": clip,
-        "exit_weight": exit_weight,
-        "trained": trained,
-        "seed": seed,
-        "device": device or _default_device(),
-        "dtype": dtype,
-        "compile": compile,
-        "graph": graph,
-        "workers": workers,
-        "checkpoint_every": checkpoint_every,
-        "snapshot_every": snapshot_every,
-        "preview_every": preview_every,
-    }
-    options = {
-        "data": data,
-        "image_size": image_size,
-        "flip": flip,
-        "tier": tier,
-        "from": start,
-        "family": family,
-        "heads": heads,
-        "size": size,
-        "exit_layer": exit_layer,
-        "name": name,
-    }
-    chosen = {
-        "weak": weak,
-        "weight": weight,
-        "power": power,
-        "tau": tau,
-        "high": high,
-        "layers": None if skip_layers is None else _layers(skip_layers),
-        "mode": mode,
-        "target": target,
-        "path": path,
-        "time": time,
-    }
-    objective = {key: value for key, value in chosen.items() if value is not None}
-    given["objective"] = objective or None
-    network = {key: value for key, value in options.items() if value is not None}
-    settings = {key: value for key, value in given.items() if value is not None}
+    settings = given(
+        steps=steps,
+        minutes=minutes,
+        batch_size=batch_size,
+        micro_batches=micro_batches,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        ema=ema,
+        clip=clip,
+        exit_weight=exit_weight,
+        trained=trained,
+        seed=seed,
+        device=device or default_device(),
+        dtype=dtype,
+        compile=compile,
+        graph=graph,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        snapshot_every=snapshot_every,
+        preview_every=preview_every,
+    )
+    layers = None if skip_layers is None else tuple(parse_integers(skip_layers))
+    signal = {"weak": weak, "weight": weight, "power": power, "tau": tau, "high": high, "layers": layers}
+    if objective := given(**signal, mode=mode, target=target, path=path, time=time):
+        settings["objective"] = objective
+    network = given(data=data, image_size=image_size, flip=flip, tier=tier, family=family, heads=heads, size=size)
+    network |= given(exit_layer=exit_layer, name=name) | ({} if start is None else {"from": start})
     if resume:
         trainer = _resumed(out, recipe, network, settings, dropout, vae)
     else:
         trainer = _begun(out, recipe, network, settings, dropout, vae, "new" if resume is None else "fresh")
     raise typer.Exit(show_run(trainer, vae))
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    """Blocks as in ``7,8``; ``ValueError`` for anything else."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--skip-layers takes whole numbers as in 7,8, got {text!r}") from None
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _begun(
@@ -225,6 +178,7 @@ def _begun(
 
     from .loop import Trainer
     from .preview import check_previews
+    from .processes import launched
     from .recipes import get_recipe
     from .settings import TrainSettings
     from .specs import fitted, sized
@@ -254,7 +208,7 @@ def _begun(
         values["dropout"] = values["dropout"] | {"everything": dropout}
     if not spec.parents:
         values["dropout"] = values["dropout"] | {"species": 0.0}
-    made = TrainSettings.from_dict(values | {"micro_batches": _processes()} | settings)
+    made = TrainSettings.from_dict(values | {"micro_batches": launched()} | settings)
     check_previews(spec, made.preview_every, vae)
     if made.objective.weak != "none":
         scale = f"{made.objective.effective_scale:.3g}"
@@ -333,15 +287,9 @@ def _refuse_without_from(network: dict[str, Any]) -> None:
             raise ValueError(f"--{name} is of a checkpoint, and there is no --from; got {network[name]!r}")
 
 
-def _processes() -> int:
-    import os
-
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _say(text: str) -> None:
     """A line on stderr, by the first process of a run."""
-    import os
+    from .processes import speaks
 
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         typer.echo(text, err=True)

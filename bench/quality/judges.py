@@ -1,6 +1,5 @@
 """Judges by name: classifiers of the herbarium, features without weights, networks trained on ImageNet, and any callable."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from segue.models.classifiers import load_classifier
 from segue.models.fingerprint import fingerprint
 
 from ..correctness import full_single
+from ..named_callable import named_callable
 from ..scores.extractors import Extractor, RandomConvolutions, colour_statistics
 from ..scores.imagenet_extractors import efficientnet_lite0, timm_extractor, torchvision_extractor
 from ..scores.judge import Judge
@@ -86,22 +86,7 @@ def _found(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (colon and module and attribute):
         raise ValueError(f"there is no judge {name!r}; accepted: {ACCEPTED}")
-    return _imported(name, module, attribute)
-
-
-def _imported(name: str, module: str, attribute: str) -> Any:
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:  # whatever a foreign module raises
-        raise ValueError(f"the judge {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"the judge {name!r} is not there: {module} has no {attribute}")
-        found = getattr(found, part)
-    found = found() if isinstance(found, type) else found
-    if not callable(found):
-        raise ValueError(f"the judge {name!r} must be callable, got {type(found).__name__}")
-    return found
+    return named_callable(name, "judge")
 
 
 def _on(device: torch.device, extractor: Extractor) -> Extractor:

@@ -1,7 +1,7 @@
 """``segue score``: from options to rows, and the tables of them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,8 +103,13 @@ def draws_leaves(engine: Engine) -> bool:
 
 def default_texts(engine: Engine, say: Callable[[str], None]) -> list[str]:
     """The rules that the model has numbers for, without those that need a network which the engine does not hold."""
+    return possible(default_rules(engine.spec), engine, say)
+
+
+def possible(names: Iterable[str], engine: Engine, say: Callable[[str], None]) -> list[str]:
+    """Those of ``names`` that the engine's networks allow; the others are named with the reason."""
     texts = []
-    for name in default_rules(engine.spec):
+    for name in names:
         try:
             engine.plan(parse_rule(name, engine.spec).guidance)
         except ValueError as error:

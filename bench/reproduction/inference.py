@@ -25,7 +25,7 @@ from ..telemetry import environment
 from .durations import SUITE, rows_and_durations, timed
 from .inference_page import COMMAND, TITLE, inference_content
 from .page import Content, check_folder, write_page
-from .rule_list import SEGMENTED, SWITCHES, OwnRule, own_rule, possible, switched
+from .rule_list import SEGMENTED, SWITCHES, OwnRule, comparable, own_rule, switched
 from .scored_rules import ScoredRules
 from .switch_picture import draw_switch
 
@@ -113,7 +113,7 @@ def reproduce_inference(
     chooser, judges = default_roles(roles, engine).named(engine)
     samples = roles.panel.samples(engine) if real is None else real
     common = {"real": samples, "environment": where, "path": out, "limit": limit, "echo": echo}
-    names = possible(engine, echo)
+    names = comparable(engine, echo)
     searching = Scorer(engine, (chooser,), trial=search, **common)
     judging = Scorer(engine, judges, trial=trial, effective=True, **common)
     comparison = Comparison(engine, names, searching, judging, switches)

@@ -7,6 +7,7 @@ from typing import Any
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import NamedRule, ParsedRule, default_rules, parse_rule
 
+from ..quality.score_command import possible
 from ..quality.scoring import Scorer
 from ..quality.tuning import UNGUIDED, Searchable, Tunable, tune
 from .interval_cfg import NAME as INTERVAL
@@ -25,18 +26,10 @@ class OwnRule:
     text: str
 
 
-def possible(engine: Engine, say: Callable[[str], None]) -> list[str]:
+def comparable(engine: Engine, say: Callable[[str], None]) -> list[str]:
     """Those of :data:`NAMES` that the engine's networks allow; the others are named with the reason."""
-    found = []
-    for name in NAMES:
-        try:
-            if name != INTERVAL:
-                engine.plan(parse_rule(name, engine.spec).guidance)
-        except ValueError as error:
-            say(f"{name} is left out: {error}")
-        else:
-            found.append(name)
-    return found
+    allowed = {INTERVAL, *possible([name for name in NAMES if name != INTERVAL], engine, say)}
+    return [name for name in NAMES if name in allowed]
 
 
 def searchable(name: str, engine: Engine) -> Searchable | None:

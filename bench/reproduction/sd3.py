@@ -19,6 +19,7 @@ from segue.engine.rules.preset_numbers import preset_name
 from segue.engine.rules.presets import KINDS, ParsedRule, parse_rule
 
 from ..allocator import DEFAULT
+from ..named_callable import named_callable
 from ..quality.rows import held_rows
 from ..quality.time_limit import OutOfTimeError, TimeLimit
 from ..quality.trial import networks_of
@@ -32,7 +33,7 @@ from ..timing import once
 from .durations import rows_and_durations, timed
 from .inference import show
 from .page import check_folder
-from .scorers import PictureScorer, named_scorer, scores_of
+from .scorers import PictureScorer, scores_of
 from .sd3_page import COMMAND, SUITE, TITLE, sd3_content
 
 # slg with a colon is skip-layer guidance alone; the name alone is Stability's sum with CFG
@@ -213,7 +214,7 @@ def reproduce_sd3(
     if seed < 0 or batch < 1:
         raise ValueError(f"seed must be at least 0 and batch at least 1, got {seed} and {batch}")
     found = read_prompts(prompts, count)
-    named = {name: named_scorer(name) for name in scorers}
+    named = {name: named_callable(name, "scorer") for name in scorers}
     check_rows_writable(out)
     check_writable(images, folder=True)
     device = resolve_device(source.device)

@@ -243,7 +243,7 @@ def test_published_rules_are_the_default_and_what_there_is_not_is_said(segue, pi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--scorer", "stub_scores"), "a scorer is module:function, which takes images and prompts; got 'stub_scores'"),
+        (("--scorer", "stub_scores"), "a scorer is named as module:function, got 'stub_scores'"),
         (("--scorer", "stub_scores:other"), "stub_scores has no other"),
         (("--scorer", "stub_scores:nothing"), "must be callable, got int"),
         (("--count", "2"), "count must lie between 1 and 1"),
