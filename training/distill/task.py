@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from segue.models.wrapped_modules import unwrapped
 
+from ..task import Drawn, NetworkTask
 from .spec import DistillSpec
 from .teacher import Teacher
 from .trajectories import Velocity, draw_pairs
-
-Drawn = tuple[Tensor, ...]
 
 
 class Student(Protocol):
@@ -34,7 +33,7 @@ class Student(Protocol):
         """Write the adapter of a student."""
 
 
-class DistillTask:
+class DistillTask(NetworkTask):
     """One student, one teacher; see :class:`.spec.TrajectorySpec` for the states.
 
     All of a step depends on what is drawn for it and on the weights then.
@@ -49,12 +48,6 @@ class DistillTask:
 
     def network(self) -> nn.Module:
         return self.student.network()
-
-    def companion(self) -> None:
-        return None
-
-    def companion_losses(self, companion: nn.Module, drawn: Drawn) -> dict[str, Tensor]:
-        raise ValueError("a distillation has no network beside its student")
 
     def draw(self, x0: Tensor, labels: Tensor, generator: torch.Generator, progress: float = 0.0) -> Drawn:
         """Unit noise x0 [B, C, H, W] and labels [B] as they are, calls [B, k] int64, who leads [B] bool, scale [B].
@@ -120,8 +113,8 @@ class DistillTask:
         output = model(scale * states, time, *conditions)[:, : states.shape[1]].to(states.dtype)
         return m * states + n * output
 
-    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        self.student.write(network, path, metadata)
+    def write(self, network: nn.Module, path: Path, header: Mapping[str, str]) -> None:
+        self.student.write(network, path, header)
 
 
 def _level_weights(spec: DistillSpec, teacher: Teacher, effects: Sequence[float]) -> np.ndarray:
