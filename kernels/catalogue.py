@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, corrections, embed, fp8, gather, mlp, philox, qkv, readout
+from . import adaln, attention, combine, embed, fp8, gather, gram, mlp, philox, qkv, readout
 from .catalogue_sizes import SIZES, Size
 
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
@@ -335,8 +335,10 @@ def _updates(size: Size) -> Iterator[Case]:
         outputs = make.single(2, samples, size.tokens, size.outputs)
         return outputs, make.single(samples, 2, size.channels), (0, 1), size.patch, *size.latent[2:]
 
-    def correction(make: Factory, states: int, scalars: int) -> tuple[Tensor, ...]:
-        return *(make.single(*size.latent) for _ in range(states)), *(make.single(samples) for _ in range(scalars))
+    def states(make: Factory, outputs: int = 0) -> tuple:
+        """What adaptive projection looks at: a prediction, its difference from another, the state, an average."""
+        factors = (make.single(samples, outputs, 4),) if outputs else ()
+        return (1,), *factors, *(make.single(*size.latent) + 1 for _ in range(4))
 
     def noise(make: Factory) -> tuple:
         return make.counters(samples), make.counters(samples), elements
@@ -349,7 +351,6 @@ def _updates(size: Size) -> Iterator[Case]:
         traffic, work = combine.bytes_moved(*counts), combine.flops(*counts)
         yield case(combine, "solver_update", size, operands, traffic, work, variant=variant)
     yield case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
-    for operation, states, scalars in (("cfg_zero_star", 2, 1), ("rescale", 2, 1), ("adaptive_projection", 3, 4)):
-        arguments = partial(correction, states=states, scalars=scalars)
-        counts = (samples, elements, operation)
-        yield case(corrections, operation, size, arguments, corrections.bytes_moved(*counts), corrections.flops(*counts))
+    for operation, outputs in (("moments", 0), ("linear_combination", 2)):
+        counts = samples, elements, 4, outputs
+        yield case(gram, operation, size, partial(states, outputs=outputs), gram.bytes_moved(*counts), gram.flops(*counts))

@@ -93,9 +93,8 @@ CONTRACTS: dict[str, Contract] = {
     "gather_modulation": exact("copies"),
     "combine_branches": rounding("a product and a sum per branch in fp32, fused or not"),
     "solver_update": rounding("products and sums in fp32, fused or not"),
-    "cfg_zero_star": rounding("sums over a sample in fp32, in blocks; two roundings of the result", by_sample=True),
-    "rescale": rounding("deviations about block means, merged in fp32; one factor for a sample", by_sample=True),
-    "adaptive_projection": rounding("sums over a sample in fp32, in blocks; the average sums three terms", by_sample=True),
+    "moments": rounding("sums in fp32, in blocks; products about block means, merged in fp32", by_sample=True),
+    "linear_combination": rounding("a product and a sum per state in fp32, fused or not"),
     "normal_noise": rounding("the same Philox words to the bit, then logarithm, root, sine and cosine in fp32"),
 }
 

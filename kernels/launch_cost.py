@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import adaln, attention, combine, corrections, embed, fp8, gather, mlp, philox, qkv, readout
+from . import adaln, attention, combine, embed, fp8, gather, gram, mlp, philox, qkv, readout
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -118,14 +118,19 @@ def _branches(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     return _memory(moved, f"{branches} x {samples} x {elements}")
 
 
-def _passes(operands: dict[int, int]) -> Callable[[Launch, dict[str, Any]], LaunchCost]:
-    """A pass of a correction that moves so many operands of the state's size, by rule."""
+def _states(outputs: Callable[[dict[str, Any]], int]) -> Callable[[Launch, dict[str, Any]], LaunchCost]:
+    """A pass over a few states of the sample's size, that leaves so many of them."""
 
     def cost(launch: Launch, given: dict[str, Any]) -> LaunchCost:
-        samples, elements = launch.grid[1], given["elements"]
-        return _memory(4 * samples * elements * operands[given["RULE"]], f"{samples} x {elements}")
+        samples, elements, count = launch.grid[1], given["elements"], given["COUNT"]
+        return _memory(gram.bytes_moved(samples, elements, count, outputs(given)), f"{count} x {samples} x {elements}")
 
     return cost
+
+
+def _merged(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    """What the blocks left is small and lies in L2."""
+    return _memory(0, f"{launch.grid[1]} x {given['blocks']} blocks")
 
 
 def _philox(launch: Launch, given: dict[str, Any]) -> LaunchCost:
@@ -145,8 +150,8 @@ COSTS: dict[str, Callable[[Launch, dict[str, Any]], LaunchCost]] = {
     "modulation_kernel": _modulation,
     "solver_kernel": _solver,
     "branches_kernel": _branches,
-    # sums read c and u, the projection its average too, which it writes; the result is made of what each rule needs again
-    "sums_kernel": _passes({corrections.ZERO_STAR: 2, corrections.RESCALE: 2, corrections.PROJECTION: 4}),
-    "apply_kernel": _passes({corrections.ZERO_STAR: 3, corrections.RESCALE: 2, corrections.PROJECTION: 3}),
+    "block_moments_kernel": _states(lambda given: 0),
+    "merge_moments_kernel": _merged,
+    "linear_combination_kernel": _states(lambda given: given["OUTPUTS"]),
     "philox_kernel": _philox,
 }

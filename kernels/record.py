@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from . import adaln, combine, corrections, differentiable, embed, fp8, gather, mlp, philox, qkv, readout
+from . import adaln, combine, differentiable, embed, fp8, gather, gram, mlp, philox, qkv, readout
 from .attention import attention, attention_triton, perturbed_attention
 
 
@@ -42,9 +42,8 @@ class Kernels:
     gather_modulation: Callable = gather.gather_modulation
     combine_branches: Callable = combine.combine_branches
     solver_update: Callable = combine.solver_update
-    cfg_zero_star: Callable = corrections.cfg_zero_star
-    rescale: Callable = corrections.rescale
-    adaptive_projection: Callable = corrections.adaptive_projection
+    moments: Callable = gram.moments
+    linear_combination: Callable = gram.linear_combination
     normal_noise: Callable = philox.normal_noise
 
 
@@ -87,9 +86,8 @@ TRITON = Kernels(
     gather_modulation=gather.gather_modulation_triton,
     combine_branches=combine.combine_branches_triton,
     solver_update=combine.solver_update_triton,
-    cfg_zero_star=corrections.cfg_zero_star_triton,
-    rescale=corrections.rescale_triton,
-    adaptive_projection=corrections.adaptive_projection_triton,
+    moments=gram.moments_triton,
+    linear_combination=gram.linear_combination_triton,
     normal_noise=philox.normal_noise_triton,
 )
 OPERATIONS = tuple(entry.name for entry in fields(Kernels))

@@ -11,9 +11,7 @@ from segue.models.spec import ModelSpec
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
-from ..rules.correction import AdaptiveProjection
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
-from ..rules.per_sample import shared
 from ..rules.presets import RuleLike
 from .plan import Plan, checked_size
 from .schedule import Schedule
@@ -102,7 +100,7 @@ def _plans(
     solvers = [solver for _, solver in runs]
     for rule, solver in zip(rules, solvers, strict=True):
         _check_terms(rule, specs)
-        check_learned_variance(solver, spec, _zero_steps(rule))
+        check_learned_variance(solver, spec, rule.zero_steps)
     for solver in solvers:
         if any(solver is not other for other in solvers) and solver.begin() is not None:
             raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
@@ -130,9 +128,8 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"])
     steps = np.array([row.step for row in rows])
     weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
-    if reference is not None and isinstance(rule.correction, AdaptiveProjection):
-        _check_above_zero(rule, sigmas[:-1], weights[:, reference - 1])
-    weights[: _zero_steps(rule)] = 0.0
+    _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
+    weights[: rule.zero_steps] = 0.0
     warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
     return Plan(
         guidance=rule,
@@ -141,16 +138,12 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         sigmas=np.array([row.sigma for row in rows]),
         steps=steps,
         weights=weights[steps],
-        silent=steps < _zero_steps(rule),
+        silent=steps < rule.zero_steps,
         evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
         table=table,
         warnings=tuple(warnings),
         **common,
     )
-
-
-def _zero_steps(rule: Guidance) -> int:
-    return shared(rule.correction.zero_steps) if rule.correction else 0
 
 
 def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
@@ -228,10 +221,11 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
 
 
 def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
-    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
-    if (weights[sigmas == 0] != 0).any():
+    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0.  weights [steps, ...]."""
+    clean = [correction for correction in guidance.corrections if correction.space == "x0"]
+    if clean and ((sigmas == 0)[:, None] & ((weights != 0) | clean[0].alone)).any():
         raise ValueError(
-            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
+            f"{clean[0]} acts on clean estimates, which at level 0 are the sample itself in every branch: "
             "give its term Window.sigma(0, 1), which begins above"
         )
 

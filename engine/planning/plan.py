@@ -14,7 +14,8 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
-from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
+from ..rules.correction import CallLevels, Correction
+from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
@@ -66,7 +67,7 @@ class Plan:
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
-    reference: int | None  # the branch that the rule's correction acts on, if it acts on one
+    reference: int | None  # the branch that corrections of the rule act on, if any does
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
@@ -146,9 +147,20 @@ class Plan:
         return plain_rules(self.guidance)
 
     @property
-    def correction(self) -> Correction | None:
-        """That of the rule; of samples' rules the first, all are of one kind."""
-        return self.rules[0].correction
+    def corrections(self) -> tuple[Correction, ...]:
+        """Those of the rule; of samples' rules the first's, all are of the same kinds."""
+        return self.rules[0].corrections
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a call depends on those before by more than the state: by kept directions, or by a correction."""
+        return bool(self.kept) or any(correction.has_memory for correction in self.corrections)
+
+    @property
+    def call_levels(self) -> CallLevels:
+        """Where the calls stand, for numbers that corrections have of each."""
+        ends = self.parameterization.snap(self.schedule.array())[1:]
+        return CallLevels(self.sigmas, ends[self.steps], self.steps, len(ends))
 
     @property
     def reused(self) -> np.ndarray:
@@ -237,9 +249,10 @@ class Plan:
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
-        """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
-        if self.correction and self.reference is None and (len(live) > 1 or self.kept):
-            return True
+        """Whether the outputs of the live branches are needed one by one: for kept directions, and for corrections."""
+        for correction in self.corrections:
+            if not correction.needs_reference and (correction.alone or len(live) > 1 or self.kept):
+                return bool(live)
         return any(i == self.reference or i in self.kept for i in live)
 
     @cached_property

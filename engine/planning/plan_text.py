@@ -46,6 +46,7 @@ def plan_text(plan: "Plan") -> str:
     lines = [heading(plan)]
     for line in cells:
         lines.append("  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
+    lines += [f"then: {correction}" for correction in plan.corrections]
     lines += [*legend(plan), cost_text(plan)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)

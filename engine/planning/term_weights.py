@@ -6,9 +6,7 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from ..rules.correction import OptimizedScale
 from ..rules.guidance import COND, Branch, Guidance
-from ..rules.per_sample import shared
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
@@ -60,12 +58,15 @@ def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
 
 
 def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps: int) -> list[str]:
-    """A correction that has nothing to correct, and one that leaves no step with a velocity."""
-    correction, warnings = guidance.correction, []
-    if correction and len(branches) == 1:
-        warnings.append(f"{correction} corrects what terms add, and the rule has none that add: it changes nothing")
-    if correction and shared(correction.zero_steps) >= steps:
-        warnings.append(f"{correction} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
+    """Corrections that have nothing to correct, and one that leaves no step with a velocity."""
+    warnings = [
+        f"{correction} corrects what terms add, and the rule has none that add: it changes nothing"
+        for correction in guidance.corrections
+        if len(branches) == 1 and not correction.alone
+    ]
+    if guidance.zero_steps >= steps:
+        (silent,) = (correction for correction in guidance.corrections if correction.zero_steps)
+        warnings.append(f"{silent} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
     return warnings
 
 
@@ -116,19 +117,21 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
 
     Raises ``ValueError`` for a correction that does not fit the terms or the network.
     """
-    correction = guidance.correction
-    if correction is None or not correction.needs_reference:
+    corrections = [correction for correction in guidance.corrections if correction.needs_reference]
+    if not corrections:
         return None
+    correction = corrections[0]
     others = [i for i, branch in enumerate(branches) if branch.condition != "cond"]
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
-    if isinstance(correction, OptimizedScale) and (spec.prediction == "epsilon" or spec.path == "cosine"):
-        found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
-        raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
+    for correction in corrections:
+        if correction.space == "velocity" and (spec.prediction == "epsilon" or spec.path == "cosine"):
+            found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
+            raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
-        raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")
+        raise ValueError(f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them")
     if any(term.refresh > 1 for term in terms):
-        raise ValueError(f"{correction} needs {branches[others[0]]} at every call, and the rule reuses its directions")
+        raise ValueError(f"{corrections[0]} needs {branches[others[0]]} at every call, and the rule reuses its directions")
     return others[0]

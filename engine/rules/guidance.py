@@ -5,10 +5,11 @@ A term names a branch ``k`` (which condition, which network), a weight over the 
 delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sample of the batch: ``CFG([2.0, 4.0])``.
 """
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Literal, cast
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from segue.kernels.attention import PERTURBATIONS
 from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .call_scale import CALL, CallScale
+from .correction import FREQUENCIES, Correction
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
@@ -185,36 +187,30 @@ class Term:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
-
-    ``name``: of the rule whose text it is, with the fields as options.
-    ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
-    ``has_memory``: it depends on the calls before.
-    """
-
-    name = ""
-    needs_reference = True
-    has_memory = False
-    zero_steps = cast("int | tuple[int, ...]", 0)
-
-    def __str__(self) -> str:
-        numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
-        return f"{type(self).__name__} ({numbers})"
-
-
 @dataclass(frozen=True, repr=False)
 class Guidance:
-    """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
+    """A sum of terms on top of the conditional prediction, then perhaps corrections; no terms is unguided sampling.
+
+    ``corrections`` follow one another, each kind once, in the order of their places (see :mod:`.correction`).
+    """
 
     terms: tuple[Term, ...] = ()
-    correction: Correction | None = None
+    corrections: tuple[Correction, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "terms", tuple(self.terms))
-        if not isinstance(self.correction, Correction | None) or type(self.correction) is Correction:
-            raise TypeError(f"a correction is made by Rescale, CFGZeroStar or APG, got {self.correction!r}")
+        object.__setattr__(self, "corrections", tuple(self.corrections))
+        for correction in self.corrections:
+            if not isinstance(correction, Correction) or type(correction) is Correction:
+                raise TypeError(f"a correction is made by functions such as Rescale, CFGZeroStar or APG, got {correction!r}")
+        for first, second in itertools.pairwise(self.corrections):
+            if second.place < first.place:
+                raise ValueError(f"{first} acts on what {second} leaves: add {second.name} before {first.name}")
+        for first, second in itertools.combinations(self.corrections, 2):
+            if type(first) is type(second):
+                raise ValueError(f"a rule holds a correction once, got {first} and {second}")
+            if first.place == second.place == FREQUENCIES:
+                raise ValueError(f"a rule cuts the frequencies of a direction once, got {first} and {second}")
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
@@ -223,8 +219,7 @@ class Guidance:
     @property
     def samples(self) -> int | None:
         """For how many samples the rule has numbers of their own; None where all share them."""
-        holders = [term.weight for term in self.terms] + ([self.correction] if self.correction else [])
-        return common_count(map(samples_of, holders))
+        return common_count(map(samples_of, [*(term.weight for term in self.terms), *self.corrections]))
 
     def of_sample(self, sample: int) -> "Guidance":
         """The rule of one sample of the batch, with one number wherever this has one for each."""
@@ -236,7 +231,7 @@ class Guidance:
 
     def _picked(self, samples: int | slice) -> "Guidance":
         terms = tuple(replace(term, weight=picked(term.weight, samples)) for term in self.terms)
-        return Guidance(terms, picked(self.correction, samples) if self.correction else None)
+        return Guidance(terms, tuple(picked(correction, samples) for correction in self.corrections))
 
     def __repr__(self) -> str:
         return f"<Guidance {shown_rule(self)}>"
@@ -244,9 +239,12 @@ class Guidance:
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
-        if self.correction and other.correction:
-            raise ValueError(f"a rule holds one correction, got {self.correction} and {other.correction}")
-        return Guidance(self.terms + other.terms, self.correction or other.correction)
+        return Guidance(self.terms + other.terms, self.corrections + other.corrections)
+
+    @property
+    def zero_steps(self) -> int:
+        """How many of the first steps have no velocity, of a rule whose numbers all samples share."""
+        return max((shared(correction.zero_steps) for correction in self.corrections), default=0)
 
     def needs_schedule(self) -> str:
         """What in the rule has no meaning at one noise level alone, only along a schedule; empty if nothing."""
@@ -257,8 +255,9 @@ class Guidance:
                 return f"the delta {shown(term.weight.delta)}"
             if term.refresh > 1:
                 return f"the reuse of directions for {term.refresh} calls"
-        if self.correction and (self.correction.has_memory or any(np.atleast_1d(self.correction.zero_steps))):
-            return f"the correction {self.correction}"
+        for correction in self.corrections:
+            if correction.needs_schedule:
+                return f"the correction {correction}"
         return ""
 
     def within(self, window: Window | str) -> "Guidance":
@@ -400,5 +399,4 @@ def _segment(rule: Guidance, window: Window) -> Guidance:
     confined = rule.within(window)
     if not window.is_empty:
         return confined
-    correction = rule.correction
-    return Guidance((), None if correction is None or correction.needs_reference else correction)
+    return Guidance((), tuple(correction for correction in rule.corrections if not correction.needs_reference))

@@ -27,9 +27,20 @@ NAMES = {
     "ag": Named("Autoguidance", ("weight",), (*_TERM, "model")),
     "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), ("refresh",)),
     "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), ("refresh",)),
-    "rescale": Named("rescaled deviation", ("phi",), correction=True),
     "zero-star": Named("optimized scale", (), ("zero_steps",), correction=True),
     "apg": Named("adaptive projection", ("momentum", "radius", "eta"), correction=True),
+    "tcfg": Named("tangential damping", correction=True),
+    "mambo": Named("magnitude damping", (), ("alpha",), correction=True),
+    "power-law": Named("power law", (), ("alpha",), correction=True),
+    "beta": Named("normalised, by a beta density", (), ("a", "b", "gamma"), correction=True),
+    "adg": Named("angle domain", (), ("max_angle",), correction=True),
+    "fdg": Named("frequencies decoupled", ("low",), ("levels",), correction=True),
+    "fresca": Named("frequencies scaled", (), ("low", "high", "cutoff"), correction=True),
+    "fbg": Named("feedback", (), ("pi", "start", "peak", "most"), correction=True),
+    "rescale": Named("rescaled deviation", ("phi",), correction=True),
+    "renorm": Named("capped norm", (), ("rho",), correction=True),
+    "energy": Named("preserved energy", (), ("phi",), correction=True),
+    "higs": Named("history guidance", ("weight",), ("alpha", "low", "high", "eta", "cutoff"), correction=True),
 }
 
 

@@ -10,7 +10,8 @@ from .window import Window, segments
 
 if TYPE_CHECKING:
     from .batch import Rules
-    from .guidance import Correction, Guidance, Term  # which show themselves with this module
+    from .correction import Correction
+    from .guidance import Guidance, Term  # which show themselves with this module
 
 PERTURBING = {  # names of rules by the perturbation of their weak branch
     "skip": "slg",
@@ -84,8 +85,7 @@ def _described(rule: "Guidance") -> tuple[str, str]:
     texts = [named_text(whole[0], whole[1].items())] if whole else []
     for term, part in zip(terms, parts, strict=True) if not whole else ():
         texts.append(f"<{term.branch}>" if part is None else named_text(part[0], part[1].items()))
-    if rule.correction is not None:
-        texts.append(_correction_text(rule.correction))
+    texts += map(_correction_text, rule.corrections)
     return " + ".join(texts) or "none", unnamed
 
 

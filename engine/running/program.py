@@ -35,8 +35,8 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``correction``
-    is the kind, not its numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
+    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``corrections``
+    are their kinds, not their numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
     ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
@@ -47,7 +47,7 @@ class ProgramKey:
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
     kept: tuple[int, ...]
-    correction: type
+    corrections: tuple[tuple, ...]
     stochastic: bool
     learned_variance: bool
     earlier: int
@@ -62,10 +62,10 @@ class ProgramKey:
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
-        kind = type(plan.correction)
-        rule = plan.branches, masks, plan.kept, kind
-        kinds = plan.stochastic, plan.learned_variance, plan.earlier
-        return cls(batch, not plan.samples, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
+        kinds = tuple(correction.kind for correction in plan.corrections)
+        rule = plan.branches, masks, plan.kept, kinds
+        solver = plan.stochastic, plan.learned_variance, plan.earlier
+        return cls(batch, not plan.samples, plan.height, plan.width, *rule, *solver, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
