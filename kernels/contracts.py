@@ -80,6 +80,9 @@ CONTRACTS: dict[str, Contract] = {
         "identity and skip to the bit; the blur is attention of the mean query, itself rounded; image identity: scores and "
         "softmax in fp32, probabilities rounded to meet v"
     ),
+    "attention_lse": rounding("attention of the same backend; maximum and logarithm of the sum in fp32"),
+    "merge_normalized": rounding("shares of the parts, extrapolation and norms in fp32, one rounding of the result"),
+    "normalized_attention": rounding("attentions over parts of the keys, rounded before they are joined, then merge_normalized"),
     "linear": rounding("PyTorch's own product"),
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),
@@ -103,6 +106,8 @@ CONTRACTS: dict[str, Contract] = {
 OF_BACKENDS: dict[tuple[str, str], Contract] = {
     ("attention", "sdpa"): rounding("cuDNN's, flash or efficient attention: as our own, in another order of keys"),
     ("attention", "xformers"): rounding("flash attention: as our own, in another order of keys"),
+    ("attention_lse", "sdpa"): rounding("the statistics of that backend of attention, in fp32"),
+    ("attention_lse", "xformers"): rounding("the statistics of that backend of attention, in fp32"),
     ("linear_gated_residual", "deferred"): rounding("the product rounded as in reference; the residual norm adds it in fp32"),
     ("linear_gelu", "cublaslt"): rounding("the epilogue computes the tanh form of GELU on the fp32 sum"),
     ("fp8_linear", "scaled_mm"): rounding("partial sums of the tensor cores are promoted to fp32 every few products"),

@@ -31,6 +31,7 @@ _MODULES = {
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
     "segue.engine.rules.guidance": (
         "CFG",
+        "NAG",
         "SGG",
         "AutoGuidance",
         "Branch",

@@ -30,6 +30,7 @@ from segue.engine.records.sample_run import SampleRun as SampleRun
 from segue.engine.rules.correction import APG as APG, CFGZeroStar as CFGZeroStar, Rescale as Rescale
 from segue.engine.rules.guidance import (
     CFG as CFG,
+    NAG as NAG,
     SGG as SGG,
     AutoGuidance as AutoGuidance,
     Branch as Branch,

@@ -18,7 +18,7 @@ from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
 from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
-from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
@@ -87,6 +87,8 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
+    "tau": parse_numbers,
+    "alpha": parse_numbers,
     "phi": parse_numbers,
     "zero_steps": parse_each(parse_integer),
     "momentum": parse_numbers,
@@ -94,7 +96,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "eta": parse_numbers,
     "model": str,
 }
-PER_SAMPLE = ("scale", "weight", "delta", "phi", "zero_steps", "momentum", "radius", "eta")  # a tuple is one for each sample
+PER_SAMPLE = ("scale", "weight", "delta", "tau", "alpha", "phi", "zero_steps", "momentum", "radius", "eta")  # a tuple is one for each sample
 
 # --- rules -----------------------------------------------------------------------------------------------------------
 
@@ -125,6 +127,7 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
     "exit": EarlyExit,
     "ag": AutoGuidance,
+    "nag": NAG,
     "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     "rescale": Rescale,
