@@ -12,10 +12,10 @@ from ..rules.per_sample import shared
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
-    """The conditional branch, then those that any of ``rules`` guides by, then the text of a NAG."""
+    """The conditional branch, then those that any of ``rules`` guides by, then the text of a NAG that acts."""
     rules = tuple(rules)
     guiding = dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
-    return COND, *guiding, *([NEGATIVE_TEXT] if any(rule.attention for rule in rules) else [])
+    return COND, *guiding, *([NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else [])
 
 
 def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -42,6 +42,12 @@ class NormalizedAttention:
         samples_of(self)  # raises where the numbers are for different batches
 
     @property
+    def acts(self) -> bool:
+        """Whether it changes anything for any sample, at some level."""
+        scale, alpha = (number if isinstance(number, tuple) else (number,) for number in (self.scale, self.alpha))
+        return any(value != 1 for value in scale) and any(alpha) and not self.window.is_empty
+
+    @property
     def numbers(self) -> tuple[float, float, float]:
         """Scale, tau and alpha, which all samples share; those of no guidance where one of them turns it off."""
         scale, tau, alpha = map(shared, (self.scale, self.tau, self.alpha))
