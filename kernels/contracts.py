@@ -106,8 +106,6 @@ CONTRACTS: dict[str, Contract] = {
 OF_BACKENDS: dict[tuple[str, str], Contract] = {
     ("attention", "sdpa"): rounding("cuDNN's, flash or efficient attention: as our own, in another order of keys"),
     ("attention", "xformers"): rounding("flash attention: as our own, in another order of keys"),
-    ("attention_lse", "sdpa"): rounding("the statistics of that backend of attention, in fp32"),
-    ("attention_lse", "xformers"): rounding("the statistics of that backend of attention, in fp32"),
     ("linear_gated_residual", "deferred"): rounding("the product rounded as in reference; the residual norm adds it in fp32"),
     ("linear_gelu", "cublaslt"): rounding("the epilogue computes the tanh form of GELU on the fp32 sum"),
     ("fp8_linear", "scaled_mm"): rounding("partial sums of the tensor cores are promoted to fp32 every few products"),
