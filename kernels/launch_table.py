@@ -281,6 +281,7 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("attention", "fp32"): AttentionLaunch(block_q=16, block_k=16, warps=4, stages=1),
         ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
