@@ -25,16 +25,11 @@ class Nag:
 
 
 def guided(positive: Tensor, negative: Tensor, nag: Nag) -> Tensor:
-    """[B, L, D]: token by token, with the norms of the published code."""
-    out = torch.empty_like(positive)
-    for b in range(len(positive)):
-        for token in range(positive.shape[1]):
-            z, w = positive[b, token], negative[b, token]
-            g = nag.scale[b] * z - (nag.scale[b] - 1) * w
-            ratio = g.abs().sum() / z.abs().sum()
-            g = g * torch.minimum(ratio, nag.tau[b]) / ratio if ratio else g
-            out[b, token] = nag.alpha[b] * g + (1 - nag.alpha[b]) * z
-    return out
+    """[B, L, D]: with the norms of the published code."""
+    scale, tau, alpha = (number[:, None, None] for number in (nag.scale, nag.tau, nag.alpha))
+    g = scale * positive - (scale - 1) * negative
+    ratio = g.norm(p=1, dim=-1, keepdim=True) / positive.norm(p=1, dim=-1, keepdim=True)
+    return alpha * g * torch.minimum(ratio, tau) / ratio + (1 - alpha) * positive
 
 
 def heads_of(attention: StreamAttention, x: Tensor, heads: int) -> list[Tensor]:
