@@ -14,7 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, embed, fp8, gather, gram, mlp, philox, qkv, readout
+from . import (
+    adaln,
+    attention,
+    attention_lse,
+    combine,
+    embed,
+    fp8,
+    gather,
+    gram,
+    mlp,
+    normalized_attention,
+    philox,
+    qkv,
+    readout,
+)
 from .catalogue_sizes import SIZES, Size
 
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
@@ -97,6 +111,8 @@ def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     yield from _beginning(size, dtype)
     yield from _norms(size, dtype)
     yield from _attention(size, dtype)
+    if size.text:
+        yield from _guided_attention(size, dtype)
     yield from _linears(size, dtype)
     yield from _quantised(size, dtype)
     if dtype == torch.bfloat16:  # in which the vendor's row-wise products are given
@@ -212,6 +228,32 @@ def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     if size.single and dtype != torch.float32:
         traffic, arguments = attention.bytes_moved(*counts, 4), partial(split, dtype=torch.float32)
         yield _case(attention, "attention", size, arguments, traffic, work, variant="in fp32", dtype=torch.float32)
+
+
+def _guided_attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
+    """What normalized attention guidance adds: the attention among image tokens with its log-sum-exp, and the merge."""
+    rows, tokens, text, heads, head_dim = size.samples, size.tokens, size.text, size.heads, size.head_dim
+    total = tokens + 2 * text
+
+    def shared(make: Factory) -> tuple[Tensor, ...]:
+        q, k, v = make(3, rows, total, heads, head_dim).transpose(2, 3).unbind()
+        return q, k[:, :, :tokens], v[:, :, :tokens]
+
+    def parts(make: Factory) -> tuple[Tensor, ...]:
+        counts = total, tokens + text, tokens, text
+        each = ((make(rows, count, size.width), make.single(rows, heads, count)) for count in counts)
+        return *(tensor for part in each for tensor in part), make.single(rows, 3).abs() + 1
+
+    counts = rows, heads, total, tokens, head_dim
+    traffic = attention.bytes_moved(*counts, dtype.itemsize) + 4 * rows * heads * total
+    kernel, reference = attention.attention_lse_triton, attention_lse.attention_lse
+    yield Case(
+        "attention_lse", size, kernel, reference, shared, traffic, attention.flops(*counts), dtype=dtype, has_product=True,
+        branches=1,
+    )  # fmt: skip
+    traffic = normalized_attention.bytes_moved(rows, tokens, text, heads, size.width, dtype.itemsize)
+    work = normalized_attention.flops(rows, tokens, text, size.width)
+    yield _case(normalized_attention, "merge_normalized", size, parts, traffic, work, dtype=dtype, branches=1)
 
 
 def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:

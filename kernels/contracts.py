@@ -80,6 +80,11 @@ CONTRACTS: dict[str, Contract] = {
         "identity and skip to the bit; the blur is attention of the mean query, itself rounded; image identity: scores and "
         "softmax in fp32, probabilities rounded to meet v"
     ),
+    "attention_lse": rounding("attention of the same backend; maximum and logarithm of the sum in fp32"),
+    "merge_normalized": rounding("shares of the parts, extrapolation and norms in fp32, one rounding of the result"),
+    "normalized_attention": rounding(
+        "attentions over parts of the keys, rounded before they are joined, then merge_normalized"
+    ),
     "linear": rounding("PyTorch's own product"),
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),

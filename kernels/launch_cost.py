@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import adaln, attention, combine, embed, fp8, gather, gram, mlp, philox, qkv, readout
+from . import adaln, attention, combine, embed, fp8, gather, gram, mlp, normalized_attention, philox, qkv, readout
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -65,8 +65,15 @@ def _attention(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     (rows, heads, queries, head_dim), keys = given["p_q"].shape, given["keys"]
     counts = rows, heads, queries, keys, head_dim
     sizes = f"{rows} x {heads} x {queries} x {head_dim}, {keys} keys"
-    moved = attention.bytes_moved(*counts, given["p_q"].element_size())
+    moved = attention.bytes_moved(*counts, given["p_q"].element_size()) + 4 * rows * heads * queries * given["LSE"]
     return LaunchCost(ATTENTION, attention.flops(*counts), moved, sizes, ((rows * heads, queries, keys, head_dim),))
+
+
+def _merge(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    rows, tokens, text, heads = launch.grid[1], given["tokens"], given["text"], given["HEADS"]
+    width = heads * given["K"]
+    moved = normalized_attention.bytes_moved(rows, tokens, text, heads, width, given["p_out"].element_size())
+    return _memory(moved, f"{rows} x ({tokens} + 2 x {text}) x {width}")
 
 
 def _linear(launch: Launch, given: dict[str, Any]) -> LaunchCost:
@@ -143,6 +150,7 @@ COSTS: dict[str, Callable[[Launch, dict[str, Any]], LaunchCost]] = {
     "quantize_kernel": _quantize,
     "heads_kernel": _heads,
     "attention_kernel": _attention,
+    "merge_kernel": _merge,
     "linear_kernel": _linear,
     "embed_kernel": _embed,
     "readout_kernel": _readout,

@@ -5,7 +5,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from . import adaln, combine, differentiable, embed, fp8, gather, gram, mlp, philox, qkv, readout
-from .attention import attention, attention_triton, perturbed_attention
+from .attention import attention, attention_lse_triton, attention_triton, perturbed_attention
+from .attention_lse import attention_lse
+from .normalized_attention import (
+    merge_normalized,
+    merge_normalized_triton,
+    normalized_attention,
+    normalized_attention_by_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class Kernels:
     joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
+    attention_lse: Callable = attention_lse
+    merge_normalized: Callable = merge_normalized
+    normalized_attention: Callable = normalized_attention
     linear: Callable = mlp.linear
     linear_gelu: Callable = mlp.linear_gelu
     linear_gated_residual: Callable | None = mlp.linear_gated_residual
@@ -74,6 +84,9 @@ TRITON = Kernels(
     joint_heads_norm=qkv.joint_heads_norm_triton,
     attention=attention_triton,
     perturbed_attention=partial(perturbed_attention, attend=attention_triton),
+    attention_lse=attention_lse_triton,
+    merge_normalized=merge_normalized_triton,
+    normalized_attention=partial(normalized_attention_by_parts, attend=attention_lse_triton, merge=merge_normalized_triton),
     linear_gelu=mlp.linear_gelu_triton,
     linear_gated_residual=mlp.linear_gated_residual_triton,
     grouped_linear=mlp.grouped_linear_triton,

@@ -30,6 +30,7 @@ _MODULES = {
     "segue.engine.records.sample_run": ("SampleRun",),
     "segue.engine.rules.guidance": (
         "CFG",
+        "NAG",
         "SGG",
         "AutoGuidance",
         "Branch",

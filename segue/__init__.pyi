@@ -47,6 +47,7 @@ from segue.engine.rules.reference_corrections import (
 )
 from segue.engine.rules.guidance import (
     CFG as CFG,
+    NAG as NAG,
     SGG as SGG,
     AutoGuidance as AutoGuidance,
     Branch as Branch,

@@ -42,6 +42,8 @@ def _check_rule(rule: Guidance) -> Guidance:
         raise ValueError(f"a guider has one number for all samples, and the rule has numbers for {rule.samples} samples")
     if rule.corrections:
         raise ValueError(f"a guider adds terms up, and the rule has the correction {rule.corrections[0]}")
+    if rule.attention:
+        raise ValueError("a guider combines predictions, and NAG acts inside the attention: segue.attach takes it")
     for term in rule.terms:
         network = term.branch.network
         skips = term.branch.condition == "cond" and isinstance(network, Perturb) and network.kind == "skip"

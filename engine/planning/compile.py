@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from segue.kernels.normalized_attention import NEUTRAL
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
-from ..rules.guidance import Branch, Exit, Guidance, Perturb
+from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
+from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
-from .plan import Plan, checked_size
+from .plan import ALPHA, Plan, checked_size
 from .schedule import Schedule
 from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
@@ -130,7 +132,11 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
     _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
     weights[: rule.zero_steps] = 0.0
-    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
+    attention, oddities = attention_numbers(rule.attention, sigmas[:-1])
+    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps) + oddities
+    evaluated = evaluated_calls(weights[steps], refresh_intervals(rule, branches))
+    if NEGATIVE_TEXT in branches:
+        evaluated[:, branches.index(NEGATIVE_TEXT) - 1] = attention[steps, ALPHA] != 0
     return Plan(
         guidance=rule,
         schedule=schedule,
@@ -139,7 +145,8 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         steps=steps,
         weights=weights[steps],
         silent=steps < rule.zero_steps,
-        evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
+        evaluated=evaluated,
+        attention=attention[steps],
         table=table,
         warnings=tuple(warnings),
         **common,
@@ -177,9 +184,15 @@ def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
         weights=stacked("weights", 0.0),
         evaluated=stacked("evaluated", False),
         silent=stacked("silent", True),
+        attention=np.stack([_lasting(plan.attention, longest.calls) for plan in plans]),
         warnings=warnings,
         samples=tuple(plans),
     )
+
+
+def _lasting(attention: np.ndarray, calls: int) -> np.ndarray:
+    """Numbers of NAG for so many calls, those of no guidance after the last of their own."""
+    return np.concatenate([attention, np.tile(NEUTRAL, (calls - len(attention), 1))])
 
 
 def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:
@@ -195,6 +208,8 @@ def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> 
 def _check_terms(rule: Guidance, specs: Mapping[str, ModelSpec]) -> None:
     """Raise ``ValueError`` for a term that the networks cannot follow."""
     spec = specs["main"]
+    if rule.attention and not spec.text_tokens:
+        raise ValueError(f"NAG guides by a negative prompt inside the attention to text, and {spec.name} takes class labels")
     for term in rule.terms:
         _check_branch(term.branch, specs)
         _check_condition(term.branch, spec)

@@ -6,12 +6,14 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from ..rules.guidance import COND, Branch, Guidance
+from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
-    """The conditional branch, then those that any of ``rules`` guides by."""
-    return COND, *dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
+    """The conditional branch, then those that any of ``rules`` guides by, then the text of a NAG that acts."""
+    rules = tuple(rules)
+    guiding = dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
+    return COND, *guiding, *([NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else [])
 
 
 def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -38,11 +40,12 @@ def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigma
 
 def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
-    if not guidance.terms:
+    parts = (*guidance.terms, *guidance.attention)
+    if not parts:
         return []
-    chosen = np.array([term.window.select(step_sigmas) for term in guidance.terms])
+    chosen = np.array([part.window.select(step_sigmas) for part in parts])
     warnings = []
-    for i, j in zip(*np.triu_indices(len(chosen), 1), strict=True):
+    for i, j in zip(*np.triu_indices(len(guidance.terms), 1), strict=True):
         both = int((chosen[i] & chosen[j]).sum())
         first, second = guidance.terms[i], guidance.terms[j]
         if both and first.window != second.window:
@@ -51,7 +54,7 @@ def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     holes = [(int(a) + 2, int(b)) for a, b in zip(guided, guided[1:], strict=False) if b > a + 1]
     warnings += [f"steps {a} to {b} lie between two windows and are unguided" for a, b in holes]
     count = len(step_sigmas)
-    if len(guided) and guided[-1] + 1 < count and all(term.window.kind == "steps" for term in guidance.terms):
+    if len(guided) and guided[-1] + 1 < count and all(part.window.kind == "steps" for part in parts):
         # a recipe written for fewer steps; windows in sigma or fractions end where they are meant to
         warnings.append(f"steps {guided[-1] + 2} to {count} come after the last window and are unguided")
     return warnings
@@ -62,7 +65,7 @@ def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps:
     warnings = [
         f"{correction} corrects what terms add, and the rule has none that add: it changes nothing"
         for correction in guidance.corrections
-        if len(branches) == 1 and not correction.alone
+        if all(branch.is_text for branch in branches[1:]) and not correction.alone
     ]
     if guidance.zero_steps >= steps:
         (silent,) = (correction for correction in guidance.corrections if correction.zero_steps)
@@ -121,7 +124,7 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     if not corrections:
         return None
     correction = corrections[0]
-    others = [i for i, branch in enumerate(branches) if branch.condition != "cond"]
+    others = [i for i, branch in enumerate(branches) if branch.condition != "cond" and not branch.is_text]
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")

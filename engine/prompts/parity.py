@@ -103,7 +103,7 @@ def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: C
     plan = program.plan
     for call, live in enumerate(plan.live):
         program.x.copy_(x)
-        outputs = {i: output.to(x.dtype) for i, output in zip(live, program.branch_outputs(live), strict=True)}
+        outputs = {i: output.to(x.dtype) for i, output in zip(plan.outputs(live), program.branch_outputs(live), strict=True)}
         guided = combine_as_diffusers(plan, call, outputs)
         x = scheduler.step(guided, times[call], x, return_dict=False)[0].to(x.dtype)
         program.call += 1

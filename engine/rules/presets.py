@@ -19,7 +19,7 @@ from ..numeric_input import number_from_text
 from . import guided_corrections as guided
 from . import reference_corrections as reference
 from .call_scale import CALL
-from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
@@ -92,12 +92,13 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
+    "tau": parse_numbers,
     "zero_steps": parse_each(parse_integer),
     "levels": parse_integer,
     "model": str,
     **dict.fromkeys(CORRECTION_NUMBERS, parse_numbers),
 }
-PER_SAMPLE = ("scale", "weight", "delta", "zero_steps", *CORRECTION_NUMBERS)  # a tuple is one for each sample
+PER_SAMPLE = ("scale", "weight", "delta", "tau", "zero_steps", *CORRECTION_NUMBERS)  # a tuple is one for each sample
 
 # --- rules -----------------------------------------------------------------------------------------------------------
 
@@ -128,6 +129,7 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
     "exit": EarlyExit,
     "ag": AutoGuidance,
+    "nag": NAG,
     "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     "zero-star": reference.CFGZeroStar,

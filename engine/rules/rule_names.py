@@ -25,6 +25,7 @@ NAMES = {
     "seg": Named("Blurred-attention guidance", _WEAK, _TERM),
     "exit": Named("Early-exit guidance", ("weight", "layer"), _TERM),
     "ag": Named("Autoguidance", ("weight",), (*_TERM, "model")),
+    "nag": Named("Normalized attention guidance", ("scale",), ("tau", "alpha", "window")),
     "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), ("refresh",)),
     "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), ("refresh",)),
     "zero-star": Named("optimized scale", (), ("zero_steps",), correction=True),

@@ -72,7 +72,7 @@ class Teacher:
 def _check_rule(plan: Plan) -> None:
     if plan.samples:
         raise ValueError("distillation takes one rule, got one with numbers for each sample")
-    if not plan.weights.any() and not plan.corrections:
+    if not plan.evaluated.any() and not plan.corrections:
         raise ValueError(f"the rule {plan.guidance!r} does not guide on these {plan.calls} calls: there is nothing to distill")
     if plan.has_memory:
         raise ValueError(
