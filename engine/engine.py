@@ -22,12 +22,13 @@ from .device import outside_autocast, resolve_device, resolve_dtype
 from .images import latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
-from .planning.plan import Plan, checked_size
+from .planning.plan import Condition, Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
 from .planning.solver_rows import Solver
 from .records.sample_run import SampleRun
 from .rules.batch import RulesLike
+from .rules.drawn import Draw, plain_is_own
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -319,15 +320,17 @@ class Engine(EngineCore):
     def spec(self) -> SiTSpec:
         return self.models["main"].spec
 
-    def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:
-        """Labels [B] for every condition of a plan."""
+    def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[Condition, Tensor]:
+        """Labels [B] for every condition of a plan; of drawn ones those where nothing was chosen."""
         spec, count = self.spec, len(labels)
-        table: dict[str | int, list[int]] = {}
+        table: dict[Condition, list[int]] = {}
         for condition in plan.conditions:
             if condition == "cond":
                 table[condition] = list(labels)
-            elif condition == "uncond":
+            elif condition == "uncond" or (isinstance(condition, Draw) and not plain_is_own(condition)):
                 table[condition] = [spec.null_label] * count
+            elif isinstance(condition, Draw):
+                table[condition] = list(labels)
             elif condition == "parent":
                 table[condition] = [spec.parent_label(label) for label in labels]
             else:

@@ -141,7 +141,7 @@ class GuidedVelocity:
         program, plan = self.program, self.plan
         put(program.call, calls)
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
-        program.combination.forget(fresh)
+        program.forget(fresh)
         self._last = calls
         return plan.live_at(calls, fresh)
 
@@ -170,7 +170,7 @@ class GuidedVelocity:
 
     def remember(self, other: "GuidedVelocity") -> None:
         """Go on where ``other``, with the same plan and batch, has come to."""
-        for mine, theirs in zip(self.program.combination.memory(), other.program.combination.memory(), strict=True):
+        for mine, theirs in zip(self.program.rule_memory(), other.program.rule_memory(), strict=True):
             mine.copy_(theirs)
         self._last = other._last
 

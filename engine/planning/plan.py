@@ -14,11 +14,15 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
+from ..rules.drawn import Chooser, ClassifierReference, Draw
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solver_rows import Solver
+
+
+Condition = str | int | Draw
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Plan:
     reference: int | None  # the branch that the rule's correction acts on, if it acts on one
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
+    classifier_flops: Mapping[ClassifierReference, int | None] = field(default_factory=dict)  # of a sample; None: unknown
     warnings: tuple[str, ...] = field(default=())
     samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
 
@@ -173,9 +178,19 @@ class Plan:
         return tuple(dict.fromkeys(self.live))
 
     @cached_property
-    def conditions(self) -> tuple[str | int, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         """The distinct conditions of the branches; a branch's slot is its condition's index here."""
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
+
+    @cached_property
+    def draws(self) -> tuple[Draw, ...]:
+        """The conditions that are drawn."""
+        return tuple(condition for condition in self.conditions if isinstance(condition, Draw))
+
+    def choosers(self, live: tuple[int, ...]) -> tuple[ClassifierReference, ...]:
+        """The draws whose classifiers are asked in a call."""
+        networks = (self.branches[i].network for i in live)
+        return tuple(network.draw for network in networks if isinstance(network, Chooser))
 
     def coefficients(self) -> np.ndarray:
         """``[..., N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
@@ -200,11 +215,15 @@ class Plan:
 
     def models(self, live: tuple[int, ...]) -> tuple[str, ...]:
         """The networks that run for a live set."""
-        return tuple(dict.fromkeys(self.branches[i].model for i in live))
+        return tuple(dict.fromkeys(self.branches[i].model for i in self._with_rows(live)))
 
     def members(self, live: tuple[int, ...], model: str) -> tuple[int, ...]:
         """The live branches that run through ``model``."""
-        return tuple(i for i in live if self.branches[i].model == model)
+        return tuple(i for i in self._with_rows(live) if self.branches[i].model == model)
+
+    def _with_rows(self, live: tuple[int, ...]) -> tuple[int, ...]:
+        """The live branches that run through a network of the engine: all but classifiers."""
+        return tuple(i for i in live if not isinstance(self.branches[i].network, Chooser))
 
     @cached_property
     def _layouts(self) -> dict[tuple[tuple[int, ...], str], RowLayout]:
@@ -230,6 +249,9 @@ class Plan:
             flops += spec.embed_flops(tokens) + layout.projections(early=self.combines_early(live)) * spec.readout_flops(tokens)
             flops += spec.readout_flops(tokens) if model == "main" and self.learned_variance else 0  # the learned variance
             flops += sum(rows.active * spec.block_flops(layer, tokens) for layer, rows in enumerate(layout.layers))
+            drawn = {slot for slot in layout.conditions if isinstance(self.conditions[slot], Draw)}
+            flops += len(drawn) * spec.modulation_flops()  # that of other conditions is in a table
+        flops += sum(self.classifier_flops[draw] or 0 for draw in self.choosers(live))
         return evaluations, blocks, flops
 
     def combines_early(self, live: tuple[int, ...]) -> bool:
@@ -237,7 +259,9 @@ class Plan:
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
-        """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
+        """Whether the outputs of the live branches are needed one by one: for kept directions, corrections and classifiers."""
+        if self.choosers(live):
+            return True
         if self.correction and self.reference is None and (len(live) > 1 or self.kept):
             return True
         return any(i == self.reference or i in self.kept for i in live)
@@ -266,7 +290,7 @@ class Plan:
         return plan_html(self)
 
 
-def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -> Path:
+def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int) -> Path:
     """A branch as one operation per layer."""
     operations = [FULL] * depth
     if isinstance(branch.network, Exit):
