@@ -167,20 +167,28 @@ def classifier_flops(classifier: str | Logits, spec: ModelSpec, height: int, wid
     """FLOPs of classifying one sample; None where they cannot be counted, as those of a decoder without an engine."""
     if needs_decoder(classifier, spec):
         return None
-    network = named_classifier(classifier) if isinstance(classifier, str) else classifier
-    return traced(network, (spec.channels, height, width))[1]
+    shape = spec.channels, height, width
+    return _named_flops(classifier, shape) if isinstance(classifier, str) else traced(classifier, shape)[1]
 
 
-def traced(network: Logits, shape: tuple[int, int, int]) -> tuple[int | None, int | None]:
+@lru_cache(maxsize=16)
+def _named_flops(name: str, shape: tuple[int, int, int]) -> int | None:
+    return traced(named_classifier(name), shape)[1]
+
+
+def traced(
+    network: Logits, shape: tuple[int, int, int], device: torch.device | None = None
+) -> tuple[int | None, int | None]:
     """Classes and FLOPs of a classifier for one sample of ``shape`` (C, H, W), from shapes alone; None where it needs values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     devices = {parameter.device for parameter in network.parameters()} if isinstance(network, nn.Module) else set()
+    device = device or (devices.pop() if len(devices) == 1 else torch.device("cpu"))
     counter = FlopCounterMode(display=False)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
-            logits = network(torch.zeros(1, *shape, device=devices.pop() if len(devices) == 1 else "cpu"))
+            logits = network(torch.zeros(1, *shape, device=device))
     except Exception:  # foreign code may do anything with a tensor that has no values
         return None, None
     if not isinstance(logits, Tensor) or logits.dim() != 2:

@@ -1,6 +1,6 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .planning.schedule import as_schedule
 from .planning.solver_rows import Solver
 from .records.sample_run import SampleRun
 from .rules.batch import RulesLike
-from .rules.drawn import Draw, plain_is_own
+from .rules.drawn import Draw, plain_condition
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -309,6 +309,9 @@ class Engine(EngineCore):
         state = self._first_state(plan, noise, latents, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, state)
 
+    def estimates_decoder(self) -> Callable[[Tensor], Tensor] | None:
+        return None if self.decoder is None else self.decoder.decoded
+
     def _first_state(self, plan: Plan, noise: Tensor, latents: Tensor | None, count: int) -> Tensor:
         """The sample [B, C, H, W] at the plan's first noise level: the model's prior, or a clean start mixed with noise."""
         noise = self.check_noise(plan, noise, count)
@@ -325,12 +328,13 @@ class Engine(EngineCore):
         spec, count = self.spec, len(labels)
         table: dict[Condition, list[int]] = {}
         for condition in plan.conditions:
-            if condition == "cond":
+            if isinstance(condition, Draw):
+                own = plain_condition(condition) == "cond"
+                table[condition] = list(labels) if own else [spec.null_label] * count
+            elif condition == "cond":
                 table[condition] = list(labels)
-            elif condition == "uncond" or (isinstance(condition, Draw) and not plain_is_own(condition)):
+            elif condition == "uncond":
                 table[condition] = [spec.null_label] * count
-            elif isinstance(condition, Draw):
-                table[condition] = list(labels)
             elif condition == "parent":
                 table[condition] = [spec.parent_label(label) for label in labels]
             else:

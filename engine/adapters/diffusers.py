@@ -81,6 +81,8 @@ def attach(
     further = further_networks(models, spec)
     specs = {"main": spec} | {name: network.spec for name, network in further.items()}
     compile_plan(with_call_scale(guidance, 1.0), linear(28), VELOCITY, specs)  # branches that do not exist are refused here
+    if not dit:
+        refuse_draws(guidance)
     for note in notes:
         warn_caller(note)
     present, shared = attached_to(pipe), SharedForward.of(transformer)

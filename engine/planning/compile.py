@@ -1,16 +1,18 @@
 """Guidance x schedule x solver -> Plan: of all samples alike, of rules of their own, or of whole requests of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from ..argument_names import refuses_unknown
-from ..classifiers import check_classes, classifier_flops
+from ..classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
 from ..rules.correction import AdaptiveProjection
 from ..rules.drawn import ClassifierReference, Draw, RandomCondition
@@ -78,6 +80,16 @@ def compile_batch(
     guidance = as_rules([request.rule for request in requests], specs["main"])
     runs = [(request.schedule, get_solver(request.solver)) for request in requests]
     return _joined(_plans(plain_rules(guidance), runs, specs, height, width), guidance)
+
+
+def with_decoder_flops(plan: Plan, device: torch.device, decode: Callable[[Tensor], Tensor] | None) -> Plan:
+    """``plan`` with the cost of classifiers behind the decoder of an engine's VAE, where one of its rules needs it."""
+    size = plan.spec.channels, plan.height, plan.width
+    counted = dict(plan.classifier_flops)
+    for draw in counted:
+        if decode is not None and needs_decoder(draw.classifier, plan.spec):
+            counted[draw] = traced(resolved_classifier(draw.classifier, plan.spec, device, decode), size, device)[1]
+    return replace(plan, classifier_flops=counted)
 
 
 def plan_part(plan: Plan, samples: slice) -> Plan:

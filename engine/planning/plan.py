@@ -14,7 +14,7 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
-from ..rules.drawn import Chooser, ClassifierReference, Draw
+from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
@@ -187,6 +187,11 @@ class Plan:
         """The conditions that are drawn."""
         return tuple(condition for condition in self.conditions if isinstance(condition, Draw))
 
+    @property
+    def needs_negative(self) -> bool:
+        """Whether samples need a negative prompt: for a branch without condition, or in the place of a drawn one."""
+        return "uncond" in self.conditions or any(plain_condition(draw) == "uncond" for draw in self.draws)
+
     def choosers(self, live: tuple[int, ...]) -> tuple[ClassifierReference, ...]:
         """The draws whose classifiers are asked in a call."""
         networks = (self.branches[i].network for i in live)
@@ -215,13 +220,13 @@ class Plan:
 
     def models(self, live: tuple[int, ...]) -> tuple[str, ...]:
         """The networks that run for a live set."""
-        return tuple(dict.fromkeys(self.branches[i].model for i in self._with_rows(live)))
+        return tuple(dict.fromkeys(self.branches[i].model for i in self.with_rows(live)))
 
     def members(self, live: tuple[int, ...], model: str) -> tuple[int, ...]:
         """The live branches that run through ``model``."""
-        return tuple(i for i in self._with_rows(live) if self.branches[i].model == model)
+        return tuple(i for i in self.with_rows(live) if self.branches[i].model == model)
 
-    def _with_rows(self, live: tuple[int, ...]) -> tuple[int, ...]:
+    def with_rows(self, live: tuple[int, ...]) -> tuple[int, ...]:
         """The live branches that run through a network of the engine: all but classifiers."""
         return tuple(i for i in live if not isinstance(self.branches[i].network, Chooser))
 

@@ -150,9 +150,9 @@ class Chooser:
         return f"classifier {self.draw.classifier_name}"
 
 
-def plain_is_own(draw: Draw) -> bool:
-    """Whether the sample's own label stands in where nothing was chosen; elsewhere no condition does."""
-    return isinstance(draw, ClassifierReference) and draw.form == "ag-swap"
+def plain_condition(draw: Draw) -> str:
+    """The condition that stands in where nothing was chosen: none of CFG's, else the sample's own."""
+    return "uncond" if isinstance(draw, ClassifierReference) and draw.form == "cfg-swap" else "cond"
 
 
 def class_prompts(names: Sequence[str] | str | None, template: str | None) -> ClassPrompts | None:

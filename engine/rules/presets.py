@@ -18,6 +18,7 @@ from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
 from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
+from .gfcg import GFCG, ICG
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
@@ -68,6 +69,16 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def parse_template(text: str) -> str:
+    """A text, in which a space follows every comma."""
+    return ", ".join(piece.strip() for piece in text.split(","))
+
+
 def _shown(option: str, value: Any) -> str:
     """A value for a person to read."""
     if isinstance(value, Window):
@@ -93,6 +104,16 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "radius": parse_numbers,
     "eta": parse_numbers,
     "model": str,
+    "classifier": str,
+    "form": str,
+    "gain": number_from_text,
+    "lag": parse_integer,
+    "source": str,
+    "every": parse_integer,
+    "interval": Window.parse,
+    "temperature": number_from_text,
+    "classes": parse_names,
+    "template": parse_template,
 }
 PER_SAMPLE = ("scale", "weight", "delta", "phi", "zero_steps", "momentum", "radius", "eta")  # a tuple is one for each sample
 
@@ -125,6 +146,8 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
     "exit": EarlyExit,
     "ag": AutoGuidance,
+    "gfcg": GFCG,
+    "icg": ICG,
     "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     "rescale": Rescale,

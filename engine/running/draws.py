@@ -145,6 +145,11 @@ class Draws:
                 self.labels[d].copy_(self.random_table.at(self.kernels, call)[:, d])
                 self.used[d].fill_(1.0)
 
+    def given(self, draw: Any, condition: Any) -> Any:
+        """What rows that record take for a draw at the current call: labels [B], or prompts from the pool ``condition``."""
+        labels = self.labels[self.order.index(draw)].clone()
+        return condition.drawn(labels) if isinstance(condition, PromptPool) else labels
+
     def choose(self, draw: ClassifierReference, state: Tensor, output: Tensor, call: Tensor) -> None:
         """Ask the classifier of a draw about the clean estimates of one branch, for the samples whose own call asks.
 

@@ -274,11 +274,10 @@ class Program:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
         if not live:
             return torch.zeros_like(self.x)
+        if self.plan.choosers(live):
+            return self._chosen_output(live, scale, coefficients)
         if len(self.draws):
-            self.draws.begin(self.call)
-            if self.plan.choosers(live):
-                return self._chosen_output(live, scale, coefficients)
-            coefficients = self.draws.weighed(coefficients, self._slots)
+            coefficients = self.begin_draws(coefficients)
         if self.plan.keeps_apart(live):
             outputs = dict(zip(live, self._branch_outputs(live, scale), strict=True))
             return self.combination.combine(self.x, outputs, coefficients, self.call)
@@ -288,25 +287,29 @@ class Program:
 
     def _chosen_output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor) -> Tensor:
         """As :meth:`_output` of a call that asks classifiers: before the rows of what they choose, or after all (``lag``)."""
-        plan, draws = self.plan, self.draws
-        choosers = plan.choosers(live)
+        plan, choosers = self.plan, self.plan.choosers(live)
+        weighed = self.begin_draws(coefficients)
         later = [i for i in live if plan.branches[i].condition in choosers and not plan.branches[i].condition.lag]
-        rows = [i for i in live if not isinstance(plan.branches[i].network, Chooser)]
+        rows = plan.with_rows(live)
         first, second = (tuple(i for i in rows if (i in later) == late) for late in (False, True))
         outputs = dict(zip(first, self._branch_outputs(first, scale), strict=True))
-        self._choose([draw for draw in choosers if not draw.lag], outputs)
+        self.choose([draw for draw in choosers if not draw.lag], outputs, self.x)
         if second:
-            draws.begin(self.call)
+            weighed = self.begin_draws(coefficients)
             outputs |= zip(second, self._branch_outputs(second, scale), strict=True)
-        ordered = {i: outputs[i] for i in rows}
-        guided = self.combination.combine(self.x, ordered, draws.weighed(coefficients, self._slots), self.call)
-        self._choose([draw for draw in choosers if draw.lag], outputs)
+        guided = self.combination.combine(self.x, {i: outputs[i] for i in rows}, weighed, self.call)
+        self.choose([draw for draw in choosers if draw.lag], outputs, self.x)
         return guided
 
-    def _choose(self, asked: Sequence[ClassifierReference], outputs: Mapping[int, Tensor]) -> None:
-        """Let the classifiers of draws choose by the outputs of the branches that they look at."""
+    def begin_draws(self, coefficients: Tensor) -> Tensor:
+        """Put what was chosen before into the labels of this call, and into its ``coefficients`` [B, branches, C']."""
+        self.draws.begin(self.call)
+        return self.draws.weighed(coefficients, self._slots)
+
+    def choose(self, asked: Sequence[ClassifierReference], outputs: Mapping[int, Tensor], state: Tensor) -> None:
+        """Let the classifiers of draws choose by the outputs of the branches that they look at, at ``state`` [B, C, H, W]."""
         for draw in asked:
-            self.draws.choose(draw, self.x, outputs[self.plan.branches.index(source(draw))], self.call)
+            self.draws.choose(draw, state, outputs[self.plan.branches.index(source(draw))], self.call)
 
     def guided_output(
         self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None, update: StateUpdate | None = None
