@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ ACCEPTED = f"{', '.join(CLASSIFIERS)}, a classifier's {FILE}, timm:NAME, torchvi
 
 
 class ImageNetClassifier(nn.Module):
-    """``network`` on pictures that are resized to ``size`` and normalised by ``mean`` and ``deviation`` (of values in [0, 1])."""
+    """``network`` on pictures resized to ``size`` and normalised by ``mean`` and ``deviation`` (of values in [0, 1])."""
 
     mean: Tensor
     deviation: Tensor
@@ -150,7 +149,8 @@ def check_classes(draw: ClassifierReference, spec: ModelSpec, height: int, width
                 f"{own.name} reads pictures {own.channels} x {own.size} x {own.size}, and the model makes "
                 f"{spec.channels} x {height} x {width}"
             )
-    shape = (PICTURE_CHANNELS, *[getattr(classifier, "size", 64)] * 2) if latents else (spec.channels, height, width)
+    side = int(getattr(classifier, "size", 64))
+    shape = (PICTURE_CHANNELS, side, side) if latents else (spec.channels, height, width)
     found = classifier.spec.num_classes if isinstance(classifier, Classifier) else traced(classifier, shape)[0]
     check_count(draw, spec, found)
 
@@ -176,10 +176,8 @@ def _named_flops(name: str, shape: tuple[int, int, int]) -> int | None:
     return traced(named_classifier(name), shape)[1]
 
 
-def traced(
-    network: Logits, shape: tuple[int, int, int], device: torch.device | None = None
-) -> tuple[int | None, int | None]:
-    """Classes and FLOPs of a classifier for one sample of ``shape`` (C, H, W), from shapes alone; None where it needs values."""
+def traced(network: Logits, shape: tuple[int, int, int], device: torch.device | None = None) -> tuple[int | None, int | None]:
+    """Classes and FLOPs of a classifier for a sample of ``shape`` (C, H, W), from shapes alone; None where it needs values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -201,5 +199,7 @@ def probed(network: Logits, draw: ClassifierReference, spec: ModelSpec, size: tu
     logits = network(torch.zeros(2, spec.channels, *size, device=device))
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the classifier {draw.classifier_name} must give logits [B, classes] of B estimates, got {found} for 2")
+        raise ValueError(
+            f"the classifier {draw.classifier_name} must give logits [B, classes] of B estimates, got {found} for 2"
+        )
     check_count(draw, spec, logits.shape[1])

@@ -178,6 +178,6 @@ class GuidedVelocity:
         """Put the plan and its conditions into a program for a batch like ``x``, ready for :meth:`at_calls`."""
         self._last = None
         self.release()
-        seeds = [0] * len(x)  # the velocity uses no noise
+        seeds = range(len(x))  # the velocity uses no noise; labels that are drawn at random differ by place
         with torch.no_grad():
             self.program = self.engine.prepare(self.plan, self.conditions(self.plan), seeds, x.detach().float())

@@ -41,8 +41,8 @@ class MMDiTRows:
     ):
         """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct pooled texts.
 
-        ``text_tokens`` is the prompt length M, by default the model's.  ``drawn``: slots whose labels [B] int64 every call reads
-        from there, of a :class:`PromptPool` with as many classes as ``classes`` says of the slot.
+        ``text_tokens`` is the prompt length M, by default the model's.  ``drawn``: slots whose labels [B] int64 every call
+        reads from there, of a :class:`PromptPool` with as many classes as ``classes`` says of the slot.
         """
         spec, weight = model.spec, model.final_layer.linear.weight
         spec.check_size(height, width)

@@ -29,6 +29,7 @@ _MODULES = {
     "segue.engine.planning.solvers": ("euler_maruyama",),
     "segue.engine.records.sample_run": ("SampleRun",),
     "segue.engine.rules.correction": ("APG", "CFGZeroStar", "Rescale"),
+    "segue.engine.rules.gfcg": ("GFCG", "ICG"),
     "segue.engine.rules.guidance": (
         "CFG",
         "SGG",

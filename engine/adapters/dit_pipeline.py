@@ -95,8 +95,8 @@ class DiTCall:
         spec = cast(SiTSpec, plan.spec)
         if plan.draws and max(self.labels) >= spec.num_classes:
             raise ValueError(
-                f"the {plan.draws[0]} of a rule is for samples of a class, and the pipeline asks for class {max(self.labels)} of "
-                f"{spec.num_classes}"
+                f"the {plan.draws[0]} of a rule is for samples of a class, and the pipeline asks for class {max(self.labels)} "
+                f"of {spec.num_classes}"
             )
         named = {"cond": list(self.labels), "uncond": [spec.null_label] * len(self.labels)}
         found = {}

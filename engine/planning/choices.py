@@ -73,13 +73,13 @@ def choices_of(plan: "Plan", draw: Draw) -> Choices:
 def without_unchosen(
     weights: np.ndarray, branches: tuple[Branch, ...], levels: np.ndarray, steps: np.ndarray, silent: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The weights [N, K] without rivals that nothing has chosen, and which branches [N, K] run for the sake of choices alone."""
+    """The weights [N, K] without rivals that nothing has chosen, and which branches [N, K] run for choices alone."""
     weights, extra = weights.copy(), np.zeros(weights.shape, dtype=bool)
     for draw in drawn_by_classifiers(branches):
         members = [i - 1 for i, branch in enumerate(branches) if branch.condition == draw]
         made = choices(draw, (weights[:, members] != 0).any(axis=1), draw.interval.select(levels)[steps], silent)
         if not draw.swaps:
-            weights[np.ix_(~made.follows, members)] = 0.0
+            weights[np.ix_(~made.follows, np.array(members))] = 0.0
         extra[:, branches.index(chooser(draw)) - 1] |= made.asked
         if (seen := branches.index(source(draw))) > 0:
             extra[:, seen - 1] |= made.asked

@@ -15,7 +15,7 @@ from ..argument_names import refuses_unknown
 from ..classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
 from ..rules.correction import AdaptiveProjection
-from ..rules.drawn import ClassifierReference, Draw, RandomCondition
+from ..rules.drawn import Draw, RandomCondition
 from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from ..rules.per_sample import shared
 from ..rules.presets import RuleLike

@@ -21,8 +21,7 @@ from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solver_rows import Solver
 
-
-Condition = str | int | Draw
+Condition = Any  # cond, uncond, parent, an integer label or a Draw
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,11 @@ def _weight_cell(branch: "Branch", weights: np.ndarray) -> str:
     draw = branch.condition
     if not isinstance(draw, ClassifierReference) or (draw.swaps and not draw.gain):
         return f" (w {_span(weights)})"
-    return f" (w {_span(weights)} times 1 - p)" if not draw.swaps else f" (w {_span(weights)}, swapped times 1 + {draw.gain:g} (1 - p))"
+    return (
+        f" (w {_span(weights)} times 1 - p)"
+        if not draw.swaps
+        else f" (w {_span(weights)}, swapped times 1 + {draw.gain:g} (1 - p))"
+    )
 
 
 def _numbers(runs: "Sequence[Run]") -> str:
@@ -116,7 +120,11 @@ def legend(plan: "Plan") -> list[str]:
     lines = ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
     for draw, flops in plan.classifier_flops.items():
         work = "operations unknown and not counted" if flops is None else f"{flops_text(flops)} each time"
-        when = "at the call before, and p the share of the own class" if draw.lag else "in the call, and p the share of the own class"
+        when = (
+            "at the call before, and p the share of the own class"
+            if draw.lag
+            else "in the call, and p the share of the own class"
+        )
         lines.append(f"{Chooser(draw)}: {work}; the label is chosen {when}")
     return lines
 

@@ -94,7 +94,9 @@ def refresh_intervals(guidance: Guidance, branches: tuple[Branch, ...]) -> np.nd
         if term.branch.is_conditional:
             continue
         if term.refresh > 1 and isinstance(term.branch.condition, Draw):
-            raise ValueError(f"the {term.branch} changes from call to call: its direction is not reused, got refresh {term.refresh}")
+            raise ValueError(
+                f"the {term.branch} changes from call to call: its direction is not reused, got refresh {term.refresh}"
+            )
         if seen.setdefault(term.branch, term.refresh) != term.refresh:
             first = seen[term.branch]
             raise ValueError(f"two terms on the branch {term.branch} refresh it every {first} and {term.refresh} calls")
@@ -132,7 +134,9 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
         found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
         raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
     if isinstance(branches[others[0]].condition, ClassifierReference):
-        raise ValueError(f"{correction} scales a term by the rule's number, and that of the {branches[others[0]]} is its classifier's")
+        raise ValueError(
+            f"{correction} scales a term by the rule's number, and that of the {branches[others[0]]} is its classifier's"
+        )
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
         raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")

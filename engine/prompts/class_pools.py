@@ -51,7 +51,9 @@ def drawn_prompts(draw: Draw, pool: TextCondition, embeddings: PromptEmbeddings)
     negative prompt that stands in where nothing is chosen.
     """
     if draw.classes is None or not embeddings.texts:
-        raise ValueError(f"a {draw} needs the class of every prompt, and these embeddings came without texts: make them by encode()")
+        raise ValueError(
+            f"a {draw} needs the class of every prompt, and these embeddings came without texts: make them by encode()"
+        )
     plain = embeddings.positive if plain_condition(draw) == "cond" else embeddings.negative
     if plain is None:
         raise ValueError(f"the rule has a {draw} branch, and the embeddings hold no negative prompt")

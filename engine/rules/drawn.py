@@ -103,7 +103,9 @@ class ClassifierReference(Draw):
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
         object.__setattr__(self, "gain", _finite("gain", self.gain, 0.0))
         if self.gain and self.form != "ag-swap":
-            raise ValueError(f"gain is of the form ag-swap, whose weight it raises where labels are swapped, got form {self.form}")
+            raise ValueError(
+                f"gain is of the form ag-swap, whose weight it raises where labels are swapped, got form {self.form}"
+            )
         temperature = _finite("temperature", self.temperature, 0.0)
         if not temperature:
             raise ValueError("temperature must be above 0, got 0")

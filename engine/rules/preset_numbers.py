@@ -56,7 +56,8 @@ def usual_numbers(spec: ModelSpec) -> dict[str, Any]:
     count = max(1, round(spec.depth / LAYERS_PER_SKIPPED))
     first = (spec.depth - count) // 2
     usual["layers"] = tuple(range(first, first + count))
-    usual |= {"classifier": name for name, model in CLASSIFIERS.items() if model == spec.name and name.endswith(GUIDES)}
+    guides = [name for name, model in CLASSIFIERS.items() if model == spec.name and name.endswith(GUIDES)]
+    usual |= {"classifier": guides[0]} if guides else {}
     exits = getattr(spec, "exits", ())
     return usual | ({"layer": exits[0]} if exits else {})
 

@@ -26,7 +26,6 @@ DECIMALS = 12
 SEPARATOR = " | "  # between the rules of samples
 
 
-
 def number_text(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
 

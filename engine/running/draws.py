@@ -19,12 +19,15 @@ from .call_table import CallTable
 OTHER_COUNTER = 1 << 30  # of random labels: apart from the calls that count the solver's noise
 
 
-def chosen_reference(logits: Tensor, own: Tensor, plain: Tensor, swaps: bool, gain: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference [B] int64 of each sample and the factor [B] fp32 of its weight; a reconstruction, see :func:`..rules.gfcg.GFCG`.
+def chosen_reference(
+    logits: Tensor, own: Tensor, plain: Tensor, swaps: bool, gain: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The reference [B] int64 of each sample and the factor [B] fp32 of its weight; a reconstruction after GFCG.
 
-    logits [B, K] of the clean estimates, own [B] int64 their classes, plain [B] int64 what stands in where no rival is likelier;
-    gain, temperature: numbers [].  With ``p`` the softmax of ``logits / temperature`` and ``r`` the likeliest class but the own
-    one: ``r`` and ``1 - p_c``; or where it ``swaps``, ``r`` and ``1 + gain (1 - p_c)`` if ``p_r > p_c``, else ``plain`` and 1.
+    logits [B, K] of the clean estimates, own [B] int64 their classes, plain [B] int64 what stands in where no rival is
+    likelier; gain, temperature: numbers [].  With ``p`` the softmax of ``logits / temperature`` and ``r`` the likeliest class
+    but the own one: ``r`` and ``1 - p_c``; or where it ``swaps``, ``r`` and ``1 + gain (1 - p_c)`` if ``p_r > p_c``, else
+    ``plain`` and 1.
     """
     shares = torch.softmax(logits.float() / temperature, dim=1)
     others = shares.scatter(1, own[:, None], -1.0)
@@ -156,10 +159,10 @@ class Draws:
         state, output [B, C, H, W] fp32, the latter the network's own.
         """
         d = self.order.index(draw)
-        keep, gain = self.estimate_table.at(self.kernels, call)[:, :, None, None, None].unbind(1)
-        logits = self.classifiers[d](torch.addcmul(keep * state, gain, output))
-        numbers = self.own[d], self.plain[d], draw.swaps, *self.numbers[:, d].unbind()
-        label, factor = chosen_reference(logits, *numbers)
+        of_state, of_output = self.estimate_table.at(self.kernels, call)[:, :, None, None, None].unbind(1)
+        logits = self.classifiers[d](torch.addcmul(of_state * state, of_output, output))
+        gain, temperature = self.numbers[:, d].unbind()
+        label, factor = chosen_reference(logits, self.own[d], self.plain[d], draw.swaps, gain, temperature)
         asked = self.asked_table.at(self.kernels, call)[:, d] > 0
         self.chosen[d].copy_(torch.where(asked, label, self.chosen[d]))
         self.factors[d].copy_(torch.where(asked, factor, self.factors[d]))

@@ -289,7 +289,8 @@ class Program:
         """As :meth:`_output` of a call that asks classifiers: before the rows of what they choose, or after all (``lag``)."""
         plan, choosers = self.plan, self.plan.choosers(live)
         weighed = self.begin_draws(coefficients)
-        later = [i for i in live if plan.branches[i].condition in choosers and not plan.branches[i].condition.lag]
+        waiting = {draw for draw in choosers if not draw.lag}
+        later = [i for i in live if plan.branches[i].condition in waiting]
         rows = plan.with_rows(live)
         first, second = (tuple(i for i in rows if (i in later) == late) for late in (False, True))
         outputs = dict(zip(first, self._branch_outputs(first, scale), strict=True))

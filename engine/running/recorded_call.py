@@ -55,7 +55,9 @@ def recorded_call(
         if any(not draw.lag for draw in plan.choosers(live)):
             raise ValueError("a label that is chosen within its call (lag=0) has no gradient: use lag=1, or torch.no_grad()")
         coefficients = program.begin_draws(coefficients)
-        given = [draws.given(name, conditions[name]) if isinstance(name, Draw) else conditions[name] for name in plan.conditions]
+        for slot, condition in enumerate(plan.conditions):
+            if isinstance(condition, Draw):
+                given[slot] = draws.given(condition, given[slot])
     outputs: dict[int, Tensor] = {}
     for model in plan.models(live):
         found = program.rows[model].recorded(networks[model], x, program.times(), given, plan.layout(live, model), scale)
