@@ -3,7 +3,7 @@
 import copy
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -21,7 +21,7 @@ from .argument_names import refuses_unknown
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
-from .planning.compile import compile_plan, plan_part
+from .planning.compile import compile_plan, plan_part, with_decoder_flops
 from .planning.merged_adapter import MergedAdapter
 from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule, resolve_schedule
@@ -108,8 +108,13 @@ class EngineCore:
         return self._told(resolve_plan(self.specs, guidance, steps, schedule, solver, height, width))
 
     def _told(self, plan: Plan) -> Plan:
-        """``plan`` with what is to be said of a rule on top of an adapter."""
+        """``plan`` with what is to be said of a rule on top of an adapter, and with the cost of decoding for a classifier."""
+        plan = with_decoder_flops(plan, self.device, self.estimates_decoder()) if plan.classifier_flops else plan
         return plan if self.adapted is None else self.adapted.warn(plan)
+
+    def estimates_decoder(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes pictures of latents for a classifier; None without a VAE."""
+        return None
 
     def draw_noise(self, plan: Plan, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Unit normal noise [B, C, H, W], one generator per sample, the same numbers on every machine."""
@@ -173,7 +178,7 @@ class EngineCore:
     def _build(self, key: ProgramKey, plan: Plan) -> Program:
         """A new program, in the place of the least recently used one when there are many."""
         self._drop_programs(beyond=self.MAX_PROGRAMS - 1)
-        program = Program(key, plan, self.models, self.device, self.selection.kernels)
+        program = Program(key, plan, self.models, self.device, self.selection.kernels, self.estimates_decoder())
         if self._capture is not None:
             program.use_graphs(self._capture)
         return program

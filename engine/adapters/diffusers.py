@@ -28,7 +28,7 @@ from ..planning.plan import Plan
 from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
-from ..rules.batch import Rules, RulesLike, rules_and_notes, with_call_scale
+from ..rules.batch import Rules, RulesLike, refuse_draws, rules_and_notes, with_call_scale
 from ..rules.guidance import CFG
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
@@ -85,6 +85,8 @@ def attach(
     further = further_networks(models, spec)
     specs = {"main": spec} | {name: network.spec for name, network in further.items()}
     compile_plan(with_call_scale(guidance, 1.0), linear(28), VELOCITY, specs)  # branches that do not exist are refused here
+    if not dit:
+        refuse_draws(guidance)
     for note in notes:
         warn_caller(note)
     present, shared = attached_to(pipe), SharedForward.of(transformer)

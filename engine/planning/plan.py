@@ -15,12 +15,14 @@ from segue.models.spec import ModelSpec
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
 from ..rules.correction import CallLevels, Correction
+from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solver_rows import Solver
 
+Condition = Any  # cond, uncond, parent, an integer label or a Draw
 ALPHA = 2  # the column of ``Plan.attention`` that is 0 where NAG is off
 
 
@@ -76,6 +78,7 @@ class Plan:
     reference: int | None  # the branch that corrections of the rule act on, if any does
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
+    classifier_flops: Mapping[ClassifierReference, int | None] = field(default_factory=dict)  # of a sample; None: unknown
     warnings: tuple[str, ...] = field(default=())
     samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
 
@@ -191,9 +194,24 @@ class Plan:
         return tuple(dict.fromkeys(self.live))
 
     @cached_property
-    def conditions(self) -> tuple[str | int, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         """The distinct conditions of the branches; a branch's slot is its condition's index here."""
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
+
+    @cached_property
+    def draws(self) -> tuple[Draw, ...]:
+        """The conditions that are drawn."""
+        return tuple(condition for condition in self.conditions if isinstance(condition, Draw))
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether samples need a negative prompt: for a branch without condition, or in the place of a drawn one."""
+        return "uncond" in self.conditions or any(plain_condition(draw) == "uncond" for draw in self.draws)
+
+    def choosers(self, live: tuple[int, ...]) -> tuple[ClassifierReference, ...]:
+        """The draws whose classifiers are asked in a call."""
+        networks = (self.branches[i].network for i in live)
+        return tuple(network.draw for network in networks if isinstance(network, Chooser))
 
     def coefficients(self) -> np.ndarray:
         """``[..., N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
@@ -218,22 +236,22 @@ class Plan:
 
     def models(self, live: tuple[int, ...]) -> tuple[str, ...]:
         """The networks that run for a live set."""
-        return tuple(dict.fromkeys(self.branches[i].model for i in live))
+        return tuple(dict.fromkeys(self.branches[i].model for i in self.outputs(live)))
 
     def members(self, live: tuple[int, ...], model: str) -> tuple[int, ...]:
         """The live branches that run through ``model`` and have an output."""
         return tuple(i for i in self.outputs(live) if self.branches[i].model == model)
 
     def outputs(self, live: tuple[int, ...]) -> tuple[int, ...]:
-        """The live branches that have an output: all but a text that is joined to others."""
-        return tuple(i for i in live if not self.branches[i].is_text)
+        """The live branches that have an output: all but a text that is joined to others, and classifiers."""
+        return tuple(i for i in live if not (self.branches[i].is_text or isinstance(self.branches[i].network, Chooser)))
 
     def alone(self, branch: int, live: tuple[int, ...]) -> tuple[int, ...]:
         """The live set that evaluates one branch as ``live`` does: with the text that is joined there, if one is."""
         return (branch, *(i for i in live if self.branches[i].is_text))
 
     def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:
-        """The slot of the text that the rows of a slot meet beside their own: of the conditional rows of the sampled network."""
+        """The slot of the text that the rows of a slot meet beside their own: of conditional rows of the sampled network."""
         if model != "main" or not any(self.branches[i].is_text for i in live):
             return {}
         return {self.conditions.index("cond"): self.conditions.index(NEGATIVE_TEXT.condition)}
@@ -265,6 +283,9 @@ class Plan:
             if layout.joined:
                 joined = enumerate(rows.joined for rows in layout.layers)
                 flops += sum(count * spec.second_text_flops(layer, tokens) for layer, count in joined)
+            drawn = {slot for slot in layout.conditions if isinstance(self.conditions[slot], Draw)}
+            flops += len(drawn) * spec.modulation_flops()  # that of other conditions is in a table
+        flops += sum(self.classifier_flops[draw] or 0 for draw in self.choosers(live))
         return evaluations, blocks, flops
 
     def text_blocks(self, live: tuple[int, ...]) -> int:
@@ -276,7 +297,9 @@ class Plan:
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
-        """Whether the outputs of the live branches are needed one by one: for kept directions, and for corrections."""
+        """Whether the outputs of the live branches are needed one by one: for kept directions, corrections and classifiers."""
+        if self.choosers(live):
+            return True
         for correction in self.corrections:
             if not correction.needs_reference and (correction.alone or len(self.outputs(live)) > 1 or self.kept):
                 return bool(live)
@@ -307,7 +330,7 @@ class Plan:
         return plan_html(self)
 
 
-def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -> Path:
+def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int) -> Path:
     """A branch as one operation per layer."""
     operations = [FULL] * depth
     if isinstance(branch.network, Exit):

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..rules.drawn import Chooser, ClassifierReference
 from ..rules.rule_text import shown_rule
 from .solver_rows import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
+    from ..rules.guidance import Branch
     from .plan import Plan, Run  # which prints itself with this module
 
 FLOPS_UNITS = {9: "GFLOP", 12: "TFLOP", 15: "PFLOP"}
@@ -66,12 +68,29 @@ def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
         first, last = plan.sigmas[calls[0]], plan.sigmas[calls[-1]]
         weights, reused = plan.weights[..., calls, :], plan.reused[calls].any(axis=0)
         names = [str(plan.branches[0])] if live else ["none: the velocity is zero"]
-        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in plan.outputs(live) if i]
+        guiding = [i for i in live[1:] if not plan.branches[i].is_text]
+        names += [f"{plan.branches[i]}{_weight_cell(plan.branches[i], weights[..., i - 1])}" for i in guiding]
         names += [f"{plan.branches[i]} ({_inside(plan.attention[..., calls, :])})" for i in live if plan.branches[i].is_text]
         names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused)]
         levels = f"{first:.4f}-{last:.4f}" if len(calls) > 1 else f"{first:.4f}"
         table.append((_numbers(runs), levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
+
+
+def _weight_cell(branch: "Branch", weights: np.ndarray) -> str:
+    """What a live branch weighs over a run of calls; a classifier, and what only a classifier looks at, weigh nothing."""
+    if isinstance(branch.network, Chooser):
+        return ""
+    if not weights.any():
+        return " (for the classifier)"
+    draw = branch.condition
+    if not isinstance(draw, ClassifierReference) or (draw.swaps and not draw.gain):
+        return f" (w {_span(weights)})"
+    return (
+        f" (w {_span(weights)} times 1 - p)"
+        if not draw.swaps
+        else f" (w {_span(weights)}, swapped times 1 + {draw.gain:g} (1 - p))"
+    )
 
 
 def _numbers(runs: "Sequence[Run]") -> str:
@@ -106,7 +125,16 @@ def _pattern(kinds: Sequence[tuple], first: int) -> tuple[int, int]:
 def legend(plan: "Plan") -> list[str]:
     """A line that says what w is, where a rule has a scale instead."""
     scaled = any(branch.condition != "cond" and branch.network is None for branch in plan.branches)
-    return ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
+    lines = ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
+    for draw, flops in plan.classifier_flops.items():
+        work = "operations unknown and not counted" if flops is None else f"{flops_text(flops)} each time"
+        when = (
+            "at the call before, and p the share of the own class"
+            if draw.lag
+            else "in the call, and p the share of the own class"
+        )
+        lines.append(f"{Chooser(draw)}: {work}; the label is chosen {when}")
+    return lines
 
 
 def cost_text(plan: "Plan") -> str:

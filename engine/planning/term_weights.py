@@ -6,14 +6,17 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
+from ..rules.drawn import ClassifierReference, Draw
 from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance
+from .choices import with_choosers
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
-    """The conditional branch, then those that any of ``rules`` guides by, then the text of a NAG that acts."""
+    """The conditional branch, those that any of ``rules`` guides by, what chooses labels of drawn ones, the text of a NAG."""
     rules = tuple(rules)
     guiding = dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
-    return COND, *guiding, *([NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else [])
+    text = [NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else []
+    return *with_choosers((COND, *guiding)), *text
 
 
 def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -94,6 +97,10 @@ def refresh_intervals(guidance: Guidance, branches: tuple[Branch, ...]) -> np.nd
     for term in guidance.terms:
         if term.branch.is_conditional:
             continue
+        if term.refresh > 1 and isinstance(term.branch.condition, Draw):
+            raise ValueError(
+                f"the {term.branch} changes from call to call: its direction is not reused, got refresh {term.refresh}"
+            )
         if seen.setdefault(term.branch, term.refresh) != term.refresh:
             first = seen[term.branch]
             raise ValueError(f"two terms on the branch {term.branch} refresh it every {first} and {term.refresh} calls")
@@ -124,7 +131,9 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     if not corrections:
         return None
     correction = corrections[0]
-    others = [i for i, branch in enumerate(branches) if branch.condition != "cond" and not branch.is_text]
+    others = [
+        i for i, branch in enumerate(branches) if branch.condition != "cond" and branch.model == "main" and not branch.is_text
+    ]
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
@@ -132,6 +141,10 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
         if correction.space == "velocity" and (spec.prediction == "epsilon" or spec.path == "cosine"):
             found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
             raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
+    if isinstance(branches[others[0]].condition, ClassifierReference):
+        raise ValueError(
+            f"{corrections[0]} scales a term by the rule's number, and that of the {branches[others[0]]} is its classifier's"
+        )
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
         raise ValueError(f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them")

@@ -19,6 +19,7 @@ from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .call_scale import CALL, CallScale
 from .correction import FREQUENCIES, Correction
+from .drawn import Chooser, Draw
 from .normalized_attention import ALPHA, TAU, NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
@@ -88,21 +89,24 @@ class Branch:
     """Which condition goes through which network.
 
     ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass) or an
-    integer label; ``network`` is None (the full network), a :class:`Perturb`, an :class:`Exit` or a :class:`JoinedText`;
-    ``model`` names a network of the engine.
+    integer label, or a :class:`.drawn.Draw` of labels; ``network`` is None (the full network), a :class:`Perturb`, an
+    :class:`Exit`, a :class:`JoinedText`, or a :class:`.drawn.Chooser`, which adds nothing; ``model`` names a network of the
+    engine.
     """
 
-    condition: str | int = "cond"
-    network: Perturb | Exit | JoinedText | None = None
+    condition: str | int | Draw = "cond"
+    network: Perturb | Exit | JoinedText | Chooser | None = None
     model: str = "main"
 
     def __post_init__(self):
         known = "cond, uncond, parent, or an integer label"
-        if not isinstance(self.condition, str):
+        if isinstance(self.condition, Draw):
+            pass
+        elif not isinstance(self.condition, str):
             object.__setattr__(self, "condition", whole_number(self.condition, f"a condition must be {known}"))
         elif self.condition not in ("cond", "uncond", "parent"):
             raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
-        if not isinstance(self.network, Perturb | Exit | JoinedText | None):
+        if not isinstance(self.network, Perturb | Exit | JoinedText | Chooser | None):
             raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
         if not isinstance(self.model, str):
             raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
@@ -124,7 +128,9 @@ class Branch:
         return self.network.layers if isinstance(self.network, Perturb) else ()
 
     def __str__(self) -> str:
-        name = str(self.condition) if isinstance(self.condition, str) else f"label {self.condition}"
+        if isinstance(self.network, Chooser):
+            return str(self.network)
+        name = f"label {self.condition}" if isinstance(self.condition, int) else str(self.condition)
         if isinstance(self.network, Perturb):
             name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
         elif isinstance(self.network, Exit):
@@ -283,6 +289,8 @@ class Guidance:
                 return f"the delta {shown(term.weight.delta)}"
             if term.refresh > 1:
                 return f"the reuse of directions for {term.refresh} calls"
+            if isinstance(term.branch.condition, Draw) and (what := term.branch.condition.needs_schedule()):
+                return what
         for part in self.attention:
             if part.window.kind in ("steps", "fraction"):
                 return f"the window {part.window}"

@@ -19,6 +19,7 @@ from ..numeric_input import number_from_text
 from . import guided_corrections as guided
 from . import reference_corrections as reference
 from .call_scale import CALL
+from .gfcg import GFCG, ICG
 from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
@@ -69,6 +70,16 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def parse_template(text: str) -> str:
+    """A text, in which a space follows every comma."""
+    return ", ".join(piece.strip() for piece in text.split(","))
+
+
 def _shown(option: str, value: Any) -> str:
     """A value for a person to read."""
     if isinstance(value, Window):
@@ -97,6 +108,16 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "levels": parse_integer,
     "model": str,
     **dict.fromkeys(CORRECTION_NUMBERS, parse_numbers),
+    "classifier": str,
+    "form": str,
+    "gain": number_from_text,
+    "lag": parse_integer,
+    "source": str,
+    "every": parse_integer,
+    "interval": Window.parse,
+    "temperature": number_from_text,
+    "classes": parse_names,
+    "template": parse_template,
 }
 PER_SAMPLE = ("scale", "weight", "delta", "tau", "zero_steps", *CORRECTION_NUMBERS)  # a tuple is one for each sample
 
@@ -130,6 +151,8 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "exit": EarlyExit,
     "ag": AutoGuidance,
     "nag": NAG,
+    "gfcg": GFCG,
+    "icg": ICG,
     "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     "zero-star": reference.CFGZeroStar,

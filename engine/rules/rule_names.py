@@ -15,6 +15,8 @@ class Named:
 
 _TERM = ("delta", "window", "refresh")
 _WEAK = ("weight", "layers")
+_CHOICE = ("form", "gain", "lag", "source", "every", "interval", "temperature", "model")
+_CLASSES = ("classes", "template")
 NAMES = {
     "none": Named("Unguided"),
     "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels")),
@@ -26,6 +28,8 @@ NAMES = {
     "exit": Named("Early-exit guidance", ("weight", "layer"), _TERM),
     "ag": Named("Autoguidance", ("weight",), (*_TERM, "model")),
     "nag": Named("Normalized attention guidance", ("scale",), ("tau", "alpha", "window")),
+    "gfcg": Named("Gradient-free classifier guidance", ("weight", "classifier"), (*_CHOICE, *_CLASSES, "delta", "window")),
+    "icg": Named("Independent condition guidance", ("scale",), (*_CLASSES, "delta", "window", "channels")),
     "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), ("refresh",)),
     "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), ("refresh",)),
     "zero-star": Named("optimized scale", (), ("zero_steps",), correction=True),

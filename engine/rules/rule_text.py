@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .call_scale import CALL, CallScale
+from .drawn import ClassifierReference, Draw
+from .drawn_text import WITHOUT_TEXT, Named, Options, drawn_rule
 from .per_sample import each
 from .window import Window, segments
 
@@ -22,12 +24,8 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
     "attention_blur": "seg",
 }
 SEGMENTED = {"slg": "sgg", "exit": "sgg-exit"}  # by the name of the weak rule
-WITHOUT_TEXT = "<function>"  # in the place of a weight that is a function of sigma
 DECIMALS = 12
 SEPARATOR = " | "  # between the rules of samples
-
-Options = dict[str, Any]
-Named = tuple[str, Options]
 
 
 def number_text(value: float) -> str:
@@ -76,11 +74,13 @@ def _described(rule: "Guidance") -> tuple[str, str]:
     terms = [term for term in rule.terms if not term.branch.is_conditional]
     parts, unnamed = [_named(term) for term in terms], ""
     for term, part in zip(terms, parts, strict=True):
-        if part is None:
+        if isinstance(draw := term.branch.condition, ClassifierReference) and not isinstance(draw.classifier, str):
+            unnamed = f"its classifier {draw.classifier_name} is a Python callable, which no text can name"
+        elif part is None:
             unnamed = f"no named rule has the branch {term.branch}" + (" on some channels" if term.channels else "")
         elif WITHOUT_TEXT in part[1].values():
             unnamed = f"the weight of {term.branch} is a function of sigma"
-        elif part[0] == "cfg" and term.weight.function is None and each(part[1]["scale"], _weight) != term.weight.base:
+        elif part[0] in ("cfg", "icg") and term.weight.function is None and each(part[1]["scale"], _weight) != term.weight.base:
             unnamed = f"no scale has the weight {term.weight.base!r}"
     whole = None if unnamed else _segmented(parts)
     texts = [named_text(whole[0], whole[1].items())] if whole else []
@@ -97,7 +97,14 @@ def _named(term: "Term") -> Named | None:
     network: Any = branch.network  # a Perturb where it has layers, else an Exit
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
-    if branch.condition != "cond" and network is None and branch.model == "main":
+    if isinstance(branch.condition, Draw):
+        drawn = drawn_rule(branch.condition, branch.model, None if weight.function else each(weight.base, _scale), value)
+        if network is not None or drawn is None:
+            return None
+        name, options = drawn
+        if term.channels is not None:
+            options["channels"] = term.channels
+    elif branch.condition != "cond" and network is None and branch.model == "main":
         scale = CALL if isinstance(weight.function, CallScale) else WITHOUT_TEXT
         name, options = "cfg", {"scale": scale if weight.function else each(weight.base, _scale)}
         if branch.condition != "uncond":

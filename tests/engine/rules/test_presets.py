@@ -111,7 +111,18 @@ VALUES = {
     "peak": st.floats(0, 1),
     "most": st.floats(1.01, 1e3),
     "rho": st.floats(1, 9),
+    "classifier": st.sampled_from(["herbarium-classifier", "timm:resnet18.a1", "mine.safetensors"]),
+    "gain": st.floats(0, 100),
+    "lag": st.sampled_from([0, 1]),
+    "source": st.sampled_from(["cond", "weak", "uncond"]),
+    "every": st.integers(1, 9),
+    "interval": windows,
+    "temperature": st.floats(0.01, 100),
+    "form": st.just("ag-swap"),
+    "classes": st.just(("an oak", "an elm")),
+    "template": st.sampled_from(["{}", "a leaf of {}, in autumn"]),
 }
+NEEDS = {"gain": "form", "template": "classes"}  # options that mean nothing without another
 
 
 @st.composite
@@ -119,6 +130,7 @@ def named_rules(draw):
     name = draw(st.sampled_from(sorted(KINDS)))
     kind = KINDS[name]
     chosen = [*kind.needed, *(option for option in kind.optional if draw(st.booleans()))]
+    chosen = [option for option in chosen if NEEDS.get(option, option) in chosen]
     return NamedRule(name, tuple((option, draw(VALUES[option])) for option in chosen))
 
 
