@@ -141,7 +141,7 @@ class GuidedVelocity:
         program, plan = self.program, self.plan
         put(program.call, calls)
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
-        program.combination.forget(fresh)
+        program.combination.forget(fresh, program.call)
         self._last = calls
         return plan.live_at(calls, fresh)
 

@@ -16,6 +16,7 @@ from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from ..rules.per_sample import shared
 from ..rules.presets import RuleLike
 from .plan import Plan, checked_size
+from .reuse import branch_reuse, evaluated_calls, reuse_warnings
 from .schedule import Schedule
 from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
@@ -23,9 +24,7 @@ from .term_weights import (
     channel_masks,
     correction_warnings,
     coverage_warnings,
-    evaluated_calls,
     reference_branch,
-    refresh_intervals,
     resolve_weights,
     rule_branches,
 )
@@ -109,7 +108,8 @@ def _plans(
     branches = rule_branches(rules)
     references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
     common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
-    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": _kept(rules, branches)}
+    kept, places = _kept(rules, branches)
+    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": kept, "places": places}
     common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
     made: dict[tuple, Plan] = {}
     plans = []
@@ -133,7 +133,9 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     if reference is not None and isinstance(rule.correction, AdaptiveProjection):
         _check_above_zero(rule, sigmas[:-1], weights[:, reference - 1])
     weights[: _zero_steps(rule)] = 0.0
+    reuse = branch_reuse(rule, branches)
     warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
+    warnings += reuse_warnings(reuse, branches, len(rows))
     return Plan(
         guidance=rule,
         schedule=schedule,
@@ -142,7 +144,8 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         steps=steps,
         weights=weights[steps],
         silent=steps < _zero_steps(rule),
-        evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
+        evaluated=evaluated_calls(weights[steps], reuse),
+        orders=tuple(own.order for own in reuse),
         table=table,
         warnings=tuple(warnings),
         **common,
@@ -153,10 +156,11 @@ def _zero_steps(rule: Guidance) -> int:
     return shared(rule.correction.zero_steps) if rule.correction else 0
 
 
-def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
-    """The branches whose directions the calls of some sample reuse."""
-    longest = np.max([refresh_intervals(rule, branches) for rule in rules], axis=0)
-    return tuple(int(k) + 1 for k in np.flatnonzero(longest > 1))
+def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[tuple[int, ...], int]:
+    """The branches whose directions the calls of some sample reuse, and how many directions of each are kept."""
+    reuse = [branch_reuse(rule, branches) for rule in rules]
+    kept = tuple(k + 1 for k, own in enumerate(zip(*reuse, strict=True)) if not all(one.is_exact for one in own))
+    return kept, max((own[k - 1].order + 1 for own in reuse for k in kept if not own[k - 1].is_exact), default=1)
 
 
 def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:

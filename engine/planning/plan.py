@@ -17,6 +17,7 @@ from ..rules.batch import Rules, check_count, plain_rules
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
+from .reuse import ReuseTables, reuse_tables
 from .schedule import Schedule
 from .solver_rows import Solver
 
@@ -63,9 +64,11 @@ class Plan:
     steps: np.ndarray  # [N] step (from 0) that each call belongs to
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
+    orders: tuple[int, ...]  # [K] of the polynomials that extrapolate kept directions
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
+    places: int  # how many directions of each are kept
     reference: int | None  # the branch that the rule's correction acts on, if it acts on one
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
@@ -186,9 +189,19 @@ class Plan:
         whole = np.where(self.silent, 0.0, 1.0)[..., None, None]
         return np.concatenate([whole - weak.sum(axis=-2, keepdims=True), weak], axis=-2)
 
+    @cached_property
+    def reuse(self) -> ReuseTables:
+        """From which directions ``c - k`` of earlier calls those of a call are extrapolated; of a plan of one rule."""
+        return reuse_tables(self.weights, self.evaluated, self.sigmas, self.orders, self.places)
+
     def reused_weights(self) -> np.ndarray:
-        """``[..., N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
-        return (self.weights * ~self.evaluated)[..., None] * self._channel_factors
+        """``[N, K, places, C']`` weights of directions ``c - k`` that earlier calls kept; of a plan of one rule."""
+        return (self.weights[..., None] * self.reuse.coefficients)[..., None] * self._channel_factors[:, None]
+
+    @property
+    def reused_channels(self) -> int:
+        """C', the last dimension of :meth:`reused_weights`."""
+        return self._channel_factors.shape[1]
 
     @property
     def _channel_factors(self) -> np.ndarray:

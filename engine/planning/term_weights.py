@@ -83,34 +83,6 @@ def channel_masks(rules: Iterable[Guidance], branches: tuple[Branch, ...], chann
     return masks
 
 
-def refresh_intervals(guidance: Guidance, branches: tuple[Branch, ...]) -> np.ndarray:
-    """Every how many calls [K] each branch is evaluated; two terms on one branch must agree."""
-    intervals = np.ones(len(branches) - 1, dtype=np.int64)
-    seen: dict[Branch, int] = {}
-    for term in guidance.terms:
-        if term.branch.is_conditional:
-            continue
-        if seen.setdefault(term.branch, term.refresh) != term.refresh:
-            first = seen[term.branch]
-            raise ValueError(f"two terms on the branch {term.branch} refresh it every {first} and {term.refresh} calls")
-        intervals[branches.index(term.branch) - 1] = term.refresh
-    return intervals
-
-
-def evaluated_calls(weights: np.ndarray, intervals: np.ndarray) -> np.ndarray:
-    """At which calls [N, K] a branch is evaluated: where it has a weight, every ``interval``-th of consecutive such calls.
-
-    The first call after a pause is always among them, so a direction is never older than ``interval - 1`` calls.
-    """
-    evaluated = weights != 0
-    for k, interval in enumerate(intervals):
-        age = 0
-        for call, live in enumerate(weights[:, k] != 0):
-            evaluated[call, k] = live and age % interval == 0
-            age = age + 1 if live else 0
-    return evaluated
-
-
 def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: ModelSpec) -> int | None:
     """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
 
@@ -129,6 +101,6 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
         raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")
-    if any(term.refresh > 1 for term in terms):
+    if not all(term.reuse.is_exact for term in terms):
         raise ValueError(f"{correction} needs {branches[others[0]]} at every call, and the rule reuses its directions")
     return others[0]

@@ -6,7 +6,7 @@ delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sam
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, cast
 
@@ -18,6 +18,7 @@ from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .call_scale import CALL, CallScale
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
+from .reuse import EXACT, Reuse
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
@@ -165,14 +166,14 @@ class Weight:
 class Term:
     """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all).
 
-    ``refresh``: see :meth:`Guidance.reused`.
+    ``reuse``: see :meth:`Guidance.reused`.
     """
 
     branch: Branch
     weight: Weight
     window: Window = EVERYWHERE
     channels: int | None = None
-    refresh: int = 1
+    reuse: Reuse = EXACT
 
     def __post_init__(self):
         if not isinstance(self.branch, Branch):
@@ -180,7 +181,8 @@ class Term:
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
         object.__setattr__(self, "window", as_window(self.window))
-        object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
+        if not isinstance(self.reuse, Reuse):
+            raise TypeError(f"the reuse of a term must be a Reuse, such as Reuse(2), got {self.reuse!r}")
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
 
@@ -255,8 +257,8 @@ class Guidance:
                 return f"the window {term.window}"
             if any(np.atleast_1d(term.weight.delta)):
                 return f"the delta {shown(term.weight.delta)}"
-            if term.refresh > 1:
-                return f"the reuse of directions for {term.refresh} calls"
+            if not term.reuse.is_exact:
+                return f"the reuse of directions, computed {term.reuse},"
         if self.correction and (self.correction.has_memory or any(np.atleast_1d(self.correction.zero_steps))):
             return f"the correction {self.correction}"
         return ""
@@ -282,13 +284,16 @@ class Guidance:
 
         return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
 
-    def reused(self, refresh: int) -> "Guidance":
-        """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
+    def reused(self, refresh: int = 1, *, order: int = 0, calls: Sequence[int] | None = None) -> "Guidance":
+        """The same rule, approximately: directions ``c - k`` are computed at some calls and extrapolated at those between.
 
-        The weights stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
-        ``refresh=1`` is the exact rule.
+        Computed at every ``refresh``-th call, or at ``calls``, which are those of the run counted from 1; ``order`` 0 holds the
+        last direction, 1 is the line in the noise level through the last two, up to 3 (:class:`.reuse.Reuse`).  The weights
+        stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
+        ``refresh=1`` without calls is the exact rule.
         """
-        return replace(self, terms=tuple(replace(term, refresh=refresh) for term in self.terms))
+        reuse = Reuse(refresh, order, None if calls is None else cast("tuple[int, ...]", calls))
+        return replace(self, terms=tuple(replace(term, reuse=reuse) for term in self.terms))
 
 
 Unguided = Guidance

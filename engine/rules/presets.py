@@ -22,7 +22,7 @@ from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLaye
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
-from .rule_text import PERTURBING, named_text, value_text
+from .rule_text import PERTURBING, REUSE, named_text, value_text
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
 
@@ -87,6 +87,8 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
+    "order": parse_integer,
+    "calls": parse_layers,
     "phi": parse_numbers,
     "zero_steps": parse_each(parse_integer),
     "momentum": parse_numbers,
@@ -152,8 +154,8 @@ class NamedRule:
     @property
     def guidance(self) -> Guidance:
         options = dict(self.options)
-        refresh = options.pop("refresh", 1)
-        return KINDS[self.name].build(**options).reused(refresh)
+        reuse = {option: options.pop(option) for option in REUSE if option in options}
+        return KINDS[self.name].build(**options).reused(**reuse)
 
     @property
     def text(self) -> str:

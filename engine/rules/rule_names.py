@@ -13,7 +13,8 @@ class Named:
     correction: bool = False
 
 
-_TERM = ("delta", "window", "refresh")
+_REUSE = ("refresh", "order", "calls")
+_TERM = ("delta", "window", *_REUSE)
 _WEAK = ("weight", "layers")
 NAMES = {
     "none": Named("Unguided"),
@@ -25,8 +26,8 @@ NAMES = {
     "seg": Named("Blurred-attention guidance", _WEAK, _TERM),
     "exit": Named("Early-exit guidance", ("weight", "layer"), _TERM),
     "ag": Named("Autoguidance", ("weight",), (*_TERM, "model")),
-    "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), ("refresh",)),
-    "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), ("refresh",)),
+    "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), _REUSE),
+    "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), _REUSE),
     "rescale": Named("rescaled deviation", ("phi",), correction=True),
     "zero-star": Named("optimized scale", (), ("zero_steps",), correction=True),
     "apg": Named("adaptive projection", ("momentum", "radius", "eta"), correction=True),

@@ -13,8 +13,10 @@ from segue.kernels.record import DIFFERENTIABLE, Kernels
 from ..planning.plan import Plan
 from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 from .call_table import CallTable
+from .reused_directions import ReusedDirections
 
 CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
+WITHOUT_CORRECTION = [float(column == "scale") for column in CORRECTION_COLUMNS]  # of a sample whose run is over
 
 
 def correction_rows(plan: Plan) -> np.ndarray:
@@ -38,7 +40,7 @@ def put(tensor: Tensor, values: np.ndarray) -> None:
 
 
 class Combination:
-    """The device tables and the memory of one program's rule: ``directions`` [kept, B, C, H, W] and ``average``, fp32."""
+    """The device tables and the memory of one program's rule: reused directions and ``average`` [B, C, H, W] fp32."""
 
     def __init__(
         self,
@@ -50,44 +52,43 @@ class Combination:
     ):
         """``table`` makes one of a width; ``shape`` [B, C, H, W] is that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
+        self.reused = ReusedDirections(plan, shape, table, device, kernels)
         self.kind = type(plan.correction)
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}
-        self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
         self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
         self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
-        self.reuse_table = table(len(self.kept) * plan.reused_weights().shape[-1])
-        self.evaluated_table = table(len(self.kept))  # 1 where a call evaluates a kept branch
         self.correction_table = table(len(CORRECTION_COLUMNS))
 
     def load(self, samples: Sequence[Plan]) -> None:
         """Put the numbers of a run into the tables and forget the run before; one plan for all samples, or one for each."""
-        kept = [i - 1 for i in self.kept]
-        self.reuse_table.fill([plan.reused_weights()[:, kept].reshape(plan.calls, -1) for plan in samples])
-        self.evaluated_table.fill([plan.evaluated[:, kept] for plan in samples])
-        self.correction_table.fill([correction_rows(plan) for plan in samples])
+        self.reused.load(samples)
+        self.correction_table.fill([correction_rows(plan) for plan in samples], beyond=WITHOUT_CORRECTION)
         self.fresh.zero_()
         for memory in self.memory():
             memory.zero_()
 
-    def forget(self, samples: np.ndarray) -> None:
-        """Let ``samples`` [B] bool start anew: no average, and directions from the next call, whatever it is.
+    def forget(self, samples: np.ndarray, call: Tensor) -> None:
+        """Let ``samples`` [B] bool start anew at ``call`` [B] int64: no average, and directions from that call on.
 
         That call must evaluate the kept branches that weigh something there; for other samples the tables say what it keeps.
         """
         put(self.fresh, samples)
+        self.reused.start_anew(self.fresh, call)
         if samples.any():
-            for memory in self.memory():
+            for memory in (self.reused.directions, self.average):
                 if memory.numel():
                     memory.masked_fill_(self.fresh[:, None, None, None], 0.0)
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
-        return self.directions, self.average
+        return *self.reused.memory(), self.average
 
     def recording(self) -> "Combination":
         """The same tables and memory, combined by functions that have derivatives."""
         recording = copy.copy(self)
         recording.kernels = DIFFERENTIABLE
+        recording.reused = copy.copy(self.reused)
+        recording.reused.kernels = DIFFERENTIABLE
         return recording
 
     def combine(self, y: Tensor, outputs: Mapping[int, Tensor], coefficients: Tensor, call: Tensor) -> Tensor:
@@ -96,38 +97,17 @@ class Combination:
         coefficients [B, branches, C'] of this call; call [B] int64.
         """
         conditional = outputs[0]
-        self._keep(conditional, outputs, call)
+        self.reused.keep(conditional, outputs, call)
         numbers = self.correction_table.at(self.kernels, call)  # [B, 7]
         corrected = self.reference if self.reference in outputs else None
         total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
         for i, output in outputs.items():
             if i not in (0, corrected):
                 total = torch.addcmul(total, coefficients[:, i, :, None, None], output - conditional)
-        total = self.with_reused(total, call)
+        total = self.reused.added_to(total, call)
         if self.kind is RescaledDeviation:
             total = self.kernels.rescale(total, conditional, numbers[:, 3])
         return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
-
-    def _keep(self, conditional: Tensor, outputs: Mapping[int, Tensor], call: Tensor) -> None:
-        """Keep the directions of the samples whose own call evaluates a branch; it may be live for others alone."""
-        if not any(branch in outputs for branch in self.kept):
-            return
-        evaluated = self.evaluated_table.at(self.kernels, call)  # [B, kept]
-        renewed = (evaluated > 0) | self.fresh[:, None]
-        for k, branch in enumerate(self.kept):
-            if branch in outputs:
-                direction = self.directions[k]
-                new = (conditional - outputs[branch]).detach()
-                direction.copy_(torch.where(renewed[:, k, None, None, None], new, direction))
-
-    def with_reused(self, total: Tensor, call: Tensor) -> Tensor:
-        """``total`` plus the directions of branches that do not run now."""
-        if not self.kept:
-            return total
-        weights = self.reuse_table.at(self.kernels, call).unflatten(1, (len(self.kept), -1))
-        for k, direction in enumerate(self.directions):
-            total = torch.addcmul(total, weights[:, k, :, None, None], direction)
-        return total
 
     def _corrected(self, y: Tensor, conditional: Tensor, reference: Tensor, numbers: Tensor) -> Tensor:
         """The conditional output and its corrected difference from the reference."""

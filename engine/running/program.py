@@ -35,8 +35,9 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``correction``
-    is the kind, not its numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
+    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``places`` how
+    many are kept of each, ``correction`` is the kind, not its numbers;
+    ``earlier`` counts the calls before the previous one that the solver looks back to.
     ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
@@ -47,6 +48,7 @@ class ProgramKey:
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
     kept: tuple[int, ...]
+    places: int
     correction: type
     stochastic: bool
     learned_variance: bool
@@ -63,7 +65,7 @@ class ProgramKey:
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         kind = type(plan.correction)
-        rule = plan.branches, masks, plan.kept, kind
+        rule = plan.branches, masks, plan.kept, plan.places, kind
         kinds = plan.stochastic, plan.learned_variance, plan.earlier
         return cls(batch, not plan.samples, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
 
@@ -247,7 +249,7 @@ class Program:
             outputs = dict(zip(live, self._branch_outputs(live, scale), strict=True))
             return self.combination.combine(self.x, outputs, coefficients, self.call)
         if self.key.kept:
-            return self.combination.with_reused(self.guided_output(live, scale, coefficients), self.call)
+            return self.combination.reused.added_to(self.guided_output(live, scale, coefficients), self.call)
         return self.guided_output(live, scale, coefficients, update)
 
     def guided_output(

@@ -61,7 +61,7 @@ def recorded_call(
         guided = combination.combine(x, outputs, coefficients, program.call)
     else:
         terms = [coefficients[:, i, :, None, None] * output for i, output in outputs.items()]
-        guided = combination.with_reused(sum(terms[1:], terms[0]), program.call)
+        guided = combination.reused.added_to(sum(terms[1:], terms[0]), program.call)
     a, b, *_ = row[:, 1:, None, None, None].unbind(1)  # a velocity solver has no history and no noise
     program.call += 1
     return a * x + b * guided

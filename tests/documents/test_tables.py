@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from segue.__main__ import app
 from segue.engine.rules.presets import KINDS
 
-OF_EVERY_TERM = {"delta", "window", "refresh"}
+OF_EVERY_TERM = {"delta", "window", "refresh", "order", "calls"}
 
 
 def lines(page: str, first: str) -> list[list[str]]:
