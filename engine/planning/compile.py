@@ -16,7 +16,7 @@ from ..rules.guidance import Branch, Exit, Guidance, Perturb
 from ..rules.per_sample import shared
 from ..rules.presets import RuleLike
 from .plan import Plan, checked_size
-from .reuse import branch_reuse, evaluated_calls, reuse_warnings
+from .reuse import branch_reuse, branch_stops, evaluated_calls, reuse_warnings
 from .schedule import Schedule
 from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
@@ -110,7 +110,10 @@ def _plans(
     common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
     kept, places = _kept(rules, branches)
     common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": kept, "places": places}
+    stops = [branch_stops(rule, branches) for rule in rules]
+    common["adaptive"] = tuple(k + 1 for k, own in enumerate(zip(*stops, strict=True)) if any(one is not None for one in own))
     common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
+    _check_adaptive(common["adaptive"], common["kept"], common["reference"], branches)
     made: dict[tuple, Plan] = {}
     plans = []
     for rule, (schedule, solver) in zip(rules, runs, strict=True):
@@ -133,6 +136,8 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     if reference is not None and isinstance(rule.correction, AdaptiveProjection):
         _check_above_zero(rule, sigmas[:-1], weights[:, reference - 1])
     weights[: _zero_steps(rule)] = 0.0
+    if rule.calibration is not None:
+        rule.calibration.check_run(schedule.sigmas, solver.name, common["height"], common["width"])
     reuse = branch_reuse(rule, branches)
     warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
     warnings += reuse_warnings(reuse, branches, len(rows))
@@ -146,6 +151,7 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         silent=steps < _zero_steps(rule),
         evaluated=evaluated_calls(weights[steps], reuse),
         orders=tuple(own.order for own in reuse),
+        stops=branch_stops(rule, branches),
         table=table,
         warnings=tuple(warnings),
         **common,
@@ -165,6 +171,9 @@ def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[tupl
 
 def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
     """The plan of a batch whose samples have ``plans`` by ``rules``."""
+    for plan in plans:
+        if plan.calibration is not None:
+            raise ValueError(f"a calibration is of one rule for all samples, and a batch of {len(plans)} has one for each")
     owners: dict[str, list[int]] = {}
     for sample, plan in enumerate(plans):
         for warning in plan.warnings:
@@ -191,6 +200,15 @@ def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
         warnings=warnings,
         samples=tuple(plans),
     )
+
+
+def _check_adaptive(adaptive: Sequence[int], kept: Sequence[int], reference: int | None, branches: tuple[Branch, ...]) -> None:
+    """Raise ``ValueError`` for a branch that stops and is needed at every call, or whose directions another sample keeps."""
+    for branch in adaptive:
+        if branch == reference:
+            raise ValueError(f"a correction needs {branches[branch]} at every call, and the rule stops it")
+        if branch in kept:
+            raise ValueError(f"one rule of the batch stops {branches[branch]}, and another reuses its directions")
 
 
 def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:

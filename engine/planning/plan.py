@@ -14,6 +14,7 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
+from ..rules.calibration import Calibration
 from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
@@ -64,6 +65,8 @@ class Plan:
     steps: np.ndarray  # [N] step (from 0) that each call belongs to
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
+    adaptive: tuple[int, ...]  # branches that stop guiding a sample, so that they may run at fewer calls than planned
+    stops: tuple[float | None, ...]  # [K] the cosines at which they do
     orders: tuple[int, ...]  # [K] of the polynomials that extrapolate kept directions
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
@@ -152,6 +155,16 @@ class Plan:
     def correction(self) -> Correction | None:
         """That of the rule; of samples' rules the first, all are of one kind."""
         return self.rules[0].correction
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a call gives depends on the calls before, beyond the state."""
+        return bool(self.kept or self.adaptive or (self.correction is not None and self.correction.has_memory))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was measured of the rule on this run."""
+        return self.guidance.calibration if isinstance(self.guidance, Guidance) else None
 
     @property
     def reused(self) -> np.ndarray:
@@ -252,6 +265,8 @@ class Plan:
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
         """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
         if self.correction and self.reference is None and (len(live) > 1 or self.kept):
+            return True
+        if self.adaptive:  # also where they have stopped, so that numbers do not depend on when the host notices
             return True
         return any(i == self.reference or i in self.kept for i in live)
 

@@ -21,6 +21,15 @@ def branch_reuse(guidance: Guidance, branches: tuple[Branch, ...]) -> tuple[Reus
     return tuple(seen.get(branch, EXACT) for branch in branches[1:])
 
 
+def branch_stops(guidance: Guidance, branches: tuple[Branch, ...]) -> tuple[float | None, ...]:
+    """The cosine at which each branch stops, None for those that do not; two terms must agree, else ``ValueError``."""
+    seen: dict[Branch, float | None] = {}
+    for term in guidance.terms:
+        if seen.setdefault(term.branch, term.stop) != term.stop:
+            raise ValueError(f"two terms on the branch {term.branch} stop at cosines {seen[term.branch]} and {term.stop}")
+    return tuple(seen.get(branch) for branch in branches[1:])
+
+
 def evaluated_calls(weights: np.ndarray, reuse: Sequence[Reuse]) -> np.ndarray:
     """At which calls [N, K] a branch is evaluated: of those where it has a weight, the ones that its reuse says.
 
@@ -62,37 +71,47 @@ class ReuseTables:
 def reuse_tables(
     weights: np.ndarray, evaluated: np.ndarray, sigmas: np.ndarray, orders: Sequence[int], places: int
 ) -> ReuseTables:
-    """The tables of one rule; weights and evaluated [N, K], sigmas [N], orders [K] less than ``places``.
-
-    Of directions that were kept at one noise level the last counts.
-    """
+    """The tables of one rule; weights and evaluated [N, K], sigmas [N], orders [K] less than ``places``."""
     calls, branches = weights.shape
     coefficients = np.zeros((calls, branches, places))
     place = np.zeros((calls, branches), dtype=np.int64)
     oldest = np.tile(np.arange(calls)[:, None], (1, branches))
     for k, order in enumerate(orders):
-        computed: list[int] = []  # in this segment
-        for call in range(calls):
-            if weights[call, k] == 0:
-                computed = []
-            elif evaluated[call, k]:
-                computed.append(call)
-            else:
-                nodes = _distinct(computed[-order - 1 :], sigmas)
-                where = [_place(computed, node, places) for node in nodes]
-                coefficients[call, k, where] = lagrange(sigmas[nodes], sigmas[call])
-                oldest[call, k] = nodes[0]
-            place[call, k] = _place(computed, computed[-1], places) if computed else 0
+        own = _places(weights[:, k], evaluated[:, k], places)
+        place[:, k] = own
+        for call, (nodes, factors) in extrapolations(weights[:, k], evaluated[:, k], sigmas, order).items():
+            coefficients[call, k, own[nodes]] = factors
+            oldest[call, k] = nodes[0]
     return ReuseTables(coefficients, place, oldest)
 
 
-def _distinct(nodes: list[int], sigmas: np.ndarray) -> list[int]:
-    """The last of those at each noise level, in order."""
-    return sorted({float(sigmas[node]): node for node in nodes}.values())
+def extrapolations(
+    weights: np.ndarray, evaluated: np.ndarray, sigmas: np.ndarray, order: int
+) -> dict[int, tuple[list[int], np.ndarray]]:
+    """Of one branch, for each call that does not evaluate it: the calls whose directions serve, in order, and their factors.
+
+    weights, evaluated and sigmas [N].  Of directions that were computed at one noise level the last counts.
+    """
+    computed: list[int] = []  # in this segment
+    found = {}
+    for call, level in enumerate(sigmas):
+        if weights[call] == 0:
+            computed = []
+        elif evaluated[call]:
+            computed.append(call)
+        else:
+            nodes = sorted({float(sigmas[node]): node for node in computed[-order - 1 :]}.values())
+            found[call] = nodes, lagrange(sigmas[nodes], level)
+    return found
 
 
-def _place(computed: list[int], node: int, places: int) -> int:
-    return computed.index(node) % places
+def _places(weights: np.ndarray, evaluated: np.ndarray, places: int) -> np.ndarray:
+    """Where the direction lies that was computed last, [N]: the first of a segment in place 0, the others in turn."""
+    found, count = np.zeros(len(weights), dtype=np.int64), 0
+    for call, live in enumerate(weights != 0):
+        count = count + bool(evaluated[call]) if live else 0
+        found[call] = max(count - 1, 0) % places
+    return found
 
 
 def lagrange(nodes: np.ndarray, at: float) -> np.ndarray:

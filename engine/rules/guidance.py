@@ -6,8 +6,9 @@ delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sam
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -16,10 +17,11 @@ from segue.kernels.attention import PERTURBATIONS
 
 from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
+from .calibration import Calibration, read_calibration
 from .call_scale import CALL, CallScale
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .reuse import EXACT, Reuse
-from .rule_text import shown_rule
+from .rule_text import rule_text, shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -166,7 +168,7 @@ class Weight:
 class Term:
     """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all).
 
-    ``reuse``: see :meth:`Guidance.reused`.
+    ``reuse``: see :meth:`Guidance.reused`; ``stop``: see :meth:`Guidance.adaptive`.
     """
 
     branch: Branch
@@ -174,6 +176,7 @@ class Term:
     window: Window = EVERYWHERE
     channels: int | None = None
     reuse: Reuse = EXACT
+    stop: float | None = None
 
     def __post_init__(self):
         if not isinstance(self.branch, Branch):
@@ -183,8 +186,20 @@ class Term:
         object.__setattr__(self, "window", as_window(self.window))
         if not isinstance(self.reuse, Reuse):
             raise TypeError(f"the reuse of a term must be a Reuse, such as Reuse(2), got {self.reuse!r}")
+        if self.stop is not None:
+            object.__setattr__(self, "stop", self._checked_stop())
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
+
+    def _checked_stop(self) -> float:
+        stop = real_number(self.stop, "the cosine at which a term stops must be a number")
+        if not -1 < stop < 1:
+            raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
+        if self.branch.condition == "cond":
+            raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
+        if not self.reuse.is_exact:
+            raise ValueError(f"a term stops by what each call says, and this one computes its direction {self.reuse}")
+        return stop
 
 
 @dataclass(frozen=True)
@@ -212,6 +227,7 @@ class Guidance:
 
     terms: tuple[Term, ...] = ()
     correction: Correction | None = None
+    calibration: Calibration | None = None  # see calibrated
 
     def __post_init__(self):
         object.__setattr__(self, "terms", tuple(self.terms))
@@ -246,9 +262,17 @@ class Guidance:
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
+        for one, added in ((self, other), (other, self)):
+            if one.calibration and (added.terms or added.correction):
+                raise ValueError(f"a calibration is of the whole rule {one.calibration.rule}: add {added!r} before it")
         if self.correction and other.correction:
             raise ValueError(f"a rule holds one correction, got {self.correction} and {other.correction}")
-        return Guidance(self.terms + other.terms, self.correction or other.correction)
+        calibration = self.calibration or other.calibration
+        return Guidance(self.terms + other.terms, self.correction or other.correction, calibration)
+
+    def _with_terms(self, terms: Iterable[Term]) -> "Guidance":
+        """Another rule, of which no calibration speaks."""
+        return replace(self, terms=tuple(terms), calibration=None)
 
     def needs_schedule(self) -> str:
         """What in the rule has no meaning at one noise level alone, only along a schedule; empty if nothing."""
@@ -259,6 +283,8 @@ class Guidance:
                 return f"the delta {shown(term.weight.delta)}"
             if not term.reuse.is_exact:
                 return f"the reuse of directions, computed {term.reuse},"
+            if term.stop is not None:
+                return f"the stop at cosine {term.stop:g}"
         if self.correction and (self.correction.has_memory or any(np.atleast_1d(self.correction.zero_steps))):
             return f"the correction {self.correction}"
         return ""
@@ -269,7 +295,7 @@ class Guidance:
             if term.window != EVERYWHERE:
                 raise ValueError(f"a term already has the window {term.window}; give windows in one place")
         window = as_window(window)
-        return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
+        return self._with_terms(replace(term, window=window) for term in self.terms)
 
     @property
     def takes_call_scale(self) -> bool:
@@ -282,7 +308,7 @@ class Guidance:
         def weight(term: Term) -> Weight:
             return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
 
-        return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
+        return self._with_terms(replace(term, weight=weight(term)) for term in self.terms) if self.takes_call_scale else self
 
     def reused(self, refresh: int = 1, *, order: int = 0, calls: Sequence[int] | None = None) -> "Guidance":
         """The same rule, approximately: directions ``c - k`` are computed at some calls and extrapolated at those between.
@@ -293,7 +319,30 @@ class Guidance:
         ``refresh=1`` without calls is the exact rule.
         """
         reuse = Reuse(refresh, order, None if calls is None else cast("tuple[int, ...]", calls))
-        return replace(self, terms=tuple(replace(term, reuse=reuse) for term in self.terms))
+        return self._with_terms(replace(term, reuse=reuse) for term in self.terms)
+
+    def adaptive(self, stop: float) -> "Guidance":
+        """The same rule until, sample by sample, the cosine of ``c`` and the reference passes ``stop``; unguided from there on.
+
+        Of the terms with another condition, of which there must be one.  A branch that has stopped for all samples of a batch
+        runs no more: the cost of the plan is what it is at most.  Source: adaptive guidance (arXiv 2312.12487), in the
+        network's own output: noise for DiT, as published; for velocities a reconstruction.
+        """
+        if all(term.branch.condition == "cond" for term in self.terms):
+            raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, and {self!r} has none")
+        others = {term: replace(term, stop=stop) for term in self.terms if term.branch.condition != "cond"}
+        return self._with_terms(others.get(term, term) for term in self.terms)
+
+    def calibrated(self, calibration: "str | Path | Calibration") -> "Guidance":
+        """The same rule, approximately, as ``segue calibrate`` found best: from its file, or by the name of a bundled one.
+
+        Its error is known for one model, schedule, solver and size, beside others of which its plan is refused.  Raises
+        ``ValueError`` for the calibration of another rule.
+        """
+        found = read_calibration(calibration)
+        found.check_rule(rule_text(self))
+        terms = tuple(replace(term, reuse=reuse) for term, reuse in zip(self.terms, found.reuse, strict=True))
+        return replace(self, terms=terms, calibration=found)
 
 
 Unguided = Guidance

@@ -9,20 +9,22 @@ A scale, a weight or another number of a rule may be a list, one for each sample
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from segue.models.spec import ModelSpec
 
 from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
+from .calibration import Calibration, read_calibration
 from .call_scale import CALL
 from .correction import APG, CFGZeroStar, Rescale
 from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
-from .rule_text import PERTURBING, REUSE, named_text, value_text
+from .rule_text import PERTURBING, REUSE, named_text, rule_text, value_text
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
 
@@ -89,6 +91,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "refresh": parse_integer,
     "order": parse_integer,
     "calls": parse_layers,
+    "stop": number_from_text,
     "phi": parse_numbers,
     "zero_steps": parse_each(parse_integer),
     "momentum": parse_numbers,
@@ -155,7 +158,9 @@ class NamedRule:
     def guidance(self) -> Guidance:
         options = dict(self.options)
         reuse = {option: options.pop(option) for option in REUSE if option in options}
-        return KINDS[self.name].build(**options).reused(**reuse)
+        stop = options.pop("stop", None)
+        rule = KINDS[self.name].build(**options).reused(**reuse)
+        return rule if stop is None else rule.adaptive(stop)
 
     @property
     def text(self) -> str:
@@ -186,6 +191,7 @@ class ParsedRule:
     """A sum of named rules."""
 
     parts: tuple[NamedRule, ...]
+    calibration: Calibration | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -194,7 +200,12 @@ class ParsedRule:
 
     @property
     def guidance(self) -> Guidance:
-        return sum((part.guidance for part in self.parts), Unguided())
+        return replace(sum((part.guidance for part in self.parts), Unguided()), calibration=self.calibration)
+
+    def calibrated(self, calibration: "str | Path | Calibration") -> "ParsedRule":
+        """As :meth:`.guidance.Guidance.calibrated`; the text names the calls."""
+        rule = self.guidance.calibrated(calibration)
+        return replace(parse_rule(rule_text(rule)), calibration=rule.calibration)
 
     @property
     def text(self) -> str:
@@ -262,6 +273,12 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
         rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {}), spec=spec) for part in texts))
     _ = rule.guidance  # values out of range raise here
     return rule
+
+
+def calibrated_rule(calibration: "str | Path | Calibration") -> ParsedRule:
+    """The rule that a calibration was made for, calibrated; raises as :func:`.calibration.read_calibration`."""
+    found = read_calibration(calibration)
+    return parse_rule(found.rule).calibrated(found)
 
 
 def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str, extra: Mapping[str, str]) -> ParsedRule:

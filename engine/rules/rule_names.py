@@ -18,7 +18,7 @@ _TERM = ("delta", "window", *_REUSE)
 _WEAK = ("weight", "layers")
 NAMES = {
     "none": Named("Unguided"),
-    "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels")),
+    "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels", "stop")),
     "slg": Named("Skip-layer guidance", _WEAK, _TERM),
     "pag": Named("Perturbed-attention guidance", _WEAK, _TERM),
     "pag-image": Named("Perturbed-attention guidance, text kept", _WEAK, _TERM),

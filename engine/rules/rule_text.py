@@ -121,6 +121,8 @@ def _named(term: "Term") -> Named | None:
         options["delta"] = weight.delta
     if term.window != Window():
         options["window"] = term.window
+    if term.stop is not None:
+        options["stop"] = term.stop
     return name, options | _reuse_options(term.reuse)
 
 

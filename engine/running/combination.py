@@ -14,6 +14,7 @@ from ..planning.plan import Plan
 from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
 from .call_table import CallTable
 from .reused_directions import ReusedDirections
+from .stopping import StoppingBranches
 
 CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
 WITHOUT_CORRECTION = [float(column == "scale") for column in CORRECTION_COLUMNS]  # of a sample whose run is over
@@ -53,6 +54,7 @@ class Combination:
         """``table`` makes one of a width; ``shape`` [B, C, H, W] is that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
         self.reused = ReusedDirections(plan, shape, table, device, kernels)
+        self.stopping = StoppingBranches(plan, shape[0], table, device, kernels)
         self.kind = type(plan.correction)
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
@@ -64,8 +66,9 @@ class Combination:
         self.reused.load(samples)
         self.correction_table.fill([correction_rows(plan) for plan in samples], beyond=WITHOUT_CORRECTION)
         self.fresh.zero_()
-        for memory in self.memory():
+        for memory in (*self.reused.memory(), self.average):
             memory.zero_()
+        self.stopping.load(samples)
 
     def forget(self, samples: np.ndarray, call: Tensor) -> None:
         """Let ``samples`` [B] bool start anew at ``call`` [B] int64: no average, and directions from that call on.
@@ -74,6 +77,7 @@ class Combination:
         """
         put(self.fresh, samples)
         self.reused.start_anew(self.fresh, call)
+        self.stopping.start_anew(self.fresh)
         if samples.any():
             for memory in (self.reused.directions, self.average):
                 if memory.numel():
@@ -81,7 +85,7 @@ class Combination:
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
-        return *self.reused.memory(), self.average
+        return *self.reused.memory(), self.average, self.stopping.stopped
 
     def recording(self) -> "Combination":
         """The same tables and memory, combined by functions that have derivatives."""
@@ -103,7 +107,10 @@ class Combination:
         total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
         for i, output in outputs.items():
             if i not in (0, corrected):
-                total = torch.addcmul(total, coefficients[:, i, :, None, None], output - conditional)
+                factor = self.stopping.factor(i)
+                weight = coefficients[:, i] if factor is None else coefficients[:, i] * factor
+                total = torch.addcmul(total, weight[:, :, None, None], output - conditional)
+        self.stopping.look(conditional, outputs, call)
         total = self.reused.added_to(total, call)
         if self.kind is RescaledDeviation:
             total = self.kernels.rescale(total, conditional, numbers[:, 3])

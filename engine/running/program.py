@@ -36,7 +36,7 @@ class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
     ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``places`` how
-    many are kept of each, ``correction`` is the kind, not its numbers;
+    many are kept of each, ``adaptive`` are those that stop, ``correction`` is the kind, not its numbers;
     ``earlier`` counts the calls before the previous one that the solver looks back to.
     ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
@@ -49,6 +49,7 @@ class ProgramKey:
     masks: tuple[int, ...]
     kept: tuple[int, ...]
     places: int
+    adaptive: tuple[int, ...]
     correction: type
     stochastic: bool
     learned_variance: bool
@@ -65,7 +66,7 @@ class ProgramKey:
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         kind = type(plan.correction)
-        rule = plan.branches, masks, plan.kept, plan.places, kind
+        rule = plan.branches, masks, plan.kept, plan.places, plan.adaptive, kind
         kinds = plan.stochastic, plan.learned_variance, plan.earlier
         return cls(batch, not plan.samples, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
 
