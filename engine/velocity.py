@@ -143,7 +143,8 @@ class GuidedVelocity:
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
         program.forget(fresh)
         self._last = calls
-        return plan.live_at(calls, fresh)
+        live, stopping = plan.live_at(calls, fresh), program.combination.stopping
+        return stopping.without_stopped(live, stopping.ended().tolist()) if plan.adaptive else live
 
     def _calls(self, levels: np.ndarray) -> np.ndarray:
         wanted = self.plan.parameterization.snap(levels)

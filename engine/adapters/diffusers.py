@@ -325,8 +325,7 @@ class Attachment:
 def _check_cut_off(plan: Plan, index: int) -> None:
     """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
     needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
-    remembers = plan.has_memory
-    if needed or remembers:
+    if needed or plan.remembers:
         why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
         raise ValueError(
             f"a callback took the negative prompt away after call {index} of {plan.calls}, as SD3CFGCutoffCallback does by "

@@ -21,6 +21,7 @@ from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
 from .choices import drawn_by_classifiers, without_unchosen
 from .plan import ALPHA, Plan, checked_size
+from .reuse import branch_reuse, branch_stops, evaluated_calls, reuse_warnings
 from .schedule import Schedule
 from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
@@ -28,9 +29,7 @@ from .term_weights import (
     channel_masks,
     correction_warnings,
     coverage_warnings,
-    evaluated_calls,
     reference_branch,
-    refresh_intervals,
     resolve_weights,
     rule_branches,
 )
@@ -129,9 +128,13 @@ def _plans(
         check_classes(draw, spec, height, width)
     references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
     common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
-    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": _kept(rules, branches)}
+    kept, places = _kept(rules, branches)
+    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": kept, "places": places}
+    stops = [branch_stops(rule, branches) for rule in rules]
+    common["adaptive"] = tuple(k + 1 for k, own in enumerate(zip(*stops, strict=True)) if any(one is not None for one in own))
     common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
     common |= {"classifier_flops": {draw: classifier_flops(draw.classifier, spec, height, width) for draw in draws}}
+    _check_adaptive(common["adaptive"], common["kept"], common["reference"], branches)
     made: dict[tuple, Plan] = {}
     plans = []
     for rule, (schedule, solver) in zip(rules, runs, strict=True):
@@ -153,11 +156,15 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
     _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
     weights[: rule.zero_steps] = 0.0
+    if rule.calibration is not None:
+        rule.calibration.check_run(schedule.sigmas, solver.name, common["height"], common["width"])
     silent = steps < rule.zero_steps
     of_calls, for_choices = without_unchosen(weights[steps], branches, sigmas[:-1], steps, silent)
     attention, oddities = attention_numbers(rule.attention, sigmas[:-1])
     warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps) + oddities
-    evaluated = evaluated_calls(of_calls, refresh_intervals(rule, branches)) | for_choices
+    reuse = branch_reuse(rule, branches)
+    warnings += reuse_warnings(reuse, branches, len(rows))
+    evaluated = evaluated_calls(of_calls, reuse) | for_choices
     if NEGATIVE_TEXT in branches:
         evaluated[:, branches.index(NEGATIVE_TEXT) - 1] = attention[steps, ALPHA] != 0
     return Plan(
@@ -169,6 +176,8 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         weights=of_calls,
         silent=silent,
         evaluated=evaluated,
+        orders=tuple(own.order for own in reuse),
+        stops=branch_stops(rule, branches),
         attention=attention[steps],
         table=table,
         warnings=tuple(warnings),
@@ -176,14 +185,18 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     )
 
 
-def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
-    """The branches whose directions the calls of some sample reuse."""
-    longest = np.max([refresh_intervals(rule, branches) for rule in rules], axis=0)
-    return tuple(int(k) + 1 for k in np.flatnonzero(longest > 1))
+def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[tuple[int, ...], int]:
+    """The branches whose directions the calls of some sample reuse, and how many directions of each are kept."""
+    reuse = [branch_reuse(rule, branches) for rule in rules]
+    kept = tuple(k + 1 for k, own in enumerate(zip(*reuse, strict=True)) if not all(one.is_exact for one in own))
+    return kept, max((own[k - 1].order + 1 for own in reuse for k in kept if not own[k - 1].is_exact), default=1)
 
 
 def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
     """The plan of a batch whose samples have ``plans`` by ``rules``."""
+    for plan in plans:
+        if plan.calibration is not None:
+            raise ValueError(f"a calibration is of one rule for all samples, and a batch of {len(plans)} has one for each")
     owners: dict[str, list[int]] = {}
     for sample, plan in enumerate(plans):
         for warning in plan.warnings:
@@ -216,6 +229,15 @@ def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
 def _lasting(attention: np.ndarray, calls: int) -> np.ndarray:
     """Numbers of NAG for so many calls, those of no guidance after the last of their own."""
     return np.concatenate([attention, np.tile(NEUTRAL, (calls - len(attention), 1))])
+
+
+def _check_adaptive(adaptive: Sequence[int], kept: Sequence[int], reference: int | None, branches: tuple[Branch, ...]) -> None:
+    """Raise ``ValueError`` for a branch that stops and is needed at every call, or whose directions another sample keeps."""
+    for branch in adaptive:
+        if branch == reference:
+            raise ValueError(f"a correction needs {branches[branch]} at every call, and the rule stops it")
+        if branch in kept:
+            raise ValueError(f"one rule of the batch stops {branches[branch]}, and another reuses its directions")
 
 
 def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:

@@ -14,11 +14,13 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
+from ..rules.calibration import Calibration
 from ..rules.correction import CallLevels, Correction
 from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
+from .reuse import ReuseTables, reuse_tables
 from .schedule import Schedule
 from .solver_rows import Solver
 
@@ -71,10 +73,14 @@ class Plan:
     steps: np.ndarray  # [N] step (from 0) that each call belongs to
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
+    adaptive: tuple[int, ...]  # branches that stop guiding a sample, so that they may run at fewer calls than planned
+    stops: tuple[float | None, ...]  # [K] the cosines at which they do
+    orders: tuple[int, ...]  # [K] of the polynomials that extrapolate kept directions
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     attention: np.ndarray  # [N, 3] scale, tau and alpha of NAG, whose text is evaluated where it acts
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
+    places: int  # how many directions of each are kept
     reference: int | None  # the branch that corrections of the rule act on, if any does
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
@@ -161,15 +167,20 @@ class Plan:
         return self.rules[0].corrections
 
     @property
-    def has_memory(self) -> bool:
-        """Whether a call depends on those before by more than the state: by kept directions, or by a correction."""
-        return bool(self.kept) or any(correction.has_memory for correction in self.corrections)
-
-    @property
     def call_levels(self) -> CallLevels:
         """Where the calls stand, for numbers that corrections have of each."""
         ends = self.parameterization.snap(self.schedule.array())[1:]
         return CallLevels(self.sigmas, ends[self.steps], self.steps, len(ends))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a call gives depends on the calls before, beyond the state."""
+        return bool(self.kept or self.adaptive) or any(correction.has_memory for correction in self.corrections)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was measured of the rule on this run."""
+        return self.guidance.calibration if isinstance(self.guidance, Guidance) else None
 
     @property
     def reused(self) -> np.ndarray:
@@ -222,9 +233,19 @@ class Plan:
         whole = np.where(self.silent, 0.0, 1.0)[..., None, None]
         return np.concatenate([whole - weak.sum(axis=-2, keepdims=True), weak], axis=-2)
 
+    @cached_property
+    def reuse(self) -> ReuseTables:
+        """From which directions ``c - k`` of earlier calls those of a call are extrapolated; of a plan of one rule."""
+        return reuse_tables(self.weights, self.evaluated, self.sigmas, self.orders, self.places)
+
     def reused_weights(self) -> np.ndarray:
-        """``[..., N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
-        return (self.weights * ~self.evaluated)[..., None] * self._channel_factors
+        """``[N, K, places, C']`` weights of directions ``c - k`` that earlier calls kept; of a plan of one rule."""
+        return (self.weights[..., None] * self.reuse.coefficients)[..., None] * self._channel_factors[:, None]
+
+    @property
+    def reused_channels(self) -> int:
+        """C', the last dimension of :meth:`reused_weights`."""
+        return self._channel_factors.shape[1]
 
     @property
     def _channel_factors(self) -> np.ndarray:
@@ -299,6 +320,8 @@ class Plan:
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
         """Whether the outputs of the live branches are needed one by one: for kept directions, corrections and classifiers."""
         if self.choosers(live):
+            return True
+        if self.adaptive:  # also where they have stopped, so that numbers do not depend on when the host notices
             return True
         for correction in self.corrections:
             if not correction.needs_reference and (correction.alone or len(self.outputs(live)) > 1 or self.kept):

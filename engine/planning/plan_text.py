@@ -43,7 +43,7 @@ def plan_summary(plan: "Plan") -> str:
     """Model, rule, solver and cost in a few words."""
     size = f"{plan.spec.name} {plan.height} x {plan.width}"
     how = f"{plan.schedule.steps} steps of {plan.solver.name}, schedule {plan.schedule.name}"
-    return f"{size}: {shown_rule(plan.guidance)}, {how}, {plan.cost.relative:.2f}x unguided"
+    return f"{size}: {shown_rule(plan.guidance)}, {how}, {'at most ' * bool(plan.adaptive)}{plan.cost.relative:.2f}x unguided"
 
 
 def plan_text(plan: "Plan") -> str:
@@ -54,7 +54,7 @@ def plan_text(plan: "Plan") -> str:
     for line in cells:
         lines.append("  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
     lines += [f"then: {correction}" for correction in plan.corrections]
-    lines += [*legend(plan), cost_text(plan)]
+    lines += [*legend(plan), *cost_lines(plan)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
@@ -123,7 +123,7 @@ def _pattern(kinds: Sequence[tuple], first: int) -> tuple[int, int]:
 
 
 def legend(plan: "Plan") -> list[str]:
-    """A line that says what w is, where a rule has a scale instead."""
+    """A line that says what w is, where a rule has a scale instead, and one for a branch that stops."""
     scaled = any(branch.condition != "cond" and branch.network is None for branch in plan.branches)
     lines = ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
     for draw, flops in plan.classifier_flops.items():
@@ -134,15 +134,36 @@ def legend(plan: "Plan") -> list[str]:
             else "in the call, and p the share of the own class"
         )
         lines.append(f"{Chooser(draw)}: {work}; the label is chosen {when}")
+    for branch in plan.adaptive:
+        stops = {own.stops[branch - 1] for own in plan.samples or (plan,)} - {None}
+        cosines = " or ".join(f"{stop:g}" for stop in sorted(stops))
+        lines.append(
+            f"{plan.branches[branch]} stops for a sample once its cosine with cond passes {cosines}; the host polls between "
+            "calls and drops it when it has stopped for all"
+        )
     return lines
+
+
+def cost_lines(plan: "Plan") -> list[str]:
+    """The whole cost, and where the rule is calibrated what the exact one costs and how far this is from it."""
+    calibration = plan.calibration
+    if calibration is None:
+        return [cost_text(plan)]
+    interval = f"{calibration.error:.3f} ({calibration.low:.3f} to {calibration.high:.3f})"
+    return [
+        cost_text(plan),
+        f"exact {calibration.exact_cost:.3f}x, calibrated {plan.cost.relative:.3f}x unguided, error {interval} of the distance "
+        f"between unguided and exact samples, median of {calibration.samples}",
+    ]
 
 
 def cost_text(plan: "Plan") -> str:
     """The whole cost in one line."""
     cost = plan.cost
     texts = f"{cost.text_blocks} blocks of a text alone, " if cost.text_blocks else ""
+    most = "at most " if plan.adaptive else ""
     return (
-        f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, {texts}"
+        f"total: {most}{cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, {texts}"
         f"{flops_text(cost.flops)} per sample = {cost.relative:.3f}x unguided"
     )
 
@@ -180,6 +201,8 @@ def plan_dict(plan: "Plan") -> dict:
             "flops": cost.flops,
             "relative": cost.relative,
             **({"text_blocks": cost.text_blocks} if cost.text_blocks else {}),
+            "at_most": bool(plan.adaptive),
         },
+        "calibration": None if plan.calibration is None else plan.calibration.to_dict(),
         "warnings": list(plan.warnings),
     }

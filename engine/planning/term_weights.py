@@ -6,7 +6,7 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from ..rules.drawn import ClassifierReference, Draw
+from ..rules.drawn import ClassifierReference
 from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance
 from .choices import with_choosers
 
@@ -90,38 +90,6 @@ def channel_masks(rules: Iterable[Guidance], branches: tuple[Branch, ...], chann
     return masks
 
 
-def refresh_intervals(guidance: Guidance, branches: tuple[Branch, ...]) -> np.ndarray:
-    """Every how many calls [K] each branch is evaluated; two terms on one branch must agree."""
-    intervals = np.ones(len(branches) - 1, dtype=np.int64)
-    seen: dict[Branch, int] = {}
-    for term in guidance.terms:
-        if term.branch.is_conditional:
-            continue
-        if term.refresh > 1 and isinstance(term.branch.condition, Draw):
-            raise ValueError(
-                f"the {term.branch} changes from call to call: its direction is not reused, got refresh {term.refresh}"
-            )
-        if seen.setdefault(term.branch, term.refresh) != term.refresh:
-            first = seen[term.branch]
-            raise ValueError(f"two terms on the branch {term.branch} refresh it every {first} and {term.refresh} calls")
-        intervals[branches.index(term.branch) - 1] = term.refresh
-    return intervals
-
-
-def evaluated_calls(weights: np.ndarray, intervals: np.ndarray) -> np.ndarray:
-    """At which calls [N, K] a branch is evaluated: where it has a weight, every ``interval``-th of consecutive such calls.
-
-    The first call after a pause is always among them, so a direction is never older than ``interval - 1`` calls.
-    """
-    evaluated = weights != 0
-    for k, interval in enumerate(intervals):
-        age = 0
-        for call, live in enumerate(weights[:, k] != 0):
-            evaluated[call, k] = live and age % interval == 0
-            age = age + 1 if live else 0
-    return evaluated
-
-
 def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: ModelSpec) -> int | None:
     """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
 
@@ -148,6 +116,6 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
         raise ValueError(f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them")
-    if any(term.refresh > 1 for term in terms):
+    if not all(term.reuse.is_exact for term in terms):
         raise ValueError(f"{corrections[0]} needs {branches[others[0]]} at every call, and the rule reuses its directions")
     return others[0]

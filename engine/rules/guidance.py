@@ -7,9 +7,10 @@ delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sam
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 
@@ -17,12 +18,14 @@ from segue.kernels.attention import PERTURBATIONS
 
 from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
+from .calibration import Calibration, read_calibration
 from .call_scale import CALL, CallScale
 from .correction import FREQUENCIES, Correction
 from .drawn import Chooser, Draw
 from .normalized_attention import ALPHA, TAU, NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
-from .rule_text import shown_rule
+from .reuse import EXACT, Reuse
+from .rule_text import rule_text, shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -190,14 +193,15 @@ class Weight:
 class Term:
     """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all).
 
-    ``refresh``: see :meth:`Guidance.reused`.
+    ``reuse``: see :meth:`Guidance.reused`; ``stop``: see :meth:`Guidance.adaptive`.
     """
 
     branch: Branch
     weight: Weight
     window: Window = EVERYWHERE
     channels: int | None = None
-    refresh: int = 1
+    reuse: Reuse = EXACT
+    stop: float | None = None
 
     def __post_init__(self):
         if not isinstance(self.branch, Branch):
@@ -209,9 +213,22 @@ class Term:
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
         object.__setattr__(self, "window", as_window(self.window))
-        object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
+        if not isinstance(self.reuse, Reuse):
+            raise TypeError(f"the reuse of a term must be a Reuse, such as Reuse(2), got {self.reuse!r}")
+        if self.stop is not None:
+            object.__setattr__(self, "stop", self._checked_stop())
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
+
+    def _checked_stop(self) -> float:
+        stop = real_number(self.stop, "the cosine at which a term stops must be a number")
+        if not -1 < stop < 1:
+            raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
+        if self.branch.condition == "cond":
+            raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
+        if not self.reuse.is_exact:
+            raise ValueError(f"a term stops by what each call says, and this one computes its direction {self.reuse}")
+        return stop
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,6 +242,7 @@ class Guidance:
     terms: tuple[Term, ...] = ()
     corrections: tuple[Correction, ...] = ()
     attention: tuple[NormalizedAttention, ...] = ()
+    calibration: Calibration | None = None  # see calibrated
 
     def __post_init__(self):
         for name in ("terms", "corrections", "attention"):
@@ -273,7 +291,15 @@ class Guidance:
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
-        return Guidance(self.terms + other.terms, self.corrections + other.corrections, self.attention + other.attention)
+        for one, added in ((self, other), (other, self)):
+            if one.calibration and (added.terms or added.corrections or added.attention):
+                raise ValueError(f"a calibration is of the whole rule {one.calibration.rule}: add {added!r} before it")
+        parts = self.corrections + other.corrections, self.attention + other.attention
+        return Guidance(self.terms + other.terms, *parts, self.calibration or other.calibration)
+
+    def _with_terms(self, terms: Iterable[Term]) -> "Guidance":
+        """Another rule, of which no calibration speaks."""
+        return replace(self, terms=tuple(terms), calibration=None)
 
     @property
     def zero_steps(self) -> int:
@@ -287,8 +313,10 @@ class Guidance:
                 return f"the window {term.window}"
             if any(np.atleast_1d(term.weight.delta)):
                 return f"the delta {shown(term.weight.delta)}"
-            if term.refresh > 1:
-                return f"the reuse of directions for {term.refresh} calls"
+            if not term.reuse.is_exact:
+                return f"the reuse of directions, computed {term.reuse},"
+            if term.stop is not None:
+                return f"the stop at cosine {term.stop:g}"
             if isinstance(term.branch.condition, Draw) and (what := term.branch.condition.needs_schedule()):
                 return what
         for part in self.attention:
@@ -306,8 +334,8 @@ class Guidance:
                 what = "a term" if isinstance(part, Term) else "NAG"
                 raise ValueError(f"{what} already has the window {part.window}; give windows in one place")
         window = as_window(window)
-        terms, attention = (tuple(replace(part, window=window) for part in parts) for parts in (self.terms, self.attention))
-        return replace(self, terms=terms, attention=attention)
+        attention = tuple(replace(part, window=window) for part in self.attention)
+        return replace(self._with_terms(replace(term, window=window) for term in self.terms), attention=attention)
 
     @property
     def takes_call_scale(self) -> bool:
@@ -320,15 +348,41 @@ class Guidance:
         def weight(term: Term) -> Weight:
             return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
 
-        return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
+        return self._with_terms(replace(term, weight=weight(term)) for term in self.terms) if self.takes_call_scale else self
 
-    def reused(self, refresh: int) -> "Guidance":
-        """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
+    def reused(self, refresh: int = 1, *, order: int = 0, calls: Sequence[int] | None = None) -> "Guidance":
+        """The same rule, approximately: directions ``c - k`` are computed at some calls and extrapolated at those between.
 
-        The weights stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
-        ``refresh=1`` is the exact rule.
+        Computed at every ``refresh``-th call, or at ``calls``, which are those of the run counted from 1; ``order`` 0 holds the
+        last direction, 1 is the line in the noise level through the last two, up to 3 (:class:`.reuse.Reuse`).  The weights
+        stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
+        ``refresh=1`` without calls is the exact rule.
         """
-        return replace(self, terms=tuple(replace(term, refresh=refresh) for term in self.terms))
+        reuse = Reuse(refresh, order, None if calls is None else cast("tuple[int, ...]", calls))
+        return self._with_terms(replace(term, reuse=reuse) for term in self.terms)
+
+    def adaptive(self, stop: float) -> "Guidance":
+        """The same rule until, sample by sample, the cosine of ``c`` and the reference passes ``stop``; unguided from there on.
+
+        Of the terms with another condition, of which there must be one.  A branch that has stopped for all samples of a batch
+        runs no more: the cost of the plan is what it is at most.  Source: adaptive guidance (arXiv 2312.12487), in the
+        network's own output: noise for DiT, as published; for velocities a reconstruction.
+        """
+        if all(term.branch.condition == "cond" for term in self.terms):
+            raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, and {self!r} has none")
+        others = {term: replace(term, stop=stop) for term in self.terms if term.branch.condition != "cond"}
+        return self._with_terms(others.get(term, term) for term in self.terms)
+
+    def calibrated(self, calibration: "str | Path | Calibration") -> "Guidance":
+        """The same rule, approximately, as ``segue calibrate`` found best: from its file, or by the name of a bundled one.
+
+        Its error is known for one model, schedule, solver and size, beside others of which its plan is refused.  Raises
+        ``ValueError`` for the calibration of another rule.
+        """
+        found = read_calibration(calibration)
+        found.check_rule(rule_text(self))
+        terms = tuple(replace(term, reuse=reuse) for term, reuse in zip(self.terms, found.reuse, strict=True))
+        return replace(self, terms=terms, calibration=found)
 
 
 Unguided = Guidance

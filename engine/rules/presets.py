@@ -9,7 +9,8 @@ A scale, a weight or another number of a rule may be a list, one for each sample
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from segue.models.spec import ModelSpec
@@ -18,13 +19,14 @@ from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
 from . import guided_corrections as guided
 from . import reference_corrections as reference
+from .calibration import Calibration, read_calibration
 from .call_scale import CALL
 from .gfcg import GFCG, ICG
 from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
-from .rule_text import PERTURBING, named_text, value_text
+from .rule_text import PERTURBING, REUSE, named_text, rule_text, value_text
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
 
@@ -103,6 +105,9 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
+    "order": parse_integer,
+    "calls": parse_layers,
+    "stop": number_from_text,
     "tau": parse_numbers,
     "zero_steps": parse_each(parse_integer),
     "levels": parse_integer,
@@ -191,8 +196,10 @@ class NamedRule:
     @property
     def guidance(self) -> Guidance:
         options = dict(self.options)
-        refresh = options.pop("refresh", 1)
-        return KINDS[self.name].build(**options).reused(refresh)
+        reuse = {option: options.pop(option) for option in REUSE if option in options}
+        stop = options.pop("stop", None)
+        rule = KINDS[self.name].build(**options).reused(**reuse)
+        return rule if stop is None else rule.adaptive(stop)
 
     @property
     def text(self) -> str:
@@ -223,6 +230,7 @@ class ParsedRule:
     """A sum of named rules."""
 
     parts: tuple[NamedRule, ...]
+    calibration: Calibration | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -231,7 +239,12 @@ class ParsedRule:
 
     @property
     def guidance(self) -> Guidance:
-        return sum((part.guidance for part in self.parts), Unguided())
+        return replace(sum((part.guidance for part in self.parts), Unguided()), calibration=self.calibration)
+
+    def calibrated(self, calibration: "str | Path | Calibration") -> "ParsedRule":
+        """As :meth:`.guidance.Guidance.calibrated`; the text names the calls."""
+        rule = self.guidance.calibrated(calibration)
+        return replace(parse_rule(rule_text(rule)), calibration=rule.calibration)
 
     @property
     def text(self) -> str:
@@ -299,6 +312,12 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
         rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {}), spec=spec) for part in texts))
     _ = rule.guidance  # values out of range raise here
     return rule
+
+
+def calibrated_rule(calibration: "str | Path | Calibration") -> ParsedRule:
+    """The rule that a calibration was made for, calibrated; raises as :func:`.calibration.read_calibration`."""
+    found = read_calibration(calibration)
+    return parse_rule(found.rule).calibrated(found)
 
 
 def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str, extra: Mapping[str, str]) -> ParsedRule:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from .call_scale import CALL, CallScale
 from .drawn import ClassifierReference, Draw
 from .drawn_text import WITHOUT_TEXT, Named, Options, drawn_rule
+from .integers import ranges_text
 from .per_sample import each
+from .reuse import EXACT, Reuse
 from .window import Window, segments
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
 SEGMENTED = {"slg": "sgg", "exit": "sgg-exit"}  # by the name of the weak rule
 DECIMALS = 12
 SEPARATOR = " | "  # between the rules of samples
+REUSE = ("refresh", "order", "calls")  # the options that say when directions are computed
 
 
 def number_text(value: float) -> str:
@@ -37,6 +40,8 @@ def value_text(option: str, value: Any) -> str:
     if isinstance(value, Window):
         bounds = (value.high,) if option == "switch" else (value.low, value.high)
         return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(number_text, bounds))}"
+    if option == "calls":
+        return ranges_text(value)
     if isinstance(value, tuple):  # of one sample: a comma behind it
         return ",".join(value_text(option, each) for each in value) + "," * (option != "layers" and len(value) == 1)
     return number_text(value) if isinstance(value, float) else str(value)
@@ -125,9 +130,14 @@ def _named(term: "Term") -> Named | None:
         options["delta"] = weight.delta
     if term.window != Window():
         options["window"] = term.window
-    if term.refresh > 1:
-        options["refresh"] = term.refresh
-    return name, options
+    if term.stop is not None:
+        options["stop"] = term.stop
+    return name, options | _reuse_options(term.reuse)
+
+
+def _reuse_options(reuse: Reuse) -> Options:
+    """The options that make a reuse again; none where it is the default."""
+    return {name: getattr(reuse, name) for name in REUSE if getattr(reuse, name) != getattr(EXACT, name)}
 
 
 def _weight(scale: float) -> float:
@@ -151,8 +161,8 @@ def _segmented(parts: Sequence[Named | None]) -> Named | None:
         return None
     (strong, first), (weak, second) = (parts[0][0], dict(parts[0][1])), (parts[1][0], dict(parts[1][1]))
     windows = first.pop("window", None), second.pop("window", None)
-    refresh = {first.pop("refresh", 1), second.pop("refresh", 1)}
-    plain = strong == "cfg" and weak in SEGMENTED and len(refresh) == 1 and set(first) == {"scale"} and "delta" not in second
+    reuse, other = ({name: part.pop(name) for name in REUSE if name in part} for part in (first, second))
+    plain = strong == "cfg" and weak in SEGMENTED and reuse == other and set(first) == {"scale"} and "delta" not in second
     if not plain or windows[0] is None:
         return None
     try:
@@ -162,8 +172,7 @@ def _segmented(parts: Sequence[Named | None]) -> Named | None:
     if windows != (before, after) or before.is_empty or after.is_empty:
         return None
     switch = before.low if before.kind == "sigma" else before
-    often = {} if refresh == {1} else {"refresh": refresh.pop()}
-    return SEGMENTED[weak], first | second | {"switch": switch} | often
+    return SEGMENTED[weak], first | second | {"switch": switch} | reuse
 
 
 def _attention_text(part: "NormalizedAttention") -> str:

@@ -41,8 +41,9 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``corrections``
-    are their kinds, not their numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
+    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``places`` how
+    many are kept of each, ``adaptive`` are those that stop, ``corrections`` are their kinds, not their numbers;
+    ``earlier`` counts the calls before the previous one that the solver looks back to.
     ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
@@ -53,6 +54,8 @@ class ProgramKey:
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
     kept: tuple[int, ...]
+    places: int
+    adaptive: tuple[int, ...]
     corrections: tuple[tuple, ...]
     stochastic: bool
     learned_variance: bool
@@ -70,7 +73,7 @@ class ProgramKey:
         conditions, text = plan.spec.distinct_conditions(fixed, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         kinds = tuple(correction.kind for correction in plan.corrections)
-        rule = tuple(map(without_numbers, plan.branches)), masks, plan.kept, kinds
+        rule = tuple(map(without_numbers, plan.branches)), masks, plan.kept, plan.places, plan.adaptive, kinds
         solver = plan.stochastic, plan.learned_variance, plan.earlier
         return cls(batch, not plan.samples, plan.height, plan.width, *rule, *solver, capacity, conditions, text)
 
@@ -289,7 +292,7 @@ class Program:
             outputs = dict(zip(self.plan.outputs(live), self._branch_outputs(live, scale), strict=True))
             return self.combination.combine(self.x, outputs, coefficients, self.call)
         if self.key.kept:
-            return self.combination.with_reused(self.guided_output(live, scale, coefficients), self.call)
+            return self.combination.reused.added_to(self.guided_output(live, scale, coefficients), self.call)
         return self.guided_output(live, scale, coefficients, update)
 
     def _chosen_output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor) -> Tensor:
@@ -383,7 +386,7 @@ class Program:
 
     def forget(self, samples: np.ndarray) -> None:
         """Let the guidance of ``samples`` [B] bool start anew; see :meth:`.combination.Combination.forget`."""
-        self.combination.forget(samples)
+        self.combination.forget(samples, self.call)
         self.draws.forget(self.combination.fresh)
 
 

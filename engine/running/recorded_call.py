@@ -71,7 +71,7 @@ def recorded_call(
         guided = combination.combine(x, outputs, coefficients, program.call)
     else:
         terms = [coefficients[:, i, :, None, None] * output for i, output in outputs.items()]
-        guided = combination.with_reused(sum(terms[1:], terms[0]), program.call)
+        guided = combination.reused.added_to(sum(terms[1:], terms[0]), program.call)
     with torch.no_grad():
         program.choose(plan.choosers(live), {i: output.detach() for i, output in outputs.items()}, x.detach())
     a, b, *_ = row[:, 1:, None, None, None].unbind(1)  # a velocity solver has no history and no noise

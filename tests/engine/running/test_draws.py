@@ -72,7 +72,7 @@ def drawn_noise(engine, batch=3):
 def split(rule: Guidance) -> tuple[Guidance, tuple]:
     """The plain terms of a rule, and those that draw."""
     drawn = tuple(term for term in rule.terms if not isinstance(term.branch.condition, str | int))
-    return Guidance(tuple(term for term in rule.terms if term not in drawn), rule.correction), drawn
+    return Guidance(tuple(term for term in rule.terms if term not in drawn), rule.corrections), drawn
 
 
 def check_naive(pair, rule, solver="euler", steps=STEPS):
