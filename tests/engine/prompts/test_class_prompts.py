@@ -156,7 +156,7 @@ def test_what_prompts_cannot_do_is_one_sentence(engine):
         generate(engine, RULES["random"], numerics="diffusers")
     with pytest.raises(ValueError, match=r"an attached pipeline gives its own alone: use Engine.from_pipe"):
         segue.attach(engine.pipe, CFG(2.0) + RULES["random"])
-    with pytest.raises(ValueError, match="give classes beside .a"):
+    with pytest.raises(ValueError, match=r"give classes beside .a \{\}"):
         ICG(2.0, template="a {}")
     pool = engine._pools.pool(ClassPrompts(NAMES, TEMPLATE), 13, lambda texts: embedded.positive, ())
     with pytest.raises(ValueError, match="came without texts"):
