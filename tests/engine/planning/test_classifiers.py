@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from segue import GFCG, Engine
 from segue.__main__ import app
-from segue.engine.classifiers import ImageNetClassifier, named_classifier, traced
+from segue.engine.planning.classifiers import ImageNetClassifier, named_classifier, traced
 
 MEAN, DEVIATION = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -108,7 +108,7 @@ def test_a_named_classifier_sees_latents_behind_the_vae(libraries, vae):
     bare = Engine(tiny_sit(), device="cpu")
     assert "operations unknown and not counted" in str(bare.plan(rule, steps=3))
     with pytest.raises(
-        ValueError, match="timm:net.a1 reads pictures and tiny makes latents of 4 channels: give the engine a VAE"
+        ValueError, match=r"timm:net.a1 reads pictures and tiny makes latents of 4 channels: give the engine a VAE"
     ):
         bare.sample([0], rule, steps=3, seeds=[1])
 
