@@ -331,7 +331,8 @@ class Guidance:
 
     def within(self, window: Window | str) -> "Guidance":
         """The same rule with every term, and NAG, confined to ``window``; one that already has a window is refused."""
-        for part in (*self.terms, *self.attention):
+        parts: tuple[Term | NormalizedAttention, ...] = (*self.terms, *self.attention)
+        for part in parts:
             if part.window != EVERYWHERE:
                 what = "a term" if isinstance(part, Term) else "NAG"
                 raise ValueError(f"{what} already has the window {part.window}; give windows in one place")
