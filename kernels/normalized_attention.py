@@ -29,10 +29,10 @@ def normalized_guidance(positive: Tensor, negative: Tensor, numbers: Tensor) -> 
     positive ``z+``, negative ``z-`` [R, L, D]; numbers [R, 3]: phi, tau, alpha of every row; fp32 or better.
     """
     scale, tau, alpha = numbers[:, :, None, None].unbind(1)
-    guided = scale * positive - (scale - 1) * negative
-    limit, norm = tau * positive.abs().sum(-1, keepdim=True), guided.abs().sum(-1, keepdim=True)
-    guided = guided * (limit / norm.clamp_min(TINY)).clamp_max(1)
-    return alpha * guided + (1 - alpha) * positive
+    guided = torch.lerp(negative, positive, scale)
+    limit, norm = (torch.linalg.vector_norm(z, 1, dim=-1, keepdim=True) for z in (positive, guided))
+    shrink = (tau * limit / norm.clamp_min(TINY)).clamp_max(1)
+    return torch.lerp(positive, guided * shrink, alpha)
 
 
 def normalized_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _text_tokens(q: Tensor, tokens: int) -> int:
 def joined(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
     """Attention over all keys from attentions over two parts of them, [R, T, H, K]; lse [R, H, T]."""
     share = torch.sigmoid(other_lse - one_lse).transpose(1, 2)[..., None]
-    return one + share * (other - one)
+    return torch.lerp(one, other, share.to(one.dtype))
 
 
 def merge_normalized(

@@ -101,6 +101,7 @@ VALUES = {
     "momentum": st.floats(-1, 1),
     "radius": st.floats(0, exclude_min=True) | st.just(float("inf")),
     "eta": numbers,
+    "tau": st.floats(1, 1e6),
     "alpha": st.floats(0, 1),
     "a": st.floats(1, 9),
     "b": st.floats(1, 9),
@@ -127,6 +128,7 @@ VALUES = {
     "template": st.sampled_from(["{}", "a leaf of {}, in autumn"]),
 }
 NEEDS = {"gain": "form", "template": "classes"}  # options that mean nothing without another
+OF_ONE_RULE = {("nag", "scale"): st.floats(1, 1e6)}
 
 
 @st.composite
@@ -137,7 +139,7 @@ def named_rules(draw):
     chosen = [option for option in chosen if NEEDS.get(option, option) in chosen]
     if "calls" in chosen and "refresh" in chosen:
         chosen.remove(draw(st.sampled_from(["calls", "refresh"])))
-    return NamedRule(name, tuple((option, draw(VALUES[option])) for option in chosen))
+    return NamedRule(name, tuple((option, draw(OF_ONE_RULE.get((name, option), VALUES[option]))) for option in chosen))
 
 
 def adds_up(rule: ParsedRule) -> bool:
@@ -206,9 +208,9 @@ def test_every_default_is_complete_and_named_options_replace_it(model, name):
     rule, numbers = parse_rule(name, model), default_options(model, name)
     assert dict(rule.parts[0].options) == numbers and numbers.keys() == DEFAULTS[model][name].keys()
     first = KINDS[name].needed[0]
-    changed = parse_rule(f"{name}:{first}=0.25", model).parts[0].options
-    assert dict(changed) == numbers | {first: 0.25}
-    assert changed == parse_rule(name, model, {first: "0.25"}).parts[0].options
+    changed = parse_rule(f"{name}:{first}=1.25", model).parts[0].options
+    assert dict(changed) == numbers | {first: 1.25}
+    assert changed == parse_rule(name, model, {first: "1.25"}).parts[0].options
 
 
 @pytest.mark.parametrize("size", SD3_SIZES)
