@@ -46,7 +46,7 @@ def attend_rows(
 ) -> tuple[Tensor, Tensor]:
     """Fused projections of R images [R, L, 3 D] and R' texts [R', M, 3 D] to their attention outputs.
 
-    The image's [R, L, D] and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers``
+    The image's [R, L, D], and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers``
     [R, 3] are needed where a segment is joined.
     """
     tokens, length, width = image.shape[1], text.shape[1], image.shape[2] // 3
@@ -127,12 +127,10 @@ def _perturbed_with_two_texts(
     q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, kernels: Kernels, operation: str
 ) -> Tensor:
     second, whole = tokens + (q.shape[2] - tokens) // 2, (Segment(0, len(q), operation),)
-
-    def attended(text: slice) -> Tensor:
-        one_q, one_k, one_v = (torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v))
-        return attend_joint(one_q, one_k, one_v, tokens, kernels, whole)
-
-    positive, negative = attended(slice(tokens, second)), attended(slice(second, None))
+    positive, negative = (
+        attend_joint(*(torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v)), tokens, kernels, whole)
+        for text in (slice(tokens, second), slice(second, None))
+    )
     dtype = torch.promote_types(q.dtype, torch.float32)
     guided = normalized_guidance(positive[:, :tokens].to(dtype), negative[:, :tokens].to(dtype), numbers.to(dtype))
     return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)

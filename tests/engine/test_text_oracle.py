@@ -16,6 +16,7 @@ from segue.engine.core import EngineCore
 from segue.engine.planning.compile import compile_plan
 from segue.engine.planning.plan import branch_path
 from segue.engine.rules.guidance import Branch
+from segue.engine.velocity import GuidedVelocity
 from segue.kernels.attention import PERTURBATIONS
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec
@@ -65,7 +66,7 @@ class NaiveTextSampler(NaiveSampler):
 
 
 def random_nag(rng: random.Random, steps: int, batch: int) -> Guidance:
-    """None, one over the run or a part of it, or two in the parts before and after a step; numbers for each sample or all."""
+    """One over the run or a part of it, or two, before and after a step; numbers for each sample or for all."""
 
     def numbers(low: float, high: float):
         drawn = [rng.choice((low, round(rng.uniform(low, high), 2))) for _ in range(batch)]
@@ -182,8 +183,6 @@ def test_gradients_are_those_of_the_naive_sampler(engines):
         return torch.autograd.grad((evaluate(leaves[0], prompts) ** 2).sum(), leaves)
 
     def ours(y, prompts):
-        from segue.engine.velocity import GuidedVelocity
-
         return GuidedVelocity(engine, rule, lambda plan: prompts, 6, 10)(y, torch.tensor([0.6, 0.6]))
 
     def naive(y, prompts):
