@@ -5,6 +5,8 @@ Every backend of ``attention`` has a form here: that of the Triton kernel is :fu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,7 @@ def attention_lse_xformers(q: Tensor, k: Tensor, v: Tensor) -> Attended:
     return out.flatten(2), lse[..., : q.shape[2]].contiguous()
 
 
-FORMS = {  # by the backend of ``attention``
+FORMS: dict[str, Callable[..., Attended]] = {  # by the backend of ``attention``
     "reference": attention_lse,
     "triton": attention_lse_triton,
     "sdpa": attention_lse_sdpa,

@@ -127,10 +127,12 @@ def _perturbed_with_two_texts(
     q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, kernels: Kernels, operation: str
 ) -> Tensor:
     second, whole = tokens + (q.shape[2] - tokens) // 2, (Segment(0, len(q), operation),)
-    positive, negative = (
-        attend_joint(*(torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v)), tokens, kernels, whole)
-        for text in (slice(tokens, second), slice(second, None))
-    )
+
+    def perturbed(text: slice) -> Tensor:
+        own_q, own_k, own_v = (torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v))
+        return attend_joint(own_q, own_k, own_v, tokens, kernels, whole)
+
+    positive, negative = perturbed(slice(tokens, second)), perturbed(slice(second, None))
     dtype = torch.promote_types(q.dtype, torch.float32)
     guided = normalized_guidance(positive[:, :tokens].to(dtype), negative[:, :tokens].to(dtype), numbers.to(dtype))
     return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)
