@@ -46,7 +46,7 @@ def attend_rows(
 ) -> tuple[Tensor, Tensor]:
     """Fused projections of R images [R, L, 3 D] and R' texts [R', M, 3 D] to their attention outputs.
 
-    The image's [R, L, D], and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers``
+    The image's [R, L, D] and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers``
     [R, 3] are needed where a segment is joined.
     """
     tokens, length, width = image.shape[1], text.shape[1], image.shape[2] // 3
@@ -128,11 +128,11 @@ def _perturbed_with_two_texts(
 ) -> Tensor:
     second, whole = tokens + (q.shape[2] - tokens) // 2, (Segment(0, len(q), operation),)
 
-    def perturbed(text: slice) -> Tensor:
-        own_q, own_k, own_v = (torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v))
-        return attend_joint(own_q, own_k, own_v, tokens, kernels, whole)
+    def attended(text: slice) -> Tensor:
+        one_q, one_k, one_v = (torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v))
+        return attend_joint(one_q, one_k, one_v, tokens, kernels, whole)
 
-    positive, negative = perturbed(slice(tokens, second)), perturbed(slice(second, None))
+    positive, negative = attended(slice(tokens, second)), attended(slice(second, None))
     dtype = torch.promote_types(q.dtype, torch.float32)
     guided = normalized_guidance(positive[:, :tokens].to(dtype), negative[:, :tokens].to(dtype), numbers.to(dtype))
     return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)
