@@ -18,7 +18,10 @@ NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strid
 NOTHING |= {"scalar_tensor"}  # a number that is assigned: on CUDA the argument of a fill
 COPIES = {"copy", "clone", "_to_copy"}
 ONE = {"arange", "cat", "fill", "full", "index", "index_select", "new_zeros", "ones", "zero", "zeros"}
-ONE |= {"_softmax", "stack", "zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
+ONE |= {"repeat", "_softmax", "stack", "zeros_like", "ones_like", "full_like", "new_full", "new_ones"}
+ATTENTIONS = {  # with a log-sum-exp, by the kernel that runs them
+    f"_scaled_dot_product_{backend}_attention": backend for backend in ("cudnn", "flash", "efficient")
+}
 # operation: which arguments are the matrices, and whether a bias goes before them
 MATRICES = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_addmm_activation": 1, "_scaled_mm": 0}
 
@@ -50,6 +53,8 @@ def aten_kernels(function, args: tuple, kwargs: dict, out, chip: Chip) -> list[K
         return [_copy(name, results[0], parts[0])]
     if name in COPIES:
         return [_copy(name, *((args[0], args[1]) if name == "copy" else (results[0], args[0])))]
+    if name in ATTENTIONS:
+        return attention_kernels(*args[:3], ATTENTIONS[name], chip, lse=True)
     if name in MATRICES:
         return _product(name, args, results[0])
     if name == "convolution":
@@ -133,11 +138,14 @@ def _convolution(args: tuple, out: Tensor, chip: Chip) -> list[Kernel]:
     return kernels
 
 
-def attention_kernels(q: Tensor, k: Tensor, v: Tensor, backend: str, chip: Chip) -> list[Kernel]:
-    """Of ``scaled_dot_product_attention`` by ``cudnn``, ``flash`` or ``efficient``.  q [R, H, T, K]; k, v [R, H, S, K]."""
+def attention_kernels(q: Tensor, k: Tensor, v: Tensor, backend: str, chip: Chip, lse: bool = False) -> list[Kernel]:
+    """Of ``scaled_dot_product_attention`` by ``cudnn``, ``flash`` or ``efficient``.  q [R, H, T, K]; k, v [R, H, S, K].
+
+    ``lse``: the log-sum-exp of every query is written too, in fp32.
+    """
     rows, heads, queries, head_dim = q.shape
     keys = k.shape[2]
-    moved = 2 * touched(q) + touched(k) + touched(v)
+    moved = 2 * touched(q) + touched(k) + touched(v) + 4 * rows * heads * queries * lse
     sizes = f"{rows} x {heads} x {queries} x {head_dim}, {keys} keys"
     flops = 4 * rows * heads * queries * keys * head_dim
     problem = ((rows * heads, queries, keys, head_dim),)

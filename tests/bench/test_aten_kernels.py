@@ -5,9 +5,11 @@ from math import ceil
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.bench.aten_kernels import aten_kernels, attention_kernels, flash_splits, touched
+from segue.kernels.attention_lse import attention_lse_sdpa
 from segue.kernels.triton_runtime import Chip
 
 WITH_CUDNN, WITHOUT = Chip("sm_90", 132, 91501), Chip("sm_90", 132)
@@ -64,6 +66,7 @@ X, W, B = meta(2, 5, 16), meta(24, 16), meta(24)
         (lambda: F.linear(X[:, :4], W, B), ["product", "pytorch"]),  # no rows of one matrix: batched, and the bias apart
         (lambda: torch._addmm_activation(B, X.flatten(0, 1), W.t(), use_gelu=True), ["product"]),
         (lambda: torch.addmm(meta(10, 24), X.flatten(0, 1), W.t()), ["pytorch", "product"]),
+        (lambda: attention_lse_sdpa(*[meta(1, 300, 2, 64).transpose(1, 2)] * 3, (SDPBackend.CUDNN_ATTENTION,)), ["attention"]),
         (lambda: F.conv2d(meta(3, 16, 8, 8), meta(32, 16, 2, 2), meta(32), stride=2), ["pytorch", "pytorch"]),
         (lambda: F.conv2d(meta(3, 16, 8, 8), meta(32, 16, 2, 2), stride=2), ["pytorch"]),
     ],

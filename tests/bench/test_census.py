@@ -62,6 +62,7 @@ def test_the_census_is_what_a_step_on_the_cpu_does(architecture):
 
 
 TRUE_SIZES = [("sd3.5-medium", "sgg", 1), ("dit-xl/2", "sgg-exit", 2), ("sit-s/2", "cfg:scale=3+pag:weight=1,layers=3", 3)]
+TRUE_SIZES += [("sd3-medium", "nag:scale=5,window=fraction:0,0.5", 1)]  # attention over parts, with its log-sum-exp
 
 
 @pytest.mark.parametrize(("name", "rule", "batch"), TRUE_SIZES)
