@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from .triton_runtime import (
     tl,
 )
 
-PERTURBATIONS = ("attention_identity", "attention_identity_image", "attention_skip", "attention_blur")
+PERTURBATIONS = ("attention_identity", "attention_identity_image", "attention_skip", "attention_blur", "attention_shuffle")
 MAX_HEAD_DIM = 128
 
 
@@ -42,6 +43,7 @@ def perturbed_attention(q: Tensor, k: Tensor, v: Tensor, kind: str, attend: Call
     ``attention_identity``: the map is the identity, so the output is V (PAG, arXiv 2403.17377); T = L.
     ``attention_identity_image``: a query meets its own key and the keys beyond the L-th, see :func:`attend_own_and_text`.
     ``attention_blur``: every query is the mean query, the limit of infinite blur (SEG, arXiv 2408.00760).
+    ``attention_shuffle``: the outputs of the queries change places, see :func:`token_order` (after TPG, arXiv 2506.10036).
     ``attention_skip``: the output is zero (STG-A, arXiv 2411.18664); the caller must skip the projection bias too; T = L.
     """
     if kind == "attention_identity":
@@ -52,7 +54,15 @@ def perturbed_attention(q: Tensor, k: Tensor, v: Tensor, kind: str, attend: Call
         return attend(q.mean(dim=2, keepdim=True), k, v).expand(-1, q.shape[2], -1)
     if kind == "attention_skip":
         return torch.zeros_like(merge_heads(v))
+    if kind == "attention_shuffle":
+        return attend(q, k, v)[:, token_order(q.shape[2], q.device)]
     raise ValueError(f"unknown attention perturbation {kind!r}; known: {', '.join(PERTURBATIONS)}")
+
+
+@cache
+def token_order(tokens: int, device: torch.device) -> Tensor:
+    """A fixed permutation [L] int64 of so many tokens, the same everywhere."""
+    return torch.randperm(tokens, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
 
 
 def attend_own_and_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .sit import attend_segments
 
 # Perturbations of image queries alone: text has no space to blur over, and keeps its attention where only the image's map
 # is the identity.
-IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image")
+IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image", "attention_shuffle")
 
 Weights = tuple[Tensor, Tensor] | None  # of the norms of queries and keys
 

@@ -35,6 +35,7 @@ _MODULES = {
         "SGG",
         "AutoGuidance",
         "Branch",
+        "CFGPlusPlus",
         "EarlyExit",
         "Exit",
         "Guidance",
@@ -60,6 +61,7 @@ _MODULES = {
         "PowerLawCFG",
     ),
     "segue.engine.rules.presets": ("parse_rule",),
+    "segue.engine.rules.solver_corrections": ("EpsilonScaling", "TSR"),
     "segue.engine.rules.window": ("Window",),
     "segue.engine.running.sampler": ("CallInfo", "NonFiniteError"),
 }

@@ -51,6 +51,7 @@ from segue.engine.rules.guidance import (
     NAG as NAG,
     SGG as SGG,
     AutoGuidance as AutoGuidance,
+    CFGPlusPlus as CFGPlusPlus,
     Branch as Branch,
     EarlyExit as EarlyExit,
     Exit as Exit,
@@ -64,6 +65,7 @@ from segue.engine.rules.guidance import (
     from_extrapolation as from_extrapolation,
 )
 from segue.engine.rules.presets import parse_rule as parse_rule
+from segue.engine.rules.solver_corrections import TSR as TSR, EpsilonScaling as EpsilonScaling
 from segue.engine.rules.window import Window as Window
 from segue.engine.running.sampler import CallInfo as CallInfo, NonFiniteError as NonFiniteError
 

@@ -1,4 +1,4 @@
-"""``segue sample``, ``compare``, ``plan`` and ``doctor``: what the commands accept.
+"""``segue sample``, ``compare``, ``plan``, ``guidance`` and ``doctor``: what the commands accept.
 
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
@@ -10,7 +10,7 @@ from . import options as o
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this folder to ``app``."""
-    for command in (sample, compare, plan, doctor):
+    for command in (sample, compare, plan, guidance, doctor):
         app.command()(command)
 
 
@@ -260,6 +260,28 @@ def plan(
     text = o.PromptOptions(height=height, width=width)
     source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
+
+
+def guidance(
+    model: o.PlanModelOption = None,
+    family: o.FamilyOption = None,
+    heads: o.HeadsOption = None,
+    branch_head: o.BranchOption = None,
+    weak: o.WeakOption = None,
+    steps: o.StepsOption = None,
+    json: o.JsonOption = False,
+) -> None:
+    """List every named rule: its formula, its cost on a model, its source, and whether it is the published one.
+
+    [bold]Examples[/bold]
+
+    segue guidance
+
+    segue guidance --model sd3.5-medium
+    """
+    from .list_rules import list_rules
+
+    list_rules(o.Source(model, family, heads=heads, branch_head=branch_head, weak=weak), steps, json)
 
 
 def doctor(verbose: o.VerboseOption = False, json: o.JsonOption = False) -> None:

@@ -18,6 +18,7 @@ from ..rules.drawn import Draw, RandomCondition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
+from ..rules.solver_corrections import scaled_rows
 from .choices import check_sources, drawn_by_classifiers, without_unchosen
 from .classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from .plan import ALPHA, Plan, checked_size
@@ -152,9 +153,9 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     parameterization = Parameterization(spec)
     sigmas = parameterization.snap(schedule.array())
     _check_distinct(schedule, sigmas, spec)
-    table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"])
+    table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"], rule)
     steps = np.array([row.step for row in rows])
-    weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
+    weights, warnings = resolve_weights(rule, branches, sigmas)
     _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
     weights[: rule.zero_steps] = 0.0
     if rule.calibration is not None:
@@ -314,7 +315,7 @@ def _check_draw(condition: Any, spec: ModelSpec) -> None:
 
 
 def _solver_table(
-    solver: Solver, sigmas: np.ndarray, parameterization: Parameterization, earlier: int
+    solver: Solver, sigmas: np.ndarray, parameterization: Parameterization, earlier: int, rule: Guidance
 ) -> tuple[np.ndarray, list[SolverRow]]:
     """The [N, 7 + earlier] table: the solver's rows with the network's own output ``o`` in place of ``v = m y + n o``."""
     rows = solver.rows(sigmas)
@@ -327,6 +328,7 @@ def _solver_table(
     m, n = parameterization.velocity(levels)
     scale = parameterization.input_scale(levels)
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
+    values = scaled_rows(values, levels, rule.corrections)
     a, b, c, d, e, f = values.T
     further = np.array([_padded(row.earlier, solver, earlier) for row in rows]).reshape(len(rows), earlier)
     return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows

@@ -20,12 +20,14 @@ def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
     return *with_choosers((COND, *guiding)), *text
 
 
-def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The summed weights [steps, K] of the branches after the conditional one, and what is odd about the windows.
 
-    Windows are resolved here and nowhere else.  Of a rule whose numbers all samples share.
+    ``sigmas`` are the levels of the schedule, where steps start and the last one ends.  Windows are resolved here and nowhere
+    else.  Of a rule whose numbers all samples share.
     """
     warnings: list[str] = []
+    step_sigmas = sigmas[:-1]
     weights = np.zeros((len(step_sigmas), len(branches) - 1))
     for term in guidance.terms:
         chosen = np.flatnonzero(term.window.select(step_sigmas))
@@ -38,7 +40,9 @@ def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigma
             continue
         for rank, step in enumerate(chosen):
             position = rank / (len(chosen) - 1) if len(chosen) > 1 else 0.5
-            weights[step, branches.index(term.branch) - 1] += term.weight(float(step_sigmas[step]), position)
+            weights[step, branches.index(term.branch) - 1] += term.weight(
+                *map(float, (sigmas[step], position, sigmas[step + 1]))
+            )
     return weights, warnings
 
 

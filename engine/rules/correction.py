@@ -3,8 +3,9 @@
 A correction is a rule without terms, so it is added to one: ``CFG(7.0) + Rescale(0.7)``.  Several may follow one another.
 Those of the reference (:mod:`.reference_corrections`) change the direction ``D = c - u`` and its weight, where ``u`` is the one
 branch with another condition: first one that cuts it by frequencies, then the others.  Those of the whole
-(:mod:`.guided_corrections`) change the prediction that all terms add up to; the last is one that compares it with calls
-before.  Each of their numbers is one for all samples, or one for each sample of the batch.
+(:mod:`.guided_corrections`) change the prediction that all terms add up to; then comes one that compares it with calls
+before, at last what scales it in the solver's step (:mod:`.solver_corrections`).  Each of their numbers is one for all
+samples, or one for each sample of the batch.
 """
 
 import math
@@ -18,7 +19,7 @@ from ..numeric_input import number_or_each, real_number
 from .per_sample import samples_of, shown
 
 Space = Literal["output", "velocity", "x0"]
-FREQUENCIES, REFERENCE, WHOLE, HISTORY = range(4)  # places: a correction acts on what those before leave
+FREQUENCIES, REFERENCE, WHOLE, HISTORY, STEP = range(5)  # places: a correction acts on what those before leave
 
 
 @dataclass(frozen=True, eq=False)

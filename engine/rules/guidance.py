@@ -26,6 +26,7 @@ from .normalized_attention import ALPHA, TAU, NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .reuse import EXACT, Reuse
 from .rule_text import rule_text, shown_rule
+from .step_weight import PlusPlus, StepWeight, takes_two_levels
 from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -54,6 +55,8 @@ class Perturb:
     ``attention_identity_image`` (PAG as diffusers' SD3 pipeline has it): an image token sees itself and the text, a text token
     everything.  Without text tokens the same as ``attention_identity``.  On SD3.5 diffusers' pipeline also drops the norms of
     queries and keys in those blocks, a defect that is not followed here.
+    ``attention_shuffle`` (after TPG, arXiv 2506.10036): the attention's outputs change places among image tokens, by a fixed
+    permutation.  The paper moves the tokens themselves; in a transformer that would only move the patches of the output.
     ``attention_skip`` (STG-A): the attention gives nothing.  ``attention_blur`` (SEG with infinite blur): image tokens share
     their mean query.
     """
@@ -158,7 +161,7 @@ class Weight:
 
     base: Number = 0.0
     delta: Number = 0.0
-    function: Callable[[float], float] | None = None
+    function: Callable[[float], float] | StepWeight | None = None
 
     def __post_init__(self):
         for name in ("base", "delta"):
@@ -174,16 +177,18 @@ class Weight:
             raise ValueError(f"a weight must be finite, got {value}")
         return value
 
-    def __call__(self, sigma: float, position: float) -> float:
+    def __call__(self, sigma: float, position: float, next_sigma: float = math.nan) -> float:
         """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left.
 
-        Of numbers that all samples share; see :meth:`Guidance.of_sample`.
+        ``next_sigma`` is where the step ends, for a function of both.  Of numbers that all samples share; see
+        :meth:`Guidance.of_sample`.
         """
         if self.function is None:
             base, delta = shared(self.base), shared(self.delta)
             value = base + delta * (1 - 2 * position)
             return value if abs(value) > ROUNDING * (1 + abs(base) + abs(delta)) else 0.0
-        value = real_number(self.function(sigma), RETURNED)
+        levels = (sigma, next_sigma) if isinstance(self.function, StepWeight) else (sigma,)
+        value = real_number(self.function(*levels), RETURNED)
         if not math.isfinite(value):
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
         return value
@@ -313,6 +318,8 @@ class Guidance:
         for term in self.terms:
             if term.window.kind in ("steps", "fraction"):
                 return f"the window {term.window}"
+            if isinstance(term.weight.function, StepWeight):
+                return f"the weight of {term.branch}, a function of two levels,"
             if any(np.atleast_1d(term.weight.delta)):
                 return f"the delta {shown(term.weight.delta)}"
             if not term.reuse.is_exact:
@@ -391,7 +398,7 @@ class Guidance:
 Unguided = Guidance
 
 
-Scale = Numbers | Callable[[float], float]
+Scale = Numbers | Callable[[float], float] | Callable[[float, float], float]
 
 
 def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
@@ -399,7 +406,10 @@ def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
     if callable(value):
         if any(np.atleast_1d(delta)):
             raise ValueError(f"delta {delta} applies to a constant weight, not to a function of sigma")
-        return Weight(function=lambda sigma: real_number(value(sigma), RETURNED) - offset)
+        if takes_two_levels(value):
+            return Weight(function=StepWeight(cast("Callable[[float, float], float]", value), offset))
+        one = cast("Callable[[float], float]", value)
+        return Weight(function=lambda sigma: real_number(one(sigma), RETURNED) - offset)
     requirement = "a scale must be a finite number or a function of sigma"
     numbers = number_or_each(value, lambda number: real_number(number, requirement))
     return Weight(each(numbers, lambda number: number - offset), as_kept(delta))
@@ -420,8 +430,9 @@ def CFG(
 ) -> Guidance:
     """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
 
-    ``scale`` is a number, one for each sample of the batch, a function of sigma or, in a rule for :func:`segue.attach`,
-    ``"call"``: the ``guidance_scale`` that the pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` over the steps of
+    ``scale`` is a number, one for each sample of the batch, a function of sigma, or of it and the level where the step ends
+    (``lambda sigma, next_sigma: ...``), or, in a rule for :func:`segue.attach`, ``"call"``: the ``guidance_scale`` that the
+    pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` over the steps of
     the window; ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first
     three latent channels only, as the official DiT and SiT samplers do.
     """
@@ -430,6 +441,19 @@ def CFG(
             raise ValueError(f"delta {delta} applies to a constant weight, not to the scale of a call")
         return _one_term(Branch(condition), Weight(function=CallScale()), window, channels)
     return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
+
+
+@refuses_unknown()
+def CFGPlusPlus(scale: float, *, window: Window | str | None = None, condition: str | int = "uncond") -> Guidance:
+    """CFG++: the clean estimate guided by the share ``scale`` between reference and condition, the noise that of the reference.
+
+    As classifier-free guidance with the scale ``scale sigma (1 - next_sigma) / (sigma - next_sigma)`` of each step, which is
+    the same where the step is Euler's or DDIM's; other solvers follow the velocity of that scale.  Usual shares are 0.2 to 1;
+    none leaves a step unguided.  Source: arXiv 2406.08070, carried over to rectified flow.
+    """
+    if not 0 < real_number(scale, "the share of CFG++ must be a number") <= 10:
+        raise ValueError(f"the share of CFG++ must lie between 0 and 10, above 0, got {scale}")
+    return _one_term(Branch(condition), Weight(function=StepWeight(PlusPlus(float(scale)), 1.0)), window)
 
 
 @refuses_unknown()

@@ -19,10 +19,11 @@ from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
 from . import guided_corrections as guided
 from . import reference_corrections as reference
+from . import solver_corrections as scaling
 from .calibration import Calibration, read_calibration
 from .call_scale import CALL
 from .gfcg import GFCG, ICG
-from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .guidance import CFG, NAG, SGG, AutoGuidance, CFGPlusPlus, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
@@ -92,7 +93,7 @@ def _shown(option: str, value: Any) -> str:
 parse_numbers = parse_each(number_from_text)
 CORRECTION_NUMBERS = (
     "phi", "momentum", "radius", "eta", "alpha", "a", "b", "gamma", "max_angle", "low", "high", "cutoff", "pi", "start", "peak",
-    "most", "rho",
+    "most", "rho", "k", "width", "factor",
 )  # fmt: skip
 PARSERS: dict[str, Callable[[str], Any]] = {
     "scale": parse_each(parse_scale),
@@ -152,9 +153,10 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "none": Unguided,
     "cfg": _cfg,
     "slg": SkipLayer,
-    **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
+    **{name: _perturbed(name) for name in ("pag", "pag-image", "tpg", "stg", "seg")},
     "exit": EarlyExit,
     "ag": AutoGuidance,
+    "cfgpp": lambda scale, reference="uncond", **options: CFGPlusPlus(scale, condition=reference, **options),
     "nag": NAG,
     "gfcg": GFCG,
     "icg": ICG,
@@ -174,6 +176,8 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "renorm": guided.Renorm,
     "energy": guided.EnergyPreserving,
     "higs": guided.HiGS,
+    "tsr": scaling.TSR,
+    "epsilon": scaling.EpsilonScaling,
 }
 KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 

@@ -22,6 +22,8 @@ NAMES = {
     "none": Named("Unguided"),
     "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels", "stop")),
     "slg": Named("Skip-layer guidance", _WEAK, _TERM),
+    "cfgpp": Named("CFG++", ("scale",), ("window", "reference")),
+    "tpg": Named("Shuffled-attention guidance", _WEAK, _TERM),
     "pag": Named("Perturbed-attention guidance", _WEAK, _TERM),
     "pag-image": Named("Perturbed-attention guidance, text kept", _WEAK, _TERM),
     "stg": Named("Skipped-attention guidance", _WEAK, _TERM),
@@ -46,6 +48,8 @@ NAMES = {
     "rescale": Named("rescaled deviation", ("phi",), correction=True),
     "renorm": Named("capped norm", (), ("rho",), correction=True),
     "energy": Named("preserved energy", (), ("phi",), correction=True),
+    "tsr": Named("terminal scaling", (), ("k", "width"), correction=True),
+    "epsilon": Named("epsilon scaling", ("factor",), correction=True),
     "higs": Named("history guidance", ("weight",), ("alpha", "low", "high", "eta", "cutoff"), correction=True),
 }
 

@@ -10,6 +10,7 @@ from .drawn_text import WITHOUT_TEXT, Named, Options, drawn_rule
 from .integers import ranges_text
 from .per_sample import each
 from .reuse import EXACT, Reuse
+from .step_weight import PlusPlus, StepWeight
 from .window import Window, segments
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
     "skip": "slg",
     "attention_identity": "pag",
     "attention_identity_image": "pag-image",
+    "attention_shuffle": "tpg",
     "attention_skip": "stg",
     "attention_blur": "seg",
 }
@@ -112,6 +114,8 @@ def _named(term: "Term") -> Named | None:
     elif branch.condition != "cond" and network is None and branch.model == "main":
         scale = CALL if isinstance(weight.function, CallScale) else WITHOUT_TEXT
         name, options = "cfg", {"scale": scale if weight.function else each(weight.base, _scale)}
+        if isinstance(weight.function, StepWeight) and isinstance(weight.function.function, PlusPlus):
+            name, options = "cfgpp", {"scale": weight.function.function.scale}
         if branch.condition != "uncond":
             options["reference"] = branch.condition
         if term.channels is not None:

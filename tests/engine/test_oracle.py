@@ -21,12 +21,15 @@ from segue import (
     FDG,
     MAMBO,
     TCFG,
+    TSR,
     AutoGuidance,
     BetaCFG,
+    CFGPlusPlus,
     CFGZeroStar,
     EarlyExit,
     EnergyPreserving,
     Engine,
+    EpsilonScaling,
     FreSca,
     Guidance,
     HiGS,
@@ -120,6 +123,8 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     kind = rng.choice(("cfg", "cfg", "parent", "label", "skip", "skip", "skip", "perturb", "exit", "weak"))
     if kind in ("cfg", "parent", "label"):
         condition = {"cfg": "uncond", "parent": "parent", "label": rng.randrange(spec.num_classes)}[kind]
+        if kind == "cfg" and rng.random() < 0.2:
+            return CFGPlusPlus(rng.choice((0.2, 0.6)), window=window) if channels is None else Guidance()
         scale = (lambda sigma: 1 + 1.5 * sigma) if callable(weight) else 1 + weight
         return CFG(scale, delta=delta, window=window, condition=condition, channels=channels)
     if kind == "exit":
@@ -129,7 +134,9 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     layers = tuple(rng.sample(range(spec.depth), rng.choice((0, 1, 1, 2, 2, 3, spec.depth))))
     if kind == "skip":
         return SkipLayer(weight, layers, delta=delta, window=window)
-    perturbation = rng.choice(("attention_identity", "attention_identity_image", "attention_skip", "attention_blur"))
+    perturbation = rng.choice(
+        ("attention_identity", "attention_identity_image", "attention_skip", "attention_blur", "attention_shuffle")
+    )
     return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
 
 
@@ -162,6 +169,7 @@ def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance
         if spec.prediction != "epsilon" and spec.path == "linear":
             referred.append(CFGZeroStar(rng.choice((0, 0, 1))))
     chosen = rng.sample(referred, min(len(referred), rng.choice((0, 1, 1, 2)))) + rng.sample(whole, rng.choice((0, 0, 1, 2)))
+    chosen += rng.choice(([], [], [TSR(rng.uniform(0.8, 1.1), 2.0)], [EpsilonScaling(1.01)]))
     corrections = sorted((rule.corrections[0] for rule in chosen), key=lambda correction: correction.place)
     if [correction.place for correction in corrections].count(FREQUENCIES) > 1:
         del corrections[0]

@@ -12,6 +12,7 @@ from naive_corrections import Sample, corrected
 from torch import Tensor
 
 from segue.engine.rules.guidance import Branch, Exit, Guidance, Perturb
+from segue.engine.rules.step_weight import StepWeight
 from segue.engine.rules.window import Window
 from segue.kernels.record import DIFFERENTIABLE
 from segue.models.rows import Segment
@@ -125,7 +126,8 @@ class NaiveSampler:
         if step not in chosen:
             return 0.0
         if term.weight.function is not None:
-            return term.weight.function(self.sigmas[step])
+            levels = self.sigmas[step : step + (2 if isinstance(term.weight.function, StepWeight) else 1)]
+            return term.weight.function(*levels)
         position = chosen.index(step) / (len(chosen) - 1) if len(chosen) > 1 else 0.5
         return term.weight.base + term.weight.delta * (1 - 2 * position)
 
@@ -192,7 +194,21 @@ class NaiveSampler:
         guided = conditional + others
         if self.guidance.corrections:
             guided = self.corrected(y, sigma, step, conditional, direction, scale, others)
-        return self.as_velocity(guided, y, sigma)
+        return self.scaled(self.as_velocity(guided, y, sigma), y, sigma)
+
+    def scaled(self, v: Tensor, y: Tensor, sigma: float) -> Tensor:
+        """The velocity with the noise that it means scaled, and the clean estimate that this leaves of the state."""
+        for correction in self.guidance.corrections:
+            if correction.name not in ("tsr", "epsilon") or sigma == 1:
+                continue
+            ratio = ((1 - sigma) / sigma) ** 2 if sigma else math.inf
+            factor = 1 / correction.factor if correction.name == "epsilon" else 1.0
+            if correction.name == "tsr":
+                signal = ratio * correction.width**2
+                factor = correction.k if math.isinf(signal) else (signal + 1) / (signal / correction.k + 1)
+            noise = factor * (y + (1 - sigma) * v)
+            v = noise - (y - sigma * noise) / (1 - sigma)
+        return v
 
     def corrected(self, y, sigma, step, conditional, direction, scale, others) -> Tensor:
         """The guided output, sample by sample."""

@@ -1,0 +1,107 @@
+"""``segue guidance``: every named rule with its formula, its source, and what it costs on a model."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from segue.models.spec import ModelSpec
+
+from ..core import resolve_plan
+from ..planning.plan import Plan
+from ..rules.catalogue import ENTRIES
+from ..rules.presets import parse_rule
+from ..rules.rule_names import NAMES
+from .options import Source
+from .show_plan import SD3_SCHEDULE, find_specs
+
+ON_TOP_OF = "cfg"  # what corrections are added to
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A rule on a model: ``rule`` is the text that was planned, ``evaluations`` and ``cost`` those of its plan.
+
+    They are None where the rule does not run on the model, for the ``reason``.
+    """
+
+    name: str
+    title: str
+    formula: str
+    standing: str
+    source: str
+    rule: str | None
+    evaluations: int | None
+    cost: float | None
+    reason: str = ""
+
+
+def list_rules(source: Source, steps: int | None, as_json: bool) -> None:
+    """Print every rule with the numbers of the model, or the usual ones."""
+    specs = find_specs(source)
+    listed = list(_listed(specs, steps))
+    if as_json:
+        print(json.dumps({"model": specs["main"].name, "rules": [asdict(rule) for rule in listed]}))
+        return
+    console = Console()
+    table = Table(title=f"guidance on {specs['main'].name}", title_justify="left", box=None, pad_edge=False)
+    for column, numeric in (
+        ("rule", False),
+        ("formula", False),
+        ("evaluations", True),
+        ("cost", True),
+        ("standing", False),
+        ("arXiv", False),
+    ):
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("rule", "cost"))
+    for rule in listed:
+        cost = ("-", "-") if rule.cost is None else (str(rule.evaluations), f"{rule.cost:.2f}x")
+        table.add_row(rule.name, rule.formula, *cost, rule.standing, rule.source)
+    console.print(table)
+    for rule in listed:
+        if rule.reason:
+            console.print(f"[dim]{rule.name}: {rule.reason}[/dim]", highlight=False)
+    console.print(
+        "[dim]c, u, k: predictions for the condition, of the reference, of a weak copy; D = c - u; g: guided. Corrections are "
+        f"planned on top of {ON_TOP_OF}.[/dim]",
+        highlight=False,
+    )
+
+
+def _listed(specs: Mapping[str, ModelSpec], steps: int | None) -> Iterator[Listed]:
+    for name, entry in ENTRIES.items():
+        standing = f"{entry.standing}: {entry.note}" if entry.note else entry.standing
+        text = f"{ON_TOP_OF} + {_shortest(name)}" if NAMES[name].correction else _shortest(name)
+        told = name, NAMES[name].title, entry.formula, standing, entry.source
+        try:
+            plan, rule = _planned(specs, text, steps)
+        except ValueError as error:
+            yield Listed(*told, None, None, None, str(error))
+        else:
+            yield Listed(*told, rule, plan.cost.evaluations, plan.cost.relative)
+
+
+def _planned(specs: Mapping[str, ModelSpec], text: str, steps: int | None) -> tuple[Plan, str]:
+    """The plan of a rule by its text, and the text with every number."""
+    parsed = parse_rule(text, specs["main"])
+    schedule = SD3_SCHEDULE if specs["main"].text_tokens else None
+    return resolve_plan(specs, parsed.guidance, steps, schedule), parsed.text
+
+
+def _shortest(name: str) -> str:
+    """A rule's text with what has no usual number."""
+    return EXAMPLES.get(name, name)
+
+
+EXAMPLES = {  # numbers of corrections, and of rules that no usual number fits
+    "apg": "apg:momentum=-0.5,radius=15,eta=0",
+    "fdg": "fdg:low=0.5",
+    "rescale": "rescale:phi=0.7",
+    "epsilon": "epsilon:factor=1.005",
+    "higs": "higs:weight=1",
+    "cfgpp": "cfgpp:scale=0.6",
+    "nag": "nag:scale=5",
+    "gfcg": "gfcg:weight=0.5,classifier=herbarium-classifier",
+}
