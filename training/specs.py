@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from segue.models.classifiers import ClassifierSpec
+from segue.models.enhancer import EnhancerSpec
 from segue.models.sizes import PATCHES, SIZES
 from segue.models.spec import SiTSpec
 from segue.models.weights import read_spec
@@ -17,6 +18,8 @@ def spec_of(values: Any, where: str) -> Spec:
     known = {field.name for field in fields(ClassifierSpec)}
     if isinstance(values, dict) and {"family", "widths"} <= values.keys() <= known:
         return ClassifierSpec(**values)
+    if EnhancerSpec.describes(values):
+        return EnhancerSpec(**values)
     return read_spec(values, where)
 
 
@@ -27,6 +30,8 @@ def fitted(spec: Spec, source: Source) -> Spec:
     """
     if isinstance(spec, SiTSpec):
         return fitted_sit(spec, source)
+    if isinstance(spec, EnhancerSpec):
+        raise ValueError(f"{spec.name} is trained on pairs of pictures that its recipe draws; leave --data {source.name} out")
     channels, height, width = source.shape
     if height != width:
         raise ValueError(f"a classifier reads square pictures, got {height} x {width}")

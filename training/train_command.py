@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train(
     out: Annotated[Path, option("--out", help="Folder for weights, state and log.")],
     recipe: Annotated[
-        str | None, option("--recipe", help="herbarium (default) or herbarium-64, -weak, -classifier, -judge.")
+        str | None, option("--recipe", help="herbarium (default) or herbarium-64, -weak, -classifier, -judge, -enhancer.")
     ] = None,
     resume: r.ResumeOption = None,
     data: Annotated[str | None, option("--data", panel=NETWORK, help="What to train on; default the herbarium.")] = None,
@@ -174,6 +174,7 @@ def _begun(
     start: "Start",
 ) -> "Trainer":
     """The trainer of a new run: the recipe's network, fitted to the data, of another size, or a checkpoint's."""
+    from segue.models.classifiers import ClassifierSpec
     from segue.models.spec import SiTSpec
 
     from .loop import Trainer
@@ -193,7 +194,8 @@ def _begun(
     initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
     if not isinstance(spec, SiTSpec):
         if found := {"from", "size", "exit_layer"} & network.keys():
-            raise ValueError(f"the recipe {recipe} is of a classifier, which takes no {sorted(found)[0]}")
+            kind = "a classifier" if isinstance(spec, ClassifierSpec) else "an enhancer"
+            raise ValueError(f"the recipe {recipe} is of {kind}, which takes no {sorted(found)[0]}")
     elif "from" in network:
         begun = _starting(network, source)
         spec, initial, facts = begun.spec, begun.tensors, facts | {"from": begun.facts}
@@ -206,7 +208,7 @@ def _begun(
     values = asdict(chosen.settings)
     if dropout is not None:
         values["dropout"] = values["dropout"] | {"everything": dropout}
-    if not spec.parents:
+    if not getattr(spec, "parents", ()):
         values["dropout"] = values["dropout"] | {"species": 0.0}
     made = TrainSettings.from_dict(values | {"micro_batches": launched()} | settings)
     check_previews(spec, made.preview_every, vae)

@@ -1,0 +1,88 @@
+"""Pictures in frequency: enlarged by zeros, reduced by leaving high frequencies out, and a gain over radial frequency."""
+
+import torch
+from torch import Tensor
+
+from .spec import positive_integer
+
+
+def enlarge(x: Tensor, height: int, width: int) -> Tensor:
+    """``x`` [..., H, W] at a size no smaller, the new frequencies zero: trigonometric interpolation.
+
+    Computed in fp32, or fp64 if ``x`` is; returned in its dtype.  Odd and even sizes; the mean is preserved.
+    """
+    if height < x.shape[-2] or width < x.shape[-1]:
+        raise ValueError(f"a picture of {x.shape[-2]} x {x.shape[-1]} is enlarged to no less, got {height} x {width}")
+    return _resized(x, height, width)
+
+
+def reduce(x: Tensor, height: int, width: int) -> Tensor:
+    """``x`` [..., H, W] at a size no larger, without the frequencies beyond it; ``reduce(enlarge(x)) = x``.
+
+    Dtypes as :func:`enlarge`; the mean is preserved.
+    """
+    if height > x.shape[-2] or width > x.shape[-1]:
+        raise ValueError(f"a picture of {x.shape[-2]} x {x.shape[-1]} is reduced to no more, got {height} x {width}")
+    return _resized(x, height, width)
+
+
+def back_projected(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` [..., H, W] with its low frequencies replaced by those of the smaller ``x`` [..., h, w]: it reduces to ``x``."""
+    return y + enlarge(x - reduce(y, *x.shape[-2:]), *y.shape[-2:])
+
+
+def _resized(x: Tensor, height: int, width: int) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _along(_along(wide, height, -2), width, -1).to(x.dtype)
+
+
+def _along(x: Tensor, size: int, dim: int) -> Tensor:
+    """``x`` resampled to ``size`` along one dimension; the Nyquist frequency of an even size stands for two, and is shared."""
+    own = x.shape[dim]
+    if own == size:
+        return x
+    small = min(own, size)
+    bins = torch.fft.rfft(x, dim=dim).narrow(dim, 0, small // 2 + 1)
+    if small % 2 == 0:
+        factors = torch.ones(small // 2 + 1, dtype=x.dtype, device=x.device)
+        factors[-1] = 0.5 if size > own else 2.0
+        bins = bins * factors.view(-1, *[1] * (-dim - 1))
+    return torch.fft.irfft(bins, n=size, dim=dim) * (size / own)
+
+
+def radial_frequency(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """The distance from zero of every frequency of ``rfft2``, [H, W // 2 + 1] fp32; 1 is the Nyquist frequency of an axis."""
+    rows = torch.fft.fftfreq(height, 0.5, device=device)[:, None]
+    return torch.hypot(rows, torch.fft.rfftfreq(width, 0.5, device=device)[None]).float()
+
+
+def high_frequency_gain(height: int, width: int, beta: float, radius: float, device: torch.device | None = None) -> Tensor:
+    """``1 + beta smoothstep((r - r0) / (1 - r0))`` for every frequency of ``rfft2``, [H, W // 2 + 1] fp32; ``r0`` is ``radius``.
+
+    It is 1 below ``radius`` and ``1 + beta`` from the Nyquist frequency on.  Reconstruction after EFDiT (arXiv 2512.05152).
+    """
+    t = ((radial_frequency(height, width, device) - radius) / (1 - radius)).clamp(0, 1)
+    return 1 + beta * t * t * (3 - 2 * t)
+
+
+def with_gain(x: Tensor, gain: Tensor) -> Tensor:
+    """``x`` [..., H, W] with every frequency multiplied by ``gain`` [H, W // 2 + 1]; dtypes as :func:`enlarge`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.fft.irfft2(torch.fft.rfft2(wide) * gain, s=x.shape[-2:]).to(x.dtype)
+
+
+def radial_spectrum(x: Tensor) -> Tensor:
+    """The mean power of pictures [B, C, H, W] by radial frequency, [min(H, W) // 2 + 1] fp64: rings of one cycle a picture."""
+    power = torch.fft.rfft2(x.double(), norm="ortho").abs().square().mean(dim=(0, 1))
+    height, width = x.shape[-2:]
+    rings = (radial_frequency(height, width) * (min(height, width) / 2)).round().long()
+    count = positive_integer("the number of rings", min(height, width) // 2 + 1)
+    kept = rings < count
+    twice = torch.full_like(power, 2.0)  # rfft2 holds one of each pair
+    twice[:, 0] = 1.0
+    if width % 2 == 0:
+        twice[:, -1] = 1.0
+    sums = torch.zeros(2, count, dtype=torch.float64)
+    sums[0].index_add_(0, rings[kept], (power * twice)[kept])
+    sums[1].index_add_(0, rings[kept], twice[kept])
+    return sums[0] / sums[1]
