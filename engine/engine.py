@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.models.spec import SiTSpec
+from segue.models.spec import SiTSpec, tier_of
 
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.further_networks import further_networks
@@ -328,8 +328,8 @@ class Engine(EngineCore):
                 table[condition] = list(labels)
             elif condition == "uncond":
                 table[condition] = [spec.null_label] * count
-            elif condition == "parent":
-                table[condition] = [spec.parent_label(label) for label in labels]
+            elif tier := tier_of(condition):
+                table[condition] = [spec.parent_label(label, tier) for label in labels]
             else:
                 table[condition] = [int(condition)] * count
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}

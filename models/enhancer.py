@@ -56,8 +56,8 @@ class _ResidualBlock(nn.Module):
 class Enhancer(nn.Module):
     """``x`` zero-padded in frequency, plus high frequencies of which the network leaves none within the band of ``x``.
 
-    What it makes reduces to ``x``: the low frequencies are projected back.  Reconstruction after EFDiT (arXiv 2512.05152), which
-    states an enhancement and a degradation by Fourier transforms; residual blocks and sub-pixel convolution as in EDSR
+    What it makes reduces to ``x``: the low frequencies are projected back.  Reconstruction after EFDiT (arXiv 2512.05152),
+    which states an enhancement and a degradation by Fourier transforms; residual blocks and sub-pixel convolution as in EDSR
     (arXiv 1707.02921).
     """
 

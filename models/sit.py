@@ -60,6 +60,21 @@ def zero_skipped(y: Tensor, segments: tuple[Segment, ...]) -> Tensor:
     return y
 
 
+class AffineNorm(nn.Module):
+    """Weight and bias of a norm that has none in DiT; the identity at the start.  Source: FineDiffusion (arXiv 2402.18331).
+
+    The norm itself is that of the block, with these folded into its modulation.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def folded(self, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale [N, D] such that ``n (1 + scale') + shift' = (w n + b) (1 + scale) + shift``."""
+        return shift + self.bias * (1 + scale), scale * self.weight + (self.weight - 1)
+
+
 class Block(nn.Module):
     """adaLN-Zero transformer block."""
 
@@ -69,6 +84,23 @@ class Block(nn.Module):
         self.mlp = Mlp(spec.dim, spec.mlp_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, 6 * spec.dim))
         self.mlp_norm_eps = spec.mlp_norm_eps
+        if spec.affine_norms:
+            self.norm1, self.norm2 = AffineNorm(spec.dim), AffineNorm(spec.dim)
+
+    def modulation(self, condition: Tensor) -> Tensor:
+        """condition [N, D] -> [N, 6 D]: shift, scale and gate of both halves, with the weights of affine norms folded in."""
+        modulation = self.adaLN_modulation(condition)
+        if not hasattr(self, "norm1"):
+            return modulation
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        attention, mlp = self.norm1.folded(shift_a, scale_a), self.norm2.folded(shift_m, scale_m)
+        return torch.cat([*attention, gate_a, *mlp, gate_m], dim=-1)
+
+    def modulation_weights(self) -> Iterator[Tensor]:
+        """The parameters that :meth:`modulation` reads."""
+        yield from self.adaLN_modulation.parameters()
+        if hasattr(self, "norm1"):
+            yield from (*self.norm1.parameters(), *self.norm2.parameters())
 
     def forward(
         self,
@@ -109,8 +141,8 @@ class ConditionEmbedder(nn.Module):
     def __init__(self, spec: SiTSpec):
         super().__init__()
         self.t_embedder = TimestepEmbedder(spec.dim, spec.frequency_shift)
-        if spec.parents:
-            self.y_embedder = TieredLabelEmbedder(spec.parents, spec.dim)
+        if spec.ancestors:
+            self.y_embedder = TieredLabelEmbedder(spec.ancestors, spec.dim, spec.class_weight)
         else:
             self.y_embedder = LabelEmbedder(spec.num_classes, spec.dim)
 
@@ -249,14 +281,16 @@ class SiT(nn.Module):
         conditions = [embedder(time, labels) for embedder in self.embedders]
         if embedding is not None:
             conditions = [condition + embedding for condition in conditions]
-        parts = [block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
+        parts = [block.modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
         heads = (self.final_layer, *self.exit_layers.values())
         return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)
 
     def run_weights(self) -> Iterator[Tensor]:
         """What a run computes with once: the embedders of times and labels, the modulation, the position table."""
-        for owner in (*self.blocks, self.final_layer, *self.exit_layers.values()):
-            yield from owner.adaLN_modulation.parameters()
+        for block in self.blocks:
+            yield from block.modulation_weights()
+        for head in (self.final_layer, *self.exit_layers.values()):
+            yield from head.adaLN_modulation.parameters()
         yield from self.embedders.parameters()
         yield self.pos_embed
 

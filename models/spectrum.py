@@ -57,7 +57,7 @@ def radial_frequency(height: int, width: int, device: torch.device | None = None
 
 
 def high_frequency_gain(height: int, width: int, beta: float, radius: float, device: torch.device | None = None) -> Tensor:
-    """``1 + beta smoothstep((r - r0) / (1 - r0))`` for every frequency of ``rfft2``, [H, W // 2 + 1] fp32; ``r0`` is ``radius``.
+    """``1 + beta smoothstep((r - radius) / (1 - radius))`` for every frequency of ``rfft2``, [H, W // 2 + 1] fp32.
 
     It is 1 below ``radius`` and ``1 + beta`` from the Nyquist frequency on.  Reconstruction after EFDiT (arXiv 2512.05152).
     """

@@ -9,7 +9,7 @@ from segue.models.sizes import PATCHES, SIZES
 from segue.models.spec import SiTSpec
 from segue.models.weights import read_spec
 
-from .data.source import Source
+from .data.source import Source, tiers_of
 from .task import Spec
 
 
@@ -43,7 +43,7 @@ def fitted_sit(spec: SiTSpec, source: Source) -> SiTSpec:
     channels, height, width = source.shape
     outputs = spec.out_channels // spec.channels * channels
     shape: dict[str, Any] = {"channels": channels, "height": height, "width": width, "out_channels": outputs}
-    return replace(spec, name=_named(spec, source), **shape, **_classes(source))
+    return replace(spec, name=_named(spec, source), **shape, **_classes(source), tiers=tiers_of(source))
 
 
 def _classes(source: Source) -> dict[str, Any]:

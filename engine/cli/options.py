@@ -20,7 +20,7 @@ RULE_HELP = (
     f"NAME:OPTION=VALUE,..., or a sum with +. Rules: {rules_text()}. Corrections, to add: {rules_text(corrections=True)}. "
     "Needed options come first; those left out are the model's own numbers, or the usual ones, which is said. "
     "For pictures with a number each, or a rule each: scale=2,4, or rules with | between. "
-    "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent or a class."
+    "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent, parent:N or a class."
 )
 
 

@@ -64,7 +64,7 @@ def parse_switch(text: str) -> float | Window:
 
 
 def parse_reference(text: str) -> str | int:
-    """``uncond``, ``parent`` or the number of a class."""
+    """``uncond``, ``parent``, ``parent:N`` of the N-th tier above the class, or the number of a class."""
     return int(text) if text.isdecimal() else text
 
 
