@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.models.attention_kind import parse_attention, with_attention
 from segue.models.spec import SiTSpec, tier_of
+from segue.models.wrapped_modules import unwrapped
 
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.further_networks import further_networks
@@ -55,7 +57,12 @@ class Engine(EngineCore):
         linears: str = "native",
         *,
         vae: nn.Module | None = None,
+        attention: str | None = None,
     ):
+        """``attention``: ``full``, or ``probsparse``, approximate, perhaps with budgets; None is as each network has it."""
+        if attention is not None:
+            model = with_attention(unwrapped(model), attention)
+            models = {name: with_attention(unwrapped(other), attention) for name, other in (models or {}).items()}
         super().__init__(model, models, device, dtype, graphs, kernels, linears)
         self.decoder = None if vae is None else Decoder.of(vae, self.spec.channels)
 
@@ -81,6 +88,7 @@ class Engine(EngineCore):
         vae: str | Path | bool | None = None,
         adapter: str | Path | None = None,
         adapter_scale: float | None = None,
+        attention: str | None = None,
     ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -100,6 +108,7 @@ class Engine(EngineCore):
         ``adapter`` is merged into the weights as they are loaded: one that ``segue distill`` made, a file or a folder, or by
         name one that ships with a bundled model (``sgg``); for an SD3 pipeline a LoRA of diffusers.  ``adapter_scale`` chooses
         its strength where that is an input of it.
+        ``attention`` is how the blocks of a DiT or SiT attend, see :class:`Engine`.
         """
         from segue.models.fp8_network import quantize_linears
         from segue.models.layout import Hints
@@ -117,6 +126,8 @@ class Engine(EngineCore):
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         adapter_scale = check_adapter_options(adapter, adapter_scale)
+        if attention is not None:
+            parse_attention(attention)
         how: dict[str, Any] = {
             "family": family,
             "heads": heads,
@@ -127,11 +138,14 @@ class Engine(EngineCore):
         }
         if adapter is not None:
             how |= {"adapter": str(adapter), "adapter_scale": adapter_scale}
+        if attention is not None:
+            how |= {"attention": attention}
         loaded, name = _loaded(source, how, models, vae), source
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_vae(vae, source)
+            _refuse_attention(attention, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
             if adapter_scale is not None:
@@ -148,6 +162,7 @@ class Engine(EngineCore):
             model, told = merged(model, chosen, adapter_scale)
         if isinstance(model.spec, MMDiTSpec):
             _refuse_vae(vae, source)
+            _refuse_attention(attention, source)
         elif decoder is not None:
             check_channels(saved_channels(decoder), model.spec.channels, "make pictures")
         if isinstance(model.spec, SiTSpec) and not model.spec.class_names:
@@ -162,7 +177,7 @@ class Engine(EngineCore):
             engine = PromptEngine(model, None, device, dtype, graphs, kernels, linears, others)
             engine.loaded = loaded
             return engine
-        engine = cls(model, others, device, dtype, graphs, kernels, linears)
+        engine = cls(model, others, device, dtype, graphs, kernels, linears, attention=attention)
         engine.loaded, engine.adapted = loaded, told
         if decoder is not None:
             engine.decoder = Decoder.read(decoder, dtype, device, variant)
@@ -349,6 +364,12 @@ def _refuse_vae(vae: Any, source: str | Path) -> None:
         raise ValueError(
             f"vae={vae!r} is for class-label models, and {str(source)!r} takes prompts: a pipeline brings its own VAE"
         )
+
+
+def _refuse_attention(attention: str | None, source: str | Path) -> None:
+    """Raise ``ValueError`` for another attention of a model that takes prompts."""
+    if attention is not None:
+        raise ValueError(f"attention={attention!r} is of a DiT or SiT, and {str(source)!r} is none")
 
 
 def _vae_of(source: str | Path, vae: Any, reading: Reading) -> Path | None:

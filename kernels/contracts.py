@@ -80,6 +80,11 @@ CONTRACTS: dict[str, Contract] = {
         "identity and skip to the bit; the blur is attention of the mean query, itself rounded; image identity: scores and "
         "softmax in fp32, probabilities rounded to meet v"
     ),
+    "query_spread": rounding("scores in fp32, of products summed there; their maximum less their mean"),
+    "sparse_attention": rounding(
+        "of the queries that are chosen attention, of the others the mean of v in fp32; queries whose spreads differ by a "
+        "rounding may change places"
+    ),
     "linear": rounding("PyTorch's own product"),
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),

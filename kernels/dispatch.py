@@ -19,6 +19,7 @@ from .choice import CLASSIFIERS, ByClass
 from .launch_lookup import table_architecture
 from .launch_table import PREFERRED
 from .record import OPERATIONS, REFERENCE, TRITON, Kernels
+from .sparse_attention import sparse_attention
 from .triton_runtime import architecture, compute_capability, unavailable
 
 ENVIRONMENT = "SEGUE_KERNELS"
@@ -55,7 +56,7 @@ WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual
 FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
 NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ("gated_residual", "quantize_rows"))
 READOUTS = ("combine_then_project", "project", "readout_update")
-FOLLOWERS = {"perturbed_attention": "attention"}  # operations that take the backend of another
+FOLLOWERS = {"perturbed_attention": "attention", "sparse_attention": "attention"}  # operations that take the backend of another
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def select_kernels(
             made[operation] = ByClass(CLASSIFIERS[operation], made[operation], functions)
             classes[operation] = preferred
     made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
-    chosen["perturbed_attention"] = chosen["attention"]
+    made["sparse_attention"] = partial(sparse_attention, attend=made["attention"], spread=made["query_spread"])
+    chosen |= {operation: chosen[leader] for operation, leader in FOLLOWERS.items()}
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes)
 
 
@@ -194,7 +196,7 @@ def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, sh
     if dtype not in TRITON_DTYPES:
         return f"the Triton kernels compute in fp32, fp16 or bf16, not {dtype}"
     for names, what, size, limit in (
-        (("attention",), "head dim", shapes.head_dim, MAX_HEAD_DIM),
+        (("attention", "query_spread"), "head dim", shapes.head_dim, MAX_HEAD_DIM),
         (NORMS, "width", shapes.width, adaln.MAX_WIDTH),
         (READOUTS, "number of values in a patch", shapes.outputs, readout.MAX_OUTPUTS),
     ):

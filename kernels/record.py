@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from . import adaln, combine, corrections, differentiable, embed, fp8, gather, mlp, philox, qkv, readout
+from . import adaln, combine, corrections, differentiable, embed, fp8, gather, mlp, philox, qkv, readout, sparse_attention
 from .attention import attention, attention_triton, perturbed_attention
 
 
@@ -29,6 +29,8 @@ class Kernels:
     joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
+    query_spread: Callable = sparse_attention.query_spread
+    sparse_attention: Callable = sparse_attention.sparse_attention
     linear: Callable = mlp.linear
     linear_gelu: Callable = mlp.linear_gelu
     linear_gated_residual: Callable | None = mlp.linear_gated_residual
@@ -75,6 +77,10 @@ TRITON = Kernels(
     joint_heads_norm=qkv.joint_heads_norm_triton,
     attention=attention_triton,
     perturbed_attention=partial(perturbed_attention, attend=attention_triton),
+    query_spread=sparse_attention.query_spread_triton,
+    sparse_attention=partial(
+        sparse_attention.sparse_attention, attend=attention_triton, spread=sparse_attention.query_spread_triton
+    ),
     linear_gelu=mlp.linear_gelu_triton,
     linear_gated_residual=mlp.linear_gated_residual_triton,
     grouped_linear=mlp.grouped_linear_triton,

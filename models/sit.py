@@ -3,7 +3,8 @@
 Parameter names are those of the official checkpoints.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.record import DIFFERENTIABLE, Kernels
 
+from .attention_kind import ProbSparse, parse_attention
 from .fp8_linear import apply_linear, residual_norm
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
 from .residuals import Carry, Residual
@@ -21,11 +23,14 @@ from .spec import SiTSpec
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused QKV projection and optional per-head RMSNorm of q and k."""
+    """Multi-head self-attention with one fused QKV projection and optional per-head norm of q and k.
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool):
+    With ``sparse`` it is ProbSparse attention wherever it is not perturbed.
+    """
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool, sparse: ProbSparse | None = None):
         super().__init__()
-        self.heads = heads
+        self.heads, self.sparse = heads, sparse
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
@@ -35,18 +40,27 @@ class Attention(nn.Module):
         """x [R, L, D] -> [R, L, D]; ``segments`` gives the operation of each range of rows (empty: all full)."""
         q, k, v = kernels.split_heads_norm(apply_linear(x, self.qkv, kernels), self.heads)  # [R, H, L, K]
         q, k = self.q_norm(q), self.k_norm(k)
+        attend = kernels.attention
+        if self.sparse is not None:
+            queries, keys = self.sparse.budgets(q.shape[2])
+            attend = partial(kernels.sparse_attention, queries=queries, keys=keys)
         if not segments:
-            return apply_linear(kernels.attention(q, k, v), self.proj, kernels)
-        return zero_skipped(apply_linear(attend_segments(q, k, v, kernels, segments), self.proj, kernels), segments)
+            return apply_linear(attend(q, k, v), self.proj, kernels)
+        return zero_skipped(apply_linear(attend_segments(q, k, v, kernels, segments, attend), self.proj, kernels), segments)
 
 
-def attend_segments(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
-    """Attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K]."""
-    parts = []
+def attend_segments(
+    q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, segments: tuple[Segment, ...], attend: Callable | None = None
+) -> Tensor:
+    """Attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
+
+    ``attend`` is the full operation, by default that of the kernels.
+    """
+    attend, parts = attend or kernels.attention, []
     for segment in segments:
         rows = slice(segment.start, segment.stop)
         if segment.operation == FULL:
-            parts.append(kernels.attention(q[rows], k[rows], v[rows]))
+            parts.append(attend(q[rows], k[rows], v[rows]))
         else:
             parts.append(kernels.perturbed_attention(q[rows], k[rows], v[rows], segment.operation))
     return torch.cat(parts)
@@ -80,7 +94,7 @@ class Block(nn.Module):
 
     def __init__(self, spec: SiTSpec):
         super().__init__()
-        self.attn = Attention(spec.dim, spec.heads, spec.qk_norm)
+        self.attn = Attention(spec.dim, spec.heads, spec.qk_norm, parse_attention(spec.attention))
         self.mlp = Mlp(spec.dim, spec.mlp_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, 6 * spec.dim))
         self.mlp_norm_eps = spec.mlp_norm_eps

@@ -5,6 +5,8 @@ from math import isfinite
 from numbers import Integral
 from typing import Any, ClassVar, Literal, get_args
 
+from .attention_kind import FULL_ATTENTION, parse_attention
+
 Prediction = Literal["velocity", "data_velocity", "epsilon"]
 TimeInput = Literal["sigma", "data_time", "sigma_x1000", "discrete"]
 NoisePath = Literal["linear", "cosine"]
@@ -146,6 +148,7 @@ class SiTSpec(ModelSpec):
     of a class of its own weighs ``class_weight``.  ``class_names`` are for people.
 
     ``affine_norms``: the norms of the blocks have weights and biases, which sampling folds into shift and scale.
+    ``attention``: ``full``, or ``probsparse`` perhaps with budgets, see :mod:`.attention_kind`.
     """
 
     num_classes: int = 1000
@@ -158,6 +161,7 @@ class SiTSpec(ModelSpec):
     tiers: tuple[tuple[int, ...], ...] = ()
     class_weight: float = 1.0
     affine_norms: bool = False
+    attention: str = FULL_ATTENTION
 
     def __post_init__(self):
         super().__post_init__()
@@ -172,6 +176,7 @@ class SiTSpec(ModelSpec):
             )
         object.__setattr__(self, "tiers", tuple(tuple(tier) for tier in self.tiers))
         check_tiers(self.parents, self.tiers)
+        parse_attention(self.attention)
         if not isfinite(self.class_weight):
             raise ValueError(f"class_weight must be finite, got {self.class_weight}")
 
@@ -197,14 +202,15 @@ class SiTSpec(ModelSpec):
     def to_dict(self) -> dict:
         """As :meth:`ModelSpec.to_dict`; what a network without further tiers lacks goes without saying too."""
         values = super().to_dict()
-        for name, usual in (("tiers", ()), ("class_weight", 1.0), ("affine_norms", False)):
+        for name, usual in (("tiers", ()), ("class_weight", 1.0), ("affine_norms", False), ("attention", FULL_ATTENTION)):
             if values[name] == usual:
                 del values[name]
         return values
 
     def block_flops(self, layer: int, tokens: int) -> int:
         linear = 2 * tokens * (4 * self.dim**2 + 2 * self.dim * self.mlp_dim)
-        return linear + 4 * tokens**2 * self.dim
+        sparse = parse_attention(self.attention)
+        return linear + (4 * tokens**2 * self.dim if sparse is None else sparse.flops(tokens, self.dim))
 
 
 def check_tiers(parents: tuple[int, ...], tiers: tuple[tuple[int, ...], ...]) -> None:

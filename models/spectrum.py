@@ -7,9 +7,9 @@ from .spec import positive_integer
 
 
 def enlarge(x: Tensor, height: int, width: int) -> Tensor:
-    """``x`` [..., H, W] at a size no smaller, the new frequencies zero: trigonometric interpolation.
+    """``x`` [..., H, W] at a size no smaller, the new frequencies zero: trigonometric interpolation between pixel centres.
 
-    Computed in fp32, or fp64 if ``x`` is; returned in its dtype.  Odd and even sizes; the mean is preserved.
+    Both pictures cover the same ground, so the samples of the larger lie between those of ``x``.  Computed in fp32, or fp64 if ``x`` is; returned in its dtype.  Odd and even sizes; the mean is preserved.
     """
     if height < x.shape[-2] or width < x.shape[-1]:
         raise ValueError(f"a picture of {x.shape[-2]} x {x.shape[-1]} is enlarged to no less, got {height} x {width}")
@@ -37,16 +37,21 @@ def _resized(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _along(x: Tensor, size: int, dim: int) -> Tensor:
-    """``x`` resampled to ``size`` along one dimension; the Nyquist frequency of an even size stands for two, and is shared."""
+    """``x`` resampled to ``size`` along one dimension; the Nyquist frequency of an even size stands for two, and is shared.
+
+    Frequency k is turned by ``pi k (1 / size - 1 / own)``: from the first centre of one grid to that of the other.
+    """
     own = x.shape[dim]
     if own == size:
         return x
     small = min(own, size)
-    bins = torch.fft.rfft(x, dim=dim).narrow(dim, 0, small // 2 + 1)
+    count = small // 2 + 1
+    turn = torch.arange(count, dtype=torch.float64, device=x.device) * (torch.pi * (1 / size - 1 / own))
+    factors = torch.polar(torch.ones_like(turn), turn)
     if small % 2 == 0:
-        factors = torch.ones(small // 2 + 1, dtype=x.dtype, device=x.device)
-        factors[-1] = 0.5 if size > own else 2.0
-        bins = bins * factors.view(-1, *[1] * (-dim - 1))
+        factors[-1] *= 0.5 if size > own else 2.0
+    bins = torch.fft.rfft(x, dim=dim).narrow(dim, 0, count)
+    bins = bins * factors.to(bins.dtype).view(-1, *[1] * (-dim - 1))
     return torch.fft.irfft(bins, n=size, dim=dim) * (size / own)
 
 

@@ -60,6 +60,9 @@ def train(
         bool | None,
         option("--affine-norms", panel=NETWORK, help="Give the norms of the blocks weights, folded away in sampling."),
     ] = None,
+    attention: Annotated[
+        str | None, option("--attention", panel=NETWORK, help="full, or probsparse: how blocks attend, in sampling too.")
+    ] = None,
     name: Annotated[str | None, option("--name", panel=NETWORK, help="What the network is called.")] = None,
     weak: Annotated[
         str | None,
@@ -166,7 +169,9 @@ def train(
     if objective := given(**signal, mode=mode, target=target, path=path, time=time):
         settings["objective"] = objective
     network = given(data=data, image_size=image_size, flip=flip, tier=tier, family=family, heads=heads, size=size)
-    network |= given(exit_layer=exit_layer, name=name, affine_norms=affine_norms) | ({} if start is None else {"from": start})
+    network |= given(exit_layer=exit_layer, name=name, affine_norms=affine_norms, attention=attention) | (
+        {} if start is None else {"from": start}
+    )
     dropouts = given(everything=dropout, species=class_dropout)
     if resume:
         trainer = _resumed(out, recipe, network, settings, dropouts, vae)
@@ -185,6 +190,7 @@ def _begun(
     start: "Start",
 ) -> "Trainer":
     """The trainer of a new run: the recipe's network, fitted to the data, of another size, or a checkpoint's."""
+    from segue.models.attention_kind import spec_with_attention
     from segue.models.classifiers import ClassifierSpec
     from segue.models.spec import SiTSpec
 
@@ -204,7 +210,7 @@ def _begun(
     spec = fitted(chosen.spec, source) if "data" in network else chosen.spec
     initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
     if not isinstance(spec, SiTSpec):
-        if found := {"from", "size", "exit_layer", "affine_norms"} & network.keys():
+        if found := {"from", "size", "exit_layer", "affine_norms", "attention"} & network.keys():
             kind = "a classifier" if isinstance(spec, ClassifierSpec) else "an enhancer"
             raise ValueError(f"the recipe {recipe} is of {kind}, which takes no {sorted(found)[0]}")
     elif "from" in network:
@@ -216,6 +222,8 @@ def _begun(
         spec = replace(spec, exits=(network["exit_layer"],)) if "exit_layer" in network else spec
         spec = replace(spec, affine_norms=network.get("affine_norms", False))
         spec = replace(spec, path=settings.get("objective", {}).get("path", spec.path))
+    if "attention" in network:
+        spec = spec_with_attention(spec, network["attention"])
     spec = replace(spec, name=network.get("name", spec.name))
     values = asdict(chosen.settings)
     without = {} if getattr(spec, "parents", ()) else {"species": 0.0}

@@ -29,6 +29,7 @@ def sample(
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
+    attention: o.AttentionOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -103,7 +104,7 @@ def sample(
     from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = o.with_adapter(source, adapter, adapter_scale)
+    source = o.with_adapter(source, adapter, adapter_scale, attention)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,
@@ -144,6 +145,7 @@ def compare(
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
+    attention: o.AttentionOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -188,7 +190,7 @@ def compare(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = o.with_adapter(source, adapter, adapter_scale)
+    source = o.with_adapter(source, adapter, adapter_scale, attention)
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
         redraw_sheet(sheet, rules, source, run, output, text)
@@ -204,6 +206,7 @@ def plan(
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
     weak: o.WeakOption = None,
+    attention: o.AttentionOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -247,6 +250,7 @@ def plan(
     )
     text = o.PromptOptions(height=height, width=width)
     source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
+    source = o.with_adapter(source, None, None, attention)
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 

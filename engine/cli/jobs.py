@@ -243,6 +243,7 @@ def _prompt_job(
         raise ValueError(f"{source.model} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
     refuse_options(source, CHECKPOINT_HINTS, f"{name} states what it is")
     refuse_options(source, ("vae",), f"{name} is a pipeline with a VAE of its own")
+    refuse_options(source, ("attention",), f"{name} is no DiT or SiT")
     if not text.prompt:
         raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     device = resolve_device(source.device)

@@ -111,6 +111,16 @@ LinearsOption = Annotated[
     ),
 ]
 
+AttentionOption = Annotated[
+    str | None,
+    _option(
+        "--attention",
+        panel=_MODEL,
+        shown="the model's own",
+        help="Of a DiT or SiT: full, or probsparse, approximately; with budgets probsparse:queries=40,keys=40.",
+    ),
+]
+
 RuleOption = Annotated[
     str | None,
     _option(
@@ -262,6 +272,7 @@ class Source:
     models: Mapping[str, str] | None = None  # further networks of a record, by name
     adapter: str | None = None
     adapter_scale: float | None = None
+    attention: str | None = None
 
     @property
     def name(self) -> str:
@@ -280,6 +291,7 @@ class Source:
             "models": self.further,
             "adapter": self.adapter,
             "adapter_scale": self.adapter_scale,
+            "attention": self.attention,
         }
 
     @property
@@ -288,9 +300,9 @@ class Source:
         return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
 
 
-def with_adapter(source: Source, adapter: str | None, scale: float | None) -> Source:
-    """``source`` with an adapter in the weights of its model."""
-    return replace(source, adapter=adapter, adapter_scale=scale)
+def with_adapter(source: Source, adapter: str | None, scale: float | None, attention: str | None = None) -> Source:
+    """``source`` with an adapter in the weights of its model, and with another attention in its blocks."""
+    return replace(source, adapter=adapter, adapter_scale=scale, attention=attention)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from segue.models.attention_kind import spec_with_attention
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.spec import ModelSpec
 from segue.models.weights import load_model
@@ -39,6 +40,7 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOp
     saved = None if published_spec(name) else SavedSD3.read(local_source(name, reading_of(source), weights=False))
     if saved is not None:
         refuse_options(source, CHECKPOINT_HINTS, f"{source.model} states what it is")
+        refuse_options(source, ("attention",), f"{source.model} is no DiT or SiT")
     specs = find_specs(source) if saved is None else {"main": saved.spec} | further_specs(source)
     if saved is None and isinstance(specs["main"], MMDiTSpec):
         saved = SavedSD3(specs["main"])
@@ -62,10 +64,18 @@ def find_specs(source: Source) -> Mapping[str, ModelSpec]:
     published = published_spec(name)
     if published:
         refuse_options(source, (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS), f"{name} is a published size")
-        return {"main": published}
+        return _attending({"main": published}, source)
     how: dict[str, Any] = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
     model, others = load_model(local_source(name, reading_of(source)), source.family, **how)
-    return {"main": model.spec} | {network: other.spec for network, other in others.items()} | further_specs(source)
+    specs = {"main": model.spec} | {network: other.spec for network, other in others.items()} | further_specs(source)
+    return _attending(specs, source)
+
+
+def _attending(specs: Mapping[str, ModelSpec], source: Source) -> Mapping[str, ModelSpec]:
+    """``specs`` with the attention that the options ask for."""
+    if source.attention is None:
+        return specs
+    return {name: spec_with_attention(spec, source.attention) for name, spec in specs.items()}
 
 
 def _print_plan(plan: Plan, rule: ParsedRule | ParsedRules) -> None:

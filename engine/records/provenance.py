@@ -36,7 +36,7 @@ class Origin:
     ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
     ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.  ``adapter`` is
-    what was merged into the weights.
+    what was merged into the weights; ``attention`` how blocks attended where that was asked for.
     """
 
     source: str
@@ -57,6 +57,7 @@ class Origin:
     pixels_per_latent: int = 1
     adapter: str | None = None
     adapter_scale: float | None = None
+    attention: str | None = None
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":

@@ -92,7 +92,7 @@ def test_several_columns_are_tiers(table):
     classes = read_image_table(table(text), "genus, family,order").classes
     assert (classes.parents, classes.tiers) == ((0, 1, 2), ((1, 1, 0), (0, 0, 0)))
     assert classes.parent_names == ("g", "h", "k")
-    with pytest.raises(ValueError, match="the tiers family, genus of .* are no tree: member 1 of tier 1 has two ancestors"):
+    with pytest.raises(ValueError, match=r"the tiers family, genus of .* are no tree: member 1 of tier 1 has two ancestors"):
         read_image_table(table(text), "family,genus")
     with pytest.raises(ValueError, match="no column 'tribe'"):
         read_image_table(table(text), "genus,tribe")
