@@ -61,7 +61,7 @@ def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], cal
         for rule in rules:
             with suppress(NotApplicable):
                 plan = model.plan(rule, calls)
-                if plan.correction is not None or plan.kept:
+                if plan.corrections or plan.kept:
                     raise ValueError(
                         f"the published algorithm, which gates all rules, has no corrections and no reuse, got {rule!r}"
                     )

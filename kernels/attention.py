@@ -142,6 +142,7 @@ def attention_kernel(
     p_k,
     p_v,
     p_o,
+    p_lse,
     queries,
     keys,
     q_row,
@@ -162,8 +163,11 @@ def attention_kernel(
     BLOCK_K: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    LSE: tl.constexpr,
 ):
     """Flash attention (arXiv 2307.08691), forward.  Grid (query blocks, R * H); output [R, T, H * K] contiguous.
+
+    With ``LSE`` the natural log-sum-exp of each query's scores goes to [R, H, T].
 
     A head dim that is no power of two is cut in two parts, ``PART`` and ``REST`` (72 = 64 + 16, half of it padding), which
     costs less than padding it to the next power (128).  Strides come in units of ``ALIGN`` elements, so that a stride like
@@ -198,6 +202,9 @@ def attention_kernel(
             b_q, b_q2, b_o, b_o2, b_max, b_sum, p_k, p_v, full, keys, keys,
             k_token * ALIGN, v_token * ALIGN, scale_log2, K, PART, REST, BLOCK_K, True, PRECISION,
         )  # fmt: skip
+    if LSE:
+        b_lse = (b_max + tl.log2(b_sum)) * 0.6931471805599453
+        tl.store(p_lse + (row * HEADS + head) * queries + o_query, b_lse, mask=m_query)
     p_o += (row * queries * HEADS + head) * K
     o_o = o_query[:, None] * (HEADS * K)
     b_o = (b_o / b_sum[:, None]).to(p_o.dtype.element_ty)
@@ -217,6 +224,16 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
 
 def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """:func:`attention` as one kernel, for any lengths and head dims up to 128; only strided channels are copied."""
+    return _attend(q, k, v, None)
+
+
+def attention_lse_triton(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`attention_triton`, and the log-sum-exp of the scores of every query, [R, H, T] fp32."""
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return _attend(q, k, v, lse), lse
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None) -> Tensor:
     rows, heads, queries, head_dim = q.shape
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"the attention kernel takes head dims up to {MAX_HEAD_DIM}, got {head_dim}")
@@ -231,7 +248,8 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     align = 8 if all(stride % 8 == 0 for stride in strides) else 1
     names = (f"{name}_{axis}" for name in "qkv" for axis in ("row", "head", "token"))
     out = torch.empty(rows, queries, heads * head_dim, dtype=q.dtype, device=q.device)
-    arguments = {"p_q": q, "p_k": k, "p_v": v, "p_o": out, "queries": queries, "keys": k.shape[2]}
+    arguments = {"p_q": q, "p_k": k, "p_v": v, "p_o": out, "p_lse": out if lse is None else lse}
+    arguments |= {"queries": queries, "keys": k.shape[2], "LSE": lse is not None}
     arguments |= dict(zip(names, (stride // align for stride in strides), strict=True))
     arguments |= {"scale_log2": head_dim**-0.5 * math.log2(math.e), "HEADS": heads, "K": head_dim, "PART": part}
     arguments |= {"REST": rest, "BLOCK_Q": config.block_q, "BLOCK_K": config.block_k}

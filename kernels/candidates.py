@@ -35,7 +35,7 @@ CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
     "gather": FLAT,
     "solver": FLAT,
     "philox": (FlatLaunch(128, 4), FlatLaunch(256, 4), FlatLaunch(512, 8)),
-    "correction": (FlatLaunch(4096, 8), FlatLaunch(2048, 8), FlatLaunch(8192, 16)),
+    "gram": (FlatLaunch(1024, 8), FlatLaunch(1024, 4), FlatLaunch(2048, 8), FlatLaunch(2048, 16)),
     "attention": (
         AttentionLaunch(128, 128, 8, 2),
         AttentionLaunch(128, 64, 8, 3),

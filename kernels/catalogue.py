@@ -14,7 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adaln, attention, combine, corrections, embed, fp8, gather, mlp, philox, qkv, readout, sparse_attention
+from . import (
+    adaln,
+    attention,
+    attention_lse,
+    combine,
+    embed,
+    fp8,
+    gather,
+    gram,
+    mlp,
+    normalized_attention,
+    philox,
+    qkv,
+    readout,
+    sparse_attention,
+)
 from .catalogue_sizes import SIZES, Size
 
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
@@ -97,6 +112,8 @@ def cases(size: Size, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     yield from _beginning(size, dtype)
     yield from _norms(size, dtype)
     yield from _attention(size, dtype)
+    if size.text:
+        yield from _guided_attention(size, dtype)
     yield from _linears(size, dtype)
     yield from _quantised(size, dtype)
     if dtype == torch.bfloat16:  # in which the vendor's row-wise products are given
@@ -224,6 +241,32 @@ def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         yield _case(attention, "attention", size, arguments, traffic, work, variant="in fp32", dtype=torch.float32)
 
 
+def _guided_attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
+    """What normalized attention guidance adds: the attention among image tokens with its log-sum-exp, and the merge."""
+    rows, tokens, text, heads, head_dim = size.samples, size.tokens, size.text, size.heads, size.head_dim
+    total = tokens + 2 * text
+
+    def shared(make: Factory) -> tuple[Tensor, ...]:
+        q, k, v = make(3, rows, total, heads, head_dim).transpose(2, 3).unbind()
+        return q, k[:, :, :tokens], v[:, :, :tokens]
+
+    def parts(make: Factory) -> tuple[Tensor, ...]:
+        counts = total, tokens + text, tokens, text
+        each = ((make(rows, count, size.width), make.single(rows, heads, count)) for count in counts)
+        return *(tensor for part in each for tensor in part), make.single(rows, 3).abs() + 1
+
+    counts = rows, heads, total, tokens, head_dim
+    traffic = attention.bytes_moved(*counts, dtype.itemsize) + 4 * rows * heads * total
+    kernel, reference = attention.attention_lse_triton, attention_lse.attention_lse
+    yield Case(
+        "attention_lse", size, kernel, reference, shared, traffic, attention.flops(*counts), dtype=dtype, has_product=True,
+        branches=1,
+    )  # fmt: skip
+    traffic = normalized_attention.bytes_moved(rows, tokens, text, heads, size.width, dtype.itemsize)
+    work = normalized_attention.flops(rows, tokens, text, size.width)
+    yield _case(normalized_attention, "merge_normalized", size, parts, traffic, work, dtype=dtype, branches=1)
+
+
 def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     rows, tokens, width = size.rows, size.tokens, size.width
 
@@ -345,8 +388,10 @@ def _updates(size: Size) -> Iterator[Case]:
         outputs = make.single(2, samples, size.tokens, size.outputs)
         return outputs, make.single(samples, 2, size.channels), (0, 1), size.patch, *size.latent[2:]
 
-    def correction(make: Factory, states: int, scalars: int) -> tuple[Tensor, ...]:
-        return *(make.single(*size.latent) for _ in range(states)), *(make.single(samples) for _ in range(scalars))
+    def states(make: Factory, outputs: int = 0) -> tuple:
+        """What adaptive projection looks at: a prediction, its difference from another, the state, an average."""
+        factors = (make.single(samples, outputs, 4),) if outputs else ()
+        return (1,), *factors, *(make.single(*size.latent) + 1 for _ in range(4))
 
     def noise(make: Factory) -> tuple:
         return make.counters(samples), make.counters(samples), elements
@@ -359,7 +404,6 @@ def _updates(size: Size) -> Iterator[Case]:
         traffic, work = combine.bytes_moved(*counts), combine.flops(*counts)
         yield case(combine, "solver_update", size, operands, traffic, work, variant=variant)
     yield case(philox, "normal_noise", size, noise, philox.bytes_moved(samples, elements), philox.flops(samples, elements))
-    for operation, states, scalars in (("cfg_zero_star", 2, 1), ("rescale", 2, 1), ("adaptive_projection", 3, 4)):
-        arguments = partial(correction, states=states, scalars=scalars)
-        counts = (samples, elements, operation)
-        yield case(corrections, operation, size, arguments, corrections.bytes_moved(*counts), corrections.flops(*counts))
+    for operation, outputs in (("moments", 0), ("linear_combination", 2)):
+        counts = samples, elements, 4, outputs
+        yield case(gram, operation, size, partial(states, outputs=outputs), gram.bytes_moved(*counts), gram.flops(*counts))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from . import adaln, combine, corrections, differentiable, qkv, readout
+from . import adaln, combine, differentiable, gram, qkv, readout
 from .triton_runtime import unavailable
 
 LAYOUTS = 256  # that are kept of one function: a network's row ranges and streams are tens for each size of its latents
@@ -37,9 +37,8 @@ FUNCTIONS = {
         readout.readout_update,
         combine.combine_branches,
         combine.solver_update,
-        corrections.cfg_zero_star,
-        corrections.rescale,
-        corrections.adaptive_projection,
+        gram.moments,
+        gram.linear_combination,
     )
 }
 

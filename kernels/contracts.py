@@ -85,6 +85,11 @@ CONTRACTS: dict[str, Contract] = {
         "of the queries that are chosen attention, of the others the mean of v in fp32; queries whose spreads differ by a "
         "rounding may change places"
     ),
+    "attention_lse": rounding("attention of the same backend; maximum and logarithm of the sum in fp32"),
+    "merge_normalized": rounding("shares of the parts, extrapolation and norms in fp32, one rounding of the result"),
+    "normalized_attention": rounding(
+        "attentions over parts of the keys, rounded before they are joined, then merge_normalized"
+    ),
     "linear": rounding("PyTorch's own product"),
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),
@@ -98,9 +103,8 @@ CONTRACTS: dict[str, Contract] = {
     "gather_modulation": exact("copies"),
     "combine_branches": rounding("a product and a sum per branch in fp32, fused or not"),
     "solver_update": rounding("products and sums in fp32, fused or not"),
-    "cfg_zero_star": rounding("sums over a sample in fp32, in blocks; two roundings of the result", by_sample=True),
-    "rescale": rounding("deviations about block means, merged in fp32; one factor for a sample", by_sample=True),
-    "adaptive_projection": rounding("sums over a sample in fp32, in blocks; the average sums three terms", by_sample=True),
+    "moments": rounding("sums in fp32, in blocks; products about block means, merged in fp32", by_sample=True),
+    "linear_combination": rounding("a product and a sum per state in fp32, fused or not"),
     "normal_noise": rounding("the same Philox words to the bit, then logarithm, root, sine and cosine in fp32"),
 }
 

@@ -15,9 +15,11 @@ import torch
 
 from . import adaln, compiled, fp8, mlp, onednn, readout
 from .attention import MAX_HEAD_DIM, attention_sdpa, attention_xformers, perturbed_attention, sdpa_order
+from .attention_lse import FORMS, attention_lse_cpu
 from .choice import CLASSIFIERS, ByClass
 from .launch_lookup import table_architecture
 from .launch_table import PREFERRED
+from .normalized_attention import normalized_attention_by_parts
 from .record import OPERATIONS, REFERENCE, TRITON, Kernels
 from .sparse_attention import sparse_attention
 from .triton_runtime import architecture, compute_capability, unavailable
@@ -54,9 +56,12 @@ LIBRARY = {
 }
 WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual is added by the norm that follows")}
 FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
-NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ("gated_residual", "quantize_rows"))
+ROW_BY_ROW = ("gated_residual", "quantize_rows", "merge_normalized")
+NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ROW_BY_ROW)  # hold a row in registers
 READOUTS = ("combine_then_project", "project", "readout_update")
-FOLLOWERS = {"perturbed_attention": "attention", "sparse_attention": "attention"}  # operations that take the backend of another
+FOLLOWERS = dict.fromkeys(
+    ("perturbed_attention", "sparse_attention", "attention_lse", "normalized_attention"), "attention"
+)  # take its backend
 
 
 @dataclass(frozen=True)
@@ -167,10 +172,30 @@ def select_kernels(
             functions = {shape: _composed(operation, backend, device, made)[0] for shape, backend in preferred.items()}
             made[operation] = ByClass(CLASSIFIERS[operation], made[operation], functions)
             classes[operation] = preferred
-    made["perturbed_attention"] = partial(perturbed_attention, attend=made["attention"])
-    made["sparse_attention"] = partial(sparse_attention, attend=made["attention"], spread=made["query_spread"])
-    chosen |= {operation: chosen[leader] for operation, leader in FOLLOWERS.items()}
+    made |= _followers(made, chosen["attention"][0], classes.get("attention", {}), device)
+    chosen |= {follower: chosen[operation] for follower, operation in FOLLOWERS.items()}
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes)
+
+
+def _followers(
+    made: Mapping[str, Callable | None], backend: str, preferred: Mapping[str, str], device: torch.device
+) -> dict[str, Callable]:
+    """The operations that are made of attention, by its ``backend`` and those ``preferred`` for single shape classes."""
+
+    def with_lse(name: str) -> Callable:
+        if name == "reference" and device.type == "cpu":
+            return attention_lse_cpu
+        return partial(FORMS[name], backends=sdpa_order(device)[0]) if name == "sdpa" else FORMS[name]
+
+    lse = with_lse(backend)
+    if preferred:
+        lse = ByClass(CLASSIFIERS["attention"], lse, {shape: with_lse(name) for shape, name in preferred.items()})
+    return {
+        "perturbed_attention": partial(perturbed_attention, attend=made["attention"]),
+        "sparse_attention": partial(sparse_attention, attend=made["attention"], spread=made["query_spread"]),
+        "attention_lse": lse,
+        "normalized_attention": partial(normalized_attention_by_parts, attend=lse, merge=made["merge_normalized"]),
+    }
 
 
 def _obstacle(operation: str, name: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> str | None:

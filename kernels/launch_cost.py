@@ -10,7 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import adaln, attention, combine, corrections, embed, fp8, gather, mlp, philox, qkv, readout, sparse_attention
+from . import (
+    adaln,
+    attention,
+    combine,
+    embed,
+    fp8,
+    gather,
+    gram,
+    mlp,
+    normalized_attention,
+    philox,
+    qkv,
+    readout,
+    sparse_attention,
+)
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -65,7 +79,7 @@ def _attention(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     (rows, heads, queries, head_dim), keys = given["p_q"].shape, given["keys"]
     counts = rows, heads, queries, keys, head_dim
     sizes = f"{rows} x {heads} x {queries} x {head_dim}, {keys} keys"
-    moved = attention.bytes_moved(*counts, given["p_q"].element_size())
+    moved = attention.bytes_moved(*counts, given["p_q"].element_size()) + 4 * rows * heads * queries * given["LSE"]
     return LaunchCost(ATTENTION, attention.flops(*counts), moved, sizes, ((rows * heads, queries, keys, head_dim),))
 
 
@@ -75,6 +89,13 @@ def _spread(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     moved, work = sparse_attention.bytes_moved(*counts, given["p_q"].element_size()), sparse_attention.flops(*counts)
     problems = ((rows * heads, tokens, head_dim, keys),)
     return LaunchCost(PRODUCT, work, moved, f"{rows} x {heads} x {tokens} x {head_dim}, {keys} keys", problems)
+
+
+def _merge(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    rows, tokens, text, heads = launch.grid[1], given["tokens"], given["text"], given["HEADS"]
+    width = heads * given["K"]
+    moved = normalized_attention.bytes_moved(rows, tokens, text, heads, width, given["p_out"].element_size())
+    return _memory(moved, f"{rows} x ({tokens} + 2 x {text}) x {width}")
 
 
 def _linear(launch: Launch, given: dict[str, Any]) -> LaunchCost:
@@ -126,14 +147,19 @@ def _branches(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     return _memory(moved, f"{branches} x {samples} x {elements}")
 
 
-def _passes(operands: dict[int, int]) -> Callable[[Launch, dict[str, Any]], LaunchCost]:
-    """A pass of a correction that moves so many operands of the state's size, by rule."""
+def _states(outputs: Callable[[dict[str, Any]], int]) -> Callable[[Launch, dict[str, Any]], LaunchCost]:
+    """A pass over a few states of the sample's size, that leaves so many of them."""
 
     def cost(launch: Launch, given: dict[str, Any]) -> LaunchCost:
-        samples, elements = launch.grid[1], given["elements"]
-        return _memory(4 * samples * elements * operands[given["RULE"]], f"{samples} x {elements}")
+        samples, elements, count = launch.grid[1], given["elements"], given["COUNT"]
+        return _memory(gram.bytes_moved(samples, elements, count, outputs(given)), f"{count} x {samples} x {elements}")
 
     return cost
+
+
+def _merged(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    """What the blocks left is small and lies in L2."""
+    return _memory(0, f"{launch.grid[1]} x {given['blocks']} blocks")
 
 
 def _philox(launch: Launch, given: dict[str, Any]) -> LaunchCost:
@@ -147,6 +173,7 @@ COSTS: dict[str, Callable[[Launch, dict[str, Any]], LaunchCost]] = {
     "heads_kernel": _heads,
     "attention_kernel": _attention,
     "spread_kernel": _spread,
+    "merge_kernel": _merge,
     "linear_kernel": _linear,
     "embed_kernel": _embed,
     "readout_kernel": _readout,
@@ -154,8 +181,8 @@ COSTS: dict[str, Callable[[Launch, dict[str, Any]], LaunchCost]] = {
     "modulation_kernel": _modulation,
     "solver_kernel": _solver,
     "branches_kernel": _branches,
-    # sums read c and u, the projection its average too, which it writes; the result is made of what each rule needs again
-    "sums_kernel": _passes({corrections.ZERO_STAR: 2, corrections.RESCALE: 2, corrections.PROJECTION: 4}),
-    "apply_kernel": _passes({corrections.ZERO_STAR: 3, corrections.RESCALE: 2, corrections.PROJECTION: 3}),
+    "block_moments_kernel": _states(lambda given: 0),
+    "merge_moments_kernel": _merged,
+    "linear_combination_kernel": _states(lambda given: given["OUTPUTS"]),
     "philox_kernel": _philox,
 }

@@ -4,8 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from . import adaln, combine, corrections, differentiable, embed, fp8, gather, mlp, philox, qkv, readout, sparse_attention
-from .attention import attention, attention_triton, perturbed_attention
+from . import adaln, combine, differentiable, embed, fp8, gather, gram, mlp, philox, qkv, readout, sparse_attention
+from .attention import attention, attention_lse_triton, attention_triton, perturbed_attention
+from .attention_lse import attention_lse
+from .normalized_attention import (
+    merge_normalized,
+    merge_normalized_triton,
+    normalized_attention,
+    normalized_attention_by_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class Kernels:
     perturbed_attention: Callable = perturbed_attention
     query_spread: Callable = sparse_attention.query_spread
     sparse_attention: Callable = sparse_attention.sparse_attention
+    attention_lse: Callable = attention_lse
+    merge_normalized: Callable = merge_normalized
+    normalized_attention: Callable = normalized_attention
     linear: Callable = mlp.linear
     linear_gelu: Callable = mlp.linear_gelu
     linear_gated_residual: Callable | None = mlp.linear_gated_residual
@@ -44,9 +54,8 @@ class Kernels:
     gather_modulation: Callable = gather.gather_modulation
     combine_branches: Callable = combine.combine_branches
     solver_update: Callable = combine.solver_update
-    cfg_zero_star: Callable = corrections.cfg_zero_star
-    rescale: Callable = corrections.rescale
-    adaptive_projection: Callable = corrections.adaptive_projection
+    moments: Callable = gram.moments
+    linear_combination: Callable = gram.linear_combination
     normal_noise: Callable = philox.normal_noise
 
 
@@ -81,6 +90,9 @@ TRITON = Kernels(
     sparse_attention=partial(
         sparse_attention.sparse_attention, attend=attention_triton, spread=sparse_attention.query_spread_triton
     ),
+    attention_lse=attention_lse_triton,
+    merge_normalized=merge_normalized_triton,
+    normalized_attention=partial(normalized_attention_by_parts, attend=attention_lse_triton, merge=merge_normalized_triton),
     linear_gelu=mlp.linear_gelu_triton,
     linear_gated_residual=mlp.linear_gated_residual_triton,
     grouped_linear=mlp.grouped_linear_triton,
@@ -93,9 +105,8 @@ TRITON = Kernels(
     gather_modulation=gather.gather_modulation_triton,
     combine_branches=combine.combine_branches_triton,
     solver_update=combine.solver_update_triton,
-    cfg_zero_star=corrections.cfg_zero_star_triton,
-    rescale=corrections.rescale_triton,
-    adaptive_projection=corrections.adaptive_projection_triton,
+    moments=gram.moments_triton,
+    linear_combination=gram.linear_combination_triton,
     normal_noise=philox.normal_noise_triton,
 )
 OPERATIONS = tuple(entry.name for entry in fields(Kernels))

@@ -13,7 +13,7 @@ from .dispatch import FP8_OPERATIONS
 # of a nominal card: bytes per second, and operations per second in products of 16 bits, of 8 bits, and in fp32
 BANDWIDTH, RATE, FP8_RATE, SINGLE_RATE = 3e12, 700e12, 1400e12, 50e12
 LAUNCH = 2e-6  # seconds that even the smallest kernel takes
-CORRECTIONS = ("cfg_zero_star", "rescale", "adaptive_projection")
+CORRECTIONS = ("moments", "linear_combination")
 ONCE_A_STEP = (
     "gather_rows", "gather_modulation", "embed_patches", "combine_then_project", "project", "readout_update",
     "combine_branches", "solver_update", "normal_noise", *CORRECTIONS,

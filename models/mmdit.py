@@ -16,15 +16,12 @@ from segue.kernels.mlp import Projected
 from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from .fp8_linear import apply_linear, grouped_linear, project_slices, residual2_norm, residual_norm, residual_norm2
+from .joint_attention import JoinedTexts, attend_rows, image_segments, text_segments
 from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
 from .mmdit_spec import MMDiTSpec
 from .residuals import Carry, Residual
 from .rows import Segment
 from .sit import FinalLayer, attend_segments, zero_skipped
-
-# Perturbations of image queries alone: text has no space to blur over, and keeps its attention where only the image's map
-# is the identity.
-IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,14 +98,18 @@ class JointBlock(nn.Module):
         kernels: Kernels,
         segments: tuple[Segment, ...] = (),
         carries: tuple[Carry | None, Carry | None] = (None, None),
+        joined: JoinedTexts | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Image h [R, L, D] and text c [R, M, D], with modulation [R, W], to the same; the last block leaves ``c`` alone.
 
         Written into ``h`` and ``c`` unless ``kernels`` are the differentiable ones.  ``segments`` gives the operation of each
-        range of rows (empty: all full).  With ``carries`` the states wait for what these hold, before and after.
+        range of rows (empty: all full).  With ``carries`` the states wait for what these hold, before and after.  Where a
+        segment is joined its rows have two rows of text in ``c``, modulated by those of ``joined``.
         """
         vectors = modulation[:, None].split(self.dim, dim=-1)  # each [R, 1, D]
         image, text = vectors[: self.image_chunks], vectors[self.image_chunks :]
+        if joined is not None:
+            text = joined.modulation[:, None].split(self.dim, dim=-1)[self.image_chunks :]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = image[:6]
         second = self.x_block.attn2
         if second is None:
@@ -116,7 +117,7 @@ class JointBlock(nn.Module):
         else:
             h, n, n2 = residual_norm2(h, Carry.taken(carries[0]), (shift_a, scale_a, *image[6:8]), kernels)
         c, m = self._text_norm(c, Carry.taken(carries[1]), text, kernels)
-        (y, y_bias), (z, z_bias) = self._joint_attention(n, m, kernels, segments)
+        (y, y_bias), (z, z_bias) = self._joint_attention(n, m, kernels, segments, joined)
         attended, after = Residual(y, gate_a, y_bias), (shift_m, scale_m, self.x_block.mlp.fc1, kernels)
         if second is None:
             h, n = residual_norm(h, attended, *after)
@@ -137,50 +138,35 @@ class JointBlock(nn.Module):
         return residual_norm(c, before, shift, scale, self.context_block.attn.qkv, kernels)
 
     def _joint_attention(
-        self, n: Tensor | Fp8Rows, m: Tensor | Fp8Rows, kernels: Kernels, segments: tuple[Segment, ...]
+        self,
+        n: Tensor | Fp8Rows,
+        m: Tensor | Fp8Rows,
+        kernels: Kernels,
+        segments: tuple[Segment, ...],
+        joined: JoinedTexts | None,
     ) -> tuple[Projected, Projected | tuple[None, None]]:
         """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
         image, text = self.x_block.attn, self.context_block.attn
-        weights = image.norm_weights, text.norm_weights
-        q, k, v = kernels.joint_heads_norm(  # [R, H, L + M, K]; the projections are freed before the attention
-            *grouped_linear(n, image.qkv, m, text.qkv, kernels), self.heads, *weights
-        )
-        tokens = n.shape[1]
-        o = attend_joint(q, k, v, tokens, kernels, segments) if segments else kernels.attention(q, k, v)
-        y, z = o[:, :tokens], o[:, tokens:]
+        weights, numbers = (image.norm_weights, text.norm_weights), None if joined is None else joined.numbers
+        y, z = attend_rows(*grouped_linear(n, image.qkv, m, text.qkv, kernels), self.heads, weights, kernels, segments, numbers)
         if any(segment.operation == "attention_skip" for segment in segments):  # their rows get no bias either
             y = zero_skipped(apply_linear(y, image.proj, kernels), segments)
-            z = None if text.proj is None else zero_skipped(apply_linear(z, text.proj, kernels), segments)
-            return (y, None), (z, None)
+            if text.proj is None:
+                return (y, None), (None, None)
+            z = apply_linear(z, text.proj, kernels).view(m.shape)
+            return (y, None), (zero_skipped(z, text_segments(segments)), None)
         if text.proj is None:
             (projected,) = project_slices(kernels, (y, image.proj))
             return projected, (None, None)
-        projected, projected_text = project_slices(kernels, (y, image.proj), (z, text.proj))
-        return projected, projected_text
+        projected, (z, bias) = project_slices(kernels, (y, image.proj), (z, text.proj))
+        return projected, (z.view(m.shape), bias)
 
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""
+        segments = image_segments(segments)
         q, k, v = kernels.split_heads_norm(apply_linear(n, attn.qkv, kernels), self.heads, *(attn.norm_weights or ()))
         o = attend_segments(q, k, v, kernels, segments) if segments else kernels.attention(q, k, v)
         return zero_skipped(apply_linear(o, attn.proj, kernels), segments)
-
-
-def attend_joint(q: Tensor, k: Tensor, v: Tensor, tokens: int, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
-    """Joint attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
-
-    The operations of ``IMAGE_OPERATIONS`` act on the queries of the first ``tokens`` tokens; the text's attend as ever.
-    """
-    parts = []
-    for segment in segments:
-        rows = slice(segment.start, segment.stop)
-        if segment.operation in IMAGE_OPERATIONS:
-            image, text = q[rows, :, :tokens], q[rows, :, tokens:]
-            perturbed = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
-            parts.append(torch.cat([perturbed, kernels.attention(text, k[rows], v[rows])], dim=1))
-        else:
-            alone = Segment(0, segment.stop - segment.start, segment.operation)
-            parts.append(attend_segments(q[rows], k[rows], v[rows], kernels, (alone,)))
-    return torch.cat(parts)
 
 
 class PooledEmbedder(nn.Module):

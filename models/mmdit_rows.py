@@ -1,6 +1,7 @@
 """The row-batched forward of an MMDiT: both streams in static buffers, the modulation table, one call over the live rows."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,12 +9,31 @@ from torch import Tensor
 from segue.kernels.combine import unpatchify
 from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
+from .joint_attention import JoinedTexts
 from .mmdit import MMDiT, TextCondition
 from .read_rows import BranchReader, Head, StateUpdate
-from .recorded_rows import branch_states, recordable
+from .recorded_rows import States, branch_states, recordable
 from .residuals import RowCarries
-from .rows import RowLayout, group_rows
-from .start_rows import Clock, start_modulation, start_text
+from .rows import RowLayout, Segment, group_rows
+from .start_rows import Clock, start_modulation, start_text, start_texts, text_modulation
+
+
+@dataclass(frozen=True, eq=False)
+class RowTexts:
+    """Of all rows of a call with second texts: the modulation [R', W_b] of each text in each block, and numbers [R, 3]."""
+
+    modulation: tuple[Tensor, ...]
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, model: MMDiT, modulation: Tensor, layout: RowLayout, numbers: Tensor) -> "RowTexts":
+        """modulation [(J + 1) B, W] of the row blocks and of the second texts; numbers [B, 3] of every sample."""
+        per_text, _ = model.split_modulation(text_modulation(modulation, layout, len(numbers)))
+        return cls(per_text, numbers.repeat(len(layout.blocks), 1))
+
+    def part(self, layer: int, rows: slice, texts: slice) -> JoinedTexts:
+        """Of a range of rows, in one block."""
+        return JoinedTexts(self.modulation[layer][texts], self.numbers[rows])
 
 
 class MMDiTRows:
@@ -35,10 +55,12 @@ class MMDiTRows:
         conditions: int,
         kernels: Kernels = REFERENCE,
         text_tokens: int | None = None,
+        text_blocks: int | None = None,
     ):
         """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct pooled texts.
 
-        ``text_tokens`` is the prompt length M, by default the model's.
+        ``text_tokens`` is the prompt length M, by default the model's; ``text_blocks``: the texts of all row blocks, where some
+        have two.
         """
         spec, weight = model.spec, model.final_layer.linear.weight
         spec.check_size(height, width)
@@ -46,9 +68,11 @@ class MMDiTRows:
         self.times, self.conditions, self.kernels = times, conditions, kernels
         rows, text = row_blocks * batch, text_tokens or spec.text_tokens
         self.hidden = weight.new_empty(rows, spec.tokens(height, width), spec.dim)  # [R, L, D]
-        self.text = weight.new_empty(rows, text, spec.dim)  # [R, M, D]
+        texts = (text_blocks or row_blocks) * batch
+        self.text = weight.new_empty(texts, text, spec.dim)  # [R', M, D], R' = R where every row has one text
         self.context = weight.new_zeros(slots, batch, text, spec.dim)  # the embedded prompts, which every call starts from
-        self.modulation = weight.new_empty(rows, model.modulation_width)  # [R, W], this call's rows of the table
+        second = batch if text_blocks is not None else 0  # rows of the table for second texts, one for each sample
+        self.modulation = weight.new_empty(rows + second, model.modulation_width)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width).clone()
@@ -97,33 +121,43 @@ class MMDiTRows:
         coefficients: Tensor | None,
         update: StateUpdate | None = None,
         scale: Tensor | None = None,
+        normalized: Tensor | None = None,
     ) -> Tensor | None:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
         x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
         [B, branches, C] where a rule treats channels differently; None keeps the branches apart, [branches, B, C, H, W]
-        fp32.  See :class:`.read_rows.BranchReader`.
+        fp32.  See :class:`.read_rows.BranchReader`.  normalized [B, 3] fp32: scale, tau and alpha of normalized attention
+        guidance, for a layout with joined texts.
         """
         model, batch, kernels = self.model, self.batch, self.kernels
+        slots = *layout.conditions, *layout.joined.values()
         modulation = start_modulation(
-            kernels, self.table, clock, self.condition_index, self.conditions, layout.conditions, out=self.modulation
+            kernels, self.table, clock, self.condition_index, self.conditions, slots, out=self.modulation
         )
-        per_block, final = model.split_modulation(modulation)
+        joined = RowTexts.of(model, modulation, layout, normalized) if layout.joined else None
+        per_block, final = model.split_modulation(modulation[: len(layout.blocks) * batch])
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
-        text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]
         roots, patches = len(layout.roots), model.x_embedder.proj
         kernels.embed_patches(x, patches.weight, patches.bias, self.positions, hidden[:roots], scale)
-        start_text(self.context, layout.conditions[:roots], text)
+        if layout.joined:
+            start_texts(self.context, layout, self.text)
+        else:
+            start_text(self.context, layout.conditions[:roots], self.text.unflatten(0, (-1, batch)))
         carries = RowCarries(self.hidden, kernels), RowCarries(self.text, kernels)
         for layer, (block, schedule) in enumerate(zip(model.joint_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
-                for carry, rows in zip(carries, (hidden, text), strict=True):
+                for carry in carries:
                     carry.settle()
-                    rows[fork.target].copy_(rows[fork.source])
+                hidden[fork.target].copy_(hidden[fork.source])
+                target, source = (self.text[layout.text_rows(j, j + 1, batch)] for j in (fork.target, fork.source))
+                target.copy_(source)
             for group in schedule.groups:
                 rows, segments = group_rows(group, batch)
-                states, carry = (self.hidden[rows], self.text[rows]), tuple(each.at(rows) for each in carries)
-                block(*states, per_block[layer][rows], kernels, segments, carry)
+                texts = layout.text_rows(group[0].start, group[-1].stop, batch)
+                states, carry = (self.hidden[rows], self.text[texts]), (carries[0].at(rows), carries[1].at(texts))
+                more = () if joined is None else (joined.part(layer, rows, texts),)
+                block(*states, per_block[layer][rows], kernels, segments, carry, *more)
         carries[0].settle()  # nothing reads the text after the last block
         shift, out_scale = model.final_shift_scale(final.view(-1, batch, final.shape[-1]))  # [J, B, D]
         linear = model.final_layer.linear
@@ -139,26 +173,34 @@ class MMDiTRows:
         conditions: Sequence[TextCondition],
         layout: RowLayout,
         scale: Tensor | None = None,
+        normalized: Tensor | None = None,
     ) -> list[Tensor]:
         """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
 
-        x, scale as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
+        x, scale, normalized as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
         """
         batch, spec = self.batch, model.spec
-        pooled = torch.cat([recordable(conditions[slot].pooled).to(x.device) for slot in layout.conditions])
-        modulation = model.modulation(model.embed_condition(time.repeat(len(layout.blocks)), pooled))
-        per_block, final = model.split_modulation(modulation)
+        slots = *layout.conditions, *layout.joined.values()
+        pooled = torch.cat([recordable(conditions[slot].pooled).to(x.device) for slot in slots])
+        modulation = model.modulation(model.embed_condition(time.repeat(len(slots)), pooled))
+        per_block, final = model.split_modulation(modulation[: len(layout.blocks) * batch])
+        joined = RowTexts.of(model, modulation, layout, normalized) if layout.joined else None
         hidden = model.embed(x if scale is None else x * scale[:, None, None, None], self.positions)
         texts = [model.embed_context(recordable(text.context).to(x.device)) for text in conditions]
-        states = branch_states(
-            layout,
-            batch,
-            [(hidden, texts[slot]) for slot in layout.conditions[: len(layout.roots)]],
-            lambda layer, states, rows, segments: model.joint_blocks[layer](
-                *states, per_block[layer][rows], DIFFERENTIABLE, segments
-            ),
-            checkpoints=model.gradient_checkpointing,
-        )
+
+        def root_text(slot: int) -> Tensor:
+            """[B, M, D], or [2 B, M, D] with a second text behind each."""
+            if slot not in layout.joined:
+                return texts[slot]
+            return torch.stack([texts[slot], texts[layout.joined[slot]]], dim=1).flatten(0, 1)
+
+        def run_block(layer: int, states: States, rows: slice, segments: tuple[Segment, ...]) -> States:
+            first, last = rows.start // batch, rows.stop // batch
+            more = () if joined is None else ((None, None), joined.part(layer, rows, layout.text_rows(first, last, batch)))
+            return model.joint_blocks[layer](*states, per_block[layer][rows], DIFFERENTIABLE, segments, *more)
+
+        roots = [(hidden, root_text(slot)) for slot in layout.conditions[: len(layout.roots)]]
+        states = branch_states(layout, batch, roots, run_block, checkpoints=model.gradient_checkpointing)
         outputs = []
         for state, readout in zip(states, layout.readouts, strict=True):
             shift, out_scale = model.final_shift_scale(final[readout.row * batch : (readout.row + 1) * batch, None])

@@ -105,6 +105,16 @@ class MMDiTSpec(ModelSpec):
             flops += 2 * tokens * 4 * self.dim**2 + 4 * tokens**2 * self.dim
         return flops
 
+    def second_text_flops(self, layer: int, tokens: int) -> int:
+        """FLOPs that a second text adds to one joint block for one row of ``tokens`` image tokens.
+
+        Its own stream, its attention to the image and itself, and the image's to it; the scores among image tokens serve both
+        texts.
+        """
+        text = self.text_tokens
+        flops = 2 * text * 3 * self.dim**2 + 4 * (2 * tokens * text + text**2) * self.dim
+        return flops if self.is_last(layer) else flops + 2 * text * (self.dim**2 + 2 * self.dim * self.mlp_dim)
+
     def module_flops(self, height: int, width: int) -> int:
         """FLOPs of one forward of the whole module for one sample.
 

@@ -68,6 +68,10 @@ class ModuleNetwork(nn.Module):
 
 def check_layout(layout: RowLayout) -> None:
     """Raise ``ValueError`` unless every row does whole blocks or none: perturbed attention would need other processors."""
+    if layout.joined:
+        raise ValueError(
+            "a transformer that runs through its own modules has no NAG, which acts inside its attention; only skip"
+        )
     for schedule in layout.layers:
         for group in schedule.groups:
             for segment in group:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .rows import RowLayout, Segment, group_rows
 
-States = tuple[Tensor, ...]  # of one row block: the state of each stream, [B, tokens, D]
+States = tuple[Tensor, ...]  # of one row block: the state of each stream, [B, tokens, D]; of its texts [B or 2 B, M, D]
 RunBlock = Callable[[int, States, slice, tuple[Segment, ...]], States]
 AddBetween = Callable[[int, int, States], States]
 
@@ -44,8 +44,10 @@ def branch_states(
             rows, segments = group_rows(group, batch)
             members = range(group[0].start, group[-1].stop)
             states = tuple(torch.cat(stream) for stream in zip(*(blocks[j] for j in members), strict=True))
-            after = zip(*(state.split(batch) for state in run_block(layer, states, rows, segments)), strict=True)
-            blocks.update(zip(members, after, strict=True))
+            after = run_block(layer, states, rows, segments)
+            texts = [layout.texts[j] * batch for j in members]
+            split = [after[0].split(batch), *(stream.split(texts) for stream in after[1:])]
+            blocks.update(zip(members, zip(*split, strict=True), strict=True))
         if add_between is not None:
             blocks = {j: add_between(layer, j, states) for j, states in blocks.items()}
     read(layout.depth)

@@ -5,7 +5,8 @@ share their common prefix of operations, so the layout is a trie; a path that is
 conditional branch) costs no rows at all.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from segue.kernels.attention import PERTURBATIONS
@@ -48,21 +49,27 @@ class Fork:
 
 @dataclass(frozen=True)
 class Segment:
-    """Contiguous row blocks ``[start, stop)`` that do the same operation."""
+    """Contiguous row blocks ``[start, stop)`` that do the same operation; ``joined``: their images meet a second text too."""
 
     start: int
     stop: int
     operation: str
+    joined: bool = False
 
     def rows(self, batch: int, origin: int = 0) -> "Segment":
         """The same range in rows instead of row blocks of ``batch`` rows, counted from row block ``origin``."""
-        return Segment((self.start - origin) * batch, (self.stop - origin) * batch, self.operation)
+        return Segment((self.start - origin) * batch, (self.stop - origin) * batch, self.operation, self.joined)
+
+    @property
+    def texts(self) -> int:
+        """Texts beside each image."""
+        return 1 + self.joined
 
 
 def group_rows(group: tuple[Segment, ...], batch: int) -> tuple[slice, tuple[Segment, ...]]:
     """The rows of a group of adjacent segments, and the segments within them; none where every row does the full operation."""
     first, last = group[0].start, group[-1].stop
-    plain = all(segment.operation == FULL for segment in group)
+    plain = all(segment.operation == FULL and not segment.joined for segment in group)
     return slice(first * batch, last * batch), () if plain else tuple(segment.rows(batch, first) for segment in group)
 
 
@@ -76,6 +83,11 @@ class LayerRows:
     @property
     def active(self) -> int:
         return sum(segment.stop - segment.start for group in self.groups for segment in group)
+
+    @property
+    def joined(self) -> int:
+        """The active row blocks whose images meet a second text."""
+        return sum(segment.stop - segment.start for group in self.groups for segment in group if segment.joined)
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,15 @@ class RowLayout:
 
     ``paths`` are the live branches in order; ``readouts[i]`` tells where branch ``i`` is read.  Row blocks are ordered by
     the layer at which they start, so the rows active at a layer are a prefix wherever skip sets allow it.
+
+    ``joined`` maps a condition slot to the slot of a second text, which the images of the first meet in every attention
+    beside their own: normalized attention guidance.  Such a row block has two rows of text for each of the image.
     """
 
-    def __init__(self, paths: tuple[Path, ...], depth: int):
+    def __init__(self, paths: tuple[Path, ...], depth: int, joined: Mapping[int, int] | None = None):
         self.paths = tuple(paths)
         self.depth = depth
+        self.joined = dict(joined or {})
         self._check()
         self.blocks, self._starts, self._sources = self._place()
         self.readouts = tuple(self._readout(path) for path in self.paths)
@@ -145,6 +161,15 @@ class RowLayout:
         return tuple(i for i, source in enumerate(self._sources) if source < 0)
 
     @cached_property
+    def texts(self) -> tuple[int, ...]:
+        """How many texts each row block has: one, or two where a second is joined to it."""
+        return tuple(1 + (condition in self.joined) for condition in self.conditions)
+
+    def text_rows(self, start: int, stop: int, batch: int) -> slice:
+        """Where the texts of row blocks ``[start, stop)`` lie: those of each block together, sample by sample."""
+        return slice(sum(self.texts[:start]) * batch, sum(self.texts[:stop]) * batch)
+
+    @cached_property
     def layers(self) -> tuple[LayerRows, ...]:
         return tuple(self._layer(layer) for layer in range(self.depth))
 
@@ -158,21 +183,25 @@ class RowLayout:
         for i, (block, start) in enumerate(zip(self.blocks, self._starts, strict=True)):
             if not start <= layer < len(block.operations) or block.operations[layer] == SKIP:
                 continue
-            operation = block.operations[layer]
-            if groups and groups[-1][-1].stop == i:
-                last = groups[-1][-1]
-                if last.operation == operation:
-                    groups[-1][-1] = Segment(last.start, i + 1, operation)
-                else:
-                    groups[-1].append(Segment(i, i + 1, operation))
+            segment = Segment(i, i + 1, block.operations[layer], block.condition in self.joined)
+            last = groups[-1][-1] if groups else None
+            if last is None or last.stop != i:
+                groups.append([segment])
+            elif (last.operation, last.joined) == (segment.operation, segment.joined):
+                groups[-1][-1] = replace(last, stop=i + 1)
             else:
-                groups.append([Segment(i, i + 1, operation)])
+                groups[-1].append(segment)
         return LayerRows(forks, tuple(tuple(group) for group in groups))
 
     @cached_property
     def block_rows(self) -> int:
         """Transformer blocks executed per sample, summed over row blocks."""
         return sum(layer.active for layer in self.layers)
+
+    @cached_property
+    def text_block_rows(self) -> int:
+        """Of second texts alone, the blocks executed per sample."""
+        return sum(layer.joined for layer in self.layers)
 
     def projections(self, early: bool) -> int:
         """Projections to latent patches per sample: one per head when branches combine early, else one per branch."""

@@ -116,6 +116,10 @@ class ModelSpec:
         """FLOPs (2 x multiply-add) of one block for one row of ``tokens`` tokens; modulation is in the table."""
         raise NotImplementedError
 
+    def second_text_flops(self, layer: int, tokens: int) -> int:
+        """FLOPs that a second text adds to one block for one row; of models that take prompts."""
+        raise NotImplementedError
+
     def embed_flops(self, tokens: int) -> int:
         """FLOPs of the patch embedding of one sample."""
         return 2 * tokens * self.patch**2 * self.channels * self.dim

@@ -9,7 +9,8 @@ from .spec import positive_integer
 def enlarge(x: Tensor, height: int, width: int) -> Tensor:
     """``x`` [..., H, W] at a size no smaller, the new frequencies zero: trigonometric interpolation between pixel centres.
 
-    Both pictures cover the same ground, so the samples of the larger lie between those of ``x``.  Computed in fp32, or fp64 if ``x`` is; returned in its dtype.  Odd and even sizes; the mean is preserved.
+    Both pictures cover the same ground, so the samples of the larger lie between those of ``x``.  Computed in fp32, or fp64 if
+    ``x`` is; returned in its dtype.  Odd and even sizes; the mean is preserved.
     """
     if height < x.shape[-2] or width < x.shape[-1]:
         raise ValueError(f"a picture of {x.shape[-2]} x {x.shape[-1]} is enlarged to no less, got {height} x {width}")

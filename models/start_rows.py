@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from segue.kernels.record import Kernels
+
+from .rows import RowLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,3 +73,29 @@ def start_text(context: Tensor, slots: tuple[int, ...], text: Tensor) -> None:
     """The embedded prompts [slots, B, M, D] of ``slots`` as the state of the first row blocks of ``text`` [J, B, M, D]."""
     for rows, taken in taken_slots(context, slots):
         text[rows].copy_(taken)
+
+
+def start_texts(context: Tensor, layout: RowLayout, text: Tensor) -> None:
+    """:func:`start_text` of the roots of a layout in which some have two texts; text [R', M, D]."""
+    batch = context.shape[1]
+    for row in layout.roots:
+        slot = layout.conditions[row]
+        slots = (slot, layout.joined[slot]) if slot in layout.joined else (slot,)
+        own = text[layout.text_rows(row, row + 1, batch)].unflatten(0, (batch, len(slots)))
+        for place, taken in enumerate(slots):
+            own[:, place].copy_(context[taken])
+
+
+def text_modulation(modulation: Tensor, layout: RowLayout, batch: int) -> Tensor:
+    """The modulation of every row of text, [R', W].
+
+    modulation [(J + S) B, W]: of the row blocks of ``layout``, then of its S second texts, which are one for each sample.
+    """
+    blocks, second = modulation.unflatten(0, (-1, batch)), list(layout.joined)
+    rows = []
+    for row, condition in enumerate(layout.conditions):
+        own = [blocks[row]]
+        if condition in layout.joined:
+            own.append(blocks[len(layout.blocks) + second.index(condition)])
+        rows.append(torch.stack(own, dim=1).flatten(0, 1))
+    return torch.cat(rows)

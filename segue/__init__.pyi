@@ -27,9 +27,27 @@ from segue.engine.planning.schedule import (
 from segue.engine.planning.solver_rows import Solver as Solver
 from segue.engine.planning.solvers import euler_maruyama as euler_maruyama
 from segue.engine.records.sample_run import SampleRun as SampleRun
-from segue.engine.rules.correction import APG as APG, CFGZeroStar as CFGZeroStar, Rescale as Rescale
+from segue.engine.rules.guided_corrections import (
+    EnergyPreserving as EnergyPreserving,
+    HiGS as HiGS,
+    Renorm as Renorm,
+    Rescale as Rescale,
+)
+from segue.engine.rules.reference_corrections import (
+    ADG as ADG,
+    APG as APG,
+    BetaCFG as BetaCFG,
+    CFGZeroStar as CFGZeroStar,
+    FBG as FBG,
+    FDG as FDG,
+    FreSca as FreSca,
+    MAMBO as MAMBO,
+    PowerLawCFG as PowerLawCFG,
+    TCFG as TCFG,
+)
 from segue.engine.rules.guidance import (
     CFG as CFG,
+    NAG as NAG,
     SGG as SGG,
     AutoGuidance as AutoGuidance,
     Branch as Branch,

@@ -12,7 +12,8 @@ step along the unconditional prediction (the ``cfg_pp`` ones) see the guided one
 Where it acts: ComfyUI's ``sampling_function`` lets ``model_options["sampler_calc_cond_batch_function"]`` evaluate the two
 conditions, then forms ``uncond + cfg (cond - uncond)``; with the guided estimate in both places that is the guided estimate
 for every ``cfg``.  No other hook runs before the unconditional pass.  Estimates are of the clean image, on which linear rules
-act as on velocities.
+act as on velocities.  A hook around whole evaluations cannot reach into the attention, so there is no NAG here; ComfyUI has a
+node of its own for that.
 """
 
 from collections.abc import Callable
@@ -68,6 +69,10 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
     ``args`` are those of ComfyUI's hook: ``conds`` = [positive, negative or None], ``input`` x, ``sigma`` [B], ``model``,
     ``model_options``.
     """
+    if rule.attention:
+        raise ValueError(
+            "this hook evaluates whole conditions, and NAG acts inside the attention: use ComfyUI's own node for it"
+        )
     from comfy.samplers import calc_cond_batch
 
     conds, x, sigma, options = args["conds"], args["input"], args["sigma"], args["model_options"]

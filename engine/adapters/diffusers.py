@@ -8,6 +8,7 @@ the pipeline's ``u + s (c - u)`` leaves it as it is for every ``s``.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from segue.models.dit_diffusers import live_dit_spec
+from segue.models.mmdit import TextCondition
 from segue.models.mmdit_diffusers import diffusers_spec
 from segue.models.module_rows import ModuleNetwork
 
@@ -36,6 +38,7 @@ from .forward_slot import MARK
 from .further_networks import further_networks
 from .live_transformer import LiveTransformer, execution_device, path_text
 from .mixed_precision import autocast_around
+from .negative_text import negative_text
 from .packing import check_own_forward, check_transformer, transformer_of
 from .running_pipeline import put_back_processors, running_pipeline
 from .scale_of_call import rule_of_call
@@ -56,7 +59,8 @@ def attach(
     A rule with a number for each sample, or a list of a rule for each, guides calls that draw that many pictures.
     ``pipe(...)`` keeps its signature.  Its ``guidance_scale`` switches the negative prompt on (above 1), which rules with an
     unconditional branch need.  The scale itself acts where the rule takes it, ``CFG("call")``; where it does not, another than
-    the default is warned of.  What is odd about the plan of a run is a :class:`PlanWarning` too.
+    the default is warned of.  ``NAG`` takes the negative prompt of a call whatever the scale, at 1 and below by encoding it.
+    What is odd about the plan of a run is a :class:`PlanWarning` too.
 
     Pipelines that share a transformer may be attached side by side, each with a rule of its own.  Attaching again replaces the
     rule, and finds a transformer that was put in the place of the attached one, which is not guided until then.  ``graphs``
@@ -119,6 +123,7 @@ class Run:
     start: Remembered
     calls: SchedulerCalls
     velocity: GuidedVelocity
+    negative: TextCondition | None = None  # for NAG, where the pipeline runs without a negative prompt
 
 
 class AttachedCore(EngineCore):
@@ -265,7 +270,7 @@ class Attachment:
             self._run.velocity.remember(before)
         run = self._run
         index = run.calls.call(timestep)
-        texts = call.texts(run.velocity.plan)
+        texts = call.texts(run.velocity.plan, run.negative)
         run.velocity.conditions = lambda plan: texts
         network = self._engine.models["main"]
         if isinstance(network, ModuleNetwork):
@@ -301,9 +306,11 @@ class Attachment:
             _check_cut_off(velocity.plan, index)
         _check_conditions(velocity.plan, call, index)
         self._live.check_plan(velocity.plan)
+        negative = negative_text(self.pipe, call) if _lacks_text(velocity.plan, call, index) else None
+        velocity.conditions = partial(call.texts, negative=negative)
         warn_of(velocity.plan)
         velocity.load(call.latents)
-        return Run(Remembered(call), calls, velocity)
+        return Run(Remembered(call), calls, velocity, negative)
 
     def _choose_engine(self, call: TransformerCall) -> None:
         """Keep the engine at hand if path and weights are still the same, else make another."""
@@ -316,7 +323,7 @@ class Attachment:
 def _check_cut_off(plan: Plan, index: int) -> None:
     """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
     needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
-    remembers = plan.kept or (plan.correction is not None and plan.correction.has_memory)
+    remembers = plan.has_memory
     if needed or remembers:
         why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
         raise ValueError(
@@ -325,12 +332,18 @@ def _check_cut_off(plan: Plan, index: int) -> None:
         )
 
 
+def _lacks_text(plan: Plan, call: TransformerCall, index: int) -> bool:
+    """Whether NAG acts from call ``index`` on and the pipeline has not encoded a negative prompt."""
+    live = {branch for number in range(index, plan.calls) for branch in plan.live[number]}
+    return "uncond" not in call.conditions and any(plan.branches[branch].is_text for branch in live)
+
+
 def _check_conditions(plan: Plan, call: TransformerCall, index: int) -> None:
     """Raise ``ValueError`` if a branch that is live from call ``index`` on has a condition that the pipeline does not give."""
     for number in range(index, plan.calls):
         for branch in plan.live[number]:
             condition = plan.branches[branch].condition
-            if condition not in call.conditions:
+            if condition not in call.conditions and not plan.branches[branch].is_text:
                 raise ValueError(
                     f"the rule evaluates the {condition} branch at call {number + 1} of {plan.calls}, and the pipeline gives "
                     "only the prompt; pass guidance_scale > 1 to the pipeline, which switches its negative prompt on"

@@ -40,8 +40,10 @@ TRAIN_STEPS = 1000  # SD3's timestep is 1000 sigma
 def _check_rule(rule: Guidance) -> Guidance:
     if rule.samples is not None:
         raise ValueError(f"a guider has one number for all samples, and the rule has numbers for {rule.samples} samples")
-    if rule.correction:
-        raise ValueError(f"a guider adds terms up, and the rule has the correction {rule.correction}")
+    if rule.corrections:
+        raise ValueError(f"a guider adds terms up, and the rule has the correction {rule.corrections[0]}")
+    if rule.attention:
+        raise ValueError("a guider combines predictions, and NAG acts inside the attention: segue.attach takes it")
     for term in rule.terms:
         network = term.branch.network
         skips = term.branch.condition == "cond" and isinstance(network, Perturb) and network.kind == "skip"

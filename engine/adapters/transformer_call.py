@@ -67,9 +67,10 @@ class TransformerCall:
         """The prompts of one condition."""
         return TextCondition(self.part(self.context, condition), self.part(self.pooled, condition))
 
-    def texts(self, plan: Plan) -> dict[str | int, TextCondition]:
-        """The prompts of every condition of a plan."""
-        return {name: self.text(name) for name in plan.conditions}
+    def texts(self, plan: Plan, negative: TextCondition | None = None) -> dict[str | int, TextCondition]:
+        """The prompts of every condition of a plan; ``negative`` ones where the pipeline gives none."""
+        texts = {name: self.text(name) for name in plan.conditions}
+        return texts if negative is None else texts | {"uncond": negative}
 
     def check_halves(self) -> None:
         """Raise ``ValueError`` if a guided batch is not the same latents twice.  Reads them from the device."""

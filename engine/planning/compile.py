@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from segue.kernels.normalized_attention import NEUTRAL
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec, tier_of
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
-from ..rules.correction import AdaptiveProjection
-from ..rules.guidance import Branch, Exit, Guidance, Perturb
-from ..rules.per_sample import shared
+from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
+from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
-from .plan import Plan, checked_size
+from .plan import ALPHA, Plan, checked_size
 from .schedule import Schedule
 from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
@@ -102,7 +102,7 @@ def _plans(
     solvers = [solver for _, solver in runs]
     for rule, solver in zip(rules, solvers, strict=True):
         _check_terms(rule, specs)
-        check_learned_variance(solver, spec, _zero_steps(rule))
+        check_learned_variance(solver, spec, rule.zero_steps)
     for solver in solvers:
         if any(solver is not other for other in solvers) and solver.begin() is not None:
             raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
@@ -130,10 +130,13 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"])
     steps = np.array([row.step for row in rows])
     weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
-    if reference is not None and isinstance(rule.correction, AdaptiveProjection):
-        _check_above_zero(rule, sigmas[:-1], weights[:, reference - 1])
-    weights[: _zero_steps(rule)] = 0.0
-    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps)
+    _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
+    weights[: rule.zero_steps] = 0.0
+    attention, oddities = attention_numbers(rule.attention, sigmas[:-1])
+    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps) + oddities
+    evaluated = evaluated_calls(weights[steps], refresh_intervals(rule, branches))
+    if NEGATIVE_TEXT in branches:
+        evaluated[:, branches.index(NEGATIVE_TEXT) - 1] = attention[steps, ALPHA] != 0
     return Plan(
         guidance=rule,
         schedule=schedule,
@@ -141,16 +144,13 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         sigmas=np.array([row.sigma for row in rows]),
         steps=steps,
         weights=weights[steps],
-        silent=steps < _zero_steps(rule),
-        evaluated=evaluated_calls(weights[steps], refresh_intervals(rule, branches)),
+        silent=steps < rule.zero_steps,
+        evaluated=evaluated,
+        attention=attention[steps],
         table=table,
         warnings=tuple(warnings),
         **common,
     )
-
-
-def _zero_steps(rule: Guidance) -> int:
-    return shared(rule.correction.zero_steps) if rule.correction else 0
 
 
 def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
@@ -184,9 +184,15 @@ def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
         weights=stacked("weights", 0.0),
         evaluated=stacked("evaluated", False),
         silent=stacked("silent", True),
+        attention=np.stack([_lasting(plan.attention, longest.calls) for plan in plans]),
         warnings=warnings,
         samples=tuple(plans),
     )
+
+
+def _lasting(attention: np.ndarray, calls: int) -> np.ndarray:
+    """Numbers of NAG for so many calls, those of no guidance after the last of their own."""
+    return np.concatenate([attention, np.tile(NEUTRAL, (calls - len(attention), 1))])
 
 
 def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:
@@ -202,6 +208,8 @@ def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> 
 def _check_terms(rule: Guidance, specs: Mapping[str, ModelSpec]) -> None:
     """Raise ``ValueError`` for a term that the networks cannot follow."""
     spec = specs["main"]
+    if rule.attention and not spec.text_tokens:
+        raise ValueError(f"NAG guides by a negative prompt inside the attention to text, and {spec.name} takes class labels")
     for term in rule.terms:
         _check_branch(term.branch, specs)
         _check_condition(term.branch, spec)
@@ -228,10 +236,11 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
 
 
 def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
-    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0."""
-    if (weights[sigmas == 0] != 0).any():
+    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0.  weights [steps, ...]."""
+    clean = [correction for correction in guidance.corrections if correction.space == "x0"]
+    if clean and ((sigmas == 0)[:, None] & ((weights != 0) | clean[0].alone)).any():
         raise ValueError(
-            f"{guidance.correction} acts on clean estimates, which at level 0 are the sample itself in every branch: "
+            f"{clean[0]} acts on clean estimates, which at level 0 are the sample itself in every branch: "
             "give its term Window.sigma(0, 1), which begins above"
         )
 

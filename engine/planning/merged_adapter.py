@@ -16,7 +16,7 @@ class MergedAdapter:
 
     def warn(self, plan: Plan) -> Plan:
         """``plan`` with a warning if it guides a network that holds guidance already."""
-        if not self.rule or not (plan.weights.any() or plan.correction is not None):
+        if not self.rule or not (plan.evaluated.any() or plan.corrections):
             return plan
         rule = rule_text(plan.guidance)
         note = f"{rule} guides on top of the {self.title}, which holds {self.rule} already: sample it with none"

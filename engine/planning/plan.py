@@ -14,11 +14,14 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
-from ..rules.guidance import Branch, Correction, Exit, Guidance, Perturb
+from ..rules.correction import CallLevels, Correction
+from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .schedule import Schedule
 from .solver_rows import Solver
+
+ALPHA = 2  # the column of ``Plan.attention`` that is 0 where NAG is off
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Run:
 class Cost:
     """Work for one sample: network evaluations, transformer blocks, FLOPs, and FLOPs relative to unguided sampling.
 
-    An evaluation is a branch with rows of its own in one call, shared prefix or not; an early-exit head is none.
+    An evaluation is a branch with rows of its own in one call, shared prefix or not; an early-exit head is none, nor is a
+    text alone, whose blocks are counted apart.
     """
 
     calls: int
@@ -42,6 +46,7 @@ class Cost:
     blocks: int
     flops: int
     relative: float
+    text_blocks: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,7 +54,8 @@ class Plan:
     """A sampling run as tables.  ``branches[0]`` is the conditional branch, ``branches[k]`` the k-th guidance branch.
 
     Where samples have numbers of their own, ``samples`` holds the plan of each, over the same branches, and ``weights``,
-    ``evaluated`` and ``silent`` have one more dimension in front, B; a branch runs in a call if any sample needs it there.
+    ``evaluated``, ``silent`` and ``attention`` have one more dimension in front, B; a branch runs in a call if any sample
+    needs it there.
     """
 
     specs: Mapping[str, ModelSpec]
@@ -64,9 +70,10 @@ class Plan:
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
+    attention: np.ndarray  # [N, 3] scale, tau and alpha of NAG, whose text is evaluated where it acts
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
-    reference: int | None  # the branch that the rule's correction acts on, if it acts on one
+    reference: int | None  # the branch that corrections of the rule act on, if any does
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
     warnings: tuple[str, ...] = field(default=())
@@ -146,9 +153,20 @@ class Plan:
         return plain_rules(self.guidance)
 
     @property
-    def correction(self) -> Correction | None:
-        """That of the rule; of samples' rules the first, all are of one kind."""
-        return self.rules[0].correction
+    def corrections(self) -> tuple[Correction, ...]:
+        """Those of the rule; of samples' rules the first's, all are of the same kinds."""
+        return self.rules[0].corrections
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a call depends on those before by more than the state: by kept directions, or by a correction."""
+        return bool(self.kept) or any(correction.has_memory for correction in self.corrections)
+
+    @property
+    def call_levels(self) -> CallLevels:
+        """Where the calls stand, for numbers that corrections have of each."""
+        ends = self.parameterization.snap(self.schedule.array())[1:]
+        return CallLevels(self.sigmas, ends[self.steps], self.steps, len(ends))
 
     @property
     def reused(self) -> np.ndarray:
@@ -203,8 +221,22 @@ class Plan:
         return tuple(dict.fromkeys(self.branches[i].model for i in live))
 
     def members(self, live: tuple[int, ...], model: str) -> tuple[int, ...]:
-        """The live branches that run through ``model``."""
-        return tuple(i for i in live if self.branches[i].model == model)
+        """The live branches that run through ``model`` and have an output."""
+        return tuple(i for i in self.outputs(live) if self.branches[i].model == model)
+
+    def outputs(self, live: tuple[int, ...]) -> tuple[int, ...]:
+        """The live branches that have an output: all but a text that is joined to others."""
+        return tuple(i for i in live if not self.branches[i].is_text)
+
+    def alone(self, branch: int, live: tuple[int, ...]) -> tuple[int, ...]:
+        """The live set that evaluates one branch as ``live`` does: with the text that is joined there, if one is."""
+        return (branch, *(i for i in live if self.branches[i].is_text))
+
+    def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:
+        """The slot of the text that the rows of a slot meet beside their own: of the conditional rows of the sampled network."""
+        if model != "main" or not any(self.branches[i].is_text for i in live):
+            return {}
+        return {self.conditions.index("cond"): self.conditions.index(NEGATIVE_TEXT.condition)}
 
     @cached_property
     def _layouts(self) -> dict[tuple[tuple[int, ...], str], RowLayout]:
@@ -216,7 +248,7 @@ class Plan:
         if key not in self._layouts:
             depth = self.specs[model].depth
             paths = tuple(branch_path(self.branches[i], self.conditions, depth) for i in self.members(live, model))
-            self._layouts[key] = RowLayout(paths, depth)
+            self._layouts[key] = RowLayout(paths, depth, self._joined(live, model))
         return self._layouts[key]
 
     def call_cost(self, live: tuple[int, ...]) -> tuple[int, int, int]:
@@ -230,23 +262,32 @@ class Plan:
             flops += spec.embed_flops(tokens) + layout.projections(early=self.combines_early(live)) * spec.readout_flops(tokens)
             flops += spec.readout_flops(tokens) if model == "main" and self.learned_variance else 0  # the learned variance
             flops += sum(rows.active * spec.block_flops(layer, tokens) for layer, rows in enumerate(layout.layers))
+            if layout.joined:
+                joined = enumerate(rows.joined for rows in layout.layers)
+                flops += sum(count * spec.second_text_flops(layer, tokens) for layer, count in joined)
         return evaluations, blocks, flops
+
+    def text_blocks(self, live: tuple[int, ...]) -> int:
+        """Of texts joined to others, the blocks of one call for one sample."""
+        return sum(self.layout(live, model).text_block_rows for model in self.models(live))
 
     def combines_early(self, live: tuple[int, ...]) -> bool:
         """Whether branches that share a head are combined before the last projection."""
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
-        """Whether the outputs of the live branches are needed one by one: for kept directions, and for a correction."""
-        if self.correction and self.reference is None and (len(live) > 1 or self.kept):
-            return True
+        """Whether the outputs of the live branches are needed one by one: for kept directions, and for corrections."""
+        for correction in self.corrections:
+            if not correction.needs_reference and (correction.alone or len(self.outputs(live)) > 1 or self.kept):
+                return bool(live)
         return any(i == self.reference or i in self.kept for i in live)
 
     @cached_property
     def cost(self) -> Cost:
         totals = np.sum([self.call_cost(live) for live in self.live], axis=0, dtype=object)
         unguided = self.calls * self.spec.forward_flops(self.height, self.width)
-        return Cost(self.calls, int(totals[0]), int(totals[1]), int(totals[2]), float(totals[2] / unguided))
+        texts = sum(map(self.text_blocks, self.live))
+        return Cost(self.calls, int(totals[0]), int(totals[1]), int(totals[2]), float(totals[2] / unguided), texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that a run needs to be repeated, and what it costs, in plain numbers and strings."""

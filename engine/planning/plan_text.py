@@ -25,6 +25,11 @@ def _span(weights: np.ndarray) -> str:
     return f"{first:.3g}" if abs(last - first) < 1e-9 else f"{first:.3g} to {last:.3g}"
 
 
+def _inside(numbers: np.ndarray) -> str:
+    """The numbers of NAG over a run of calls, [n, 3], or of samples [B, n, 3]."""
+    return "nag " + ", ".join(f"{name} {_span(numbers[..., i])}" for i, name in enumerate(("scale", "tau", "alpha")))
+
+
 def heading(plan: "Plan") -> str:
     """Model, size, solver and schedule in one line."""
     tokens = plan.spec.tokens(plan.height, plan.width)
@@ -50,6 +55,7 @@ def plan_text(plan: "Plan") -> str:
     lines = [heading(plan)]
     for line in cells:
         lines.append("  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
+    lines += [f"then: {correction}" for correction in plan.corrections]
     lines += [*legend(plan), cost_text(plan)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
@@ -64,7 +70,8 @@ def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
         first, last = plan.sigmas[calls[0]], plan.sigmas[calls[-1]]
         weights, reused = plan.weights[..., calls, :], plan.reused[calls].any(axis=0)
         names = [str(plan.branches[0])] if live else ["none: the velocity is zero"]
-        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in live[1:]]
+        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in plan.outputs(live) if i]
+        names += [f"{plan.branches[i]} ({_inside(plan.attention[..., calls, :])})" for i in live if plan.branches[i].is_text]
         names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused)]
         levels = f"{first:.4f}-{last:.4f}" if len(calls) > 1 else f"{first:.4f}"
         table.append((_numbers(runs), levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
@@ -109,8 +116,9 @@ def legend(plan: "Plan") -> list[str]:
 def cost_text(plan: "Plan") -> str:
     """The whole cost in one line."""
     cost = plan.cost
+    texts = f"{cost.text_blocks} blocks of a text alone, " if cost.text_blocks else ""
     return (
-        f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, "
+        f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, {texts}"
         f"{flops_text(cost.flops)} per sample = {cost.relative:.3f}x unguided"
     )
 
@@ -136,6 +144,7 @@ def plan_dict(plan: "Plan") -> dict:
         "branches": [str(branch) for branch in plan.branches],
         "sigmas": plan.sigmas.tolist(),
         "weights": plan.weights.tolist(),
+        **({"attention": plan.attention.tolist()} if any(branch.is_text for branch in plan.branches) else {}),
         "solver_columns": [*SOLVER_COLUMNS, *(f"earlier_{i}" for i in range(plan.earlier))],
         "solver_rows": plan.table.tolist(),
         "live": [list(live) for live in plan.live],
@@ -146,6 +155,7 @@ def plan_dict(plan: "Plan") -> dict:
             "blocks": cost.blocks,
             "flops": cost.flops,
             "relative": cost.relative,
+            **({"text_blocks": cost.text_blocks} if cost.text_blocks else {}),
         },
         "warnings": list(plan.warnings),
     }

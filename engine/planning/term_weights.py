@@ -6,14 +6,14 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from ..rules.correction import OptimizedScale
-from ..rules.guidance import COND, Branch, Guidance
-from ..rules.per_sample import shared
+from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
-    """The conditional branch, then those that any of ``rules`` guides by."""
-    return COND, *dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
+    """The conditional branch, then those that any of ``rules`` guides by, then the text of a NAG that acts."""
+    rules = tuple(rules)
+    guiding = dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
+    return COND, *guiding, *([NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else [])
 
 
 def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -40,11 +40,12 @@ def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigma
 
 def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
-    if not guidance.terms:
+    parts = (*guidance.terms, *guidance.attention)
+    if not parts:
         return []
-    chosen = np.array([term.window.select(step_sigmas) for term in guidance.terms])
+    chosen = np.array([part.window.select(step_sigmas) for part in parts])
     warnings = []
-    for i, j in zip(*np.triu_indices(len(chosen), 1), strict=True):
+    for i, j in zip(*np.triu_indices(len(guidance.terms), 1), strict=True):
         both = int((chosen[i] & chosen[j]).sum())
         first, second = guidance.terms[i], guidance.terms[j]
         if both and first.window != second.window:
@@ -53,19 +54,22 @@ def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     holes = [(int(a) + 2, int(b)) for a, b in zip(guided, guided[1:], strict=False) if b > a + 1]
     warnings += [f"steps {a} to {b} lie between two windows and are unguided" for a, b in holes]
     count = len(step_sigmas)
-    if len(guided) and guided[-1] + 1 < count and all(term.window.kind == "steps" for term in guidance.terms):
+    if len(guided) and guided[-1] + 1 < count and all(part.window.kind == "steps" for part in parts):
         # a recipe written for fewer steps; windows in sigma or fractions end where they are meant to
         warnings.append(f"steps {guided[-1] + 2} to {count} come after the last window and are unguided")
     return warnings
 
 
 def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps: int) -> list[str]:
-    """A correction that has nothing to correct, and one that leaves no step with a velocity."""
-    correction, warnings = guidance.correction, []
-    if correction and len(branches) == 1:
-        warnings.append(f"{correction} corrects what terms add, and the rule has none that add: it changes nothing")
-    if correction and shared(correction.zero_steps) >= steps:
-        warnings.append(f"{correction} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
+    """Corrections that have nothing to correct, and one that leaves no step with a velocity."""
+    warnings = [
+        f"{correction} corrects what terms add, and the rule has none that add: it changes nothing"
+        for correction in guidance.corrections
+        if all(branch.is_text for branch in branches[1:]) and not correction.alone
+    ]
+    if guidance.zero_steps >= steps:
+        (silent,) = (correction for correction in guidance.corrections if correction.zero_steps)
+        warnings.append(f"{silent} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
     return warnings
 
 
@@ -116,19 +120,21 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
 
     Raises ``ValueError`` for a correction that does not fit the terms or the network.
     """
-    correction = guidance.correction
-    if correction is None or not correction.needs_reference:
+    corrections = [correction for correction in guidance.corrections if correction.needs_reference]
+    if not corrections:
         return None
-    others = [i for i, branch in enumerate(branches) if branch.condition != "cond"]
+    correction = corrections[0]
+    others = [i for i, branch in enumerate(branches) if branch.condition != "cond" and not branch.is_text]
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
-    if isinstance(correction, OptimizedScale) and (spec.prediction == "epsilon" or spec.path == "cosine"):
-        found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
-        raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
+    for correction in corrections:
+        if correction.space == "velocity" and (spec.prediction == "epsilon" or spec.path == "cosine"):
+            found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
+            raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
-        raise ValueError(f"{correction} reduces over all latent channels, and {branches[others[0]]} guides some of them")
+        raise ValueError(f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them")
     if any(term.refresh > 1 for term in terms):
-        raise ValueError(f"{correction} needs {branches[others[0]]} at every call, and the rule reuses its directions")
+        raise ValueError(f"{corrections[0]} needs {branches[others[0]]} at every call, and the rule reuses its directions")
     return others[0]

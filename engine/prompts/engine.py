@@ -308,7 +308,7 @@ class PromptEngine(PipeCore):
                 raise ValueError(f"the condition {condition!r} needs class labels, and {self.spec.name} takes prompts")
             table[condition] = embeddings.positive if condition == "cond" else embeddings.negative
         if table.get("uncond", embeddings.positive) is None:
-            raise ValueError("the rule has an unconditional branch, and the embeddings hold no negative prompt")
+            raise ValueError("the rule needs a negative prompt, and the embeddings hold none")
         return table
 
 

@@ -48,8 +48,8 @@ def sample_as_diffusers(
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")
     if plan.samples:
         raise ValueError("numerics='diffusers' has one rule for all samples, as the pipeline has, and here each has its own")
-    if plan.kept or plan.correction:
-        extra = plan.correction or "reused directions"
+    if plan.kept or plan.corrections:
+        extra = plan.corrections[0] if plan.corrections else "reused directions"
         raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls
@@ -103,7 +103,7 @@ def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: C
     plan = program.plan
     for call, live in enumerate(plan.live):
         program.x.copy_(x)
-        outputs = {i: output.to(x.dtype) for i, output in zip(live, program.branch_outputs(live), strict=True)}
+        outputs = {i: output.to(x.dtype) for i, output in zip(plan.outputs(live), program.branch_outputs(live), strict=True)}
         guided = combine_as_diffusers(plan, call, outputs)
         x = scheduler.step(guided, times[call], x, return_dict=False)[0].to(x.dtype)
         program.call += 1

@@ -1,22 +1,16 @@
 """Rules of a whole batch: one rule for all samples, one with numbers for each, or a list of one rule for each."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from segue.models.spec import ModelSpec
 
-from .correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
-from .guidance import Correction, Guidance
+from .correction import Correction
+from .guidance import Guidance
 from .presets import ParsedRule, RuleLike, parse_rule, rule_and_notes
 from .rule_text import SEPARATOR
 
 Rules = Guidance | tuple[Guidance, ...]
-NEUTRAL: dict[type, dict[str, float]] = {
-    OptimizedScale: {},
-    RescaledDeviation: {"phi": 0.0},
-    AdaptiveProjection: {"momentum": 0.0, "radius": math.inf, "eta": 1.0},
-}
 
 
 @dataclass(frozen=True)
@@ -121,27 +115,32 @@ def is_shared(rules: Rules) -> bool:
 
 
 def plain_rules(rules: Rules) -> tuple[Guidance, ...]:
-    """One rule for each sample, each with a correction of the same kind or none of them; a single one where it serves all.
+    """One rule for each sample, all with corrections of the same kinds; a single one where it serves all.
 
-    Raises ``ValueError`` for corrections of two kinds, and for CFG-Zero* beside a rule with a reference but without it.
+    A rule without any has those of the others, with numbers that change nothing.  Raises ``ValueError`` for corrections of
+    other kinds, and where none of a kind changes nothing and the rule has what it would change.
     """
     if isinstance(rules, Guidance):
         return (rules,) if rules.samples is None else tuple(map(rules.of_sample, range(rules.samples)))
-    corrections = {type(rule.correction): rule.correction for rule in rules if rule.correction}
-    if len(corrections) > 1:
-        first, second, *_ = corrections.values()
-        raise ValueError(f"the rules of one batch hold corrections of one kind, got {first} and {second}")
-    (correction,) = corrections.values() or [None]
-    return rules if correction is None else tuple(_corrected(rule, correction) for rule in rules)
+    kinds = {tuple(correction.kind for correction in rule.corrections): rule.corrections for rule in rules if rule.corrections}
+    if len(kinds) > 1:
+        first, second, *_ = (" and ".join(map(str, corrections)) for corrections in kinds.values())
+        raise ValueError(f"the rules of one batch hold corrections of one kind, got {first}, and {second}")
+    (corrections,) = kinds.values() or [()]
+    return tuple(rule if rule.corrections else _corrected(rule, corrections) for rule in rules)
 
 
-def _corrected(rule: Guidance, correction: Correction) -> Guidance:
-    """``rule`` with a correction of the kind of ``correction``, which changes nothing where it had none."""
-    if rule.correction:
-        return rule
-    guided = any(term.branch.condition != "cond" for term in rule.terms)
-    if isinstance(correction, OptimizedScale) and guided:
+def _corrected(rule: Guidance, corrections: Sequence[Correction]) -> Guidance:
+    """``rule`` with ``corrections`` of the same kinds, which change nothing."""
+    return replace(rule, corrections=tuple(_unchanging(rule, correction) for correction in corrections))
+
+
+def _unchanging(rule: Guidance, correction: Correction) -> Correction:
+    neutral = type(correction).neutral()
+    if neutral is not None:
+        return replace(neutral, **correction.constants)
+    if any(term.branch.condition != "cond" for term in rule.terms):
         raise ValueError(
             f"{correction} acts on the reference of every sample of a batch, and another's rule has it uncorrected"
         )
-    return replace(rule, correction=type(correction)(**NEUTRAL[type(correction)]))
+    return correction.never_silent()

@@ -1,110 +1,119 @@
-"""Corrections of a guided prediction that need a reduction over each sample; formulas in :mod:`segue.kernels.corrections`.
+"""What a correction is: a change of the guided prediction that looks at norms, angles or frequencies within each sample.
 
-A correction is a rule without terms, so it is added to one: ``CFG(7.0) + Rescale(0.7)``.  A rule holds at most one.  Each of
-its numbers is one for all samples, or one for each sample of the batch.
+A correction is a rule without terms, so it is added to one: ``CFG(7.0) + Rescale(0.7)``.  Several may follow one another.
+Those of the reference (:mod:`.reference_corrections`) change the direction ``D = c - u`` and its weight, where ``u`` is the one
+branch with another condition: first one that cuts it by frequencies, then the others.  Those of the whole
+(:mod:`.guided_corrections`) change the prediction that all terms add up to; the last is one that compares it with calls
+before.  Each of their numbers is one for all samples, or one for each sample of the batch.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self, cast
 
-from ..argument_names import refuses_unknown
-from ..numeric_input import number_or_each, real_number, whole_number
-from .guidance import Correction, Guidance
-from .per_sample import Number, Numbers, as_kept, samples_of
+import numpy as np
 
+from ..numeric_input import number_or_each, real_number
+from .per_sample import samples_of, shown
 
-def _number(name: str, value: float, low: float, high: float, finite: bool = True) -> float:
-    value = real_number(value, f"{name} must be a number")
-    if not low <= value <= high or (finite and not math.isfinite(value)):
-        raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value}")
-    return value
+Space = Literal["output", "velocity", "x0"]
+FREQUENCIES, REFERENCE, WHOLE, HISTORY = range(4)  # places: a correction acts on what those before leave
 
 
-def _set(correction: Correction, **checks: Callable[[Any], float]) -> None:
-    """Put what its check makes of each number in its place, or of each sample's; the counts of samples must agree."""
-    for name, check in checks.items():
+@dataclass(frozen=True, eq=False)
+class CallLevels:
+    """Where the calls of a run stand: noise levels ``sigma`` and ``next_sigma`` [N] of a step's start and end, and its number.
+
+    ``step`` [N] counts from 0 to ``steps - 1``.
+    """
+
+    sigma: np.ndarray
+    next_sigma: np.ndarray
+    step: np.ndarray
+    steps: int
+
+    @property
+    def position(self) -> np.ndarray:
+        """From 0 at the first step to 1 at the last; 0 where there is one alone."""
+        return self.step / max(1, self.steps - 1)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is done to a guided prediction beyond adding terms; formulas in :mod:`segue.engine.running.corrections`.
+
+    ``name``: of the rule whose text it is, with the fields as options.  ``place``: its turn among others.  ``space``: of the
+    predictions it looks at; ``output`` is the network's own.  ``memory``: what it keeps from call to call, a state or a number
+    for each sample.  ``alone``: it acts on an unguided prediction too.  ``zero_steps``: the first steps have no velocity.
+    """
+
+    name: ClassVar[str] = ""
+    place: ClassVar[int] = REFERENCE
+    space: ClassVar[Space] = "output"
+    memory: ClassVar[Literal["", "state", "number"]] = ""
+    alone: ClassVar[bool] = False
+    zero_steps = cast("int | tuple[int, ...]", 0)
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
+        return f"{type(self).__name__} ({numbers})"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it acts on the one term that has another condition."""
+        return self.place <= REFERENCE
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it depends on the calls before."""
+        return bool(self.memory)
+
+    @property
+    def needs_schedule(self) -> bool:
+        """Whether it has no meaning at one noise level alone."""
+        return self.has_memory or any(np.atleast_1d(self.zero_steps))
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The fields that a program is specialised on, which are in no table."""
+        return {}
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What a program is specialised on."""
+        return type(self), *self.constants.values()
+
+    @classmethod
+    def neutral(cls) -> Self | None:
+        """The one that changes nothing; None where none of the kind does, unless the reference weighs nothing."""
+        return None
+
+    def never_silent(self) -> Self:
+        """The same without first steps that have no velocity."""
+        return self
+
+    def numbers(self, levels: CallLevels) -> dict[str, np.ndarray]:
+        """What the formula reads at each call, [N] each, for numbers that all samples share: by default the fields."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.constants}
+        return {name: np.full(len(levels.sigma), value, dtype=np.float64) for name, value in values.items()}
+
+
+def within(name: str, low: float, high: float, finite: bool = True) -> Callable[[Any], float]:
+    """A check of a number between ``low`` and ``high``."""
+
+    def check(value: Any) -> float:
+        value = real_number(value, f"{name} must be a number")
+        if not low <= value <= high or (finite and not math.isfinite(value)):
+            raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+        return value
+
+    return check
+
+
+def set_numbers(correction: Correction, **bounds: Callable[[Any], float] | tuple[float, float]) -> None:
+    """Put what its check or its bounds make of each number in its place, or of each sample's; counts of samples must agree."""
+    for name, bound in bounds.items():
+        check = within(name, *bound) if isinstance(bound, tuple) else bound
         object.__setattr__(correction, name, number_or_each(getattr(correction, name), check))
     samples_of(correction)
-
-
-@dataclass(frozen=True)
-class RescaledDeviation(Correction):
-    """The guided prediction at the standard deviation of the conditional one, by the share ``phi``; in the network's output."""
-
-    phi: Number
-
-    name = "rescale"
-    needs_reference = False
-
-    def __post_init__(self):
-        _set(self, phi=lambda phi: _number("phi", phi, 0.0, 1.0))
-
-
-@dataclass(frozen=True)
-class OptimizedScale(Correction):
-    """CFG-Zero*: the reference scaled to fit the conditional velocity, and no velocity at all in the first ``zero_steps``."""
-
-    zero_steps: int | tuple[int, ...] = 0
-
-    name = "zero-star"
-
-    def __post_init__(self):
-        _set(self, zero_steps=self._count)
-
-    @staticmethod
-    def _count(steps: int) -> int:
-        steps = whole_number(steps, "zero_steps must be a whole number")
-        if steps < 0:
-            raise ValueError(f"zero_steps must be at least 0, got {steps}")
-        return steps
-
-
-@dataclass(frozen=True)
-class AdaptiveProjection(Correction):
-    """APG: the correction ``c - u`` with momentum, its norm clipped, its part parallel to ``c`` scaled; on clean estimates."""
-
-    momentum: Number
-    radius: Number
-    eta: Number
-
-    name = "apg"
-    has_memory = True
-
-    def __post_init__(self):
-        _set(
-            self,
-            momentum=lambda momentum: _number("momentum", momentum, -1.0, 1.0),
-            radius=lambda radius: _number("radius", radius, 0.0, math.inf, finite=False),
-            eta=lambda eta: _number("eta", eta, -math.inf, math.inf),
-        )
-
-
-@refuses_unknown()
-def Rescale(phi: Numbers) -> Guidance:
-    """Correction ``phi g std(c) / std(g) + (1 - phi) g`` of the guided prediction ``g``.  Source: arXiv 2305.08891, 3.4.
-
-    Acts on the network's own output.  Added to a rule: ``CFG(7.0) + Rescale(0.7)``.
-    """
-    return Guidance(correction=RescaledDeviation(as_kept(phi)))
-
-
-@refuses_unknown()
-def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
-    """Correction of the term with another condition: ``a u + s (c - a u)``, ``a = <c, u> / <u, u>`` per sample.
-
-    In the first ``zero_steps`` the velocity is zero and nothing is evaluated.  For networks that predict velocities.
-    Source: CFG-Zero* (arXiv 2503.18886).
-    """
-    return Guidance(correction=OptimizedScale(cast(int, as_kept(zero_steps))))
-
-
-@refuses_unknown()
-def APG(momentum: Numbers, radius: Numbers, eta: Numbers) -> Guidance:
-    """Adaptive projected guidance, a correction of the term with another condition.  Source: arXiv 2410.02416.
-
-    On clean estimates: ``D = c - u`` plus ``momentum`` times the D before, its norm clipped to ``radius`` (``inf``: not), its
-    component parallel to ``c`` times ``eta``.
-    """
-    return Guidance(correction=AdaptiveProjection(as_kept(momentum), as_kept(radius), as_kept(eta)))

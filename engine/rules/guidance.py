@@ -5,10 +5,11 @@ A term names a branch ``k`` (which condition, which network), a weight over the 
 delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sample of the batch: ``CFG([2.0, 4.0])``.
 """
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Literal, cast
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from segue.models.spec import PARENT, tier_of
 from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
 from .call_scale import CALL, CallScale
+from .correction import FREQUENCIES, Correction
+from .normalized_attention import ALPHA, TAU, NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .rule_text import shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
@@ -74,16 +77,24 @@ class Exit:
 
 
 @dataclass(frozen=True)
+class JoinedText:
+    """The text stream alone, which the images of the conditional rows meet in every attention beside their own text.
+
+    Such a branch has no output: it is live where :class:`NormalizedAttention` acts.
+    """
+
+
+@dataclass(frozen=True)
 class Branch:
     """Which condition goes through which network.
 
     ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass;
     ``"parent:2"`` the tier above it, and so on) or an integer label; ``network`` is None (the full network), a
-    :class:`Perturb` or an :class:`Exit`; ``model`` names a network of the engine.
+    :class:`Perturb`, an :class:`Exit` or a :class:`JoinedText`; ``model`` names a network of the engine.
     """
 
     condition: str | int = "cond"
-    network: Perturb | Exit | None = None
+    network: Perturb | Exit | JoinedText | None = None
     model: str = "main"
 
     def __post_init__(self):
@@ -94,7 +105,7 @@ class Branch:
             raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
         if tier_of(self.condition) == 1:
             object.__setattr__(self, "condition", PARENT)  # not also "parent:1"
-        if not isinstance(self.network, Perturb | Exit | None):
+        if not isinstance(self.network, Perturb | Exit | JoinedText | None):
             raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
         if not isinstance(self.model, str):
             raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
@@ -104,6 +115,11 @@ class Branch:
         """Whether this is the branch that every rule starts from; perturbing no layer changes nothing."""
         plain = self.network is None or (isinstance(self.network, Perturb) and not self.network.layers)
         return self.condition == "cond" and plain and self.model == "main"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it has no rows of an image, and no output."""
+        return isinstance(self.network, JoinedText)
 
     @property
     def perturbed_layers(self) -> tuple[int, ...]:
@@ -116,11 +132,14 @@ class Branch:
             name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
         elif isinstance(self.network, Exit):
             name += f" exit {self.network.layer}"
+        elif self.is_text:
+            name += " text"
         return name if self.model == "main" else f"{name} of {self.model}"
 
 
 COND = Branch()
 UNCOND = Branch("uncond")
+NEGATIVE_TEXT = Branch("uncond", JoinedText())
 
 
 @dataclass(frozen=True)
@@ -180,6 +199,10 @@ class Term:
     def __post_init__(self):
         if not isinstance(self.branch, Branch):
             raise TypeError(f"the branch of a term must be a Branch, got {self.branch!r}")
+        if self.branch.is_text:
+            raise ValueError(
+                f"the branch {self.branch} of a term has no output to guide by; NAG(scale) guides by a negative text"
+            )
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
         object.__setattr__(self, "window", as_window(self.window))
@@ -188,36 +211,35 @@ class Term:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What is done to a guided prediction beyond adding terms; see :mod:`.correction`.
-
-    ``name``: of the rule whose text it is, with the fields as options.
-    ``needs_reference``: it acts on the one term that has another condition.  ``zero_steps``: the first steps have no velocity.
-    ``has_memory``: it depends on the calls before.
-    """
-
-    name = ""
-    needs_reference = True
-    has_memory = False
-    zero_steps = cast("int | tuple[int, ...]", 0)
-
-    def __str__(self) -> str:
-        numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
-        return f"{type(self).__name__} ({numbers})"
-
-
 @dataclass(frozen=True, repr=False)
 class Guidance:
-    """A sum of terms on top of the conditional prediction, then perhaps a correction; no terms is unguided sampling."""
+    """A sum of terms on top of the conditional prediction, then perhaps corrections; no terms is unguided sampling.
+
+    ``corrections`` follow one another, each kind once, in the order of their places (see :mod:`.correction`).
+    ``attention``: guidance inside the conditional rows themselves, see :func:`NAG`.
+    """
 
     terms: tuple[Term, ...] = ()
-    correction: Correction | None = None
+    corrections: tuple[Correction, ...] = ()
+    attention: tuple[NormalizedAttention, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "terms", tuple(self.terms))
-        if not isinstance(self.correction, Correction | None) or type(self.correction) is Correction:
-            raise TypeError(f"a correction is made by Rescale, CFGZeroStar or APG, got {self.correction!r}")
+        for name in ("terms", "corrections", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for part in self.attention:
+            if not isinstance(part, NormalizedAttention):
+                raise TypeError(f"guidance of the attention is made by NAG, got {part!r}")
+        for correction in self.corrections:
+            if not isinstance(correction, Correction) or type(correction) is Correction:
+                raise TypeError(f"a correction is made by functions such as Rescale, CFGZeroStar or APG, got {correction!r}")
+        for first, second in itertools.pairwise(self.corrections):
+            if second.place < first.place:
+                raise ValueError(f"{first} acts on what {second} leaves: add {second.name} before {first.name}")
+        for first, second in itertools.combinations(self.corrections, 2):
+            if type(first) is type(second):
+                raise ValueError(f"a rule holds a correction once, got {first} and {second}")
+            if first.place == second.place == FREQUENCIES:
+                raise ValueError(f"a rule cuts the frequencies of a direction once, got {first} and {second}")
         for term in self.terms:
             if not isinstance(term, Term):
                 raise TypeError(f"a guidance rule is a tuple of terms, got {term!r}")
@@ -226,8 +248,8 @@ class Guidance:
     @property
     def samples(self) -> int | None:
         """For how many samples the rule has numbers of their own; None where all share them."""
-        holders = [term.weight for term in self.terms] + ([self.correction] if self.correction else [])
-        return common_count(map(samples_of, holders))
+        weights = (term.weight for term in self.terms)
+        return common_count(map(samples_of, [*weights, *self.attention, *self.corrections]))
 
     def of_sample(self, sample: int) -> "Guidance":
         """The rule of one sample of the batch, with one number wherever this has one for each."""
@@ -239,7 +261,8 @@ class Guidance:
 
     def _picked(self, samples: int | slice) -> "Guidance":
         terms = tuple(replace(term, weight=picked(term.weight, samples)) for term in self.terms)
-        return Guidance(terms, picked(self.correction, samples) if self.correction else None)
+        corrections = tuple(picked(correction, samples) for correction in self.corrections)
+        return Guidance(terms, corrections, tuple(picked(part, samples) for part in self.attention))
 
     def __repr__(self) -> str:
         return f"<Guidance {shown_rule(self)}>"
@@ -247,9 +270,12 @@ class Guidance:
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
-        if self.correction and other.correction:
-            raise ValueError(f"a rule holds one correction, got {self.correction} and {other.correction}")
-        return Guidance(self.terms + other.terms, self.correction or other.correction)
+        return Guidance(self.terms + other.terms, self.corrections + other.corrections, self.attention + other.attention)
+
+    @property
+    def zero_steps(self) -> int:
+        """How many of the first steps have no velocity, of a rule whose numbers all samples share."""
+        return max((shared(correction.zero_steps) for correction in self.corrections), default=0)
 
     def needs_schedule(self) -> str:
         """What in the rule has no meaning at one noise level alone, only along a schedule; empty if nothing."""
@@ -260,17 +286,23 @@ class Guidance:
                 return f"the delta {shown(term.weight.delta)}"
             if term.refresh > 1:
                 return f"the reuse of directions for {term.refresh} calls"
-        if self.correction and (self.correction.has_memory or any(np.atleast_1d(self.correction.zero_steps))):
-            return f"the correction {self.correction}"
+        for part in self.attention:
+            if part.window.kind in ("steps", "fraction"):
+                return f"the window {part.window}"
+        for correction in self.corrections:
+            if correction.needs_schedule:
+                return f"the correction {correction}"
         return ""
 
     def within(self, window: Window | str) -> "Guidance":
-        """The same rule with every term confined to ``window``; a term that already has a window is refused."""
-        for term in self.terms:
-            if term.window != EVERYWHERE:
-                raise ValueError(f"a term already has the window {term.window}; give windows in one place")
+        """The same rule with every term, and NAG, confined to ``window``; one that already has a window is refused."""
+        for part in (*self.terms, *self.attention):
+            if part.window != EVERYWHERE:
+                what = "a term" if isinstance(part, Term) else "NAG"
+                raise ValueError(f"{what} already has the window {part.window}; give windows in one place")
         window = as_window(window)
-        return replace(self, terms=tuple(replace(term, window=window) for term in self.terms))
+        terms, attention = (tuple(replace(part, window=window) for part in parts) for parts in (self.terms, self.attention))
+        return replace(self, terms=terms, attention=attention)
 
     @property
     def takes_call_scale(self) -> bool:
@@ -378,6 +410,20 @@ def AutoGuidance(weight: Scale, *, model: str = "weak", delta: Numbers = 0.0, wi
 
 
 @refuses_unknown()
+def NAG(scale: Numbers, *, tau: Numbers = TAU, alpha: Numbers = ALPHA, window: Window | str | None = None) -> Guidance:
+    """Normalized attention guidance by the negative prompt, inside the attention of SD3 and SD3.5: scale 1 or alpha 0 is off.
+
+    Of each image token's attention outputs ``z+`` with the prompt and ``z-`` with the negative one, ``g = s z+ - (s - 1) z-``
+    is scaled down to ``tau`` times the L1 norm of ``z+``, and ``alpha g + (1 - alpha) z+`` goes on.  It acts on the conditional
+    rows and on those that perturb layers of them, which are the same network perturbed; not on those of another condition or
+    of another network.  Source: arXiv 2505.21179; as in its authors' code the unconditional rows are left alone, which leaves
+    those of PAG alone too, and crashes with skipped layers.  The negative text is modulated by its own pooled embedding, as in
+    the authors' ComfyUI nodes; their diffusers pipeline takes the positive one's.
+    """
+    return Guidance(attention=(NormalizedAttention(as_kept(scale), as_kept(tau), as_kept(alpha), as_window(window)),))
+
+
+@refuses_unknown()
 def from_extrapolation(scale: Numbers) -> Numbers:
     """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``; or one per sample."""
     return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
@@ -403,5 +449,4 @@ def _segment(rule: Guidance, window: Window) -> Guidance:
     confined = rule.within(window)
     if not window.is_empty:
         return confined
-    correction = rule.correction
-    return Guidance((), None if correction is None or correction.needs_reference else correction)
+    return Guidance((), tuple(correction for correction in rule.corrections if not correction.needs_reference))

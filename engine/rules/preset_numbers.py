@@ -13,6 +13,7 @@ from .window import Window
 # the published recipe (arXiv 2603.20584), 14 + 14 of 28 steps.
 _SD3: dict[str, dict[str, Any]] = {
     "cfg": {"scale": 4.5},
+    "nag": {"scale": 5.0},  # of its authors' examples
     "slg": {"weight": 2.8, "layers": (7, 8, 9)},
     "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},
 }

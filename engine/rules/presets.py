@@ -16,9 +16,10 @@ from segue.models.spec import ModelSpec
 
 from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
+from . import guided_corrections as guided
+from . import reference_corrections as reference
 from .call_scale import CALL
-from .correction import APG, CFGZeroStar, Rescale
-from .guidance import CFG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
@@ -76,6 +77,10 @@ def _shown(option: str, value: Any) -> str:
 
 
 parse_numbers = parse_each(number_from_text)
+CORRECTION_NUMBERS = (
+    "phi", "momentum", "radius", "eta", "alpha", "a", "b", "gamma", "max_angle", "low", "high", "cutoff", "pi", "start", "peak",
+    "most", "rho",
+)  # fmt: skip
 PARSERS: dict[str, Callable[[str], Any]] = {
     "scale": parse_each(parse_scale),
     "weight": parse_numbers,
@@ -87,14 +92,13 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
-    "phi": parse_numbers,
+    "tau": parse_numbers,
     "zero_steps": parse_each(parse_integer),
-    "momentum": parse_numbers,
-    "radius": parse_numbers,
-    "eta": parse_numbers,
+    "levels": parse_integer,
     "model": str,
+    **dict.fromkeys(CORRECTION_NUMBERS, parse_numbers),
 }
-PER_SAMPLE = ("scale", "weight", "delta", "phi", "zero_steps", "momentum", "radius", "eta")  # a tuple is one for each sample
+PER_SAMPLE = ("scale", "weight", "delta", "tau", "zero_steps", *CORRECTION_NUMBERS)  # a tuple is one for each sample
 
 # --- rules -----------------------------------------------------------------------------------------------------------
 
@@ -125,11 +129,23 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     **{name: _perturbed(name) for name in ("pag", "pag-image", "stg", "seg")},
     "exit": EarlyExit,
     "ag": AutoGuidance,
+    "nag": NAG,
     "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
-    "rescale": Rescale,
-    "zero-star": CFGZeroStar,
-    "apg": APG,
+    "zero-star": reference.CFGZeroStar,
+    "apg": reference.APG,
+    "tcfg": reference.TCFG,
+    "mambo": reference.MAMBO,
+    "power-law": reference.PowerLawCFG,
+    "beta": reference.BetaCFG,
+    "adg": reference.ADG,
+    "fdg": reference.FDG,
+    "fresca": reference.FreSca,
+    "fbg": reference.FBG,
+    "rescale": guided.Rescale,
+    "renorm": guided.Renorm,
+    "energy": guided.EnergyPreserving,
+    "higs": guided.HiGS,
 }
 KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 

@@ -10,7 +10,9 @@ from .window import Window, segments
 
 if TYPE_CHECKING:
     from .batch import Rules
-    from .guidance import Correction, Guidance, Term  # which show themselves with this module
+    from .correction import Correction
+    from .guidance import Guidance, Term  # which show themselves with this module
+    from .normalized_attention import NormalizedAttention
 
 PERTURBING = {  # names of rules by the perturbation of their weak branch
     "skip": "slg",
@@ -84,8 +86,8 @@ def _described(rule: "Guidance") -> tuple[str, str]:
     texts = [named_text(whole[0], whole[1].items())] if whole else []
     for term, part in zip(terms, parts, strict=True) if not whole else ():
         texts.append(f"<{term.branch}>" if part is None else named_text(part[0], part[1].items()))
-    if rule.correction is not None:
-        texts.append(_correction_text(rule.correction))
+    texts += map(_attention_text, rule.attention)
+    texts += map(_correction_text, rule.corrections)
     return " + ".join(texts) or "none", unnamed
 
 
@@ -155,6 +157,11 @@ def _segmented(parts: Sequence[Named | None]) -> Named | None:
     switch = before.low if before.kind == "sigma" else before
     often = {} if refresh == {1} else {"refresh": refresh.pop()}
     return SEGMENTED[weak], first | second | {"switch": switch} | often
+
+
+def _attention_text(part: "NormalizedAttention") -> str:
+    values = {name: value for name, value in vars(part).items() if value != Window()}
+    return named_text(part.name, values.items())
 
 
 def _correction_text(correction: "Correction") -> str:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,25 @@ from torch import Tensor
 from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from ..planning.plan import Plan
-from ..rules.correction import AdaptiveProjection, OptimizedScale, RescaledDeviation
+from ..rules.correction import Correction
+from ..rules.guided_corrections import HistoryGuidance
+from ..rules.reference_corrections import FrequencyDecoupled, FrequencyScaled
 from .call_table import CallTable
+from .corrections import REFERENCE, WHOLE, Guided, Numbers, history
+from .filters import fourier_part, pyramid_part
+from .vectors import Span, Vector
 
-CORRECTION_COLUMNS = ("state", "output", "scale", "phi", "momentum", "radius", "eta")  # x0 = state y + output o
+FORM = ("clean", "slope", "weight")  # of this call: an output o means the clean estimate clean y + slope o
 
 
 def correction_rows(plan: Plan) -> np.ndarray:
-    """``[N, 7]`` numbers of the correction of one rule at every call, see :data:`CORRECTION_COLUMNS`."""
-    correction, rows = plan.correction, np.zeros((plan.calls, len(CORRECTION_COLUMNS)))
+    """``[N, ...]`` numbers of the corrections of one rule at every call: :data:`FORM`, then those of each in their order."""
     m, n = plan.parameterization.velocity(plan.sigmas)
-    rows[:, 0], rows[:, 1] = 1 - plan.sigmas * m, -plan.sigmas * n
-    if plan.reference is not None:
-        rows[:, 2] = 1 + plan.weights[:, plan.reference - 1]
-    for column, name in enumerate(CORRECTION_COLUMNS[3:], start=3):
-        rows[:, column] = getattr(correction, name, 0.0)
-    return rows
+    weight = np.zeros(plan.calls) if plan.reference is None else plan.weights[:, plan.reference - 1]
+    columns = [1 - plan.sigmas * m, -plan.sigmas * n, weight]
+    for correction in plan.corrections:
+        columns += correction.numbers(plan.call_levels).values()
+    return np.stack(columns, axis=1)
 
 
 def put(tensor: Tensor, values: np.ndarray) -> None:
@@ -38,7 +42,10 @@ def put(tensor: Tensor, values: np.ndarray) -> None:
 
 
 class Combination:
-    """The device tables and the memory of one program's rule: ``directions`` [kept, B, C, H, W] and ``average``, fp32."""
+    """The device tables and the memory of one program's rule, fp32: ``directions`` [kept, B, C, H, W], and of corrections.
+
+    ``memories`` has what each correction keeps from call to call: a state [B, C, H, W] or a number [B] for each sample.
+    """
 
     def __init__(
         self,
@@ -50,14 +57,21 @@ class Combination:
     ):
         """``table`` makes one of a width; ``shape`` [B, C, H, W] is that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
-        self.kind = type(plan.correction)
+        self.corrections = plan.corrections  # of which only the kinds matter: their numbers are in the table
+        own = plan.samples[0] if plan.samples else plan
+        self.names = [tuple(correction.numbers(own.call_levels)) for correction in own.corrections]
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
-        self.average = torch.zeros(shape if self.kind is AdaptiveProjection else 0, **single)
+        sizes = {"state": shape, "number": shape[:1]}
+        self.memories = {
+            i: torch.zeros(sizes[correction.memory], **single)
+            for i, correction in enumerate(self.corrections)
+            if correction.memory
+        }
         self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
         self.reuse_table = table(len(self.kept) * plan.reused_weights().shape[-1])
         self.evaluated_table = table(len(self.kept))  # 1 where a call evaluates a kept branch
-        self.correction_table = table(len(CORRECTION_COLUMNS))
+        self.correction_table = table(len(FORM) + sum(map(len, self.names)))
 
     def load(self, samples: Sequence[Plan]) -> None:
         """Put the numbers of a run into the tables and forget the run before; one plan for all samples, or one for each."""
@@ -78,11 +92,11 @@ class Combination:
         if samples.any():
             for memory in self.memory():
                 if memory.numel():
-                    memory.masked_fill_(self.fresh[:, None, None, None], 0.0)
+                    memory.masked_fill_(self.fresh if memory.dim() == 1 else self.fresh[:, None, None, None], 0.0)
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
-        return self.directions, self.average
+        return self.directions, *self.memories.values()
 
     def recording(self) -> "Combination":
         """The same tables and memory, combined by functions that have derivatives."""
@@ -97,16 +111,29 @@ class Combination:
         """
         conditional = outputs[0]
         self._keep(conditional, outputs, call)
-        numbers = self.correction_table.at(self.kernels, call)  # [B, 7]
+        row = self.correction_table.at(self.kernels, call)
+        form, numbers = row[:, : len(FORM)].unbind(1), self._numbers(row)
         corrected = self.reference if self.reference in outputs else None
-        total = conditional if corrected is None else self._corrected(y, conditional, outputs[corrected], numbers)
+        others = None
         for i, output in outputs.items():
             if i not in (0, corrected):
-                total = torch.addcmul(total, coefficients[:, i, :, None, None], output - conditional)
-        total = self.with_reused(total, call)
-        if self.kind is RescaledDeviation:
-            total = self.kernels.rescale(total, conditional, numbers[:, 3])
+                weight, direction = coefficients[:, i, :, None, None], output - conditional
+                others = weight * direction if others is None else torch.addcmul(others, weight, direction)
+        others = self.with_reused(others, call)
+        total = self._corrected(y, conditional, outputs.get(corrected), others, form, numbers)
+        for i, correction in enumerate(self.corrections):
+            if isinstance(correction, HistoryGuidance):
+                total = self._with_history(i, y, total, form, numbers[i])
         return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
+
+    def _numbers(self, row: Tensor) -> list[Numbers]:
+        """The numbers of each correction at this call; row [B, ...] of the table."""
+        found: list[Numbers] = []
+        first = len(FORM)
+        for names in self.names:
+            found.append(dict(zip(names, row[:, first : first + len(names)].unbind(1), strict=True)))
+            first += len(names)
+        return found
 
     def _keep(self, conditional: Tensor, outputs: Mapping[int, Tensor], call: Tensor) -> None:
         """Keep the directions of the samples whose own call evaluates a branch; it may be live for others alone."""
@@ -120,25 +147,87 @@ class Combination:
                 new = (conditional - outputs[branch]).detach()
                 direction.copy_(torch.where(renewed[:, k, None, None, None], new, direction))
 
-    def with_reused(self, total: Tensor, call: Tensor) -> Tensor:
-        """``total`` plus the directions of branches that do not run now."""
+    def with_reused(self, total: Tensor | None, call: Tensor) -> Tensor | None:
+        """``total`` (None: zero) plus the directions of branches that do not run now."""
         if not self.kept:
             return total
+        total = torch.zeros_like(self.directions[0]) if total is None else total
         weights = self.reuse_table.at(self.kernels, call).unflatten(1, (len(self.kept), -1))
         for k, direction in enumerate(self.directions):
             total = torch.addcmul(total, weights[:, k, :, None, None], direction)
         return total
 
-    def _corrected(self, y: Tensor, conditional: Tensor, reference: Tensor, numbers: Tensor) -> Tensor:
-        """The conditional output and its corrected difference from the reference."""
-        state, output, scale, _, momentum, radius, eta = numbers.unbind(1)
-        if self.kind is OptimizedScale:
-            return self.kernels.cfg_zero_star(conditional, reference, scale)
-        state, output = state[:, None, None, None], output[:, None, None, None]
-        clean = [torch.addcmul(state * y, output, prediction) for prediction in (conditional, reference)]
-        average = self.average.clone()
-        guided = self.kernels.adaptive_projection(*clean, average, scale, momentum, radius, eta)
-        weighs = (scale != 1)[:, None, None, None]  # the reference may be live for other samples alone
-        self.average.copy_(torch.where(weighs, average, self.average).detach())
-        # at level 0, where a correction has no weight, output is 0: not divided by, so that gradients stay finite too
-        return torch.where(weighs, (guided - state * y) / torch.where(weighs, output, 1.0), conditional)
+    def _corrected(
+        self,
+        y: Tensor,
+        conditional: Tensor,
+        reference: Tensor | None,
+        others: Tensor | None,
+        form: Sequence[Tensor],
+        numbers: Sequence[Numbers],
+    ) -> Tensor:
+        """The guided output [B, C, H, W]: of the reference and the other terms, each None where it has none now."""
+        whole = [i for i, correction in enumerate(self.corrections) if type(correction) in WHOLE]
+        if reference is None and (others is None or not whole):
+            return conditional if others is None else conditional + others
+        acting = [] if reference is None else [i for i, own in enumerate(self.corrections) if type(own) in REFERENCE]
+        states, place = {"conditional": conditional}, {}
+        if reference is not None:
+            states["reference"] = reference
+        if others is not None:
+            states["others"] = others
+        if any(self.corrections[i].space == "x0" for i in acting):
+            states["state"] = y
+        for i in acting:
+            if isinstance(self.corrections[i], FrequencyDecoupled | FrequencyScaled):
+                states[f"low {i}"] = _low(self.corrections[i], conditional - reference, numbers[i])
+            if self.corrections[i].memory == "state":
+                # a graph of autograd holds what it read, and the memory is written after
+                states[f"memory {i}"] = self.memories[i].clone() if torch.is_grad_enabled() else self.memories[i]
+        place = {name: k for k, name in enumerate(states)}
+        span = Span(self.kernels, tuple(states.values()), (1,) if reference is not None else ())
+        c = g = span.unit(0)
+        written: dict[int, Vector] = {}
+        if reference is not None:
+            g, written = self._referred(span, place, acting, form, numbers)
+        if others is not None:
+            g = g + span.unit(place["others"])
+        for i in whole:
+            g = WHOLE[type(self.corrections[i])](g, c, numbers[i])
+        total, *kept = span.written(g, *written.values())
+        for i, state in zip(written, kept, strict=True):
+            self.memories[i].copy_(state.detach())
+        return total
+
+    def _referred(
+        self, span: Span, place: Mapping[str, int], acting: Sequence[int], form: Sequence[Tensor], numbers: Sequence[Numbers]
+    ) -> tuple[Vector, dict[int, Vector]]:
+        """The conditional output with its corrected direction, and the states that corrections keep of it."""
+        clean, slope, weight = form
+        weighs = weight != 0  # the reference may be live for other samples alone
+        c, state = span.unit(0), span.unit(place["state"]) if "state" in place else None
+        guided, written = Guided(c, span.unit(1), weight, state, clean, slope), {}
+        for i in acting:
+            if f"low {i}" in place:
+                guided = replace(guided, low=span.unit(place[f"low {i}"]))
+            memory: Any = span.unit(place[f"memory {i}"]) if f"memory {i}" in place else self.memories.get(i)
+            guided, left = REFERENCE[type(self.corrections[i])](guided, numbers[i], memory)
+            if isinstance(left, Vector):
+                written[i] = left.where(weighs, memory)
+            elif left is not None:
+                self.memories[i].copy_(torch.where(weighs, left, memory).detach())
+        return (c + guided.weight * guided.direction).where(weighs, c), written
+
+    def _with_history(self, i: int, y: Tensor, total: Tensor, form: Sequence[Tensor], numbers: Numbers) -> Tensor:
+        """The guided output pushed away from the estimates of the calls before."""
+        clean, slope = (number[:, None, None, None] for number in form[:2])
+        change, average = history(self.kernels, torch.addcmul(clean * y, slope, total), self.memories[i], numbers)
+        self.memories[i].copy_(average.detach())
+        return total + change / torch.where(slope == 0, 1.0, slope)
+
+
+def _low(correction: Correction, direction: Tensor, numbers: Numbers) -> Tensor:
+    """The low frequencies of a direction [B, C, H, W] as a correction cuts them."""
+    if isinstance(correction, FrequencyDecoupled):
+        return pyramid_part(direction, correction.levels)
+    return fourier_part(direction, numbers["cutoff"])

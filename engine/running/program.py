@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segue.kernels.normalized_attention import NEUTRAL
 from segue.kernels.record import REFERENCE, Kernels
 from segue.models.read_rows import StateUpdate, chosen
 from segue.models.registry import make_rows
+from segue.models.rows import RowLayout
 from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, HostStep
-from ..rules.guidance import Branch
+from ..rules.guidance import NEGATIVE_TEXT, Branch
 from .call_table import CallTable
 from .combination import Combination
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
@@ -35,8 +37,8 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``correction``
-    is the kind, not its numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
+    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``corrections``
+    are their kinds, not their numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
     ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
@@ -47,7 +49,7 @@ class ProgramKey:
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
     kept: tuple[int, ...]
-    correction: type
+    corrections: tuple[tuple, ...]
     stochastic: bool
     learned_variance: bool
     earlier: int
@@ -62,10 +64,10 @@ class ProgramKey:
             capacity *= 2
         conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
-        kind = type(plan.correction)
-        rule = plan.branches, masks, plan.kept, kind
-        kinds = plan.stochastic, plan.learned_variance, plan.earlier
-        return cls(batch, not plan.samples, plan.height, plan.width, *rule, *kinds, capacity, conditions, text)
+        kinds = tuple(correction.kind for correction in plan.corrections)
+        rule = plan.branches, masks, plan.kept, kinds
+        solver = plan.stochastic, plan.learned_variance, plan.earlier
+        return cls(batch, not plan.samples, plan.height, plan.width, *rule, *solver, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
@@ -96,22 +98,24 @@ class Program:
         self.call_table = table(self.columns + math.prod(self.coefficients))  # the solver's row, then coefficients
         self.time_table = table(1, dtype=torch.int64)
         self.spread_table = table(int(key.learned_variance))
+        self.attention_table = table(len(NEUTRAL) if NEGATIVE_TEXT in key.branches else 0)
         self.combination = Combination(plan, shape, table, device, kernels)
         self.rows = {}
         for name in dict.fromkeys(branch.model for branch in key.branches):
             members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
-            row_blocks = len(plan.layout(members, name).blocks)  # all branches at once: no live set needs more
+            layout = plan.layout(members, name)  # all branches at once: no live set needs more
             self.rows[name] = make_rows(
                 models[name],
                 key.batch,
                 key.height,
                 key.width,
-                row_blocks=row_blocks,
+                row_blocks=len(layout.blocks),
                 slots=len(plan.conditions),
                 times=key.calls,
                 conditions=key.conditions,
                 kernels=kernels,
                 **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
+                **({"text_blocks": sum(layout.texts)} if layout.joined else {}),
                 **({"variance": True} if key.learned_variance and name == "main" else {}),
             )
         self.plan = plan
@@ -161,6 +165,10 @@ class Program:
         rows = [np.hstack([own.table, own.coefficients().reshape(own.calls, -1)]) for own in samples]
         self.call_table.fill(rows, beyond=[*IDLE, *[0.0] * (rows[0].shape[1] - len(IDLE))])
         self.spread_table.fill([own.spreads[:, : int(self.key.learned_variance)] for own in samples])
+        self.attention_table.fill(
+            [own.attention[:, : self.attention_table.rows.shape[2]] for own in samples],
+            beyond=NEUTRAL[: self.attention_table.rows.shape[2]],
+        )
         self.combination.load(samples)
         self._follow_places()
         self.load_times(plan.times, conditions)
@@ -244,7 +252,7 @@ class Program:
         if not live:
             return torch.zeros_like(self.x)
         if self.plan.keeps_apart(live):
-            outputs = dict(zip(live, self._branch_outputs(live, scale), strict=True))
+            outputs = dict(zip(self.plan.outputs(live), self._branch_outputs(live, scale), strict=True))
             return self.combination.combine(self.x, outputs, coefficients, self.call)
         if self.key.kept:
             return self.combination.with_reused(self.guided_output(live, scale, coefficients), self.call)
@@ -274,22 +282,31 @@ class Program:
     ) -> Tensor | None:
         """One network's rows at the current state, which ``scale`` [B] turns into the network's convention."""
         scale = scale if self.plan.parameterization.scaled else None
-        return self.rows[model].forward(self.x, self._clock(), self.plan.layout(live, model), coefficients, update, scale)
+        layout = self.plan.layout(live, model)
+        return self.rows[model].forward(
+            self.x, self._clock(), layout, coefficients, update, scale, **self.numbers_inside(layout)
+        )
+
+    def numbers_inside(self, layout: RowLayout) -> dict[str, Tensor]:
+        """What the rows of a layout take of the rule itself: [B, 3] numbers of NAG where a text is joined to some."""
+        return {"normalized": self.attention_table.at(self.kernels, self.call)} if layout.joined else {}
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
-        """The outputs of the live branches at the current state, each [B, C, H, W] fp32."""
+        """The outputs of the live branches that have one at the current state, each [B, C, H, W] fp32."""
         return self._branch_outputs(live, self.looked_up()[0][:, 0])
 
     def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
         outputs: dict[int, Tensor] = {}
         for model in self.plan.models(live):
             outputs |= dict(zip(self.plan.members(live, model), self._forward(live, model, scale, None), strict=True))
-        return [outputs[i] for i in live]
+        return [outputs[i] for i in self.plan.outputs(live)]
 
-    def branch_output(self, branch: int, scale: Tensor) -> Tensor:
-        """The output of one branch alone, [B, C, H, W] fp32."""
+    def branch_output(self, branch: int, scale: Tensor, live: tuple[int, ...] = ()) -> Tensor:
+        """The output of one branch alone, [B, C, H, W] fp32, as in a call with the branches ``live``."""
         shape = (self.key.batch, *self.coefficients)
-        return self.guided_output((branch,), scale, torch.ones(shape, dtype=torch.float32, device=self.device))
+        return self.guided_output(
+            self.plan.alone(branch, live), scale, torch.ones(shape, dtype=torch.float32, device=self.device)
+        )
 
     def memory(self) -> tuple[Tensor, ...]:
         """What the solver's rows leave for those after them."""

@@ -52,7 +52,9 @@ def recorded_call(
     given = [conditions[name] for name in plan.conditions]
     outputs: dict[int, Tensor] = {}
     for model in plan.models(live):
-        found = program.rows[model].recorded(networks[model], x, program.times(), given, plan.layout(live, model), scale)
+        layout = plan.layout(live, model)
+        inside = program.numbers_inside(layout)
+        found = program.rows[model].recorded(networks[model], x, program.times(), given, layout, scale, **inside)
         outputs |= dict(zip(plan.members(live, model), found, strict=True))
     combination = program.combination.recording()
     if not outputs:

@@ -55,7 +55,8 @@ def _report_non_finite(program: Program, call: int, live: tuple[int, ...], befor
     program.call.fill_(call)
     scale = program.looked_up()[0][:, 0]
     # each branch runs in a live set of its own: in the sum, 0 * nan would be nan
-    guilty = [str(plan.branches[i]) for i in live if not torch.isfinite(program.branch_output(i, scale)).all()]
+    each = {i: program.branch_output(i, scale, live) for i in plan.outputs(live)}
+    guilty = [str(plan.branches[i]) for i, output in each.items() if not torch.isfinite(output).all()]
     where = f"branch {', '.join(guilty)}" if guilty else "the guided sum or the solver update (every branch is finite)"
     raise NonFiniteError(
         f"the latent is not finite after call {call + 1} of {plan.calls} (sigma {plan.sigmas[call]:.4f}): first in {where}"

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from segue.__main__ import app
 from segue.engine.rules.presets import KINDS
+from segue.engine.rules.rule_names import NAMES
 
 OF_EVERY_TERM = {"delta", "window", "refresh"}
 
@@ -35,7 +36,7 @@ def test_every_rule_is_told_with_the_options_that_are_its_own():
         words = set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", options)))
         told |= dict.fromkeys(re.findall(r"`([\w-]+)`", names), words)
     assert set(told) == set(KINDS)
-    corrections = {"rescale", "zero-star", "apg"}
+    corrections = {name for name, named in NAMES.items() if named.correction}
     for name, options in told.items():
         kind = KINDS[name]
         own = {*kind.needed, *kind.optional} - OF_EVERY_TERM

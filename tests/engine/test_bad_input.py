@@ -38,7 +38,7 @@ from segue import (
 )
 from segue.__main__ import app
 from segue.engine.device import resolve_device
-from segue.engine.rules.guidance import Correction
+from segue.engine.rules.correction import Correction
 
 NAN = float("nan")
 
@@ -106,7 +106,7 @@ RULES = [
     (lambda: Term("uncond", Weight(2.0)), TypeError, "'uncond'"),
     (lambda: Term(Branch("uncond"), 2.0), TypeError, r"such as Weight\(2.0\), got 2.0"),
     (lambda: Weight(function=3.0), TypeError, "callable, got 3.0"),
-    (lambda: Guidance(correction=Correction()), TypeError, "made by Rescale"),
+    (lambda: Guidance(corrections=(Correction(),)), TypeError, "made by functions such as Rescale"),
     (lambda: SkipLayer(2.0, (7, -1)), ValueError, "-1"),
     (lambda: SkipLayer(2.0, 7.5), TypeError, "7.5"),
     (lambda: SkipLayer(2.0, (7, 7)), ValueError, r"\(7, 7\)"),

@@ -13,11 +13,34 @@ import torch
 from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
 from tiny_models import tiny_sit
 
-from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
+from segue import (
+    ADG,
+    APG,
+    CFG,
+    FBG,
+    FDG,
+    MAMBO,
+    TCFG,
+    AutoGuidance,
+    BetaCFG,
+    CFGZeroStar,
+    EarlyExit,
+    EnergyPreserving,
+    Engine,
+    FreSca,
+    Guidance,
+    HiGS,
+    PerturbedLayers,
+    PowerLawCFG,
+    Renorm,
+    Rescale,
+    SkipLayer,
+    Window,
+)
 from segue.engine.planning.compile import Request, compile_batch
 from segue.engine.planning.plan import branch_path
 from segue.engine.planning.schedule import Schedule
-from segue.engine.rules.correction import OptimizedScale
+from segue.engine.rules.correction import FREQUENCIES, Correction
 from segue.engine.rules.guidance import Term, Weight
 from segue.kernels.philox import normal_noise
 
@@ -110,18 +133,28 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
 
 
-def random_correction(rng: random.Random, guidance: Guidance, spec) -> Guidance:
-    """None, or one that the terms and the network allow; reused directions rule out those that act on a term."""
+def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance:
+    """None, or some that the terms and the network allow; reused directions rule out those that act on a term."""
+    if rng.random() < 0.4:
+        return Guidance()
     others = {term.branch for term in guidance.terms if term.branch.condition != "cond"}
-    kinds = ["none"] * 4 + ["rescale"] * 2
+    referred, whole = [], [Rescale(rng.uniform(0, 1)), Renorm(rng.uniform(1, 1.2)), EnergyPreserving(rng.uniform(0, 1))]
+    whole.append(HiGS(rng.uniform(0, 2), rng.uniform(0.3, 1), 0.1, 0.95, rng.choice((1.0, 0.3)), rng.uniform(0, 0.5)))
     if len(others) == 1 and all(term.channels is None and term.refresh == 1 for term in guidance.terms):
-        kinds += ["apg"] * 4 + ["zero-star"] * 4 * (spec.prediction != "epsilon" and spec.path == "linear")
-    kind = rng.choice(kinds)
-    if kind == "rescale":
-        return Rescale(rng.uniform(0, 1))
-    if kind == "apg":
-        return APG(rng.choice((0.0, -0.5, 0.3)), rng.choice((math.inf, 2.0)), rng.choice((0.0, 1.0, 0.5)))
-    return CFGZeroStar(rng.choice((0, 0, 1))) if kind == "zero-star" else Guidance()
+        referred = [
+            APG(rng.choice((0.0, -0.5, 0.3)), rng.choice((math.inf, 2.0)), rng.choice((0.0, 1.0, 0.5))),
+            TCFG(), MAMBO(rng.uniform(0, 8)), PowerLawCFG(rng.uniform(-0.3, 0.3)), ADG(rng.uniform(0.2, 1.5)),
+            BetaCFG(rng.choice((1.0, 2.0)), rng.choice((1.0, 2.0)), rng.choice((0.0, 0.3))),
+            FDG(rng.uniform(0, 2), rng.choice((2, 3))), FreSca(rng.uniform(0, 2), rng.uniform(0, 2), rng.uniform(0, 1)),
+            FBG(0.9, 0.4, 0.5, 4.0),
+        ]  # fmt: skip
+        if spec.prediction != "epsilon" and spec.path == "linear":
+            referred.append(CFGZeroStar(rng.choice((0, 0, 1))))
+    chosen = rng.sample(referred, min(len(referred), rng.choice((0, 1, 1, 2)))) + rng.sample(whole, rng.choice((0, 0, 1, 2)))
+    corrections = sorted((rule.corrections[0] for rule in chosen), key=lambda correction: correction.place)
+    if [correction.place for correction in corrections].count(FREQUENCIES) > 1:
+        del corrections[0]
+    return Guidance(corrections=tuple(corrections))
 
 
 def random_schedule(rng: random.Random, steps: int, solver: str) -> Schedule:
@@ -192,8 +225,8 @@ def check_random_plans(engines, cases: range) -> None:
         channels = rng.choice((None, None, None, 2))  # one choice per case: terms on one branch must agree
         guidance = sum((random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3))), Guidance())
         guidance = guidance.reused(rng.choice((1, 1, 2, 3)))
-        guidance += random_correction(rng, guidance, spec)
-        if spec.prediction == "epsilon" and rng.random() < 0.3 and not (guidance.correction and guidance.correction.zero_steps):
+        guidance += random_corrections(rng, guidance, spec)
+        if spec.prediction == "epsilon" and rng.random() < 0.3 and not guidance.zero_steps:
             solver = "ddpm"
         if spec.prediction == "epsilon" and solver == "dpm++sde":
             solver = "lcm"  # the other calls between the levels of a chain
@@ -237,12 +270,18 @@ def random_numbers(rng: random.Random, guidance: Guidance, batch: int) -> Guidan
         return Weight(base, rng.choice((0.25, [rng.choice((0.0, 0.5)) for _ in range(batch)])))
 
     terms = tuple(replace(term, weight=weight(term)) for term in guidance.terms)
-    correction = guidance.correction
-    if correction is not None:
-        ranges = {"phi": (0, 1), "zero_steps": (0, 1, 2), "momentum": (-0.5, 0.3), "radius": (2.0, math.inf), "eta": (0, 0.5)}
-        numbers = {name: [rng.choice(ranges[name]) for _ in range(batch)] for name in vars(correction)}
-        correction = replace(correction, **numbers)
-    return Guidance(terms, correction)
+
+    def numbers(correction: Correction) -> Correction:
+        values = {name: value for name, value in vars(correction).items() if name not in correction.constants}
+        drawn = {
+            name: tuple(value * rng.choice((1, 1.1 if name in ("a", "b", "rho") else 0.9)) for _ in range(batch))
+            for name, value in values.items()
+        }
+        if "zero_steps" in drawn:
+            drawn["zero_steps"] = tuple(rng.choice((0, 1, 2)) for _ in range(batch))
+        return replace(correction, **drawn)
+
+    return Guidance(terms, tuple(map(numbers, guidance.corrections)))
 
 
 def random_batch(rng: random.Random, spec, steps: int, batch: int):
@@ -255,14 +294,12 @@ def random_batch(rng: random.Random, spec, steps: int, batch: int):
 
     if rng.random() < 0.5:
         one = rule()
-        return random_numbers(rng, one + random_correction(rng, one, spec), batch)
+        return random_numbers(rng, one + random_corrections(rng, one, spec), batch)
     rules = [rule() for _ in range(batch)]
-    kind = random_correction(rng, sum(rules, Guidance()), spec).correction
-    if kind is None:
-        return rules
-    same = [Guidance(), Guidance(correction=kind)]
-    missing = isinstance(kind, OptimizedScale)  # which every rule with a reference must have
-    return [one + rng.choice(same[missing:]) for one in rules]
+    corrections = random_corrections(rng, sum(rules, Guidance()), spec)
+    # which every rule with a reference must have, where none of a kind changes nothing
+    missing = any(type(correction).neutral() is None for correction in corrections.corrections)
+    return [one + rng.choice([Guidance(), corrections][missing:]) for one in rules]
 
 
 @pytest.mark.parametrize("chunk", range(3))

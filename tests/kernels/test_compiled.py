@@ -62,9 +62,8 @@ OPERANDS = {
     "readout_update": lambda normal: [*latents(normal, 2), normal(2, 6), latents(normal, 1)[0], *branches(normal), 2],
     "combine_branches": lambda normal: [normal(3, 2, 6, 16), normal(2, 2), (2, 0), 2, 4, 6],
     "solver_update": lambda normal: [*latents(normal, 4), normal(2, 6)],
-    "cfg_zero_star": lambda normal: [*latents(normal, 2), normal(2)],
-    "rescale": lambda normal: [*latents(normal, 2), normal(2)],
-    "adaptive_projection": lambda normal: [*latents(normal, 3), *normal(3, 2).abs(), normal(2)],
+    "moments": lambda normal: [(1,), *latents(normal, 4)],
+    "linear_combination": lambda normal: [(1, 3), normal(2, 2, 4), *latents(normal, 4)],
 }
 
 

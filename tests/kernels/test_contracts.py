@@ -125,8 +125,8 @@ def test_an_error_that_many_values_share_is_chance_until_it_is_seen_often(genera
     ):
         truth = torch.randn(samples, 4, 8, 8, generator=generator).double()
         value = truth * (1 + factors.double()[:, None, None, None])
-        assert judgement.bias(value, truth, shared_dimensions("rescale", 4)).passed == passes
-    assert shared_dimensions("rescale", 4) == 3 and shared_dimensions("solver_update", 4) == 1
+        assert judgement.bias(value, truth, shared_dimensions("moments", 4)).passed == passes
+    assert shared_dimensions("moments", 4) == 3 and shared_dimensions("solver_update", 4) == 1
 
 
 def test_exact_results_have_no_bias_and_nan_does_not_pass(generator):

@@ -37,7 +37,7 @@ def test_every_operation_has_both_implementations():
         reference, kernel = getattr(REFERENCE, entry.name), getattr(TRITON, entry.name)
         assert reference is not kernel
         name = kernel.func.__name__ if isinstance(kernel, partial) else kernel.__name__
-        assert name.removesuffix("_triton") == reference.__name__ == entry.name
+        assert name.removesuffix("_triton").removesuffix("_by_parts") == reference.__name__ == entry.name
 
 
 @pytest.mark.parametrize("processor, dtype", [("aarch64", torch.float32), ("x86_64", torch.float64), ("AMD64", torch.bfloat16)])
@@ -69,7 +69,7 @@ def test_automatic_products_on_x86_are_those_of_onednn(processor, monkeypatch):
 def test_automatic_on_cuda(hopper, caplog):
     selection = select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=72, width=1152, outputs=16))
     chosen = backends(selection)
-    library = {"attention": "sdpa", "perturbed_attention": "sdpa", "sparse_attention": "sdpa", "linear_gelu": "cublaslt"}
+    library = {"attention": "sdpa", **dict.fromkeys(dispatch.FOLLOWERS, "sdpa"), "linear_gelu": "cublaslt"}
     library |= dict.fromkeys(("linear", "grouped_linear", "project_slices"), "reference")
     library |= {"fp8_linear": "scaled_mm", "linear_gated_residual": "deferred"}
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import textbook_solvers
 import torch
+from naive_corrections import Sample, corrected
 from torch import Tensor
 
-from segue.engine.rules.correction import OptimizedScale, RescaledDeviation
 from segue.engine.rules.guidance import Branch, Exit, Guidance, Perturb
 from segue.engine.rules.window import Window
 from segue.kernels.record import DIFFERENTIABLE
@@ -147,57 +147,66 @@ class NaiveSampler:
 
     def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
         """The guided velocity; a branch with ``refresh`` n runs at every n-th of the consecutive calls that weigh it."""
-        correction = self.guidance.correction
-        if correction and step < correction.zero_steps:
+        if step < self.guidance.zero_steps:
             return torch.zeros_like(y)
         conditional = self.output(Branch(), y, sigma)
-        guided = conditional.clone()
+        others, direction, scale = torch.zeros_like(y), torch.zeros_like(y), 0.0
+        referred = any(correction.needs_reference for correction in self.guidance.corrections)
         terms: dict[Branch, list] = {}
         for term in self.guidance.terms:
             terms.setdefault(term.branch, []).append(term)
         for branch, same in terms.items():
             weight = sum(self.term_weight(term, step) for term in same)
+            weight = 0.0 if abs(weight) < 1e-14 else weight  # what rounding leaves of a scale and its delta
             age = self.ages.get(branch, 0)
             self.ages[branch] = age + 1 if weight else 0
             if not weight:
                 continue
             if age % same[0].refresh == 0:
-                self.kept[branch] = self.output(branch, y, sigma)
-                self.kept[branch] = self.difference(conditional, self.kept[branch], weight, y, sigma, branch)
+                self.kept[branch] = conditional - self.output(branch, y, sigma)
+            if referred and branch.condition != "cond":
+                direction, scale = self.kept[branch], weight
+                continue
             difference = weight * self.kept[branch]
             if same[0].channels is not None:
                 difference[:, same[0].channels :] = 0
-            guided += difference
-        if isinstance(correction, RescaledDeviation):
-            for own, mean in zip(guided, conditional, strict=True):
-                own *= correction.phi * mean.std() / own.std() + 1 - correction.phi
+            others += difference
+        guided = conditional + others
+        if self.guidance.corrections:
+            guided = self.corrected(y, sigma, step, conditional, direction, scale, others)
         return self.as_velocity(guided, y, sigma)
 
-    def difference(self, conditional: Tensor, other: Tensor, weight: float, y: Tensor, sigma: float, branch: Branch) -> Tensor:
-        """``c - k``, or what a correction makes of it, sample by sample."""
-        correction, changed = self.guidance.correction, torch.empty_like(y)
-        if branch.condition == "cond" or correction is None or isinstance(correction, RescaledDeviation):
-            return conditional - other
-        for i, (c, u) in enumerate(zip(conditional, other, strict=True)):
-            if isinstance(correction, OptimizedScale):
-                fitted = (c * u).sum() / (u * u).sum() * u
-                changed[i] = (fitted + (1 + weight) * (c - fitted) - c) / weight
-                continue
-            c0, u0 = (y[i] - sigma * self.as_velocity(o[None], y[i : i + 1], sigma)[0] for o in (c, u))
-            d = c0 - u0 + correction.momentum * self.average.get(i, 0.0)
-            self.average[i] = d
-            d = d * min(1.0, correction.radius / float(d.norm()))
-            parallel = (d * c0).sum() / (c0 * c0).sum() * c0
-            clean = d - parallel + correction.eta * parallel
-            zero = torch.zeros_like(c)  # x0 is affine in the output: its slope turns one change into the other
-            slope = [-sigma * self.as_velocity(o[None], y[i : i + 1], sigma)[0] for o in (zero, zero + 1)]
-            changed[i] = clean / (slope[1] - slope[0])
-        return changed
+    def corrected(self, y, sigma, step, conditional, direction, scale, others) -> Tensor:
+        """The guided output, sample by sample."""
+        guided = torch.empty_like(y)
+        for i in range(len(y)):
+
+            def estimate(output, i=i):
+                return y[i] - sigma * self.as_velocity(output[None], y[i : i + 1], sigma)[0]
+
+            memories = self.memories.setdefault(i, [{"moment": self.moment(own)} for own in self.guidance.corrections])
+            place = sigma, self.sigmas[step + 1], step, len(self.sigmas) - 1
+            sample = Sample(conditional[i], direction[i], scale, y[i], *place, estimate)
+            guided[i] = corrected(sample, others[i], self.guidance.corrections, scale != 0, memories)
+        return guided
+
+    def moment(self, correction) -> float:
+        """The variance of a step back where FBG's guidance is strongest, in the variance-exploding levels."""
+        peak, count = getattr(correction, "peak", 0.5), len(self.sigmas) - 1
+        variances = []
+        for s, t in zip(self.sigmas, self.sigmas[1:], strict=False):
+            later = t / (1 - t)
+            share = (t * (1 - s) / (s * (1 - t))) if s else 0.0
+            variances.append((1 - share**2) * later**2)
+        at = (1 - peak) * count
+        first = min(int(at), count - 1)
+        following = min(first + 1, count - 1)
+        return variances[first] + (at - first) * (variances[following] - variances[first])
 
     @torch.no_grad()
     def run(self, solver: str, noise: Tensor, loop_noise=None) -> Tensor:
         y, previous = noise.double(), None
-        self.kept, self.ages, self.average = {}, {}, {}
+        self.kept, self.ages, self.memories = {}, {}, {}
         if self.discrete:
             y = y / sum(self.levels[self.indices[0]])
         if self.cosine:

@@ -72,9 +72,9 @@ class Teacher:
 def _check_rule(plan: Plan) -> None:
     if plan.samples:
         raise ValueError("distillation takes one rule, got one with numbers for each sample")
-    if not plan.weights.any() and plan.correction is None:
+    if not plan.evaluated.any() and not plan.corrections:
         raise ValueError(f"the rule {plan.guidance!r} does not guide on these {plan.calls} calls: there is nothing to distill")
-    if plan.kept or (plan.correction is not None and plan.correction.has_memory):
+    if plan.has_memory:
         raise ValueError(
             f"distillation needs a velocity that state and level alone decide, and {plan.guidance!r} remembers earlier calls"
         )

@@ -1,16 +1,60 @@
 """Corrections of a rule: their limits, what they refuse, and capture.  Their numbers are held by the random-plan oracle."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import tiny_sit
 
-from segue import APG, CFG, SGG, CFGZeroStar, EarlyExit, Engine, Rescale, SkipLayer, Window
+from segue import (
+    ADG,
+    APG,
+    CFG,
+    FBG,
+    FDG,
+    MAMBO,
+    SGG,
+    TCFG,
+    BetaCFG,
+    CFGZeroStar,
+    EarlyExit,
+    EnergyPreserving,
+    Engine,
+    FreSca,
+    Guidance,
+    HiGS,
+    PowerLawCFG,
+    Renorm,
+    Rescale,
+    SkipLayer,
+    Window,
+)
 from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
-CORRECTIONS = [Rescale(0.7), CFGZeroStar(1), APG(-0.5, 2.0, 0.3)]
+# each with other numbers of the same kind
+CORRECTIONS = {
+    "rescale": (Rescale(0.7), Rescale(0.2)),
+    "zero-star": (CFGZeroStar(1), CFGZeroStar(1)),
+    "apg": (APG(-0.5, 2.0, 0.3), APG(0.1, 9.0, 1.0)),
+    "tcfg": (TCFG(), TCFG()),
+    "mambo": (MAMBO(8.0), MAMBO(2.0)),
+    "power-law": (PowerLawCFG(0.5), PowerLawCFG(-0.2)),
+    "beta": (BetaCFG(2.0, 3.0, 1.0), BetaCFG(1.0, 2.0, 0.5)),
+    "adg": (ADG(1.0), ADG(0.5)),
+    "fdg": (FDG(0.4, 3), FDG(0.8, 3)),
+    "fresca": (FreSca(0.5, 1.5, 0.3), FreSca(1.0, 1.2, 0.8)),
+    "fbg": (FBG(0.9, 0.4, 0.5, 4.0), FBG(0.8, 0.5, 0.6, 8.0)),
+    "renorm": (Renorm(1.0), Renorm(1.1)),
+    "energy": (EnergyPreserving(1.0), EnergyPreserving(0.3)),
+    "higs": (HiGS(1.5, 0.5, 0.1, 0.9, 0.5, 0.1), HiGS(0.5, 0.75, 0.2, 0.95, 1.0, 0.3)),
+    "four": (
+        FreSca(0.5, 1.5, 0.3) + TCFG() + Rescale(0.5) + HiGS(1.0, low=0.1),
+        FreSca(0.9, 1.1, 0.5) + TCFG() + Rescale(0.1) + HiGS(0.2, low=0.3),
+    ),
+}
+NEUTRAL = [type(rule.corrections[0]).neutral() for rule, _ in CORRECTIONS.values()]
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # branches are combined after the projection instead of before it
 
 
@@ -19,22 +63,57 @@ def engine():
     return Engine(tiny_sit(), device="cpu")
 
 
+def draw_run(engine, rule, **options):
+    return engine.sample(LABELS, rule, steps=6, seeds=SEEDS, **options)
+
+
 def draw(engine, rule, **options):
-    return engine.sample(LABELS, rule, steps=6, seeds=SEEDS, **options).latents
+    return draw_run(engine, rule, **options).latents
 
 
-@pytest.mark.parametrize("nothing", [Rescale(0.0), APG(0.0, math.inf, 1.0)], ids=str)
+@pytest.mark.parametrize("nothing", filter(None, NEUTRAL), ids=str)
 def test_without_effect_a_correction_leaves_the_rule_as_it_is(engine, nothing):
-    assert torch.allclose(draw(engine, CFG(3.0) + nothing), draw(engine, CFG(3.0)), **CLOSE)
+    rule = CFG(3.0) + Guidance(corrections=(nothing,))
+    assert torch.allclose(draw(engine, rule), draw(engine, CFG(3.0)), **CLOSE)
 
 
-def test_a_fitted_reference_has_no_part_along_the_conditional_error(engine):
-    """With u = 3 c the fitted reference is c itself: whatever the scale, the result is c."""
-    from segue.kernels.corrections import cfg_zero_star
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_scale_of_one_is_unguided_to_the_bit(engine, name):
+    """A correction corrects what terms add: nothing, where they weigh nothing; history guidance by its own weight."""
+    rule = CORRECTIONS[name][0]
+    kept = [correction for correction in rule.corrections if not correction.alone]
+    rule = CFG(1.0) + Guidance(corrections=tuple(kept)) + (HiGS(0.0) if len(kept) < len(rule.corrections) else Guidance())
+    rule = CFG(1.0) + CFGZeroStar() if name == "zero-star" else rule
+    assert torch.equal(draw(engine, rule), draw(engine, None))
 
-    c = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(cfg_zero_star(c, 3 * c, torch.tensor([2.0, 9.0])), c, atol=1e-5)
-    assert not torch.allclose(draw(engine, CFG(3.0) + CFGZeroStar()), draw(engine, CFG(3.0)), **CLOSE)
+
+def test_several_corrections_cost_one_look_at_the_predictions_and_one_result(engine):
+    """However many follow one another: one pass for the sums, one that writes, and a call evaluates what the terms do."""
+    counted = []
+    kernels = engine.selection.kernels
+
+    def counting(name):
+        operation = getattr(kernels, name)
+
+        def call(*arguments):
+            counted.append((name, len(arguments)))
+            return operation(*arguments)
+
+        return call
+
+    rule = CFG(3.0) + SkipLayer(0.5, (1,)) + CFGZeroStar() + APG(-0.5, 2.0, 0.3) + TCFG() + Renorm(1.0) + Rescale(0.7)
+    engine.selection = replace(engine.selection, kernels=replace(kernels, **{name: counting(name) for name in GRAM}))
+    try:
+        run = draw_run(engine, rule)
+    finally:
+        engine.selection = replace(engine.selection, kernels=kernels)
+        engine._programs.clear()
+    # the conditional and the other prediction, what the skipped layers add, the sample, the average
+    assert counted == [("moments", 1 + 5), ("linear_combination", 2 + 5)] * 6
+    assert run.plan.cost.evaluations == engine.plan(CFG(3.0) + SkipLayer(0.5, (1,)), steps=6).cost.evaluations
+
+
+GRAM = ("moments", "linear_combination")
 
 
 def test_silent_steps_cost_nothing_and_leave_the_noise(engine):
@@ -50,8 +129,9 @@ def test_silent_steps_cost_nothing_and_leave_the_noise(engine):
     assert "none: the velocity is zero" in str(run.plan)
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS, ids=str)
-def test_captured_steps_equal_eager_ones_and_other_numbers_need_no_new_program(engine, correction):
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_captured_steps_equal_eager_ones_and_other_numbers_need_no_new_program(engine, name):
+    correction, others = CORRECTIONS[name]
     rule = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5) + correction
     expected = draw(engine, rule)
     plan = engine.plan(rule, steps=6)
@@ -68,8 +148,7 @@ def test_captured_steps_equal_eager_ones_and_other_numbers_need_no_new_program(e
         program.advance(live)
     assert torch.equal(program.x, expected)
     count = len(captured)
-    others = {"RescaledDeviation": Rescale(0.2), "OptimizedScale": CFGZeroStar(1), "AdaptiveProjection": APG(0.1, 9.0, 1.0)}
-    other = SGG(CFG(2.0), SkipLayer(1.0, (1, 3)), 0.5) + others[type(correction.correction).__name__]
+    other = SGG(CFG(2.0), SkipLayer(1.0, (1, 3)), 0.5) + others
     plan = engine.plan(other, steps=6)
     engine.release(program)
     assert engine.load(plan, LABELS, SEEDS, engine.draw_noise(plan, SEEDS)) is program
@@ -96,7 +175,16 @@ def test_a_foreign_loop_has_the_memory_of_a_run(engine):
 
 
 REFUSED = {
-    "two": (lambda: CFG(2.0) + Rescale(0.5) + CFGZeroStar(), "one correction, got RescaledDeviation"),
+    "order": (lambda: CFG(2.0) + Rescale(0.5) + CFGZeroStar(), "add zero-star before rescale"),
+    "frequencies last": (lambda: CFG(2.0) + ADG() + FDG(0.5), "add fdg before adg"),
+    "history first": (lambda: CFG(2.0) + HiGS(1.0) + Renorm(), "add renorm before higs"),
+    "twice": (lambda: CFG(2.0) + Rescale(0.5) + Rescale(0.7), "a correction once, got RescaledDeviation"),
+    "frequencies twice": (lambda: CFG(2.0) + FDG(0.5) + FreSca(), "cuts the frequencies of a direction once"),
+    "rho": (lambda: Renorm(0.5), "rho must lie between 1 and inf, got 0.5"),
+    "levels": (lambda: FDG(0.5, 1), "levels must lie between 2 and 8, got 1"),
+    "pi": (lambda: FBG(1.0), "pi must lie between 0.5 and 1, below 1, got 1.0"),
+    "a": (lambda: BetaCFG(0.5), "a must lie between 1 and inf, got 0.5"),
+    "not a correction": (lambda: Guidance(corrections=(1,)), "a correction is made by functions such as"),
     "phi": (lambda: Rescale(1.5), "phi must lie between 0 and 1, got 1.5"),
     "steps": (lambda: CFGZeroStar(-1), "got -1"),
     "half a step": (lambda: CFGZeroStar(0.5), "whole number, got 0.5"),

@@ -44,9 +44,9 @@ def test_at_the_ends_one_rule_is_everywhere_and_nothing_is_said(all_strong, all_
 
 
 def test_a_correction_of_the_whole_outlives_its_half_and_one_of_a_term_does_not():
-    assert SGG(STRONG + Rescale(0.7), WEAK, 1).correction == Rescale(0.7).correction
-    assert SGG(STRONG + CFGZeroStar(2), WEAK, 1).correction is None
-    assert SGG(STRONG + CFGZeroStar(2), WEAK, 0).correction == CFGZeroStar(2).correction
+    assert SGG(STRONG + Rescale(0.7), WEAK, 1).corrections == Rescale(0.7).corrections
+    assert SGG(STRONG + CFGZeroStar(2), WEAK, 1).corrections == ()
+    assert SGG(STRONG + CFGZeroStar(2), WEAK, 0).corrections == CFGZeroStar(2).corrections
 
 
 def test_an_empty_window_at_an_end_is_a_rule_that_is_off():

@@ -16,11 +16,12 @@ from segue.__main__ import app
 from segue.engine.cli.options import RULE_HELP
 from segue.engine.rules.preset_numbers import WITHHELD
 from segue.engine.rules.presets import KINDS, default_options, default_rules
+from segue.engine.rules.rule_names import NAMES
 from segue.models.sd3_sizes import sd3_spec
 
 SPEC = tiny_sit().spec  # 5 blocks, a head after 2
 HEADLESS = tiny_sit(exits=(), name="headless").spec
-BY_NAME = [name for name, kind in KINDS.items() if name not in ("rescale", "apg", "zero-star")]
+BY_NAME = [name for name, named in NAMES.items() if not named.correction]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -101,12 +102,10 @@ def test_the_help_of_the_command_line_lists_every_rule_with_its_options():
     listed = {}
     for piece in f"{rules}; {corrections}".split(". ")[0].replace(")", "").split("; "):
         names, bracket, options = piece.partition(" (")
-        if bracket or piece == "none":
+        if bracket or set(names.split(", ")) <= set(KINDS):
             current = names.split(", ")
-            listed |= {name: [] for name in current}
-        for name in current if bracket else ():
-            listed[name] += options.split(", ")
-        if not bracket and piece != "none":
+            listed |= {name: options.split(", ") if bracket else [] for name in current}
+        else:
             for name in current:
                 listed[name] += piece.split(", ")
     assert listed == {name: [*kind.needed, *kind.optional] for name, kind in KINDS.items()}

@@ -90,7 +90,6 @@ IN_PLACE = {
     "linear_gated_residual": {0: (dense, prefix, padded)},
     "solver_update": {0: (dense, prefix), 2: (dense, prefix), 6: (dense, prefix)},
     "readout_update": {0: (dense, prefix), 1: (dense, prefix), 13: (dense, prefix)},
-    "adaptive_projection": {2: (dense, prefix)},
 }
 
 
@@ -142,7 +141,7 @@ def check(case: Case, dtype, device, seed, layout, judge, poison) -> None:
 
 def in_place(case: Case, function):
     """An operation that returns nothing, as one that returns the operands it wrote."""
-    if case.operation not in ("solver_update", "readout_update", "adaptive_projection"):
+    if case.operation not in ("solver_update", "readout_update"):
         return function
 
     def call(*arguments):

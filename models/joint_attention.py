@@ -1,0 +1,154 @@
+"""The joint attention of image and text over rows that do different things: perturbed ones, and ones that meet two texts.
+
+A row with two texts (normalized attention guidance, :mod:`segue.kernels.normalized_attention`) has two rows of text, its own
+and the negative one's, next to each other.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from segue.kernels.normalized_attention import normalized_guidance
+from segue.kernels.record import Kernels
+
+from .rows import FULL, Segment
+from .sit import attend_segments
+
+# Perturbations of image queries alone: text has no space to blur over, and keeps its attention where only the image's map
+# is the identity.
+IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image")
+
+Weights = tuple[Tensor, Tensor] | None  # of the norms of queries and keys
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedTexts:
+    """Of a range of R rows of which some have two texts: ``modulation`` [R', W], a row for every text; ``numbers`` [R, 3].
+
+    The numbers are scale, tau and alpha of normalized attention guidance.
+    """
+
+    modulation: Tensor
+    numbers: Tensor
+
+
+def attend_rows(
+    image: Tensor,
+    text: Tensor,
+    heads: int,
+    weights: tuple[Weights, Weights],
+    kernels: Kernels,
+    segments: tuple[Segment, ...],
+    numbers: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Fused projections of R images [R, L, 3 D] and R' texts [R', M, 3 D] to their attention outputs.
+
+    The image's [R, L, D] and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers`` [R, 3]
+    are needed where a segment is joined.
+    """
+    tokens, length, width = image.shape[1], text.shape[1], image.shape[2] // 3
+    runs = list(_runs(segments, len(image)))
+    split = []
+    for rows, texts, members in runs:
+        own = text[texts].view(rows.stop - rows.start, -1, text.shape[2])
+        split.append(kernels.joint_heads_norm(image[rows], own, heads, *weights))  # [R, H, L + M or L + 2 M, K]
+    del image, text  # before the attention
+    outputs = []
+    for (rows, _, members), (q, k, v) in zip(runs, split, strict=True):
+        if members and members[0].joined:
+            outputs.append(attend_two_texts(q, k, v, tokens, numbers[rows], kernels, members))
+        else:
+            outputs.append(attend_joint(q, k, v, tokens, kernels, members) if members else kernels.attention(q, k, v))
+    if len(outputs) == 1:
+        return outputs[0][:, :tokens], outputs[0][:, tokens:]
+    texts = torch.cat([o[:, tokens:].reshape(-1, length, width) for o in outputs])
+    return torch.cat([o[:, :tokens] for o in outputs]), texts
+
+
+def _runs(segments: tuple[Segment, ...], rows: int) -> Iterator[tuple[slice, slice, tuple[Segment, ...]]]:
+    """Ranges of rows with as many texts each: rows of the image, rows of text, and the segments counted from there.
+
+    No segments where every row does the full operation with one text.
+    """
+    if not segments:
+        yield slice(0, rows), slice(0, rows), ()
+        return
+    first = 0
+    for texts, run in groupby(segments, lambda segment: segment.texts):
+        members = tuple(run)
+        start, stop = members[0].start, members[-1].stop
+        plain = texts == 1 and all(segment.operation == FULL for segment in members)
+        inside = () if plain else tuple(segment.rows(1, start) for segment in members)
+        last = first + texts * (stop - start)
+        yield slice(start, stop), slice(first, last), inside
+        first = last
+
+
+def attend_joint(q: Tensor, k: Tensor, v: Tensor, tokens: int, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
+    """Joint attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
+
+    The operations of ``IMAGE_OPERATIONS`` act on the queries of the first ``tokens`` tokens; the text's attend as ever.
+    """
+    parts = []
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        if segment.operation in IMAGE_OPERATIONS:
+            image, text = q[rows, :, :tokens], q[rows, :, tokens:]
+            perturbed = kernels.perturbed_attention(image, k[rows], v[rows], segment.operation)
+            parts.append(torch.cat([perturbed, kernels.attention(text, k[rows], v[rows])], dim=1))
+        else:
+            alone = Segment(0, segment.stop - segment.start, segment.operation)
+            parts.append(attend_segments(q[rows], k[rows], v[rows], kernels, (alone,)))
+    return torch.cat(parts)
+
+
+def attend_two_texts(
+    q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, kernels: Kernels, segments: tuple[Segment, ...]
+) -> Tensor:
+    """Joint attention of images with two texts each, guided.  q, k, v [R, H, L + 2 M, K] -> [R, L + 2 M, H K]; numbers [R, 3].
+
+    A perturbed operation perturbs the attention with either text; then the image's outputs are combined.
+    """
+    parts = []
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        operands = q[rows], k[rows], v[rows]
+        if segment.operation == FULL:
+            parts.append(kernels.normalized_attention(*operands, tokens, numbers[rows]))
+        else:
+            parts.append(_perturbed_with_two_texts(*operands, tokens, numbers[rows], kernels, segment.operation))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _perturbed_with_two_texts(
+    q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, kernels: Kernels, operation: str
+) -> Tensor:
+    second, whole = tokens + (q.shape[2] - tokens) // 2, (Segment(0, len(q), operation),)
+    positive, negative = (
+        attend_joint(*(torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v)), tokens, kernels, whole)
+        for text in (slice(tokens, second), slice(second, None))
+    )
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    guided = normalized_guidance(positive[:, :tokens].to(dtype), negative[:, :tokens].to(dtype), numbers.to(dtype))
+    return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)
+
+
+def image_segments(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Of the image alone, which meets no text: segments by operation; none where every row does the full one."""
+    if all(segment.operation == FULL for segment in segments):
+        return ()
+    runs = [tuple(run) for _, run in groupby(segments, lambda segment: segment.operation)]
+    return tuple(Segment(run[0].start, run[-1].stop, run[0].operation) for run in runs)
+
+
+def text_segments(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The same segments as ranges of rows of text."""
+    found, first = [], 0
+    for segment in segments:
+        last = first + segment.texts * (segment.stop - segment.start)
+        found.append(Segment(first, last, segment.operation))
+        first = last
+    return tuple(found)
