@@ -34,6 +34,7 @@ from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
+from .upscaling import Upscaler, upscaler_of
 from .velocity import GuidedVelocity
 
 Labels = Sequence[int | str] | str
@@ -240,6 +241,7 @@ class Engine(EngineCore):
         callback: Callback | None = None,
         check_finite: bool = False,
         progress: bool = False,
+        upscale: Any = None,
     ) -> SampleRun:
         """Draw one sample per label.
 
@@ -252,8 +254,11 @@ class Engine(EngineCore):
         levels, falling, take back to it, as nearly as the solver follows the flow.  ``max_batch`` splits the work; a sample
         does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
         weights that it changes act from the next call on.  Under autocast the run is the same: in the engine's own dtype.
+        ``upscale`` makes the pictures larger once they are drawn: 2 by the bundled model's own enhancer, or the file of one,
+        or a function of pictures [B, C, H, W]; ``run.enlarged`` has them, and reducing them gives ``run.latents`` again.
         """
         labels = check_labels(labels, self.spec)
+        upscaler = self.upscaler(upscale)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         plan.check_samples(len(labels))
@@ -277,7 +282,14 @@ class Engine(EngineCore):
         made = tuple(labels[drawn]), tuple(seeds[drawn])
         given = " and ".join(name for name, start in {"noise": own_noise, "latents": clean}.items() if start is not None)
         unrecorded = f"it began with {given} of the caller's" if given else ""
-        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded)
+        if upscaler is not None and not upscaler.name:
+            unrecorded = unrecorded or "its pictures were enlarged by a function"
+        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded, upscaler)
+
+    def upscaler(self, upscale: Any) -> Upscaler | None:
+        """What ``upscale`` of :meth:`sample` means here; ``TypeError`` or ``ValueError`` where it is nothing."""
+        source = self.loaded[0] if self.loaded else None
+        return upscaler_of(upscale, source, self.spec.channels, self.decoder is None)
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, by the VAE ``max_batch`` at a time; ``ValueError`` for another shape."""

@@ -62,19 +62,18 @@ def radial_frequency(height: int, width: int, device: torch.device | None = None
     return torch.hypot(rows, torch.fft.rfftfreq(width, 0.5, device=device)[None]).float()
 
 
-def high_frequency_gain(height: int, width: int, beta: float, radius: float, device: torch.device | None = None) -> Tensor:
-    """``1 + beta smoothstep((r - radius) / (1 - radius))`` for every frequency of ``rfft2``, [H, W // 2 + 1] fp32.
+def raised_part(x: Tensor, beta: Tensor, cutoff: Tensor) -> Tensor:
+    """What ``x`` [B, C, H, W] gains by ``1 + beta smoothstep((r - cutoff) / (1 - cutoff))`` over radial frequency ``r``.
 
-    It is 1 below ``radius`` and ``1 + beta`` from the Nyquist frequency on.  Reconstruction after EFDiT (arXiv 2512.05152).
+    beta, cutoff [B], cutoff in [0, 1].  Nothing below ``cutoff``, so never of the mean; ``beta`` times all from the Nyquist
+    frequency on; exactly zero where ``beta`` is.  Computed in fp32, or fp64 if ``x`` is.  Reconstruction after EFDiT (arXiv
+    2512.05152).
     """
-    t = ((radial_frequency(height, width, device) - radius) / (1 - radius)).clamp(0, 1)
-    return 1 + beta * t * t * (3 - 2 * t)
-
-
-def with_gain(x: Tensor, gain: Tensor) -> Tensor:
-    """``x`` [..., H, W] with every frequency multiplied by ``gain`` [H, W // 2 + 1]; dtypes as :func:`enlarge`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.fft.irfft2(torch.fft.rfft2(wide) * gain, s=x.shape[-2:]).to(x.dtype)
+    beta, cutoff = (number.to(wide.dtype)[:, None, None, None] for number in (beta, cutoff))
+    above = radial_frequency(*x.shape[-2:], x.device) - cutoff
+    t = (above / (1 - cutoff).clamp_min(torch.finfo(wide.dtype).tiny)).clamp(0, 1)
+    return torch.fft.irfft2(torch.fft.rfft2(wide) * (beta * t * t * (3 - 2 * t)), s=x.shape[-2:]).to(x.dtype)
 
 
 def radial_spectrum(x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
 
+from dataclasses import replace
+
 import typer
 
 from . import options as o
@@ -30,6 +32,7 @@ def sample(
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
     attention: o.AttentionOption = None,
+    upscale: o.UpscaleOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -104,7 +107,7 @@ def sample(
     from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = o.with_adapter(source, adapter, adapter_scale, attention)
+    source = replace(o.with_adapter(source, adapter, adapter_scale, attention), upscale=upscale)
     rule = o.RuleOptions.of(
         guidance,
         scale=scale,

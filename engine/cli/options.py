@@ -121,6 +121,15 @@ AttentionOption = Annotated[
     ),
 ]
 
+UpscaleOption = Annotated[
+    str | None,
+    _option(
+        "--upscale",
+        panel=_OUT,
+        help="Make the pictures larger once they are drawn: 2 (the herbarium's own enhancer), or the file of an enhancer.",
+    ),
+]
+
 RuleOption = Annotated[
     str | None,
     _option(
@@ -273,6 +282,7 @@ class Source:
     adapter: str | None = None
     adapter_scale: float | None = None
     attention: str | None = None
+    upscale: str | None = None  # of the pictures, once they are drawn
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from ..rules.integers import parse_integers
 from ..rules.presets import ParsedRule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading, local_source
+from ..upscaling import Upscaler
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, UNGUIDED, RuleOptions, RunOptions, Source
 from .selection import pair_samples
 
@@ -151,6 +152,7 @@ def draw_labels(
     check_finite: bool = False,
     title: str = "",
     pictures: bool = True,
+    upscaler: Upscaler | None = None,
 ) -> Drawn:
     """What a planned run draws; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
@@ -167,6 +169,7 @@ def draw_labels(
             max_batch=max_batch,
             callback=Counting(None, advance),
             check_finite=check_finite,
+            upscale=upscaler,
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began

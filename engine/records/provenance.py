@@ -23,6 +23,7 @@ from ..planning.solver_rows import Solver
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.presets import ParsedRule
 from ..saved_files import VAE
+from ..upscaling import Upscaler
 
 FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
 LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have
@@ -36,7 +37,8 @@ class Origin:
     ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
     ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.  ``adapter`` is
-    what was merged into the weights; ``attention`` how blocks attended where that was asked for.
+    what was merged into the weights; ``attention`` how blocks attended where that was asked for;
+    ``upscale`` what made the pictures larger, of weights ``upscale_weights``.
     """
 
     source: str
@@ -58,6 +60,8 @@ class Origin:
     adapter: str | None = None
     adapter_scale: float | None = None
     attention: str | None = None
+    upscale: str | None = None
+    upscale_weights: str | None = None
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
@@ -71,6 +75,20 @@ class Origin:
         if decoder is None:
             return self
         return replace(self, vae_weights=fingerprint({VAE: decoder.vae}), pixels_per_latent=decoder.factor)
+
+    def with_upscaler(self, upscaler: Upscaler | None) -> "Origin":
+        """This with what makes the pictures larger."""
+        if upscaler is None:
+            return self
+        pixels = self.pixels_per_latent * upscaler.factor
+        return replace(self, upscale=upscaler.name, upscale_weights=upscaler.weights, pixels_per_latent=pixels)
+
+    def check_upscaler(self, upscaler: Upscaler | None) -> None:
+        """Raise ``ValueError`` unless an enhancer of these weights made the pictures larger."""
+        if upscaler is not None and upscaler.weights != self.upscale_weights:
+            raise ValueError(
+                f"the picture was enlarged by weights {self.upscale_weights}, but {upscaler.name} has {upscaler.weights}"
+            )
 
     def check_decoder(self, decoder: Decoder | None) -> None:
         """Raise ``ValueError`` unless this VAE, or none, made the pictures."""

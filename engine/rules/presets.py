@@ -24,6 +24,7 @@ from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
 from .rule_text import PERTURBING, named_text, value_text
+from .spectral_refinement import SpectralRefine
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
 
@@ -79,7 +80,7 @@ def _shown(option: str, value: Any) -> str:
 parse_numbers = parse_each(number_from_text)
 CORRECTION_NUMBERS = (
     "phi", "momentum", "radius", "eta", "alpha", "a", "b", "gamma", "max_angle", "low", "high", "cutoff", "pi", "start", "peak",
-    "most", "rho",
+    "most", "rho", "beta",
 )  # fmt: skip
 PARSERS: dict[str, Callable[[str], Any]] = {
     "scale": parse_each(parse_scale),
@@ -146,6 +147,7 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "renorm": guided.Renorm,
     "energy": guided.EnergyPreserving,
     "higs": guided.HiGS,
+    "refine": SpectralRefine,
 }
 KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 

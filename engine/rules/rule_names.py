@@ -42,6 +42,7 @@ NAMES = {
     "renorm": Named("capped norm", (), ("rho",), correction=True),
     "energy": Named("preserved energy", (), ("phi",), correction=True),
     "higs": Named("history guidance", ("weight",), ("alpha", "low", "high", "eta", "cutoff"), correction=True),
+    "refine": Named("spectral refinement", ("beta",), ("cutoff", "high"), correction=True),
 }
 
 

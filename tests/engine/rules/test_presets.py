@@ -111,6 +111,7 @@ VALUES = {
     "peak": st.floats(0, 1),
     "most": st.floats(1.01, 1e3),
     "rho": st.floats(1, 9),
+    "beta": st.floats(0, 4),
 }
 
 
