@@ -11,6 +11,7 @@ import typer
 
 from segue.engine.cli.options import RULE_NAMES
 
+from .calibration import commands as calibration_commands
 from .pictures import commands as picture_commands
 from .quality import commands as quality_commands
 from .reproduction import commands as reproduction_commands
@@ -66,6 +67,7 @@ def register(app: typer.Typer) -> None:
     picture_commands.register(bench)
     app.add_typer(bench, name="bench")
     quality_commands.register(app)
+    calibration_commands.register(app)
     reproduction_commands.register(app)
 
 

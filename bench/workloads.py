@@ -61,10 +61,12 @@ def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], cal
         for rule in rules:
             with suppress(NotApplicable):
                 plan = model.plan(rule, calls)
-                if plan.corrections or plan.kept:
+                if plan.corrections or plan.remembers:
                     raise ValueError(
-                        f"the published algorithm, which gates all rules, has no corrections and no reuse, got {rule!r}"
+                        f"the published algorithm, which gates all rules, has no corrections and no reuse or stop, got {rule!r}"
                     )
+                if any(branch.is_text for branch in plan.branches):
+                    raise ValueError(f"the published algorithm, which gates all rules, has no NAG, got {rule!r}")
 
 
 def applicable(session: Session, model: BenchModel, rule: str) -> bool:

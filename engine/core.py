@@ -3,7 +3,7 @@
 import copy
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
 from segue.models.attention_kind import FULL_ATTENTION, told_budgets
 from segue.models.block_linears import check_block_linears
+from segue.models.fingerprint import rounded_fingerprint
 from segue.models.fp8_network import Fp8Layers
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
@@ -22,7 +23,7 @@ from .argument_names import refuses_unknown
 from .device import check_graphs, resolve_device, resolve_dtype
 from .linears import check_linears, explain_linears, with_linears
 from .numeric_input import check_seed, counting_number, scalar, whole_number
-from .planning.compile import compile_plan, plan_part
+from .planning.compile import compile_plan, plan_part, with_decoder_flops
 from .planning.merged_adapter import MergedAdapter
 from .planning.plan import Plan, checked_size
 from .planning.schedule import Schedule, resolve_schedule
@@ -49,6 +50,7 @@ class EngineCore:
     MAX_PROGRAMS = 8
     adapted: MergedAdapter | None = None  # the adapter in the weights of the main network
     loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
+    _rounded: tuple[Mapping[str, nn.Module], tuple[str, ...], str] | None = None  # networks, and their rounded fingerprint
 
     def __init__(
         self,
@@ -109,8 +111,28 @@ class EngineCore:
         return self._told(resolve_plan(self.specs, guidance, steps, schedule, solver, height, width))
 
     def _told(self, plan: Plan) -> Plan:
-        """``plan`` with what is to be said of a rule on top of an adapter."""
+        """``plan`` with what is to be said of a rule: on top of an adapter, and what decoding for a classifier costs.
+
+        Refused for a calibration of other networks.
+        """
+        if self.models:
+            self.check_calibration(plan)
+        plan = with_decoder_flops(plan, self.device, self.estimates_decoder()) if plan.classifier_flops else plan
         return plan if self.adapted is None else self.adapted.warn(plan)
+
+    def estimates_decoder(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes pictures of latents for a classifier; None without a VAE."""
+        return None
+
+    def check_calibration(self, plan: Plan) -> None:
+        """Raise ``ValueError`` for a rule that was calibrated on other networks than those that it runs on here."""
+        if plan.calibration is None:
+            return
+        names = tuple(dict.fromkeys(branch.model for branch in plan.branches))
+        known = self._rounded
+        if known is None or known[0] is not self.models or known[1] != names:
+            known = self._rounded = self.models, names, rounded_fingerprint({name: self.models[name] for name in names})
+        plan.calibration.check_model(self.spec.name, known[2])
 
     def draw_noise(self, plan: Plan, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Unit normal noise [B, C, H, W], one generator per sample, the same numbers on every machine."""
@@ -141,6 +163,7 @@ class EngineCore:
         at the first noise level in flow coordinates.  Raises ``ValueError`` for a plan of another number of samples.
         """
         plan.check_samples(len(seeds))
+        self.check_calibration(plan)
         for network in self.models.values():
             check_block_linears(network)  # an adapter may have come since
         key = ProgramKey.of(plan, len(seeds))
@@ -174,7 +197,7 @@ class EngineCore:
     def _build(self, key: ProgramKey, plan: Plan) -> Program:
         """A new program, in the place of the least recently used one when there are many."""
         self._drop_programs(beyond=self.MAX_PROGRAMS - 1)
-        program = Program(key, plan, self.models, self.device, self.selection.kernels)
+        program = Program(key, plan, self.models, self.device, self.selection.kernels, self.estimates_decoder())
         if self._capture is not None:
             program.use_graphs(self._capture)
         return program

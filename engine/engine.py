@@ -1,6 +1,6 @@
 """The Engine for class-label models, and the door to every other: ``Engine.from_pretrained``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.further_networks import further_networks
 from .adapters.kdiffusion import Denoiser
 from .adapters.packing import transformer_of
+from .adapters.upscaling import Upscaler, upscaler_of
 from .adapters.vae import Decoder, check_channels, saved_channels
 from .adapters.weight_adapters import check_adapter_options, find_lora, merged, read
 from .argument_names import refuses_unknown
@@ -24,17 +25,17 @@ from .device import outside_autocast, resolve_device, resolve_dtype
 from .images import latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
-from .planning.plan import Plan, checked_size
+from .planning.plan import Condition, Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
 from .planning.solver_rows import Solver
 from .records.sample_run import SampleRun
 from .rules.batch import RulesLike
+from .rules.drawn import Draw, plain_condition
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
-from .upscaling import Upscaler, upscaler_of
 from .velocity import GuidedVelocity
 
 Labels = Sequence[int | str] | str
@@ -335,6 +336,9 @@ class Engine(EngineCore):
         state = self._first_state(plan, noise, latents, len(labels))
         return self.prepare(plan, self._conditions(plan, labels), seeds, state)
 
+    def estimates_decoder(self) -> Callable[[Tensor], Tensor] | None:
+        return None if self.decoder is None else self.decoder.decoded
+
     def _first_state(self, plan: Plan, noise: Tensor, latents: Tensor | None, count: int) -> Tensor:
         """The sample [B, C, H, W] at the plan's first noise level: the model's prior, or a clean start mixed with noise."""
         noise = self.check_noise(plan, noise, count)
@@ -346,12 +350,15 @@ class Engine(EngineCore):
     def spec(self) -> SiTSpec:
         return self.models["main"].spec
 
-    def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[str | int, Tensor]:
-        """Labels [B] for every condition of a plan."""
+    def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[Condition, Tensor]:
+        """Labels [B] for every condition of a plan; of drawn ones those where nothing was chosen."""
         spec, count = self.spec, len(labels)
-        table: dict[str | int, list[int]] = {}
+        table: dict[Condition, list[int]] = {}
         for condition in plan.conditions:
-            if condition == "cond":
+            if isinstance(condition, Draw):
+                own = plain_condition(condition) == "cond"
+                table[condition] = list(labels) if own else [spec.null_label] * count
+            elif condition == "cond":
                 table[condition] = list(labels)
             elif condition == "uncond":
                 table[condition] = [spec.null_label] * count

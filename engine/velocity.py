@@ -141,9 +141,10 @@ class GuidedVelocity:
         program, plan = self.program, self.plan
         put(program.call, calls)
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
-        program.combination.forget(fresh)
+        program.forget(fresh)
         self._last = calls
-        return plan.live_at(calls, fresh)
+        live, stopping = plan.live_at(calls, fresh), program.combination.stopping
+        return stopping.without_stopped(live, stopping.ended().tolist()) if plan.adaptive else live
 
     def _calls(self, levels: np.ndarray) -> np.ndarray:
         wanted = self.plan.parameterization.snap(levels)
@@ -170,7 +171,7 @@ class GuidedVelocity:
 
     def remember(self, other: "GuidedVelocity") -> None:
         """Go on where ``other``, with the same plan and batch, has come to."""
-        for mine, theirs in zip(self.program.combination.memory(), other.program.combination.memory(), strict=True):
+        for mine, theirs in zip(self.program.rule_memory(), other.program.rule_memory(), strict=True):
             mine.copy_(theirs)
         self._last = other._last
 
@@ -178,6 +179,6 @@ class GuidedVelocity:
         """Put the plan and its conditions into a program for a batch like ``x``, ready for :meth:`at_calls`."""
         self._last = None
         self.release()
-        seeds = [0] * len(x)  # the velocity uses no noise
+        seeds = range(len(x))  # the velocity uses no noise; labels that are drawn at random differ by place
         with torch.no_grad():
             self.program = self.engine.prepare(self.plan, self.conditions(self.plan), seeds, x.detach().float())

@@ -48,6 +48,10 @@ class TextCondition:
         """The same values, outside any graph of autograd."""
         return TextCondition(self.context.detach(), self.pooled.detach())
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "TextCondition":
+        """The same on a device and in a dtype."""
+        return TextCondition(self.context.to(device, dtype), self.pooled.to(device, dtype))
+
     def __getitem__(self, part: slice) -> "TextCondition":
         """The prompts of a range of samples."""
         return TextCondition(self.context[part], self.pooled[part])

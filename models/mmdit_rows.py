@@ -1,6 +1,6 @@
 """The row-batched forward of an MMDiT: both streams in static buffers, the modulation table, one call over the live rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from segue.kernels.combine import unpatchify
 from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
+from .drawn_rows import PromptPool, rows_of, write_drawn
 from .joint_attention import JoinedTexts
 from .mmdit import MMDiT, TextCondition
 from .read_rows import BranchReader, Head, StateUpdate
@@ -56,11 +57,14 @@ class MMDiTRows:
         kernels: Kernels = REFERENCE,
         text_tokens: int | None = None,
         text_blocks: int | None = None,
+        drawn: Mapping[int, Tensor] | None = None,
+        classes: Mapping[int, int] | None = None,
     ):
         """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct pooled texts.
 
         ``text_tokens`` is the prompt length M, by default the model's; ``text_blocks``: the texts of all row blocks, where some
-        have two.
+        have two.  ``drawn``: slots whose labels [B] int64 every call reads from there, of a :class:`PromptPool` with as many
+        classes as ``classes`` says of the slot.
         """
         spec, weight = model.spec, model.final_layer.linear.weight
         spec.check_size(height, width)
@@ -76,19 +80,25 @@ class MMDiTRows:
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width).clone()
+        self.drawn, self.classes = dict(drawn or {}), dict(classes or {})
+        self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
+        self.pools = {slot: weight.new_zeros(self.classes[slot] + batch, text, spec.dim) for slot in self.drawn}
+        self.pooled = {slot: weight.new_zeros(self.classes[slot] + batch, spec.dim) for slot in self.drawn}  # embedded
 
     def remembered(self) -> Iterator[Tensor]:
         """The weights that :meth:`load` computes with, and :meth:`forward` does not."""
         return self.model.run_weights()
 
     @torch.no_grad()
-    def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
+    def load(self, times: Tensor, conditions: Sequence[TextCondition | PromptPool]) -> None:
         """Embed the prompts, and compute the modulation of every (time, pooled text) pair of a run.
 
-        times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot.
-        Raises ``ValueError`` for another shape and beyond the capacity.
+        times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot, or the
+        pool of a drawn one.  Raises ``ValueError`` for another shape and beyond the capacity.
         """
         slots, device = len(self.context), self.table.device
+        pools = {slot: pool for slot, pool in enumerate(conditions) if isinstance(pool, PromptPool)}
+        conditions = [text.plain if isinstance(text, PromptPool) else text for text in conditions]
         wanted = (self.batch, self.context.shape[2], self.model.spec.text_dim), (self.batch, self.model.spec.pooled_dim)
         shapes = [(tuple(condition.context.shape), tuple(condition.pooled.shape)) for condition in conditions]
         for shape in shapes:
@@ -98,19 +108,25 @@ class MMDiTRows:
                 )
         if len(shapes) != slots:
             raise ValueError(f"these rows hold {slots} conditions, got {len(shapes)}")
-        pooled = torch.cat([condition.pooled.to(device) for condition in conditions])
+        fixed = [slot for slot in range(slots) if slot not in self.drawn]
+        pooled = torch.cat([conditions[slot].pooled.to(device) for slot in fixed])
         distinct, index = pooled.unique(dim=0, return_inverse=True)
         if len(times) > self.times or len(distinct) > self.conditions:
             raise ValueError(
                 f"{len(times)} times and {len(distinct)} prompts exceed the capacity {self.times} and {self.conditions}"
             )
         self.positions.copy_(self.model.position_table(self.height, self.width))
-        self.condition_index.copy_(index.view(slots, self.batch))
+        for slot, found in zip(fixed, index.view(len(fixed), self.batch), strict=True):
+            self.condition_index[slot].copy_(found)
         for slot, condition in zip(self.context, conditions, strict=True):
             slot.copy_(self.model.embed_context(condition.context.to(device)))
         embedded = self.model.embed_condition(times.to(device, torch.float32)[:, None], distinct)  # [T, N, D]
         table = self.table.view(self.times, self.conditions, -1)
         self.model.modulation(embedded, out=table[: len(times), : len(distinct)])
+        for slot, pool in pools.items():
+            self.time_values[: len(times)].copy_(times)
+            self.pools[slot].copy_(self.model.embed_context(pool.context.to(device)))
+            self.pooled[slot].copy_(self.model.y_embedder(pool.pooled.to(device)))
 
     @torch.no_grad()
     def forward(
@@ -135,6 +151,7 @@ class MMDiTRows:
         modulation = start_modulation(
             kernels, self.table, clock, self.condition_index, self.conditions, slots, out=self.modulation
         )
+        write_drawn(modulation, layout.conditions, self.drawn, batch, lambda slot: self._drawn_modulation(slot, clock))
         joined = RowTexts.of(model, modulation, layout, normalized) if layout.joined else None
         per_block, final = model.split_modulation(modulation[: len(layout.blocks) * batch])
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
@@ -144,6 +161,9 @@ class MMDiTRows:
             start_texts(self.context, layout, self.text)
         else:
             start_text(self.context, layout.conditions[:roots], self.text.unflatten(0, (-1, batch)))
+        for root, slot in enumerate(layout.conditions[:roots]):
+            if slot in self.drawn:
+                self.text[layout.text_rows(root, root + 1, batch)].copy_(self._drawn_text(slot))
         carries = RowCarries(self.hidden, kernels), RowCarries(self.text, kernels)
         for layer, (block, schedule) in enumerate(zip(model.joint_blocks, layout.layers, strict=True)):
             for fork in schedule.forks:
@@ -164,6 +184,18 @@ class MMDiTRows:
         reader = BranchReader(kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
         reader.read(model.spec.depth, Head(shift, out_scale, linear.weight, linear.bias))
         return reader.output()
+
+    def _drawn_modulation(self, slot: int, clock: Clock) -> Tensor:
+        """That of a drawn slot at each sample's call, [B, W]."""
+        time = self.kernels.gather_rows(self.time_values, clock.time_index(self.kernels))
+        pooled = self.kernels.gather_rows(self.pooled[slot], rows_of(self.drawn[slot], self.classes[slot]))
+        return self.model.modulation(self.model.t_embedder(time) + pooled)
+
+    def _drawn_text(self, slot: int) -> Tensor:
+        """The embedded prompts of a drawn slot, [B, M, D]."""
+        pool = self.pools[slot]
+        found = self.kernels.gather_rows(pool.flatten(1), rows_of(self.drawn[slot], self.classes[slot]))
+        return found.view(-1, *pool.shape[1:])
 
     def recorded(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .spec import ModelSpec, Prediction, TimeInput, positive_integer
+from .spec import ModelSpec, Prediction, TimeInput, positive_integer, time_embedding_flops
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,10 @@ class MMDiTSpec(ModelSpec):
     def modulation_chunks(self, layer: int) -> tuple[int, int]:
         """Modulation vectors of the image and of the text stream of one block."""
         return (9 if layer in self.dual_layers else 6), (2 if self.is_last(layer) else 6)
+
+    def modulation_flops(self) -> int:
+        vectors = sum(sum(self.modulation_chunks(layer)) for layer in range(self.depth)) + 2
+        return 2 * vectors * self.dim**2 + time_embedding_flops(self.dim)
 
     def block_flops(self, layer: int, tokens: int) -> int:
         """FLOPs of one joint block for one row of ``tokens`` image tokens and ``text_tokens`` text tokens."""

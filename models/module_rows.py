@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segue.kernels.combine import unpatchify
 from segue.kernels.record import REFERENCE, Kernels
 
+from .drawn_rows import PromptPool
 from .mmdit import TextCondition
 from .mmdit_spec import MMDiTSpec
 from .read_rows import StateUpdate
@@ -101,8 +102,14 @@ class ModuleRows:
         conditions: int,
         kernels: Kernels = REFERENCE,
         text_tokens: int | None = None,
+        drawn: Mapping[int, Tensor] | None = None,
+        classes: Mapping[int, int] | None = None,
     ):
-        """``row_blocks`` and ``slots`` size the buffers; ``times``, ``conditions`` and ``text_tokens`` follow the run."""
+        """``row_blocks`` and ``slots`` size the buffers; ``times``, ``conditions``, ``text_tokens``, ``classes`` follow a run.
+
+        ``drawn``: slots whose labels [B] int64 every call reads from there.
+        """
+        self.drawn = dict(drawn or {})
         network.spec.check_size(height, width)
         self.network, self.kernels = network, kernels
         self.batch, self.height, self.width = batch, height, width
@@ -112,7 +119,7 @@ class ModuleRows:
         """The weights that a run computes with once: none."""
         return ()
 
-    def load(self, times: Tensor, conditions: Sequence[TextCondition]) -> None:
+    def load(self, times: Tensor, conditions: Sequence[TextCondition | PromptPool]) -> None:
         """Keep the prompts and times of a run.
 
         times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot, on the
@@ -144,7 +151,10 @@ class ModuleRows:
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
         time = self.times[clock.time_index(self.kernels)]  # [B]
         used = tuple(dict.fromkeys(slots))
-        context, embedding = self._embedded(self.prompts, used, slots, time)
+        prompts = [
+            text.drawn(self.drawn[slot]) if isinstance(text, PromptPool) else text for slot, text in enumerate(self.prompts)
+        ]
+        context, embedding = self._embedded(prompts, used, slots, time)
         self._make_buffers(context)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         text = self.text.view(-1, batch, *self.text.shape[1:])  # [J, B, M, D]

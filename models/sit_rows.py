@@ -1,6 +1,6 @@
 """The row-batched forward of a DiT or SiT: static buffers, the modulation table, and one call over the live rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from segue.kernels.combine import unpatchify
 from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
+from .drawn_rows import write_drawn
 from .read_rows import BranchReader, Head, StateUpdate
 from .recorded_rows import branch_states
 from .residuals import RowCarries
@@ -37,8 +38,12 @@ class SiTRows:
         conditions: int,
         kernels: Kernels = REFERENCE,
         variance: bool = False,
+        drawn: Mapping[int, Tensor] | None = None,
     ):
         """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct labels.
+
+        ``drawn``: slots whose labels [B] int64 every call reads from there; the modulation of their rows is its own work, since
+        a table of all labels would be too large (11 GB for DiT-XL/2).
 
         With ``variance`` every call leaves in ``self.variance`` [B, C, H, W] fp32 what the first branch of its layout says of
         the variance: the second half of the output's channels, without guidance.
@@ -53,6 +58,8 @@ class SiTRows:
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
         self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
         self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
+        self.drawn = dict(drawn or {})
+        self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.positions = model.positions(height, width).to(weight, copy=True)
         self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
         self.variance: Tensor | None = None
@@ -70,16 +77,20 @@ class SiTRows:
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
         """Compute the modulation of every (time, label) pair of a run, and the weights of the used channels of the heads.
 
-        times [T] fp64, the distinct network times; conditions: labels [B] int64 for each slot.  Raises ``ValueError``
-        beyond the capacity.
+        times [T] fp64, the distinct network times; conditions: labels [B] int64 for each slot, of which those of drawn ones are
+        not read.  Raises ``ValueError`` beyond the capacity.
         """
-        distinct, index = torch.stack(list(conditions)).unique(return_inverse=True)
+        fixed = [slot for slot in range(len(conditions)) if slot not in self.drawn]
+        distinct, index = torch.stack([conditions[slot] for slot in fixed]).unique(return_inverse=True)
         if len(times) > self.times or len(distinct) > self.labels:
             raise ValueError(
                 f"{len(times)} times and {len(distinct)} labels exceed the capacity {self.times} and {self.labels}"
             )
-        self.label_index.copy_(index)
+        for slot, found in zip(fixed, index, strict=True):
+            self.label_index[slot].copy_(found)
         times, labels = times.to(self.table.device, torch.float32), distinct.to(self.table.device)
+        if self.drawn:
+            self.time_values[: len(times)].copy_(times)
         table = self.table.view(self.times, self.labels, -1)
         at_once = max(1, PAIRS_AT_ONCE // len(labels))
         for first in range(0, len(times), at_once):
@@ -118,6 +129,7 @@ class SiTRows:
         modulation = start_modulation(
             kernels, self.table, clock, self.label_index, self.labels, layout.conditions, out=self.modulation
         )
+        write_drawn(modulation, layout.conditions, self.drawn, batch, lambda slot: self._drawn_modulation(slot, clock))
         per_block, final, exits = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         reader = BranchReader(kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
@@ -140,6 +152,11 @@ class SiTRows:
             self._read_variance(hidden, layout.readouts[0].row, head)
         reader.read(model.spec.depth, head)
         return reader.output()
+
+    def _drawn_modulation(self, slot: int, clock: Clock) -> Tensor:
+        """That of a drawn slot at each sample's call, [B, W]."""
+        time = self.kernels.gather_rows(self.time_values, clock.time_index(self.kernels))
+        return self.model.modulation(time, self.drawn[slot])
 
     def _read_variance(self, hidden: Tensor, row: int, head: Head) -> None:
         """Project the variance channels of one row block; hidden [J, B, L, D]."""

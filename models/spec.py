@@ -30,6 +30,14 @@ def positive_integer(name: str, value: Any) -> int:
     return int(value)
 
 
+TIME_FREQUENCIES = 256  # sines and cosines that an embedder of times reads
+
+
+def time_embedding_flops(dim: int) -> int:
+    """FLOPs of embedding one time: two linears."""
+    return 2 * (TIME_FREQUENCIES * dim + dim**2)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Sizes and conventions common to every diffusion transformer.
@@ -118,6 +126,10 @@ class ModelSpec:
 
     def second_text_flops(self, layer: int, tokens: int) -> int:
         """FLOPs that a second text adds to one block for one row; of models that take prompts."""
+        raise NotImplementedError
+
+    def modulation_flops(self) -> int:
+        """FLOPs of the modulation of one row, where it is not in the table: of a condition that a call draws."""
         raise NotImplementedError
 
     def embed_flops(self, tokens: int) -> int:
@@ -210,6 +222,11 @@ class SiTSpec(ModelSpec):
             if values[name] == usual:
                 del values[name]
         return values
+
+    def modulation_flops(self) -> int:
+        embedders = self.depth if self.per_block_embedding else 1
+        vectors = 6 * self.depth + 2 + 2 * len(self.exits)
+        return 2 * vectors * self.dim**2 + embedders * time_embedding_flops(self.dim)
 
     def block_flops(self, layer: int, tokens: int) -> int:
         linear = 2 * tokens * (4 * self.dim**2 + 2 * self.dim * self.mlp_dim)

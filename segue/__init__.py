@@ -28,6 +28,7 @@ _MODULES = {
     "segue.engine.planning.solver_rows": ("Solver",),
     "segue.engine.planning.solvers": ("euler_maruyama",),
     "segue.engine.records.sample_run": ("SampleRun",),
+    "segue.engine.rules.gfcg": ("GFCG", "ICG"),
     "segue.engine.rules.guidance": (
         "CFG",
         "NAG",

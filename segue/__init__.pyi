@@ -27,6 +27,7 @@ from segue.engine.planning.schedule import (
 from segue.engine.planning.solver_rows import Solver as Solver
 from segue.engine.planning.solvers import euler_maruyama as euler_maruyama
 from segue.engine.records.sample_run import SampleRun as SampleRun
+from segue.engine.rules.gfcg import GFCG as GFCG, ICG as ICG
 from segue.engine.rules.guided_corrections import (
     EnergyPreserving as EnergyPreserving,
     HiGS as HiGS,

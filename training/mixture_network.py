@@ -1,6 +1,6 @@
 """A network of an engine whose output is known: the exact velocity of a Gaussian mixture, for any rule, solver and branch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -61,17 +61,17 @@ class MixtureNetwork(nn.Module):
         )
 
     def rows(self, batch: int, height: int, width: int, **capacity: Any) -> "MixtureRows":
-        """The row-batched forward for B samples; there is nothing to allocate, so ``capacity`` does not matter."""
+        """The row-batched forward for B samples; there is nothing to allocate: of ``capacity`` the ``drawn`` labels matter."""
         if (height, width) != (1, 1):
             raise ValueError(f"a point of the plane is a latent of 1 x 1, got {height} x {width}")
-        return MixtureRows(self)
+        return MixtureRows(self, capacity.get("drawn"))
 
 
 class MixtureRows:
     """The forward of a :class:`MixtureNetwork` over live branches, in fp64, with the interface of ``SiTRows``."""
 
-    def __init__(self, network: MixtureNetwork):
-        self.network = network
+    def __init__(self, network: MixtureNetwork, drawn: Mapping[int, Tensor] | None = None):
+        self.network, self.drawn = network, dict(drawn or {})
 
     def remembered(self) -> Iterator[Tensor]:
         """No weights, of which :meth:`load` could keep any."""
@@ -79,7 +79,8 @@ class MixtureRows:
 
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
         """times [T] fp64, the distinct noise levels of a run; conditions: labels [B] int64 for each slot."""
-        self.times, self.conditions = times, conditions
+        self.times = times
+        self.conditions = [self.drawn.get(slot, labels) for slot, labels in enumerate(conditions)]
 
     def forward(
         self,

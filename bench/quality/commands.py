@@ -68,6 +68,7 @@ def score(
     weak: o.WeakOption = None,
     adapter: o.AdapterOption = None,
     adapter_scale: o.AdapterScaleOption = None,
+    calibration: o.CalibrationOption = None,
     device: o.DeviceOption = None,
     dtype: DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -108,6 +109,8 @@ def score(
 
     segue score --adapter sgg
 
+    segue score --calibration sgg
+
     segue score samples.npz --judge herbarium-judge
 
     segue score --report
@@ -128,7 +131,7 @@ def score(
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
     of_drawing = {"guidance": guidance, "limit_minutes": limit_minutes, "beside_cfg": beside_cfg or None}
-    of_drawing |= {"no_effective_scale": None if effective_scale else True}
+    of_drawing |= {"no_effective_scale": None if effective_scale else True, "calibration": calibration}
     of_model = {"dtype": dtype, "linears": linears} | how
     if report:
         if pictures is not None:
@@ -144,7 +147,8 @@ def score(
         score_pictures(pictures, panel, device, out, shown)
     else:
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing
-        _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown, beside_cfg))
+        how_long = (out, limit_minutes, effective_scale, shown, beside_cfg, calibration)
+        _exit(score_model(source, guidance, panel, trial, *how_long))
 
 
 def tune_scales(

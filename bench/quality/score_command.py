@@ -11,7 +11,7 @@ from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
 from segue.engine.device import resolve_device
 from segue.engine.engine import Engine
-from segue.engine.rules.presets import default_rules, parse_rule
+from segue.engine.rules.presets import calibrated_rule, default_rules, parse_rule
 from segue.models.bundled import CLASSIFIERS
 from segue.training.data.leaves import SIZE
 from segue.training.data.species import SPECIES
@@ -141,10 +141,11 @@ def score_model(
     effective: bool,
     report: Report,
     beside_cfg: bool = False,
+    calibration: str | None = None,
 ) -> int:
     """Score rules on a model; ``drawing`` are the fields of a :class:`Trial`.  Returns the exit code.
 
-    ``beside_cfg``: also CFG at the effective scale of every rule.
+    ``beside_cfg``: also CFG at the effective scale of every rule; ``calibration``: also the rule that it is of, calibrated.
     """
     limit = TimeLimit(minutes)
     if beside_cfg and not effective:
@@ -156,6 +157,10 @@ def score_model(
     scorer = Scorer(engine, judges, real, trial, where, out, effective, limit, report.say)
     defaults = () if source.adapter else default_texts(engine, report.say)  # an adapter holds the guidance
     code, texts = 0, list(rules or (UNGUIDED, *defaults))
+    if calibration is not None:
+        calibrated = calibrated_rule(calibration)
+        trial.plan(engine, calibrated)  # refuses other weights, another schedule, another solver
+        texts.append(calibrated.text)
     floor = scorer.score_real()
     try:
         scorer.score(texts)

@@ -245,6 +245,44 @@ def distilled(
 
 
 @reproduce.command()
+def reused(
+    model: o.ModelOption = None,
+    weak: o.WeakOption = None,
+    device: o.DeviceOption = None,
+    dtype: DtypeOption = None,
+    guidance: Annotated[
+        list[str] | None, typer.Option("--guidance", "-g", help="An exact rule; repeat it.  Default: sgg, cfg, slg and ag.")
+    ] = None,
+    cost: Annotated[list[float] | None, typer.Option(help="A wanted cost; repeat it.  Default: 1.22 and 1.15.")] = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    samples: Annotated[int, typer.Option(help="Samples that placements are tried on.")] = 48,
+    judge_samples: Annotated[int, typer.Option(help="Samples of other seeds, for errors; a page shows 96 and more.")] = 96,
+    tries: Annotated[int, typer.Option(help="Placements that are tried for each cost.")] = 12,
+    batch: BatchOption = None,
+    out: RowsOption = ROWS,
+    limit_minutes: LimitOption = None,
+    into: IntoOption = None,
+) -> None:
+    """Directions that are held, extrapolated or computed at searched calls: cost, and error of finished samples.
+
+    [bold]Example[/bold]
+
+    segue reproduce reused -g sgg -g cfg --into docs/reproduction
+    """
+    from ..calibration.calibrate import Budget
+    from ..calibration.commands import JUDGED_FROM as HELD_OUT
+    from ..calibration.finished import Draw
+    from .reused import reproduce_reused
+
+    source = o.Source(model, device=device, dtype=dtype or DTYPE, weak=weak)
+    budget = Budget(Draw(samples, 0, batch or 24), Draw(judge_samples, HELD_OUT, batch or 24), tries)
+    rules, costs = guidance or ["sgg", "cfg", "slg", "ag"], cost or [1.22, 1.15]
+    run = o.RunOptions(steps, solver)
+    exit_with(reproduce_reused(source, rules, costs, run, budget, out, limit_minutes, into))
+
+
+@reproduce.command()
 def sd3(
     model: Annotated[str, typer.Option(help="Folder or hub id of an SD3 or SD3.5 pipeline.")],
     prompts: Annotated[Path, typer.Option(help="Text file, a prompt a line.")],

@@ -28,7 +28,7 @@ from ..planning.plan import Plan
 from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
-from ..rules.batch import Rules, RulesLike, rules_and_notes, with_call_scale
+from ..rules.batch import Rules, RulesLike, refuse_draws, rules_and_notes, with_call_scale
 from ..rules.guidance import CFG
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
@@ -85,6 +85,8 @@ def attach(
     further = further_networks(models, spec)
     specs = {"main": spec} | {name: network.spec for name, network in further.items()}
     compile_plan(with_call_scale(guidance, 1.0), linear(28), VELOCITY, specs)  # branches that do not exist are refused here
+    if not dit:
+        refuse_draws(guidance)
     for note in notes:
         warn_caller(note)
     present, shared = attached_to(pipe), SharedForward.of(transformer)
@@ -323,8 +325,7 @@ class Attachment:
 def _check_cut_off(plan: Plan, index: int) -> None:
     """Raise ``ValueError`` if a run whose negative prompt a callback took away before call ``index`` cannot go on so."""
     needed = any(plan.branches[branch].condition == "uncond" for live in plan.live[index:] for branch in live)
-    remembers = plan.has_memory
-    if needed or remembers:
+    if needed or plan.remembers:
         why = "evaluates the uncond branch after it" if needed else "carries directions across it, which start anew there"
         raise ValueError(
             f"a callback took the negative prompt away after call {index} of {plan.calls}, as SD3CFGCutoffCallback does by "

@@ -14,11 +14,12 @@ from segue.models.spec import SiTSpec
 from segue.models.weight_watch import WeightWatch
 
 from ..core import EngineCore
-from ..planning.plan import Plan
+from ..planning.plan import Condition, Plan
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule
 from ..planning.solvers import NOISE
 from ..rules.batch import Rules
+from ..rules.drawn import Draw, plain_condition
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import is_recorded
 from ..velocity import GuidedVelocity
@@ -89,11 +90,19 @@ class DiTCall:
         """What stays the same during a run."""
         return self.labels, self.copies, tuple(self.latents.shape), self.latents.dtype, self.latents.device
 
-    def conditions(self, plan: Plan) -> dict[str | int, Tensor]:
-        """Labels [B] for every condition of a plan."""
-        null = cast(SiTSpec, plan.spec).null_label
-        named = {"cond": list(self.labels), "uncond": [null] * len(self.labels)}
-        found = {name: named[name] if name in named else [int(name)] * len(self.labels) for name in plan.conditions}
+    def conditions(self, plan: Plan) -> dict[Condition, Tensor]:
+        """Labels [B] for every condition of a plan; of drawn ones, those where nothing was chosen."""
+        spec = cast(SiTSpec, plan.spec)
+        if plan.draws and max(self.labels) >= spec.num_classes:
+            raise ValueError(
+                f"the {plan.draws[0]} of a rule is for samples of a class, and the pipeline asks for class {max(self.labels)} "
+                f"of {spec.num_classes}"
+            )
+        named = {"cond": list(self.labels), "uncond": [spec.null_label] * len(self.labels)}
+        found = {}
+        for name in plan.conditions:
+            taken = plain_condition(name) if isinstance(name, Draw) else name
+            found[name] = named[taken] if taken in named else [int(taken)] * len(self.labels)
         return {name: torch.tensor(values, device="cpu") for name, values in found.items()}
 
 

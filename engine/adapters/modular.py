@@ -51,8 +51,10 @@ def _check_rule(rule: Guidance) -> Guidance:
             raise ValueError(f"a guider can evaluate the negative prompt and skipped layers, not the branch {term.branch}")
         if term.channels is not None:
             raise ValueError(f"a guider guides all latent channels, got channels {term.channels}")
-        if term.refresh > 1:
-            raise ValueError(f"a guider keeps no directions between calls, got refresh {term.refresh}")
+        if term.stop is not None:
+            raise ValueError(f"a guider stops at no cosine, got {term.stop:g}")
+        if not term.reuse.is_exact:
+            raise ValueError(f"a guider keeps no directions between calls, got a rule that computes them {term.reuse}")
     return rule
 
 

@@ -28,6 +28,13 @@ def latent_affine(vae: Any) -> tuple[float, float]:
 
 
 @torch.no_grad()
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Latents [B, C, H, W] fp32 of a network -> pictures [B, 3, H', W'] in the precision of its VAE, about [-1, 1]."""
+    scale, shift = latent_affine(vae)
+    return vae.decode(latents.to(vae.dtype) / scale + shift, return_dict=False)[0]
+
+
+@torch.no_grad()
 def decode_latents(vae: Any, processor: Any, latents: Tensor, max_batch: int | None = None) -> list:
     """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape.
 
@@ -98,6 +105,10 @@ class Decoder:
     def factor(self) -> int:
         """Pixels per latent: every block of the autoencoder but the last halves the picture."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, H, W] of the network -> what the VAE makes of them, about [-1, 1], on its device."""
+        return decoded(self.vae, self._without_statistics(latents))
 
     def pictures(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] of the network -> B PIL images, ``max_batch`` at a time."""

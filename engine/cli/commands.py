@@ -42,6 +42,7 @@ def sample(
     window: o.WindowOption = None,
     delta: o.DeltaOption = None,
     refresh: o.RefreshOption = None,
+    calibration: o.CalibrationOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -94,6 +95,8 @@ def sample(
 
     segue sample --adapter sgg --classes 3 --count 8
 
+    segue sample --calibration sgg --classes 3 --count 8
+
     segue sample --model owner/name --variant fp16 --no-t5 --prompt "a cat" --output latent
 
     segue sample --from out/003-acerites-dentata-seed3.png --out again.png
@@ -110,6 +113,7 @@ def sample(
     source = replace(o.with_adapter(source, adapter, adapter_scale, attention), upscale=upscale)
     rule = o.RuleOptions.of(
         guidance,
+        calibration,
         scale=scale,
         weight=weight,
         layers=layers,
@@ -145,6 +149,7 @@ def compare(
     weak: o.WeakOption = None,
     adapter: o.AdapterOption = None,
     adapter_scale: o.AdapterScaleOption = None,
+    calibration: o.CalibrationOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
@@ -171,7 +176,8 @@ def compare(
 ) -> None:
     """Draw the same pictures by several rules, one labelled row each, with cost and seconds; a JSON file goes beside it.
 
-    With --adapter the last row is drawn without guidance by the network that has the adapter in its weights.
+    With --adapter the last row is drawn without guidance by the network that has the adapter in its weights, with --calibration
+    by a rule that is calibrated.
 
     [bold]Examples[/bold]
 
@@ -188,6 +194,7 @@ def compare(
     segue compare -g cfg -g "cfg:scale=3,window=fraction:0,0.5 + slg:weight=1,layers=7" --json
     """
     from .compare import compare_rules
+    from .redraw import refuse_calibration
     from .redraw_sheet import redraw_sheet
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
@@ -196,9 +203,10 @@ def compare(
     source = o.with_adapter(source, adapter, adapter_scale, attention)
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
+        refuse_calibration(calibration)
         redraw_sheet(sheet, rules, source, run, output, text)
     else:
-        compare_rules(rules, source, run, output, text)
+        compare_rules(rules, source, run, output, text, calibration)
 
 
 def plan(
@@ -219,6 +227,7 @@ def plan(
     window: o.WindowOption = None,
     delta: o.DeltaOption = None,
     refresh: o.RefreshOption = None,
+    calibration: o.CalibrationOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -234,6 +243,8 @@ def plan(
 
     segue plan -g cfg --scale 4 --window sigma:0.3,0.9 --steps 50 --solver heun
 
+    segue plan --calibration sgg
+
     segue plan --model sd3.5-medium --height 768 --width 1344
 
     segue plan --model DiT-XL/2 -g sgg:scale=4,weight=1.5,layers=10-12,switch=0.6 --json
@@ -242,6 +253,7 @@ def plan(
 
     rule = o.RuleOptions.of(
         guidance,
+        calibration,
         scale=scale,
         weight=weight,
         layers=layers,

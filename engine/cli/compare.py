@@ -16,7 +16,7 @@ from ..images import save_png
 from ..planning.plan import Plan
 from ..records.provenance import SHEET
 from ..rules.batch import ParsedRules, parse_rules
-from ..rules.presets import ParsedRule
+from ..rules.presets import ParsedRule, calibrated_rule
 from .jobs import Job, captions, name_of, open_job
 from .options import UNGUIDED, Output, PromptOptions, RunOptions, Source
 from .sample import check_output, counted, print_numbered
@@ -29,7 +29,14 @@ MOST_SEEDS = 8  # named one by one
 MOST_PICTURES = 12  # in a row where no classes are chosen
 
 
-def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, output: Output, text: PromptOptions) -> None:
+def compare_rules(
+    rules: Sequence[str] | None,
+    source: Source,
+    run: RunOptions,
+    output: Output,
+    text: PromptOptions,
+    calibration: str | None = None,
+) -> None:
     """Check everything, draw row by row, then write the sheet and a JSON file of the same name."""
     began = time.perf_counter()
     out, folder = check_output(output, DEFAULT_SHEET)
@@ -39,6 +46,8 @@ def compare_rules(rules: Sequence[str] | None, source: Source, run: RunOptions, 
         refuse_existing(out.with_suffix(".json"))
     job = open_job(replace(source, adapter=None, adapter_scale=None), run, text, MOST_PICTURES)
     jobs = [(job, parse_rules(rule, job.spec)) for rule in rules or DEFAULT_RULES]
+    if calibration is not None:
+        jobs.append((job, calibrated_rule(calibration)))
     if source.adapter is not None:
         adapted = open_job(source, run, text, MOST_PICTURES)
         jobs.append((adapted, parse_rules(UNGUIDED, adapted.spec)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec, SiTSpec
 
+from ..adapters.upscaling import Upscaler
 from ..adapters.weight_adapters import find_lora, lora_told
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
@@ -28,7 +29,6 @@ from ..records.provenance import Origin, Record
 from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
-from ..upscaling import Upscaler
 from .library_messages import loading
 from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
 from .prompt_session import draw_prompts, warm_up_prompts

@@ -162,6 +162,15 @@ RefreshOption = Annotated[
     _option("--refresh", panel=_RULE, help="Evaluate weak branches at every N-th call only, approximately; 1 is exact."),
 ]
 
+CalibrationOption = Annotated[
+    str | None,
+    _option(
+        "--calibration",
+        panel=_RULE,
+        help="Approximately, with a known error: a file of segue calibrate, or sgg for the herbarium's own sgg.",
+    ),
+]
+
 StepsOption = Annotated[int | None, _option("--steps", panel=_RUN, shown=str(DEFAULT_STEPS), help="Steps of the solver.")]
 SolverOption = Annotated[
     str | None,
@@ -360,7 +369,8 @@ class RuleOptions:
 
     text: str | None
     flags: dict[str, str]
+    calibration: str | None = None
 
     @classmethod
-    def of(cls, text: str | None, **flags: str | None) -> "RuleOptions":
-        return cls(text, {name: value for name, value in flags.items() if value is not None})
+    def of(cls, text: str | None, calibration: str | None = None, **flags: str | None) -> "RuleOptions":
+        return cls(text, {name: value for name, value in flags.items() if value is not None}, calibration)

@@ -28,6 +28,7 @@ def redraw(path: Path, source: Source, rule: RuleOptions, run: RunOptions, outpu
     are, ``--image`` where the same start picture is.
     """
     refuse_recorded(source, run, output, text)
+    refuse_calibration(rule.calibration)
     out, folder = check_output(output, DEFAULT_OUT)
     original, chunk = read_png(path)
     record = read_record(chunk, str(path))
@@ -85,6 +86,12 @@ def recorded_source(source: Source, origin: Origin) -> Source:
         return replace(source, **precision)
     how: dict[str, Any] = {"family": origin.family, "heads": origin.heads, "branch_head": origin.exit_layer}
     return replace(source, model=origin.source, revision=origin.revision, variant=origin.variant, **how, **precision)
+
+
+def refuse_calibration(calibration: str | None) -> None:
+    """Raise ``ValueError`` for one: the recorded rule names the calls that a calibration chose."""
+    if calibration is not None:
+        raise ValueError(f"--from takes --calibration from the picture; leave {calibration!r} out")
 
 
 def refuse_recorded(source: Source, run: RunOptions, output: Output, text: PromptOptions) -> None:

@@ -31,7 +31,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
     plan = job.plan(parsed, run)
     check_fit(out, folder, len(job.labels), output)
     print_warnings(plan, parsed)
-    if text.negative_prompt and "uncond" not in plan.conditions:
+    if text.negative_prompt and not plan.needs_negative:
         print(f"warning: {parsed.text} has no unconditional branch: the negative prompt changes nothing", file=sys.stderr)
     drawn = job.draw(plan, bool(run.check_finite))
     record, new = job.record(parsed, drawn.plan), NewFiles(output.force)

@@ -15,6 +15,7 @@ from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec, SiTSpec
 from segue.models.weights import load_model
 
+from ..adapters.upscaling import Upscaler
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
@@ -25,10 +26,9 @@ from ..planning.plan_warnings import already_told
 from ..prompts.saved_pipeline import SavedSD3
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.integers import parse_integers
-from ..rules.presets import ParsedRule
+from ..rules.presets import ParsedRule, calibrated_rule
 from ..running.progress import Counting, progress_bar
 from ..sources import Reading, local_source
-from ..upscaling import Upscaler
 from .options import DEFAULT_LINEARS, DEFAULT_RULE, DEFAULT_SOLVER, UNGUIDED, RuleOptions, RunOptions, Source
 from .selection import pair_samples
 
@@ -97,9 +97,19 @@ def further_specs(source: Source) -> dict[str, ModelSpec]:
 
 
 def choose_rule(rule: RuleOptions, spec: ModelSpec, source: Source) -> ParsedRule | ParsedRules:
-    """The rule of the options; by default that of all models, or none where an adapter holds the guidance."""
+    """The rule of the options; by default that of all models, or none where an adapter holds the guidance.
+
+    With a calibration the rule that this was made for, or the one that is named, if it is the same.
+    """
+    if rule.calibration is not None and rule.text is None and not rule.flags:
+        return calibrated_rule(rule.calibration)
     default = DEFAULT_RULE if source.adapter is None else UNGUIDED
-    return parse_rules(default if rule.text is None else rule.text, spec, rule.flags)
+    parsed = parse_rules(default if rule.text is None else rule.text, spec, rule.flags)
+    if rule.calibration is None:
+        return parsed
+    if isinstance(parsed, ParsedRules):
+        raise ValueError(f"a calibration is of one rule for all samples, got {parsed.text}")
+    return parsed.calibrated(rule.calibration)
 
 
 def check_batch(max_batch: int | None) -> None:

@@ -1,10 +1,12 @@
 """Guidance x schedule x solver -> Plan: of all samples alike, of rules of their own, or of whole requests of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from segue.kernels.normalized_attention import NEUTRAL
 from segue.models.parameterization import Parameterization
@@ -12,10 +14,14 @@ from segue.models.spec import ModelSpec, tier_of
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
+from ..rules.drawn import Draw, RandomCondition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
+from .choices import check_sources, drawn_by_classifiers, without_unchosen
+from .classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from .plan import ALPHA, Plan, checked_size
+from .reuse import branch_reuse, branch_stops, evaluated_calls, reuse_warnings
 from .schedule import Schedule
 from .solver_rows import Solver, SolverRow
 from .solvers import check_learned_variance, get_solver
@@ -23,9 +29,7 @@ from .term_weights import (
     channel_masks,
     correction_warnings,
     coverage_warnings,
-    evaluated_calls,
     reference_branch,
-    refresh_intervals,
     resolve_weights,
     rule_branches,
 )
@@ -77,6 +81,16 @@ def compile_batch(
     return _joined(_plans(plain_rules(guidance), runs, specs, height, width), guidance)
 
 
+def with_decoder_flops(plan: Plan, device: torch.device, decode: Callable[[Tensor], Tensor] | None) -> Plan:
+    """``plan`` with the cost of classifiers behind the decoder of an engine's VAE, where one of its rules needs it."""
+    size = plan.spec.channels, plan.height, plan.width
+    counted = dict(plan.classifier_flops)
+    for draw in counted:
+        if decode is not None and needs_decoder(draw.classifier, plan.spec):
+            counted[draw] = traced(resolved_classifier(draw.classifier, plan.spec, device, decode), size, device)[1]
+    return replace(plan, classifier_flops=counted)
+
+
 def plan_part(plan: Plan, samples: slice) -> Plan:
     """The plan of some of the samples of a batch, with the branches of their rules alone.
 
@@ -102,15 +116,26 @@ def _plans(
     solvers = [solver for _, solver in runs]
     for rule, solver in zip(rules, solvers, strict=True):
         _check_terms(rule, specs)
+        check_sources(rule, rule_branches([rule]))
         check_learned_variance(solver, spec, rule.zero_steps)
     for solver in solvers:
         if any(solver is not other for other in solvers) and solver.begin() is not None:
             raise ValueError(f"{solver.name} makes the steps of a whole batch itself: it cannot serve some of its samples")
     branches = rule_branches(rules)
+    for branch in branches:
+        _check_branch(branch, specs)
+    draws = drawn_by_classifiers(branches)
+    for draw in draws:
+        check_classes(draw, spec, height, width)
     references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
     common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
-    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": _kept(rules, branches)}
+    kept, places = _kept(rules, branches)
+    common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": kept, "places": places}
+    stops = [branch_stops(rule, branches) for rule in rules]
+    common["adaptive"] = tuple(k + 1 for k, own in enumerate(zip(*stops, strict=True)) if any(one is not None for one in own))
     common |= {"reference": references.pop(), "earlier": max(solver.earlier for solver in solvers)}
+    common |= {"classifier_flops": {draw: classifier_flops(draw.classifier, spec, height, width) for draw in draws}}
+    _check_adaptive(common["adaptive"], common["kept"], common["reference"], branches)
     made: dict[tuple, Plan] = {}
     plans = []
     for rule, (schedule, solver) in zip(rules, runs, strict=True):
@@ -132,9 +157,15 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     weights, warnings = resolve_weights(rule, branches, sigmas[:-1])
     _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
     weights[: rule.zero_steps] = 0.0
+    if rule.calibration is not None:
+        rule.calibration.check_run(schedule.sigmas, solver.name, common["height"], common["width"])
+    silent = steps < rule.zero_steps
+    of_calls, for_choices = without_unchosen(weights[steps], branches, sigmas[:-1], steps, silent)
     attention, oddities = attention_numbers(rule.attention, sigmas[:-1])
     warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps) + oddities
-    evaluated = evaluated_calls(weights[steps], refresh_intervals(rule, branches))
+    reuse = branch_reuse(rule, branches)
+    warnings += reuse_warnings(reuse, branches, len(rows))
+    evaluated = evaluated_calls(of_calls, reuse) | for_choices
     if NEGATIVE_TEXT in branches:
         evaluated[:, branches.index(NEGATIVE_TEXT) - 1] = attention[steps, ALPHA] != 0
     return Plan(
@@ -143,9 +174,11 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
         solver=solver,
         sigmas=np.array([row.sigma for row in rows]),
         steps=steps,
-        weights=weights[steps],
-        silent=steps < rule.zero_steps,
+        weights=of_calls,
+        silent=silent,
         evaluated=evaluated,
+        orders=tuple(own.order for own in reuse),
+        stops=branch_stops(rule, branches),
         attention=attention[steps],
         table=table,
         warnings=tuple(warnings),
@@ -153,14 +186,18 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     )
 
 
-def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[int, ...]:
-    """The branches whose directions the calls of some sample reuse."""
-    longest = np.max([refresh_intervals(rule, branches) for rule in rules], axis=0)
-    return tuple(int(k) + 1 for k in np.flatnonzero(longest > 1))
+def _kept(rules: Sequence[Guidance], branches: tuple[Branch, ...]) -> tuple[tuple[int, ...], int]:
+    """The branches whose directions the calls of some sample reuse, and how many directions of each are kept."""
+    reuse = [branch_reuse(rule, branches) for rule in rules]
+    kept = tuple(k + 1 for k, own in enumerate(zip(*reuse, strict=True)) if not all(one.is_exact for one in own))
+    return kept, max((own[k - 1].order + 1 for own in reuse for k in kept if not own[k - 1].is_exact), default=1)
 
 
 def _joined(plans: Sequence[Plan], rules: Rules) -> Plan:
     """The plan of a batch whose samples have ``plans`` by ``rules``."""
+    for plan in plans:
+        if plan.calibration is not None:
+            raise ValueError(f"a calibration is of one rule for all samples, and a batch of {len(plans)} has one for each")
     owners: dict[str, list[int]] = {}
     for sample, plan in enumerate(plans):
         for warning in plan.warnings:
@@ -195,6 +232,15 @@ def _lasting(attention: np.ndarray, calls: int) -> np.ndarray:
     return np.concatenate([attention, np.tile(NEUTRAL, (calls - len(attention), 1))])
 
 
+def _check_adaptive(adaptive: Sequence[int], kept: Sequence[int], reference: int | None, branches: tuple[Branch, ...]) -> None:
+    """Raise ``ValueError`` for a branch that stops and is needed at every call, or whose directions another sample keeps."""
+    for branch in adaptive:
+        if branch == reference:
+            raise ValueError(f"a correction needs {branches[branch]} at every call, and the rule stops it")
+        if branch in kept:
+            raise ValueError(f"one rule of the batch stops {branches[branch]}, and another reuses its directions")
+
+
 def _check_distinct(schedule: Schedule, sigmas: np.ndarray, spec: ModelSpec) -> None:
     """Raise ``ValueError`` for levels that differ in the schedule and are one to the model."""
     for i in np.flatnonzero((np.diff(sigmas) == 0) & (np.diff(schedule.array()) != 0)):
@@ -213,6 +259,7 @@ def _check_terms(rule: Guidance, specs: Mapping[str, ModelSpec]) -> None:
     for term in rule.terms:
         _check_branch(term.branch, specs)
         _check_condition(term.branch, spec)
+        _check_draw(term.branch.condition, spec)
         if term.channels is not None and term.channels > spec.channels:
             raise ValueError(f"channels {term.channels} is out of range: {spec.name} has {spec.channels} latent channels")
 
@@ -255,6 +302,18 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
         classes = getattr(spec, "num_classes", 0)
         if not 0 <= branch.condition < classes:
             raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
+
+
+def _check_draw(condition: Any, spec: ModelSpec) -> None:
+    """Raise ``ValueError`` for a drawn condition that has no labels, or no prompts, to be drawn from."""
+    if not isinstance(condition, Draw):
+        return
+    if spec.text_tokens and condition.classes is None:
+        raise ValueError(f"a {condition} of {spec.name}, which takes prompts, is drawn from classes=..., and the rule has none")
+    if not spec.text_tokens and condition.classes is not None:
+        raise ValueError(f"classes={condition.classes.names} are for prompts, and {spec.name} has labels of its own")
+    if isinstance(condition, RandomCondition) and getattr(spec, "num_classes", 2) < 2:
+        raise ValueError(f"a {condition} is one of at least two, and {spec.name} has one class")
 
 
 def _solver_table(

@@ -14,13 +14,17 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
+from ..rules.calibration import Calibration
 from ..rules.correction import CallLevels, Correction
+from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
+from .reuse import ReuseTables, reuse_tables
 from .schedule import Schedule
 from .solver_rows import Solver
 
+Condition = Any  # cond, uncond, parent, an integer label or a Draw
 ALPHA = 2  # the column of ``Plan.attention`` that is 0 where NAG is off
 
 
@@ -69,13 +73,18 @@ class Plan:
     steps: np.ndarray  # [N] step (from 0) that each call belongs to
     weights: np.ndarray  # [N, K] of the guidance branches, K = len(branches) - 1
     evaluated: np.ndarray  # [N, K] whether the branch runs; False with a weight: the direction c - k of an earlier call serves
+    adaptive: tuple[int, ...]  # branches that stop guiding a sample, so that they may run at fewer calls than planned
+    stops: tuple[float | None, ...]  # [K] the cosines at which they do
+    orders: tuple[int, ...]  # [K] of the polynomials that extrapolate kept directions
     silent: np.ndarray  # [N] whether the velocity is zero, whatever the branches say
     attention: np.ndarray  # [N, 3] scale, tau and alpha of NAG, whose text is evaluated where it acts
     masks: np.ndarray  # [K] guided latent channels per branch (the model's channel count: all)
     kept: tuple[int, ...]  # branches whose directions c - k are kept, for calls that weigh them without evaluating them
+    places: int  # how many directions of each are kept
     reference: int | None  # the branch that corrections of the rule act on, if any does
     earlier: int  # how many rows before the previous one the rows of the solver weigh
     table: np.ndarray  # [N, 7 + earlier] solver rows in the model's own output, see SOLVER_COLUMNS
+    classifier_flops: Mapping[ClassifierReference, int | None] = field(default_factory=dict)  # of a sample; None: unknown
     warnings: tuple[str, ...] = field(default=())
     samples: tuple["Plan", ...] = field(default=())  # the plan of each sample, where they differ
 
@@ -158,15 +167,20 @@ class Plan:
         return self.rules[0].corrections
 
     @property
-    def has_memory(self) -> bool:
-        """Whether a call depends on those before by more than the state: by kept directions, or by a correction."""
-        return bool(self.kept) or any(correction.has_memory for correction in self.corrections)
-
-    @property
     def call_levels(self) -> CallLevels:
         """Where the calls stand, for numbers that corrections have of each."""
         ends = self.parameterization.snap(self.schedule.array())[1:]
         return CallLevels(self.sigmas, ends[self.steps], self.steps, len(ends))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a call gives depends on the calls before, beyond the state."""
+        return bool(self.kept or self.adaptive) or any(correction.has_memory for correction in self.corrections)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was measured of the rule on this run."""
+        return self.guidance.calibration if isinstance(self.guidance, Guidance) else None
 
     @property
     def reused(self) -> np.ndarray:
@@ -191,9 +205,24 @@ class Plan:
         return tuple(dict.fromkeys(self.live))
 
     @cached_property
-    def conditions(self) -> tuple[str | int, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         """The distinct conditions of the branches; a branch's slot is its condition's index here."""
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
+
+    @cached_property
+    def draws(self) -> tuple[Draw, ...]:
+        """The conditions that are drawn."""
+        return tuple(condition for condition in self.conditions if isinstance(condition, Draw))
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether samples need a negative prompt: for a branch without condition, or in the place of a drawn one."""
+        return "uncond" in self.conditions or any(plain_condition(draw) == "uncond" for draw in self.draws)
+
+    def choosers(self, live: tuple[int, ...]) -> tuple[ClassifierReference, ...]:
+        """The draws whose classifiers are asked in a call."""
+        networks = (self.branches[i].network for i in live)
+        return tuple(network.draw for network in networks if isinstance(network, Chooser))
 
     def coefficients(self) -> np.ndarray:
         """``[..., N, 1 + K, C']`` factors of the branch outputs; they sum to one, at silent calls to zero.
@@ -204,9 +233,19 @@ class Plan:
         whole = np.where(self.silent, 0.0, 1.0)[..., None, None]
         return np.concatenate([whole - weak.sum(axis=-2, keepdims=True), weak], axis=-2)
 
+    @cached_property
+    def reuse(self) -> ReuseTables:
+        """From which directions ``c - k`` of earlier calls those of a call are extrapolated; of a plan of one rule."""
+        return reuse_tables(self.weights, self.evaluated, self.sigmas, self.orders, self.places)
+
     def reused_weights(self) -> np.ndarray:
-        """``[..., N, K, C']`` weights of directions ``c - k`` that were kept from an earlier call."""
-        return (self.weights * ~self.evaluated)[..., None] * self._channel_factors
+        """``[N, K, places, C']`` weights of directions ``c - k`` that earlier calls kept; of a plan of one rule."""
+        return (self.weights[..., None] * self.reuse.coefficients)[..., None] * self._channel_factors[:, None]
+
+    @property
+    def reused_channels(self) -> int:
+        """C', the last dimension of :meth:`reused_weights`."""
+        return self._channel_factors.shape[1]
 
     @property
     def _channel_factors(self) -> np.ndarray:
@@ -218,22 +257,22 @@ class Plan:
 
     def models(self, live: tuple[int, ...]) -> tuple[str, ...]:
         """The networks that run for a live set."""
-        return tuple(dict.fromkeys(self.branches[i].model for i in live))
+        return tuple(dict.fromkeys(self.branches[i].model for i in self.outputs(live)))
 
     def members(self, live: tuple[int, ...], model: str) -> tuple[int, ...]:
         """The live branches that run through ``model`` and have an output."""
         return tuple(i for i in self.outputs(live) if self.branches[i].model == model)
 
     def outputs(self, live: tuple[int, ...]) -> tuple[int, ...]:
-        """The live branches that have an output: all but a text that is joined to others."""
-        return tuple(i for i in live if not self.branches[i].is_text)
+        """The live branches that have an output: all but a text that is joined to others, and classifiers."""
+        return tuple(i for i in live if not (self.branches[i].is_text or isinstance(self.branches[i].network, Chooser)))
 
     def alone(self, branch: int, live: tuple[int, ...]) -> tuple[int, ...]:
         """The live set that evaluates one branch as ``live`` does: with the text that is joined there, if one is."""
         return (branch, *(i for i in live if self.branches[i].is_text))
 
     def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:
-        """The slot of the text that the rows of a slot meet beside their own: of the conditional rows of the sampled network."""
+        """The slot of the text that the rows of a slot meet beside their own: of conditional rows of the sampled network."""
         if model != "main" or not any(self.branches[i].is_text for i in live):
             return {}
         return {self.conditions.index("cond"): self.conditions.index(NEGATIVE_TEXT.condition)}
@@ -265,6 +304,9 @@ class Plan:
             if layout.joined:
                 joined = enumerate(rows.joined for rows in layout.layers)
                 flops += sum(count * spec.second_text_flops(layer, tokens) for layer, count in joined)
+            drawn = {slot for slot in layout.conditions if isinstance(self.conditions[slot], Draw)}
+            flops += len(drawn) * spec.modulation_flops()  # that of other conditions is in a table
+        flops += sum(self.classifier_flops[draw] or 0 for draw in self.choosers(live))
         return evaluations, blocks, flops
 
     def text_blocks(self, live: tuple[int, ...]) -> int:
@@ -276,7 +318,11 @@ class Plan:
         return all(self.masks[i - 1] >= self.spec.channels for i in live if i) and not self.keeps_apart(live)
 
     def keeps_apart(self, live: tuple[int, ...]) -> bool:
-        """Whether the outputs of the live branches are needed one by one: for kept directions, and for corrections."""
+        """Whether the outputs of the live branches are needed one by one: for kept directions, corrections and classifiers."""
+        if self.choosers(live):
+            return True
+        if self.adaptive:  # also where they have stopped, so that numbers do not depend on when the host notices
+            return True
         for correction in self.corrections:
             if not correction.needs_reference and (correction.alone or len(self.outputs(live)) > 1 or self.kept):
                 return bool(live)
@@ -307,7 +353,7 @@ class Plan:
         return plan_html(self)
 
 
-def branch_path(branch: Branch, conditions: tuple[str | int, ...], depth: int) -> Path:
+def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int) -> Path:
     """A branch as one operation per layer."""
     operations = [FULL] * depth
     if isinstance(branch.network, Exit):

@@ -5,7 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ..rules.rule_text import shown_rule
-from .plan_text import COLUMNS, cost_text, heading, run_cells
+from .plan_text import COLUMNS, cost_lines, heading, run_cells
 
 if TYPE_CHECKING:
     from .plan import Plan  # which shows itself with this module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def plan_html(plan: "Plan") -> str:
     """Heading, rule, one row for each run of calls, the cost and the warnings."""
     lines = [f"<b>{escape(heading(plan))}</b>", f"<code>{escape(shown_rule(plan.guidance))}</code>"]
-    below = [cost_text(plan), *(f"warning: {warning}" for warning in plan.warnings)]
+    below = [*cost_lines(plan), *(f"warning: {warning}" for warning in plan.warnings)]
     return "<br>".join([*lines, table_html(COLUMNS, run_cells(plan)), *map(escape, below)])
 
 

@@ -7,10 +7,12 @@ import numpy as np
 
 from segue.models.attention_kind import FULL_ATTENTION
 
+from ..rules.drawn import Chooser, ClassifierReference
 from ..rules.rule_text import shown_rule
 from .solver_rows import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
+    from ..rules.guidance import Branch
     from .plan import Plan, Run  # which prints itself with this module
 
 FLOPS_UNITS = {9: "GFLOP", 12: "TFLOP", 15: "PFLOP"}
@@ -45,7 +47,7 @@ def plan_summary(plan: "Plan") -> str:
     """Model, rule, solver and cost in a few words."""
     size = f"{plan.spec.name} {plan.height} x {plan.width}"
     how = f"{plan.schedule.steps} steps of {plan.solver.name}, schedule {plan.schedule.name}"
-    return f"{size}: {shown_rule(plan.guidance)}, {how}, {plan.cost.relative:.2f}x unguided"
+    return f"{size}: {shown_rule(plan.guidance)}, {how}, {'at most ' * bool(plan.adaptive)}{plan.cost.relative:.2f}x unguided"
 
 
 def plan_text(plan: "Plan") -> str:
@@ -56,7 +58,7 @@ def plan_text(plan: "Plan") -> str:
     for line in cells:
         lines.append("  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
     lines += [f"then: {correction}" for correction in plan.corrections]
-    lines += [*legend(plan), cost_text(plan)]
+    lines += [*legend(plan), *cost_lines(plan)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
@@ -70,12 +72,29 @@ def run_cells(plan: "Plan") -> list[tuple[str, str, str, str, str, str]]:
         first, last = plan.sigmas[calls[0]], plan.sigmas[calls[-1]]
         weights, reused = plan.weights[..., calls, :], plan.reused[calls].any(axis=0)
         names = [str(plan.branches[0])] if live else ["none: the velocity is zero"]
-        names += [f"{plan.branches[i]} (w {_span(weights[..., i - 1])})" for i in plan.outputs(live) if i]
+        guiding = [i for i in live[1:] if not plan.branches[i].is_text]
+        names += [f"{plan.branches[i]}{_weight_cell(plan.branches[i], weights[..., i - 1])}" for i in guiding]
         names += [f"{plan.branches[i]} ({_inside(plan.attention[..., calls, :])})" for i in live if plan.branches[i].is_text]
         names += [f"{plan.branches[k + 1]} reused (w {_span(weights[..., k])})" for k in np.flatnonzero(reused)]
         levels = f"{first:.4f}-{last:.4f}" if len(calls) > 1 else f"{first:.4f}"
         table.append((_numbers(runs), levels, str(rows), str(blocks), f"{flops / unit:.3f}x", " | ".join(names)))
     return table
+
+
+def _weight_cell(branch: "Branch", weights: np.ndarray) -> str:
+    """What a live branch weighs over a run of calls; a classifier, and what only a classifier looks at, weigh nothing."""
+    if isinstance(branch.network, Chooser):
+        return ""
+    if not weights.any():
+        return " (for the classifier)"
+    draw = branch.condition
+    if not isinstance(draw, ClassifierReference) or (draw.swaps and not draw.gain):
+        return f" (w {_span(weights)})"
+    return (
+        f" (w {_span(weights)} times 1 - p)"
+        if not draw.swaps
+        else f" (w {_span(weights)}, swapped times 1 + {draw.gain:g} (1 - p))"
+    )
 
 
 def _numbers(runs: "Sequence[Run]") -> str:
@@ -108,17 +127,47 @@ def _pattern(kinds: Sequence[tuple], first: int) -> tuple[int, int]:
 
 
 def legend(plan: "Plan") -> list[str]:
-    """A line that says what w is, where a rule has a scale instead."""
+    """A line that says what w is, where a rule has a scale instead, and one for a branch that stops."""
     scaled = any(branch.condition != "cond" and branch.network is None for branch in plan.branches)
-    return ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
+    lines = ["w: the added weight of a branch, for cfg its scale less 1"] if scaled else []
+    for draw, flops in plan.classifier_flops.items():
+        work = "operations unknown and not counted" if flops is None else f"{flops_text(flops)} each time"
+        when = (
+            "at the call before, and p the share of the own class"
+            if draw.lag
+            else "in the call, and p the share of the own class"
+        )
+        lines.append(f"{Chooser(draw)}: {work}; the label is chosen {when}")
+    for branch in plan.adaptive:
+        stops = {stop for own in plan.samples or (plan,) if (stop := own.stops[branch - 1]) is not None}
+        cosines = " or ".join(f"{stop:g}" for stop in sorted(stops))
+        lines.append(
+            f"{plan.branches[branch]} stops for a sample once its cosine with cond passes {cosines}; the host polls between "
+            "calls and drops it when it has stopped for all"
+        )
+    return lines
+
+
+def cost_lines(plan: "Plan") -> list[str]:
+    """The whole cost, and where the rule is calibrated what the exact one costs and how far this is from it."""
+    calibration = plan.calibration
+    if calibration is None:
+        return [cost_text(plan)]
+    interval = f"{calibration.error:.3f} ({calibration.low:.3f} to {calibration.high:.3f})"
+    return [
+        cost_text(plan),
+        f"exact {calibration.exact_cost:.3f}x, calibrated {plan.cost.relative:.3f}x unguided, error {interval} of the distance "
+        f"between unguided and exact samples, median of {calibration.samples}",
+    ]
 
 
 def cost_text(plan: "Plan") -> str:
     """The whole cost in one line."""
     cost = plan.cost
     texts = f"{cost.text_blocks} blocks of a text alone, " if cost.text_blocks else ""
+    most = "at most " if plan.adaptive else ""
     return (
-        f"total: {cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, {texts}"
+        f"total: {most}{cost.calls} calls, {cost.evaluations} evaluations, {cost.blocks} blocks, {texts}"
         f"{flops_text(cost.flops)} per sample = {cost.relative:.3f}x unguided"
     )
 
@@ -156,6 +205,8 @@ def plan_dict(plan: "Plan") -> dict:
             "flops": cost.flops,
             "relative": cost.relative,
             **({"text_blocks": cost.text_blocks} if cost.text_blocks else {}),
+            "at_most": bool(plan.adaptive),
         },
+        "calibration": None if plan.calibration is None else plan.calibration.to_dict(),
         "warnings": list(plan.warnings),
     }

@@ -6,14 +6,18 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance
+from ..rules.drawn import ClassifierReference
+from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance, Term
+from ..rules.normalized_attention import NormalizedAttention
+from .choices import with_choosers
 
 
 def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
-    """The conditional branch, then those that any of ``rules`` guides by, then the text of a NAG that acts."""
+    """The conditional branch, those that any of ``rules`` guides by, what chooses labels of drawn ones, the text of a NAG."""
     rules = tuple(rules)
     guiding = dict.fromkeys(term.branch for rule in rules for term in rule.terms if not term.branch.is_conditional)
-    return COND, *guiding, *([NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else [])
+    text = [NEGATIVE_TEXT] if any(part.acts for rule in rules for part in rule.attention) else []
+    return *with_choosers((COND, *guiding)), *text
 
 
 def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -40,7 +44,7 @@ def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigma
 
 def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
-    parts = (*guidance.terms, *guidance.attention)
+    parts: tuple[Term | NormalizedAttention, ...] = (*guidance.terms, *guidance.attention)
     if not parts:
         return []
     chosen = np.array([part.window.select(step_sigmas) for part in parts])
@@ -87,34 +91,6 @@ def channel_masks(rules: Iterable[Guidance], branches: tuple[Branch, ...], chann
     return masks
 
 
-def refresh_intervals(guidance: Guidance, branches: tuple[Branch, ...]) -> np.ndarray:
-    """Every how many calls [K] each branch is evaluated; two terms on one branch must agree."""
-    intervals = np.ones(len(branches) - 1, dtype=np.int64)
-    seen: dict[Branch, int] = {}
-    for term in guidance.terms:
-        if term.branch.is_conditional:
-            continue
-        if seen.setdefault(term.branch, term.refresh) != term.refresh:
-            first = seen[term.branch]
-            raise ValueError(f"two terms on the branch {term.branch} refresh it every {first} and {term.refresh} calls")
-        intervals[branches.index(term.branch) - 1] = term.refresh
-    return intervals
-
-
-def evaluated_calls(weights: np.ndarray, intervals: np.ndarray) -> np.ndarray:
-    """At which calls [N, K] a branch is evaluated: where it has a weight, every ``interval``-th of consecutive such calls.
-
-    The first call after a pause is always among them, so a direction is never older than ``interval - 1`` calls.
-    """
-    evaluated = weights != 0
-    for k, interval in enumerate(intervals):
-        age = 0
-        for call, live in enumerate(weights[:, k] != 0):
-            evaluated[call, k] = live and age % interval == 0
-            age = age + 1 if live else 0
-    return evaluated
-
-
 def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: ModelSpec) -> int | None:
     """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
 
@@ -124,7 +100,9 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     if not corrections:
         return None
     correction = corrections[0]
-    others = [i for i, branch in enumerate(branches) if branch.condition != "cond" and not branch.is_text]
+    others = [
+        i for i, branch in enumerate(branches) if branch.condition != "cond" and branch.model == "main" and not branch.is_text
+    ]
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
@@ -132,9 +110,13 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
         if correction.space == "velocity" and (spec.prediction == "epsilon" or spec.path == "cosine"):
             found = "predicts noise" if spec.prediction == "epsilon" else "predicts those of the cosine path"
             raise ValueError(f"{correction} acts on velocities, and {spec.name} {found}")
+    if isinstance(branches[others[0]].condition, ClassifierReference):
+        raise ValueError(
+            f"{corrections[0]} scales a term by the rule's number, and that of the {branches[others[0]]} is its classifier's"
+        )
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
     if any(term.channels is not None for term in terms):
         raise ValueError(f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them")
-    if any(term.refresh > 1 for term in terms):
+    if not all(term.reuse.is_exact for term in terms):
         raise ValueError(f"{corrections[0]} needs {branches[others[0]]} at every call, and the rule reuses its directions")
     return others[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,14 @@ PROMPT_LENGTH = 256  # tokens of the third encoder, T5; the two CLIPs bring 77
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptEmbeddings:
-    """Encoded prompts of B images, reusable across calls.  ``negative`` may be None when no rule needs it."""
+    """Encoded prompts of B images, reusable across calls.  ``negative`` may be None when no rule needs it.
+
+    ``texts``: the prompts themselves where they are known, for rules that draw the prompts of classes.
+    """
 
     positive: TextCondition
     negative: TextCondition | None = None
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -35,12 +39,13 @@ class PromptEmbeddings:
         def changed(condition: TextCondition | None) -> TextCondition | None:
             return None if condition is None else TextCondition(change(condition.context), change(condition.pooled))
 
-        return PromptEmbeddings(changed(self.positive), changed(self.negative))
+        return PromptEmbeddings(changed(self.positive), changed(self.negative), self.texts)
 
     def select(self, rows: Sequence[int]) -> "PromptEmbeddings":
         """The prompts of these rows, in their order; a row may come several times."""
         rows = list(rows)
-        return self._each(lambda tensor: tensor[rows])
+        taken = tuple(self.texts[row] for row in rows) if self.texts else ()
+        return replace(self._each(lambda tensor: tensor[rows]), texts=taken)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
         """The same on a device and in a dtype."""
@@ -118,7 +123,8 @@ def encode_prompts(
             max_sequence_length=max_sequence_length,
         )
     without = negatives is None
-    return PromptEmbeddings(TextCondition(positive, pooled), None if without else TextCondition(negative, negative_pooled))
+    unguided = None if without else TextCondition(negative, negative_pooled)
+    return PromptEmbeddings(TextCondition(positive, pooled), unguided, tuple(prompts))
 
 
 @contextmanager

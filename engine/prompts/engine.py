@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,16 +18,18 @@ from ..argument_names import refuses_unknown
 from ..core import ScheduleLike, check_rising, check_seeds
 from ..device import outside_autocast
 from ..numeric_input import counting_number
-from ..planning.plan import Plan, checked_size
+from ..planning.plan import Condition, Plan, checked_size
 from ..planning.plan_warnings import warn_of
 from ..planning.schedule import Schedule, as_schedule, from_scheduler
 from ..planning.solver_rows import Solver
 from ..records.prompt_record import start_of
 from ..rules.batch import RulesLike
+from ..rules.drawn import ClassPrompts, Draw
 from ..running.program import Program
 from ..running.sampler import Callback
 from ..velocity import GuidedVelocity
-from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_prompts, check_texts
+from .class_pools import drawn_prompts
+from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_prompts, check_texts, text_encoders
 from .live_velocity import LiveVelocity
 from .parity import sample_as_diffusers
 from .pipe_core import PipeCore
@@ -206,6 +208,8 @@ class PromptEngine(PipeCore):
         plan = self.plan(guidance, *levels, strength)
         plan.check_samples(len(seeds))
         self.check_plan(plan)
+        for draw in plan.draws if texts is not None else ():
+            _ = [draw.classes.label_of(text) for text in texts]  # raises for a prompt of no class
         if options.get("schedule") is not None:
             check_rising(plan, latents, image, options.get("noise"))
         if options.get("noise") is not None:
@@ -214,7 +218,7 @@ class PromptEngine(PipeCore):
         if isinstance(prompt, PromptEmbeddings):
             embeddings = prompt
         else:
-            negative = negative_prompt if "uncond" in plan.conditions else None
+            negative = negative_prompt if plan.needs_negative else None
             length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
             embeddings = self.encode(texts, negative, max_sequence_length=length)
         if pixels is not None:
@@ -300,10 +304,27 @@ class PromptEngine(PipeCore):
             return state
         return self.noised_start(plan, state, latents)
 
-    def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[str | int, TextCondition]:
-        table: dict[str | int, TextCondition] = {}
+    def _class_pool(self, draw: Draw, embeddings: PromptEmbeddings) -> TextCondition:
+        """The embedded prompts of the classes of a draw, as long as those of the samples."""
+        pipe = self._need_pipe("embed the prompts of classes")
+        tokens = embeddings.positive.context.shape[1]
+
+        def encode(texts: list[str]) -> TextCondition:
+            length = max(1, tokens - pipe.tokenizer_max_length)
+            return self.encode(texts, None, max_sequence_length=length).positive
+
+        return self._pools.pool(cast(ClassPrompts, draw.classes), tokens, encode, tuple(text_encoders(pipe).values())).to(
+            self.device, self.dtype
+        )
+
+    def _conditions(self, plan: Plan, embeddings: PromptEmbeddings) -> dict[Condition, Any]:
+        table: dict[Condition, Any] = {}
         embeddings = embeddings.to(self.device, self.dtype)
         for condition in plan.conditions:
+            if isinstance(condition, Draw):
+                pool = self._class_pool(condition, embeddings)
+                table[condition] = drawn_prompts(condition, pool, embeddings)
+                continue
             if condition not in ("cond", "uncond"):
                 raise ValueError(f"the condition {condition!r} needs class labels, and {self.spec.name} takes prompts")
             table[condition] = embeddings.positive if condition == "cond" else embeddings.negative

@@ -48,8 +48,9 @@ def sample_as_diffusers(
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")
     if plan.samples:
         raise ValueError("numerics='diffusers' has one rule for all samples, as the pipeline has, and here each has its own")
-    if plan.kept or plan.corrections:
-        extra = plan.corrections[0] if plan.corrections else "reused directions"
+    if plan.kept or plan.corrections or plan.draws or plan.adaptive:
+        told = "a calibration" if plan.calibration else "reused directions" if plan.kept else "branches that stop"
+        extra = [*plan.corrections, *(f"a {draw}" for draw in plan.draws), told][0]
         raise ValueError(f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}")
     SchedulerCalls.of(scheduler)  # refuses what the plan cannot follow
     first = len(scheduler.timesteps) - plan.calls

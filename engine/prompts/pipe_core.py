@@ -1,7 +1,7 @@
 """An engine core beside a diffusers SD3 pipeline: its transformer, followed live, its text encoders and its VAE."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,8 @@ from segue.models.weight_watch import WeightWatch
 
 from ..adapters.around_forward import AroundForward, turns
 from ..adapters.further_networks import further_networks
-from ..adapters.vae import decode_latents
+from ..adapters.live_transformer import hook_device
+from ..adapters.vae import decode_latents, decoded
 from ..adapters.weight_adapters import fuse_lora
 from ..argument_names import refuses_unknown
 from ..core import EngineCore
@@ -27,6 +28,7 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan
 from ..running.program import Program
 from ..sources import DEFAULT, Reading, local_source
+from .class_pools import ClassPools
 from .encoding import ENCODERS, PROMPT_LENGTH, PromptEmbeddings, check_prompts, encode_prompts, move_text_encoders
 from .saved_pipeline import load_pipeline
 from .tokenizers import OwnTokenizers
@@ -61,6 +63,7 @@ class PipeCore(EngineCore):
         self._further = dict(models or {})
         self.pipe, self._live, self._lock, self._tokenizers = pipe, None, threading.RLock(), OwnTokenizers()
         self._quantized: WeightWatch | None = None  # the weights that fp8 copies were made of
+        self._pools = ClassPools()
         if model is not None:
             super().__init__(model, self._further, device, dtype, graphs, kernels, linears)
             return
@@ -274,6 +277,13 @@ class PipeCore(EngineCore):
         pipe = self._need_pipe("offload the text encoders")
         with self._turn():
             move_text_encoders(pipe, torch.device(device))
+
+    def estimates_decoder(self) -> Callable[[Tensor], Tensor] | None:
+        """As :meth:`EngineCore.estimates_decoder`: by the VAE of the pipeline, unless hooks move it."""
+        vae = getattr(self.pipe, "vae", None)
+        if vae is None or hook_device(vae) is not None or vae.device != self.device:
+            return None
+        return lambda latents: decoded(vae, latents)
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, ``max_batch`` at a time.  Raises ``ValueError`` for another shape."""

@@ -13,6 +13,7 @@ import torch
 
 from segue.models.fingerprint import fingerprint
 
+from ..adapters.upscaling import Upscaler
 from ..adapters.vae import Decoder
 from ..core import EngineCore
 from ..planning.compile import plan_part
@@ -23,7 +24,6 @@ from ..planning.solver_rows import Solver
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.presets import ParsedRule
 from ..saved_files import VAE
-from ..upscaling import Upscaler
 
 FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
 LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from segue.models.spec import SiTSpec
 
+from ..adapters.upscaling import Upscaler
 from ..adapters.vae import Decoder
 from ..images import PIXEL_CHANNELS, latents_to_images
 from ..planning.plan import Plan
-from ..upscaling import Upscaler
 from .provenance import Record
 from .run import Run
 

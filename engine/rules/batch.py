@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from segue.models.spec import ModelSpec
 
 from .correction import Correction
+from .drawn import Draw
 from .guidance import Guidance
 from .presets import ParsedRule, RuleLike, parse_rule, rule_and_notes
 from .rule_text import SEPARATOR
@@ -107,6 +108,17 @@ def check_count(rules: Rules, count: int) -> None:
     own, what = (rules.samples, "rule has numbers") if isinstance(rules, Guidance) else (len(rules), "list has rules")
     if own is not None and own != count:
         raise ValueError(f"the {what} for {own} samples, and there are {count}")
+
+
+def refuse_draws(rules: Rules) -> None:
+    """Raise ``ValueError`` for a rule that draws prompts, where there are only those of the caller."""
+    for rule in plain_rules(rules):
+        for term in rule.terms:
+            if isinstance(term.branch.condition, Draw):
+                raise ValueError(
+                    f"a {term.branch} needs the prompts of its classes, and an attached pipeline gives its own alone: use "
+                    "Engine.from_pipe(pipe).generate"
+                )
 
 
 def is_shared(rules: Rules) -> bool:

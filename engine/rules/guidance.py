@@ -7,9 +7,10 @@ delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sam
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 
@@ -18,11 +19,14 @@ from segue.models.spec import PARENT, tier_of
 
 from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
+from .calibration import Calibration, read_calibration
 from .call_scale import CALL, CallScale
 from .correction import FREQUENCIES, Correction
+from .drawn import Chooser, Draw
 from .normalized_attention import ALPHA, TAU, NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
-from .rule_text import shown_rule
+from .reuse import EXACT, Reuse
+from .rule_text import rule_text, shown_rule
 from .window import EVERYWHERE, Window, as_window, segments
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
@@ -89,23 +93,26 @@ class Branch:
     """Which condition goes through which network.
 
     ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass;
-    ``"parent:2"`` the tier above it, and so on) or an integer label; ``network`` is None (the full network), a
-    :class:`Perturb`, an :class:`Exit` or a :class:`JoinedText`; ``model`` names a network of the engine.
+    ``"parent:2"`` the tier above it, and so on), an integer label, or a :class:`.drawn.Draw` of labels; ``network`` is None
+    (the full network), a :class:`Perturb`, an :class:`Exit`, a :class:`JoinedText`, or a :class:`.drawn.Chooser`, which adds
+    nothing; ``model`` names a network of the engine.
     """
 
-    condition: str | int = "cond"
-    network: Perturb | Exit | JoinedText | None = None
+    condition: str | int | Draw = "cond"
+    network: Perturb | Exit | JoinedText | Chooser | None = None
     model: str = "main"
 
     def __post_init__(self):
         known = "cond, uncond, parent, parent:N (the N-th tier above the class), or an integer label"
-        if not isinstance(self.condition, str):
+        if isinstance(self.condition, Draw):
+            pass
+        elif not isinstance(self.condition, str):
             object.__setattr__(self, "condition", whole_number(self.condition, f"a condition must be {known}"))
         elif self.condition not in ("cond", "uncond") and not tier_of(self.condition):
             raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
         if tier_of(self.condition) == 1:
             object.__setattr__(self, "condition", PARENT)  # not also "parent:1"
-        if not isinstance(self.network, Perturb | Exit | JoinedText | None):
+        if not isinstance(self.network, Perturb | Exit | JoinedText | Chooser | None):
             raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
         if not isinstance(self.model, str):
             raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
@@ -127,7 +134,9 @@ class Branch:
         return self.network.layers if isinstance(self.network, Perturb) else ()
 
     def __str__(self) -> str:
-        name = str(self.condition) if isinstance(self.condition, str) else f"label {self.condition}"
+        if isinstance(self.network, Chooser):
+            return str(self.network)
+        name = f"label {self.condition}" if isinstance(self.condition, int) else str(self.condition)
         if isinstance(self.network, Perturb):
             name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
         elif isinstance(self.network, Exit):
@@ -187,14 +196,15 @@ class Weight:
 class Term:
     """``w (v_c - v_k)`` inside a window.  ``channels`` restricts it to the first latent channels (None: all).
 
-    ``refresh``: see :meth:`Guidance.reused`.
+    ``reuse``: see :meth:`Guidance.reused`; ``stop``: see :meth:`Guidance.adaptive`.
     """
 
     branch: Branch
     weight: Weight
     window: Window = EVERYWHERE
     channels: int | None = None
-    refresh: int = 1
+    reuse: Reuse = EXACT
+    stop: float | None = None
 
     def __post_init__(self):
         if not isinstance(self.branch, Branch):
@@ -206,9 +216,24 @@ class Term:
         if not isinstance(self.weight, Weight):
             raise TypeError(f"the weight of a term must be a Weight, such as Weight(2.0), got {self.weight!r}")
         object.__setattr__(self, "window", as_window(self.window))
-        object.__setattr__(self, "refresh", counting_number(self.refresh, "refresh"))
+        if not isinstance(self.reuse, Reuse):
+            raise TypeError(f"the reuse of a term must be a Reuse, such as Reuse(2), got {self.reuse!r}")
+        if self.stop is not None:
+            object.__setattr__(self, "stop", self._checked_stop())
         if self.channels is not None:
             object.__setattr__(self, "channels", counting_number(self.channels, "channels"))
+
+    def _checked_stop(self) -> float:
+        stop = real_number(self.stop, "the cosine at which a term stops must be a number")
+        if not -1 < stop < 1:
+            raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
+        if self.branch.condition == "cond":
+            raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
+        if isinstance(self.branch.condition, Draw):
+            raise ValueError(f"adaptive guidance stops a term whose reference stays the same, not that of a {self.branch}")
+        if not self.reuse.is_exact:
+            raise ValueError(f"a term stops by what each call says, and this one computes its direction {self.reuse}")
+        return stop
 
 
 @dataclass(frozen=True, repr=False)
@@ -222,6 +247,7 @@ class Guidance:
     terms: tuple[Term, ...] = ()
     corrections: tuple[Correction, ...] = ()
     attention: tuple[NormalizedAttention, ...] = ()
+    calibration: Calibration | None = None  # see calibrated
 
     def __post_init__(self):
         for name in ("terms", "corrections", "attention"):
@@ -270,7 +296,15 @@ class Guidance:
     def __add__(self, other: "Guidance") -> "Guidance":
         if not isinstance(other, Guidance):
             return NotImplemented
-        return Guidance(self.terms + other.terms, self.corrections + other.corrections, self.attention + other.attention)
+        for one, added in ((self, other), (other, self)):
+            if one.calibration and (added.terms or added.corrections or added.attention):
+                raise ValueError(f"a calibration is of the whole rule {one.calibration.rule}: add {added!r} before it")
+        parts = self.corrections + other.corrections, self.attention + other.attention
+        return Guidance(self.terms + other.terms, *parts, self.calibration or other.calibration)
+
+    def _with_terms(self, terms: Iterable[Term]) -> "Guidance":
+        """Another rule, of which no calibration speaks."""
+        return replace(self, terms=tuple(terms), calibration=None)
 
     @property
     def zero_steps(self) -> int:
@@ -284,8 +318,12 @@ class Guidance:
                 return f"the window {term.window}"
             if any(np.atleast_1d(term.weight.delta)):
                 return f"the delta {shown(term.weight.delta)}"
-            if term.refresh > 1:
-                return f"the reuse of directions for {term.refresh} calls"
+            if not term.reuse.is_exact:
+                return f"the reuse of directions, computed {term.reuse},"
+            if term.stop is not None:
+                return f"the stop at cosine {term.stop:g}"
+            if isinstance(term.branch.condition, Draw) and (what := term.branch.condition.needs_schedule()):
+                return what
         for part in self.attention:
             if part.window.kind in ("steps", "fraction"):
                 return f"the window {part.window}"
@@ -296,13 +334,14 @@ class Guidance:
 
     def within(self, window: Window | str) -> "Guidance":
         """The same rule with every term, and NAG, confined to ``window``; one that already has a window is refused."""
-        for part in (*self.terms, *self.attention):
+        parts: tuple[Term | NormalizedAttention, ...] = (*self.terms, *self.attention)
+        for part in parts:
             if part.window != EVERYWHERE:
                 what = "a term" if isinstance(part, Term) else "NAG"
                 raise ValueError(f"{what} already has the window {part.window}; give windows in one place")
         window = as_window(window)
-        terms, attention = (tuple(replace(part, window=window) for part in parts) for parts in (self.terms, self.attention))
-        return replace(self, terms=terms, attention=attention)
+        attention = tuple(replace(part, window=window) for part in self.attention)
+        return replace(self._with_terms(replace(term, window=window) for term in self.terms), attention=attention)
 
     @property
     def takes_call_scale(self) -> bool:
@@ -315,15 +354,41 @@ class Guidance:
         def weight(term: Term) -> Weight:
             return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
 
-        return replace(self, terms=tuple(replace(term, weight=weight(term)) for term in self.terms))
+        return self._with_terms(replace(term, weight=weight(term)) for term in self.terms) if self.takes_call_scale else self
 
-    def reused(self, refresh: int) -> "Guidance":
-        """The same rule, approximately: directions ``c - k`` are computed at every ``refresh``-th call and reused between.
+    def reused(self, refresh: int = 1, *, order: int = 0, calls: Sequence[int] | None = None) -> "Guidance":
+        """The same rule, approximately: directions ``c - k`` are computed at some calls and extrapolated at those between.
 
-        The weights stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
-        ``refresh=1`` is the exact rule.
+        Computed at every ``refresh``-th call, or at ``calls``, which are those of the run counted from 1; ``order`` 0 holds the
+        last direction, 1 is the line in the noise level through the last two, up to 3 (:class:`.reuse.Reuse`).  The weights
+        stay those of each call.  Directions are kept in the network's own output (velocity, or noise for DiT).
+        ``refresh=1`` without calls is the exact rule.
         """
-        return replace(self, terms=tuple(replace(term, refresh=refresh) for term in self.terms))
+        reuse = Reuse(refresh, order, None if calls is None else cast("tuple[int, ...]", calls))
+        return self._with_terms(replace(term, reuse=reuse) for term in self.terms)
+
+    def adaptive(self, stop: float) -> "Guidance":
+        """The same rule until, sample by sample, the cosine of ``c`` and the reference passes ``stop``; unguided from there on.
+
+        Of the terms with another condition, of which there must be one.  A branch that has stopped for all samples of a batch
+        runs no more: the cost of the plan is what it is at most.  Source: adaptive guidance (arXiv 2312.12487), in the
+        network's own output: noise for DiT, as published; for velocities a reconstruction.
+        """
+        if all(term.branch.condition == "cond" for term in self.terms):
+            raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, and {self!r} has none")
+        others = {term: replace(term, stop=stop) for term in self.terms if term.branch.condition != "cond"}
+        return self._with_terms(others.get(term, term) for term in self.terms)
+
+    def calibrated(self, calibration: "str | Path | Calibration") -> "Guidance":
+        """The same rule, approximately, as ``segue calibrate`` found best: from its file, or by the name of a bundled one.
+
+        Its error is known for one model, schedule, solver and size, beside others of which its plan is refused.  Raises
+        ``ValueError`` for the calibration of another rule.
+        """
+        found = read_calibration(calibration)
+        found.check_rule(rule_text(self))
+        terms = tuple(replace(term, reuse=reuse) for term, reuse in zip(self.terms, found.reuse, strict=True))
+        return replace(self, terms=terms, calibration=found)
 
 
 Unguided = Guidance

@@ -1,6 +1,7 @@
 """Integers written as text: ``3``, ``0-7``, ``0-23:2``, ``0,4,9``."""
 
 import re
+from collections.abc import Iterable
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 LARGEST_RANGE = 1 << 20
@@ -19,3 +20,14 @@ def parse_integers(text: str) -> list[int]:
             raise ValueError(f"a range runs from low to high, at most {LARGEST_RANGE} long, got {piece.strip()!r}")
         numbers += range(first, last + 1, stride)
     return numbers
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Rising integers as :func:`parse_integers` reads them, those in a row as a range: ``1-3,7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

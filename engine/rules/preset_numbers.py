@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from segue.models.bundled import CLASSIFIERS
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.sd3_sizes import SD3_SIZES, published_size
 from segue.models.sizes import FAMILIES
@@ -43,6 +44,7 @@ RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZ
 # scores chose for the herbarium or less.
 _USUAL_OF_PROMPTS = {"scale": 4.5, "weight": 2.8, "switch": Window.fraction(0.0, 0.5)}
 _USUAL_OF_CLASSES = {"scale": 1.5, "weight": 0.2, "switch": 0.5}
+GUIDES = "-classifier"  # of a bundled model's two classifiers the one that chooses; the other judges
 LAYERS_PER_SKIPPED = 8  # one layer in so many is perturbed: 7, 8 and 9 of the 24 of SD3-medium
 
 
@@ -55,6 +57,8 @@ def usual_numbers(spec: ModelSpec) -> dict[str, Any]:
     count = max(1, round(spec.depth / LAYERS_PER_SKIPPED))
     first = (spec.depth - count) // 2
     usual["layers"] = tuple(range(first, first + count))
+    guides = [name for name, model in CLASSIFIERS.items() if model == spec.name and name.endswith(GUIDES)]
+    usual |= {"classifier": guides[0]} if guides else {}
     exits = getattr(spec, "exits", ())
     return usual | ({"layer": exits[0]} if exits else {})
 

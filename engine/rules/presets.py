@@ -9,7 +9,8 @@ A scale, a weight or another number of a rule may be a list, one for each sample
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from segue.models.spec import ModelSpec
@@ -18,12 +19,14 @@ from ..argument_names import advice, did_you_mean
 from ..numeric_input import number_from_text
 from . import guided_corrections as guided
 from . import reference_corrections as reference
+from .calibration import Calibration, read_calibration
 from .call_scale import CALL
+from .gfcg import GFCG, ICG
 from .guidance import CFG, NAG, SGG, AutoGuidance, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
 from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
-from .rule_text import PERTURBING, named_text, value_text
+from .rule_text import PERTURBING, REUSE, named_text, rule_text, value_text
 from .spectral_refinement import SpectralRefine
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
@@ -70,6 +73,16 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def parse_template(text: str) -> str:
+    """A text, in which a space follows every comma."""
+    return ", ".join(piece.strip() for piece in text.split(","))
+
+
 def _shown(option: str, value: Any) -> str:
     """A value for a person to read."""
     if isinstance(value, Window):
@@ -93,11 +106,24 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "reference": parse_reference,
     "channels": parse_integer,
     "refresh": parse_integer,
+    "order": parse_integer,
+    "calls": parse_layers,
+    "stop": number_from_text,
     "tau": parse_numbers,
     "zero_steps": parse_each(parse_integer),
     "levels": parse_integer,
     "model": str,
     **dict.fromkeys(CORRECTION_NUMBERS, parse_numbers),
+    "classifier": str,
+    "form": str,
+    "gain": number_from_text,
+    "lag": parse_integer,
+    "source": str,
+    "every": parse_integer,
+    "interval": Window.parse,
+    "temperature": number_from_text,
+    "classes": parse_names,
+    "template": parse_template,
 }
 PER_SAMPLE = ("scale", "weight", "delta", "tau", "zero_steps", *CORRECTION_NUMBERS)  # a tuple is one for each sample
 
@@ -131,6 +157,8 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "exit": EarlyExit,
     "ag": AutoGuidance,
     "nag": NAG,
+    "gfcg": GFCG,
+    "icg": ICG,
     "sgg": lambda scale, weight, layers, switch: SGG(CFG(scale), SkipLayer(weight, layers), switch),
     "sgg-exit": lambda scale, weight, layer, switch: SGG(CFG(scale), EarlyExit(weight, layer), switch),
     "zero-star": reference.CFGZeroStar,
@@ -170,8 +198,10 @@ class NamedRule:
     @property
     def guidance(self) -> Guidance:
         options = dict(self.options)
-        refresh = options.pop("refresh", 1)
-        return KINDS[self.name].build(**options).reused(refresh)
+        reuse = {option: options.pop(option) for option in REUSE if option in options}
+        stop = options.pop("stop", None)
+        rule = KINDS[self.name].build(**options).reused(**reuse)
+        return rule if stop is None else rule.adaptive(stop)
 
     @property
     def text(self) -> str:
@@ -202,6 +232,7 @@ class ParsedRule:
     """A sum of named rules."""
 
     parts: tuple[NamedRule, ...]
+    calibration: Calibration | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -210,7 +241,12 @@ class ParsedRule:
 
     @property
     def guidance(self) -> Guidance:
-        return sum((part.guidance for part in self.parts), Unguided())
+        return replace(sum((part.guidance for part in self.parts), Unguided()), calibration=self.calibration)
+
+    def calibrated(self, calibration: "str | Path | Calibration") -> "ParsedRule":
+        """As :meth:`.guidance.Guidance.calibrated`; the text names the calls."""
+        rule = self.guidance.calibrated(calibration)
+        return replace(parse_rule(rule_text(rule)), calibration=rule.calibration)
 
     @property
     def text(self) -> str:
@@ -278,6 +314,12 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
         rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {}), spec=spec) for part in texts))
     _ = rule.guidance  # values out of range raise here
     return rule
+
+
+def calibrated_rule(calibration: "str | Path | Calibration") -> ParsedRule:
+    """The rule that a calibration was made for, calibrated; raises as :func:`.calibration.read_calibration`."""
+    found = read_calibration(calibration)
+    return parse_rule(found.rule).calibrated(found)
 
 
 def _parse_recipe(name: str, recipe: Mapping[str, Mapping[str, Any]], model: str, extra: Mapping[str, str]) -> ParsedRule:

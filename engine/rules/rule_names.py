@@ -13,11 +13,14 @@ class Named:
     correction: bool = False
 
 
-_TERM = ("delta", "window", "refresh")
+_REUSE = ("refresh", "order", "calls")
+_TERM = ("delta", "window", *_REUSE)
 _WEAK = ("weight", "layers")
+_CHOICE = ("form", "gain", "lag", "source", "every", "interval", "temperature", "model")
+_CLASSES = ("classes", "template")
 NAMES = {
     "none": Named("Unguided"),
-    "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels")),
+    "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels", "stop")),
     "slg": Named("Skip-layer guidance", _WEAK, _TERM),
     "pag": Named("Perturbed-attention guidance", _WEAK, _TERM),
     "pag-image": Named("Perturbed-attention guidance, text kept", _WEAK, _TERM),
@@ -26,8 +29,10 @@ NAMES = {
     "exit": Named("Early-exit guidance", ("weight", "layer"), _TERM),
     "ag": Named("Autoguidance", ("weight",), (*_TERM, "model")),
     "nag": Named("Normalized attention guidance", ("scale",), ("tau", "alpha", "window")),
-    "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), ("refresh",)),
-    "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), ("refresh",)),
+    "gfcg": Named("Gradient-free classifier guidance", ("weight", "classifier"), (*_CHOICE, *_CLASSES, "delta", "window")),
+    "icg": Named("Independent condition guidance", ("scale",), (*_CLASSES, "delta", "window", "channels")),
+    "sgg": Named("Segmented guidance", ("scale", "weight", "layers", "switch"), _REUSE),
+    "sgg-exit": Named("Segmented guidance, early exit", ("scale", "weight", "layer", "switch"), _REUSE),
     "zero-star": Named("optimized scale", (), ("zero_steps",), correction=True),
     "apg": Named("adaptive projection", ("momentum", "radius", "eta"), correction=True),
     "tcfg": Named("tangential damping", correction=True),

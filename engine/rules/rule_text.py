@@ -5,7 +5,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .call_scale import CALL, CallScale
+from .drawn import ClassifierReference, Draw
+from .drawn_text import WITHOUT_TEXT, Named, Options, drawn_rule
+from .integers import ranges_text
 from .per_sample import each
+from .reuse import EXACT, Reuse
 from .window import Window, segments
 
 if TYPE_CHECKING:
@@ -22,12 +26,9 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
     "attention_blur": "seg",
 }
 SEGMENTED = {"slg": "sgg", "exit": "sgg-exit"}  # by the name of the weak rule
-WITHOUT_TEXT = "<function>"  # in the place of a weight that is a function of sigma
 DECIMALS = 12
 SEPARATOR = " | "  # between the rules of samples
-
-Options = dict[str, Any]
-Named = tuple[str, Options]
+REUSE = ("refresh", "order", "calls")  # the options that say when directions are computed
 
 
 def number_text(value: float) -> str:
@@ -39,6 +40,8 @@ def value_text(option: str, value: Any) -> str:
     if isinstance(value, Window):
         bounds = (value.high,) if option == "switch" else (value.low, value.high)
         return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(number_text, bounds))}"
+    if option == "calls":
+        return ranges_text(value)
     if isinstance(value, tuple):  # of one sample: a comma behind it
         return ",".join(value_text(option, each) for each in value) + "," * (option != "layers" and len(value) == 1)
     return number_text(value) if isinstance(value, float) else str(value)
@@ -76,11 +79,13 @@ def _described(rule: "Guidance") -> tuple[str, str]:
     terms = [term for term in rule.terms if not term.branch.is_conditional]
     parts, unnamed = [_named(term) for term in terms], ""
     for term, part in zip(terms, parts, strict=True):
-        if part is None:
+        if isinstance(draw := term.branch.condition, ClassifierReference) and not isinstance(draw.classifier, str):
+            unnamed = f"its classifier {draw.classifier_name} is a Python callable, which no text can name"
+        elif part is None:
             unnamed = f"no named rule has the branch {term.branch}" + (" on some channels" if term.channels else "")
         elif WITHOUT_TEXT in part[1].values():
             unnamed = f"the weight of {term.branch} is a function of sigma"
-        elif part[0] == "cfg" and term.weight.function is None and each(part[1]["scale"], _weight) != term.weight.base:
+        elif part[0] in ("cfg", "icg") and term.weight.function is None and each(part[1]["scale"], _weight) != term.weight.base:
             unnamed = f"no scale has the weight {term.weight.base!r}"
     whole = None if unnamed else _segmented(parts)
     texts = [named_text(whole[0], whole[1].items())] if whole else []
@@ -97,7 +102,14 @@ def _named(term: "Term") -> Named | None:
     network: Any = branch.network  # a Perturb where it has layers, else an Exit
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
-    if branch.condition != "cond" and network is None and branch.model == "main":
+    if isinstance(branch.condition, Draw):
+        drawn = drawn_rule(branch.condition, branch.model, None if weight.function else each(weight.base, _scale), value)
+        if network is not None or drawn is None:
+            return None
+        name, options = drawn
+        if term.channels is not None:
+            options["channels"] = term.channels
+    elif branch.condition != "cond" and network is None and branch.model == "main":
         scale = CALL if isinstance(weight.function, CallScale) else WITHOUT_TEXT
         name, options = "cfg", {"scale": scale if weight.function else each(weight.base, _scale)}
         if branch.condition != "uncond":
@@ -118,9 +130,14 @@ def _named(term: "Term") -> Named | None:
         options["delta"] = weight.delta
     if term.window != Window():
         options["window"] = term.window
-    if term.refresh > 1:
-        options["refresh"] = term.refresh
-    return name, options
+    if term.stop is not None:
+        options["stop"] = term.stop
+    return name, options | _reuse_options(term.reuse)
+
+
+def _reuse_options(reuse: Reuse) -> Options:
+    """The options that make a reuse again; none where it is the default."""
+    return {name: getattr(reuse, name) for name in REUSE if getattr(reuse, name) != getattr(EXACT, name)}
 
 
 def _weight(scale: float) -> float:
@@ -144,8 +161,8 @@ def _segmented(parts: Sequence[Named | None]) -> Named | None:
         return None
     (strong, first), (weak, second) = (parts[0][0], dict(parts[0][1])), (parts[1][0], dict(parts[1][1]))
     windows = first.pop("window", None), second.pop("window", None)
-    refresh = {first.pop("refresh", 1), second.pop("refresh", 1)}
-    plain = strong == "cfg" and weak in SEGMENTED and len(refresh) == 1 and set(first) == {"scale"} and "delta" not in second
+    reuse, other = ({name: part.pop(name) for name in REUSE if name in part} for part in (first, second))
+    plain = strong == "cfg" and weak in SEGMENTED and reuse == other and set(first) == {"scale"} and "delta" not in second
     if not plain or windows[0] is None:
         return None
     try:
@@ -155,8 +172,7 @@ def _segmented(parts: Sequence[Named | None]) -> Named | None:
     if windows != (before, after) or before.is_empty or after.is_empty:
         return None
     switch = before.low if before.kind == "sigma" else before
-    often = {} if refresh == {1} else {"refresh": refresh.pop()}
-    return SEGMENTED[weak], first | second | {"switch": switch} | often
+    return SEGMENTED[weak], first | second | {"switch": switch} | reuse
 
 
 def _attention_text(part: "NormalizedAttention") -> str:

@@ -20,6 +20,8 @@ from ..rules.spectral_refinement import SpectralRefinement
 from .call_table import CallTable
 from .corrections import REFERENCE, WHOLE, Guided, Numbers, history
 from .filters import fourier_part, pyramid_part
+from .reused_directions import ReusedDirections
+from .stopping import StoppingBranches
 from .vectors import Span, Vector
 
 FORM = ("clean", "slope", "weight")  # of this call: an output o means the clean estimate clean y + slope o
@@ -44,7 +46,7 @@ def put(tensor: Tensor, values: np.ndarray) -> None:
 
 
 class Combination:
-    """The device tables and the memory of one program's rule, fp32: ``directions`` [kept, B, C, H, W], and of corrections.
+    """The device tables and the memory of one program's rule, fp32: reused directions, and what corrections keep.
 
     ``memories`` has what each correction keeps from call to call: a state [B, C, H, W] or a number [B] for each sample.
     """
@@ -59,11 +61,12 @@ class Combination:
     ):
         """``table`` makes one of a width; ``shape`` [B, C, H, W] is that of the state."""
         self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
+        self.reused = ReusedDirections(plan, shape, table, device, kernels)
+        self.stopping = StoppingBranches(plan, shape[0], table, device, kernels)
         self.corrections = plan.corrections  # of which only the kinds matter: their numbers are in the table
         own = plan.samples[0] if plan.samples else plan
         self.names = [tuple(correction.numbers(own.call_levels)) for correction in own.corrections]
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}
-        self.directions = torch.zeros(len(self.kept), *shape, **single)  # c - k of the last call that evaluated k
         sizes = {"state": shape, "number": shape[:1]}
         self.memories = {
             i: torch.zeros(sizes[correction.memory], **single)
@@ -71,39 +74,40 @@ class Combination:
             if correction.memory
         }
         self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
-        self.reuse_table = table(len(self.kept) * plan.reused_weights().shape[-1])
-        self.evaluated_table = table(len(self.kept))  # 1 where a call evaluates a kept branch
         self.correction_table = table(len(FORM) + sum(map(len, self.names)))
 
     def load(self, samples: Sequence[Plan]) -> None:
         """Put the numbers of a run into the tables and forget the run before; one plan for all samples, or one for each."""
-        kept = [i - 1 for i in self.kept]
-        self.reuse_table.fill([plan.reused_weights()[:, kept].reshape(plan.calls, -1) for plan in samples])
-        self.evaluated_table.fill([plan.evaluated[:, kept] for plan in samples])
+        self.reused.load(samples)
         self.correction_table.fill([correction_rows(plan) for plan in samples])
         self.fresh.zero_()
-        for memory in self.memory():
+        for memory in (*self.reused.memory(), *self.memories.values()):
             memory.zero_()
+        self.stopping.load(samples)
 
-    def forget(self, samples: np.ndarray) -> None:
-        """Let ``samples`` [B] bool start anew: no average, and directions from the next call, whatever it is.
+    def forget(self, samples: np.ndarray, call: Tensor) -> None:
+        """Let ``samples`` [B] bool start anew at ``call`` [B] int64: no average, and directions from that call on.
 
         That call must evaluate the kept branches that weigh something there; for other samples the tables say what it keeps.
         """
         put(self.fresh, samples)
+        self.reused.start_anew(self.fresh, call)
+        self.stopping.start_anew(self.fresh)
         if samples.any():
-            for memory in self.memory():
+            for memory in (self.reused.directions, *self.memories.values()):
                 if memory.numel():
                     memory.masked_fill_(self.fresh if memory.dim() == 1 else self.fresh[:, None, None, None], 0.0)
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
-        return self.directions, *self.memories.values()
+        return *self.reused.memory(), *self.memories.values(), self.stopping.stopped
 
     def recording(self) -> "Combination":
         """The same tables and memory, combined by functions that have derivatives."""
         recording = copy.copy(self)
         recording.kernels = DIFFERENTIABLE
+        recording.reused = copy.copy(self.reused)
+        recording.reused.kernels = DIFFERENTIABLE
         return recording
 
     def combine(self, y: Tensor, outputs: Mapping[int, Tensor], coefficients: Tensor, call: Tensor) -> Tensor:
@@ -112,16 +116,20 @@ class Combination:
         coefficients [B, branches, C'] of this call; call [B] int64.
         """
         conditional = outputs[0]
-        self._keep(conditional, outputs, call)
+        self.reused.keep(conditional, outputs, call)
         row = self.correction_table.at(self.kernels, call)
         form, numbers = row[:, : len(FORM)].unbind(1), self._numbers(row)
         corrected = self.reference if self.reference in outputs else None
         others = None
         for i, output in outputs.items():
             if i not in (0, corrected):
-                weight, direction = coefficients[:, i, :, None, None], output - conditional
-                others = weight * direction if others is None else torch.addcmul(others, weight, direction)
-        others = self.with_reused(others, call)
+                factor = self.stopping.factor(i)
+                weight = coefficients[:, i] if factor is None else coefficients[:, i] * factor
+                change = weight[:, :, None, None] * (output - conditional)
+                others = change if others is None else others + change
+        self.stopping.look(conditional, outputs, call)
+        if self.kept:
+            others = self.reused.added_to(torch.zeros_like(conditional) if others is None else others, call)
         total = self._corrected(y, conditional, outputs.get(corrected), others, form, numbers)
         for i, correction in enumerate(self.corrections):
             if isinstance(correction, HistoryGuidance):
@@ -138,28 +146,6 @@ class Combination:
             found.append(dict(zip(names, row[:, first : first + len(names)].unbind(1), strict=True)))
             first += len(names)
         return found
-
-    def _keep(self, conditional: Tensor, outputs: Mapping[int, Tensor], call: Tensor) -> None:
-        """Keep the directions of the samples whose own call evaluates a branch; it may be live for others alone."""
-        if not any(branch in outputs for branch in self.kept):
-            return
-        evaluated = self.evaluated_table.at(self.kernels, call)  # [B, kept]
-        renewed = (evaluated > 0) | self.fresh[:, None]
-        for k, branch in enumerate(self.kept):
-            if branch in outputs:
-                direction = self.directions[k]
-                new = (conditional - outputs[branch]).detach()
-                direction.copy_(torch.where(renewed[:, k, None, None, None], new, direction))
-
-    def with_reused(self, total: Tensor | None, call: Tensor) -> Tensor | None:
-        """``total`` (None: zero) plus the directions of branches that do not run now."""
-        if not self.kept:
-            return total
-        total = torch.zeros_like(self.directions[0]) if total is None else total
-        weights = self.reuse_table.at(self.kernels, call).unflatten(1, (len(self.kept), -1))
-        for k, direction in enumerate(self.directions):
-            total = torch.addcmul(total, weights[:, k, :, None, None], direction)
-        return total
 
     def _corrected(
         self,

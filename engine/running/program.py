@@ -25,11 +25,15 @@ from segue.models.rows import RowLayout
 from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
+from ..planning.choices import source
+from ..planning.classifiers import probed, resolved_classifier
 from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, HostStep
+from ..rules.drawn import Chooser, ClassifierReference, Draw
 from ..rules.guidance import NEGATIVE_TEXT, Branch
 from .call_table import CallTable
 from .combination import Combination
+from .draws import Draws
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 
 
@@ -37,8 +41,9 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 class ProgramKey:
     """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
 
-    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``corrections``
-    are their kinds, not their numbers; ``earlier`` counts the calls before the previous one that the solver looks back to.
+    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``places`` how
+    many are kept of each, ``adaptive`` are those that stop, ``corrections`` are their kinds, not their numbers;
+    ``earlier`` counts the calls before the previous one that the solver looks back to.
     ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
     """
 
@@ -49,6 +54,8 @@ class ProgramKey:
     branches: tuple[Branch, ...]
     masks: tuple[int, ...]
     kept: tuple[int, ...]
+    places: int
+    adaptive: tuple[int, ...]
     corrections: tuple[tuple, ...]
     stochastic: bool
     learned_variance: bool
@@ -62,16 +69,24 @@ class ProgramKey:
         capacity = 32  # a table row of SD3.5-medium is a megabyte: room for common step counts, not more
         while capacity < max(plan.calls, len(np.unique(np.concatenate(plan.times)))):
             capacity *= 2
-        conditions, text = plan.spec.distinct_conditions(plan.conditions, batch), plan.spec.text_tokens
+        fixed = tuple(condition for condition in plan.conditions if not isinstance(condition, Draw))
+        conditions, text = plan.spec.distinct_conditions(fixed, batch), plan.spec.text_tokens
         masks = tuple(int(mask) for mask in plan.masks)
         kinds = tuple(correction.kind for correction in plan.corrections)
-        rule = plan.branches, masks, plan.kept, kinds
+        rule = tuple(map(without_numbers, plan.branches)), masks, plan.kept, plan.places, plan.adaptive, kinds
         solver = plan.stochastic, plan.learned_variance, plan.earlier
         return cls(batch, not plan.samples, plan.height, plan.width, *rule, *solver, capacity, conditions, text)
 
     def serves(self, other: "ProgramKey") -> bool:
         """Whether a program of this key can hold a run of the other."""
         return self.calls >= other.calls and replace(other, calls=self.calls) == self
+
+
+def without_numbers(branch: Branch) -> Branch:
+    """A branch as a program is built for it: of a drawn one, without the numbers that are loaded."""
+    if isinstance(branch.network, Chooser):
+        return replace(branch, network=Chooser(branch.network.draw.skeleton))
+    return replace(branch, condition=branch.condition.skeleton) if isinstance(branch.condition, Draw) else branch
 
 
 class Program:
@@ -81,8 +96,15 @@ class Program:
     @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(
-        self, key: ProgramKey, plan: Plan, models: Mapping[str, nn.Module], device: torch.device, kernels: Kernels = REFERENCE
+        self,
+        key: ProgramKey,
+        plan: Plan,
+        models: Mapping[str, nn.Module],
+        device: torch.device,
+        kernels: Kernels = REFERENCE,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ):
+        """``decode`` gives pictures of latents to a classifier that chooses labels by pictures."""
         self.key, self.models, self.device, self.kernels = key, models, device, kernels
         shape = (key.batch, plan.spec.channels, key.height, key.width)
         channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
@@ -100,10 +122,17 @@ class Program:
         self.spread_table = table(int(key.learned_variance))
         self.attention_table = table(len(NEUTRAL) if NEGATIVE_TEXT in key.branches else 0)
         self.combination = Combination(plan, shape, table, device, kernels)
+        classifiers = {draw: resolved_classifier(draw.classifier, plan.spec, device, decode) for draw in plan.classifier_flops}
+        for draw, classifier in classifiers.items():
+            probed(classifier, draw, plan.spec, shape[2:], device)
+        own_table = partial(CallTable, False, key.batch, entries, device=device)
+        self.draws = Draws(plan, key.batch, table, own_table, classifiers, device, kernels)
+        drawn = {plan.conditions.index(draw): labels for draw, labels in zip(plan.draws, self.draws.labels, strict=True)}
+        classes = {slot: len(plan.conditions[slot].classes.names) for slot in drawn if plan.spec.text_tokens}
         self.rows = {}
-        for name in dict.fromkeys(branch.model for branch in key.branches):
-            members = tuple(i for i, branch in enumerate(key.branches) if branch.model == name)
-            layout = plan.layout(members, name)  # all branches at once: no live set needs more
+        every = tuple(range(len(key.branches)))
+        for name in plan.models(every):
+            layout = plan.layout(every, name)  # all branches at once: no live set needs more
             self.rows[name] = make_rows(
                 models[name],
                 key.batch,
@@ -117,6 +146,8 @@ class Program:
                 **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
                 **({"text_blocks": sum(layout.texts)} if layout.joined else {}),
                 **({"variance": True} if key.learned_variance and name == "main" else {}),
+                **({"drawn": drawn} if drawn else {}),
+                **({"classes": classes} if classes else {}),
             )
         self.plan = plan
         self.host_step: HostStep | None = None
@@ -170,6 +201,8 @@ class Program:
             beyond=NEUTRAL[: self.attention_table.rows.shape[2]],
         )
         self.combination.load(samples)
+        self.draws.load(samples, conditions, seeds)
+        self._slots = [_weight_slot(branch, plan) for branch in plan.branches]
         self._follow_places()
         self.load_times(plan.times, conditions)
 
@@ -251,12 +284,43 @@ class Program:
         """The network's output under the rule, [B, C, H, W] fp32; None where the rows made the ``update`` themselves."""
         if not live:
             return torch.zeros_like(self.x)
+        if self.plan.choosers(live):
+            return self._chosen_output(live, scale, coefficients)
+        if len(self.draws):
+            coefficients = self.begin_draws(coefficients)
         if self.plan.keeps_apart(live):
             outputs = dict(zip(self.plan.outputs(live), self._branch_outputs(live, scale), strict=True))
             return self.combination.combine(self.x, outputs, coefficients, self.call)
         if self.key.kept:
-            return self.combination.with_reused(self.guided_output(live, scale, coefficients), self.call)
+            return self.combination.reused.added_to(self.guided_output(live, scale, coefficients), self.call)
         return self.guided_output(live, scale, coefficients, update)
+
+    def _chosen_output(self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor) -> Tensor:
+        """As :meth:`_output` of a call that asks classifiers: before the rows of what they choose, or after all (``lag``)."""
+        plan, choosers = self.plan, self.plan.choosers(live)
+        weighed = self.begin_draws(coefficients)
+        waiting = {draw for draw in choosers if not draw.lag}
+        later = [i for i in live if plan.branches[i].condition in waiting]
+        rows, texts = plan.outputs(live), tuple(i for i in live if plan.branches[i].is_text)
+        first, second = ((*(i for i in rows if (i in later) == late), *texts) for late in (False, True))
+        outputs = dict(zip(plan.outputs(first), self._branch_outputs(first, scale), strict=True))
+        self.choose([draw for draw in choosers if not draw.lag], outputs, self.x)
+        if later:
+            weighed = self.begin_draws(coefficients)
+            outputs |= zip(plan.outputs(second), self._branch_outputs(second, scale), strict=True)
+        guided = self.combination.combine(self.x, {i: outputs[i] for i in rows}, weighed, self.call)
+        self.choose([draw for draw in choosers if draw.lag], outputs, self.x)
+        return guided
+
+    def begin_draws(self, coefficients: Tensor) -> Tensor:
+        """Put what was chosen before into the labels of this call, and into its ``coefficients`` [B, branches, C']."""
+        self.draws.begin(self.call)
+        return self.draws.weighed(coefficients, self._slots)
+
+    def choose(self, asked: Sequence[ClassifierReference], outputs: Mapping[int, Tensor], state: Tensor) -> None:
+        """Let the classifiers of draws choose by the outputs of the branches that they look at, at ``state`` [B, C, H, W]."""
+        for draw in asked:
+            self.draws.choose(draw, state, outputs[self.plan.branches.index(source(draw))], self.call)
 
     def guided_output(
         self, live: tuple[int, ...], scale: Tensor, coefficients: Tensor | None = None, update: StateUpdate | None = None
@@ -314,4 +378,18 @@ class Program:
 
     def state(self) -> tuple[Tensor, ...]:
         """What a step changes: the sample, what the solver and the guidance left behind, the call counter."""
-        return self.x, *self.memory(), self.call, *self.combination.memory()
+        return self.x, *self.memory(), self.call, *self.rule_memory()
+
+    def rule_memory(self) -> tuple[Tensor, ...]:
+        """What the guidance leaves for the calls after it."""
+        return *self.combination.memory(), *self.draws.memory()
+
+    def forget(self, samples: np.ndarray) -> None:
+        """Let the guidance of ``samples`` [B] bool start anew; see :meth:`.combination.Combination.forget`."""
+        self.combination.forget(samples, self.call)
+        self.draws.forget(self.combination.fresh)
+
+
+def _weight_slot(branch: Branch, plan: Plan) -> int | None:
+    """Which draw chooses what a branch weighs, None where none does."""
+    return plan.draws.index(branch.condition) if isinstance(branch.condition, ClassifierReference) else None

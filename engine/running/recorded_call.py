@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from segue.models.fp8_network import Fp8Layers
 
+from ..rules.drawn import Draw
 from .program import Program
 
 
@@ -49,7 +50,14 @@ def recorded_call(
     plan, x = program.plan, x.float()
     row, coefficients = program.looked_up()
     scale = row[:, 0] if plan.parameterization.scaled else None
-    given = [conditions[name] for name in plan.conditions]
+    given, draws = [conditions[name] for name in plan.conditions], program.draws
+    if len(draws):
+        if any(not draw.lag for draw in plan.choosers(live)):
+            raise ValueError("a label that is chosen within its call (lag=0) has no gradient: use lag=1, or torch.no_grad()")
+        coefficients = program.begin_draws(coefficients)
+        for slot, condition in enumerate(plan.conditions):
+            if isinstance(condition, Draw):
+                given[slot] = draws.given(condition, given[slot])
     outputs: dict[int, Tensor] = {}
     for model in plan.models(live):
         layout = plan.layout(live, model)
@@ -63,7 +71,9 @@ def recorded_call(
         guided = combination.combine(x, outputs, coefficients, program.call)
     else:
         terms = [coefficients[:, i, :, None, None] * output for i, output in outputs.items()]
-        guided = combination.with_reused(sum(terms[1:], terms[0]), program.call)
+        guided = combination.reused.added_to(sum(terms[1:], terms[0]), program.call)
+    with torch.no_grad():
+        program.choose(plan.choosers(live), {i: output.detach() for i, output in outputs.items()}, x.detach())
     a, b, *_ = row[:, 1:, None, None, None].unbind(1)  # a velocity solver has no history and no noise
     program.call += 1
     return a * x + b * guided

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .program import Program
+from .stopping import StopPoll
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,13 @@ def run_program(program: Program, callback: Callback | None = None, check_finite
     ``callback`` may return False to stop after the current call.  ``check_finite`` synchronises at every call.
     """
     plan = program.plan
-    for call, live in enumerate(plan.live):
+    poll = StopPoll(program.combination.stopping) if plan.adaptive else None
+    for call, planned in enumerate(plan.live):
+        live = planned if poll is None else poll.live(planned)
         before = program.x.clone() if check_finite else None
         program.advance(live)
+        if poll is not None:
+            poll.after_call()
         if check_finite and not torch.isfinite(program.x).all():
             _report_non_finite(program, call, live, before)
         if callback is not None:

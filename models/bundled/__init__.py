@@ -18,6 +18,8 @@ CLASSIFIERS = {"herbarium-classifier": "herbarium", "herbarium-judge": "herbariu
 ENHANCERS = {"herbarium-enhancer": "herbarium"}
 # adapters by the model whose weights they change, and by name
 ADAPTERS = {"herbarium": {"sgg": "herbarium-sgg.safetensors"}}
+# calibrations of rules, by name, each with the model whose networks it was measured on
+CALIBRATIONS = {"sgg": "herbarium"}
 PARENT_KEY = "parent"  # of a file's header: the digest of the model that it was made for
 
 
@@ -62,6 +64,16 @@ def adapter_file(model: str, name: str) -> Path:
     path = _present(ADAPTERS[model][name])
     _check_parent(path, bundled_files(model)["main"])
     return path
+
+
+def calibration_names() -> tuple[str, ...]:
+    """The names of the calibrations that ship with a model."""
+    return tuple(CALIBRATIONS)
+
+
+def calibration_file(name: str | Path) -> Path:
+    """The file of a bundled calibration; ``FileNotFoundError`` if the installation lacks it."""
+    return _present(f"{CALIBRATIONS[str(name)]}-{name}.calibration.json")
 
 
 def digest(path: Path) -> str:

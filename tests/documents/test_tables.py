@@ -11,7 +11,7 @@ from segue.__main__ import app
 from segue.engine.rules.presets import KINDS
 from segue.engine.rules.rule_names import NAMES
 
-OF_EVERY_TERM = {"delta", "window", "refresh"}
+OF_EVERY_TERM = {"delta", "window", "refresh", "order", "calls"}
 
 
 def lines(page: str, first: str) -> list[list[str]]:

@@ -134,6 +134,17 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
 
 
+def random_reuse(rng: random.Random, guidance: Guidance, steps: int) -> Guidance:
+    """Mostly exact; directions held or extrapolated, at every so many calls or at some, which a run may not have."""
+    if rng.random() < 0.4:
+        return guidance
+    order = rng.choice((0, 0, 1, 1, 2))
+    if rng.random() < 0.5:
+        return guidance.reused(rng.choice((2, 3)), order=order)
+    calls = range(1, 2 * steps + 2)  # two stages a step, and one beyond
+    return guidance.reused(order=order, calls=rng.sample(calls, rng.randint(1, len(calls))))
+
+
 def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance:
     """None, or some that the terms and the network allow; reused directions rule out those that act on a term."""
     if rng.random() < 0.4:
@@ -142,7 +153,7 @@ def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance
     referred, whole = [], [Rescale(rng.uniform(0, 1)), Renorm(rng.uniform(1, 1.2)), EnergyPreserving(rng.uniform(0, 1))]
     whole.append(HiGS(rng.uniform(0, 2), rng.uniform(0.3, 1), 0.1, 0.95, rng.choice((1.0, 0.3)), rng.uniform(0, 0.5)))
     whole.append(SpectralRefine(rng.uniform(-0.5, 0.5), rng.uniform(0, 0.9), rng.uniform(0.2, 1)))
-    if len(others) == 1 and all(term.channels is None and term.refresh == 1 for term in guidance.terms):
+    if len(others) == 1 and all(term.channels is None and term.reuse.is_exact for term in guidance.terms):
         referred = [
             APG(rng.choice((0.0, -0.5, 0.3)), rng.choice((math.inf, 2.0)), rng.choice((0.0, 1.0, 0.5))),
             TCFG(), MAMBO(rng.uniform(0, 8)), PowerLawCFG(rng.uniform(-0.3, 0.3)), ADG(rng.uniform(0.2, 1.5)),
@@ -226,7 +237,7 @@ def check_random_plans(engines, cases: range) -> None:
         solver, batch = rng.choice(SOLVERS), rng.randint(1, 5)
         channels = rng.choice((None, None, None, 2))  # one choice per case: terms on one branch must agree
         guidance = sum((random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3))), Guidance())
-        guidance = guidance.reused(rng.choice((1, 1, 2, 3)))
+        guidance = random_reuse(rng, guidance, steps)
         guidance += random_corrections(rng, guidance, spec)
         if spec.prediction == "epsilon" and rng.random() < 0.3 and not guidance.zero_steps:
             solver = "ddpm"
@@ -292,7 +303,7 @@ def random_batch(rng: random.Random, spec, steps: int, batch: int):
 
     def rule() -> Guidance:
         terms = (random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3)))
-        return sum(terms, Guidance()).reused(rng.choice((1, 1, 2, 3)))
+        return random_reuse(rng, sum(terms, Guidance()), steps)
 
     if rng.random() < 0.5:
         one = rule()
@@ -364,7 +375,7 @@ def test_requests_that_come_and_go_in_one_batch(engines, chunk):
                     for memory in program.memory():
                         memory[i] = 0.0
             running = np.array([begin <= tick < end for begin, end in zip(begins, ends, strict=True)])
-            program.combination.forget(np.array([tick == begin for begin in begins]))
+            program.combination.forget(np.array([tick == begin for begin in begins]), program.call)
             program.step(plan.live_at(np.where(running, calls, plan.calls), calls == 0))
             calls = np.minimum(calls + 1, plan.calls)
             program.call.copy_(torch.from_numpy(calls))

@@ -6,6 +6,7 @@ import torch
 from tiny_models import tiny_sit
 
 from segue import CFG, SGG, Engine, SkipLayer, Window
+from segue.engine.planning.reuse import reuse_tables
 from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
@@ -49,10 +50,12 @@ def test_a_new_run_does_not_see_the_directions_of_the_last(engine):
     assert torch.equal(engine.sample(LABELS, rule, steps=6, seeds=SEEDS).latents, first)
 
 
-def test_captured_steps_reuse_directions_too(engine):
-    plan = engine.plan(RULE.reused(3), steps=10)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_captured_steps_reuse_directions_too(engine, order):
+    rule = RULE.reused(3, order=order)
+    plan = engine.plan(rule, steps=10)
     noise = engine.draw_noise(plan, SEEDS)
-    expected = engine.sample(LABELS, RULE.reused(3), steps=10, seeds=SEEDS).latents
+    expected = engine.sample(LABELS, rule, steps=10, seeds=SEEDS).latents
     program, captured = engine.load(plan, LABELS, SEEDS, noise), []
 
     def capture(function):
@@ -83,8 +86,117 @@ def test_a_foreign_loop_reuses_only_from_call_to_call(engine):
     exact = [torch.allclose(*both(sigma), rtol=1e-4, atol=1e-5) for sigma in (1.0, 0.75, 0.5, 0.25)]
     assert exact == [True, False, True, False]
     assert torch.allclose(*both(0.75), rtol=1e-4, atol=1e-5)  # back in time: nothing to reuse
-    with pytest.raises(ValueError, match="reuse of directions for 2 calls needs the schedule"):
+    with pytest.raises(ValueError, match="the reuse of directions, computed every 2 calls, needs the schedule"):
         engine.denoiser(rule, LABELS)
+
+
+def test_the_calls_that_compute_a_direction_may_be_listed(engine):
+    """Those of the run, as plans count them; the first of each segment in any case, those without a weight never."""
+    plan = engine.plan(RULE.reused(calls=(2, 5, 18, 19, 40)), steps=28)
+    assert [call + 1 for call, live in enumerate(plan.live) if len(live) > 1] == [1, 2, 5, 15, 18, 19]
+    assert any("the calls 40 that compute uncond come after the last one, 28" in text for text in plan.warnings)
+    each = CFG(2.0).reused(calls=range(1, 7)) + SkipLayer(1.0, (1,)).reused(3, order=1)
+    assert [len(live) for live in engine.plan(each, steps=6).live] == [3, 2, 2, 3, 2, 2]
+
+
+def random_segments(rng, calls):
+    """Levels that fall, rise or stand, weights with pauses, and calls that are evaluated, of one branch."""
+    sigmas = np.round(rng.uniform(0.05, 1.0, calls), 1 if rng.random() < 0.5 else 6)
+    weights = rng.uniform(0.5, 2.0, (calls, 1)) * (rng.random((calls, 1)) < 0.9)
+    evaluated = (weights != 0) & (rng.random((calls, 1)) < 0.4)
+    for call in range(calls):
+        evaluated[call] |= bool(weights[call]) and (call == 0 or not weights[call - 1])
+    return sigmas, weights, evaluated
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_coefficients_are_those_of_the_polynomial_through_the_last_directions(order, seed):
+    """Monomials solved in fp64 instead of Lagrange's form; more places than the order needs change nothing."""
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        calls = int(rng.integers(1, 24))
+        sigmas, weights, evaluated = random_segments(rng, calls)
+        places = order + 1 + int(rng.integers(0, 3))
+        tables = reuse_tables(weights, evaluated, sigmas, (order,), places)
+        memory, kept = np.full((places, calls), np.nan), []  # what lies in each place: the direction of one call, one-hot
+        for call in range(calls):
+            kept = kept if weights[call, 0] else []
+            if evaluated[call, 0]:
+                kept.append(call)
+                memory[tables.place[call, 0]] = np.eye(calls)[call]
+            used = tables.coefficients[call, 0]
+            if not weights[call, 0] or evaluated[call, 0]:
+                assert not used.any()
+                continue
+            nodes = sorted({sigmas[node]: node for node in kept[-order - 1 :]}.values())
+            powers = np.vander(sigmas[nodes], increasing=True)
+            expected = np.linalg.solve(powers.T, sigmas[call] ** np.arange(len(nodes)))
+            found = used[used != 0] @ memory[used != 0]
+            # errors of the solve grow with the condition number of up to four powers at levels .1 apart, about 1e5
+            np.testing.assert_allclose(found[nodes], expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+            assert np.isclose(used.sum(), 1.0) and tables.oldest[call, 0] == nodes[0]
+            assert tables.place[call, 0] == tables.place[kept[-1], 0]
+
+
+def test_a_direction_that_is_a_line_in_the_level_is_reused_without_error(seed):
+    """Also one that lies on a parabola by order 2: what a polynomial is exact for."""
+    rng = np.random.default_rng(seed)
+    levels = np.sort(rng.uniform(0.01, 1.0, 12))[::-1]
+    weights, evaluated = np.ones((12, 1)), np.isin(np.arange(12), (0, 1, 3, 7))[:, None]
+    for order in (1, 2):
+        polynomial = np.polynomial.Polynomial(rng.normal(size=order + 1))
+        tables, places = reuse_tables(weights, evaluated, levels, (order,), order + 1), np.zeros(order + 1)
+        for call, level in enumerate(levels):
+            if evaluated[call]:
+                places[tables.place[call, 0]] = polynomial(level)
+            elif call > 1 or order == 1:
+                ready = call > (1, 3)[order - 1]
+                assert not ready or np.isclose(tables.coefficients[call, 0] @ places, polynomial(level))
+
+
+def test_a_sample_that_jumps_holds_until_its_line_has_two_points(engine):
+    """In a foreign loop: from call 2 (computed for it alone) on, though the others' table has calls 1 and 3 behind it."""
+    sigmas = (1.0, 0.9, 0.7, 0.5, 0.45, 0.2, 0.1, 0.0)
+    rule = CFG(3.0).reused(calls=(1, 3, 5), order=1)
+    x = engine.draw_noise(engine.plan(rule, schedule=sigmas), SEEDS)
+    exact, line = (engine.denoiser(own, LABELS, schedule=sigmas) for own in (CFG(3.0), rule))
+    held = engine.denoiser(CFG(3.0).reused(calls=(2, 3)), LABELS, schedule=sigmas)
+
+    def at(denoiser, call):
+        return denoiser(x, torch.full((3,), sigmas[call - 1]))
+
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    assert torch.allclose(at(line, 2), at(exact, 2), **close)  # begins there
+    assert torch.allclose(at(line, 3), at(exact, 3), **close)
+    assert torch.allclose(at(line, 3), at(exact, 3), **close)  # another stage of the step: the same place again
+    at(held, 3)
+    assert torch.allclose(at(line, 4), at(held, 4), **close)  # call 2 is no point of the table: one of two
+    at(line, 5)
+    run = engine.denoiser(rule, LABELS, schedule=sigmas)
+    before = [at(run, call) for call in range(1, 7)]
+    assert torch.allclose(at(line, 6), before[5], **close)  # calls 3 and 5
+    assert not torch.allclose(before[3], at(held, 4), **close)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": 4}, "order must lie between 0 and 3, got 4"),
+        ({"order": -1}, "order must lie between 0 and 3, got -1"),
+        ({"calls": ()}, "calls must name at least one call, got none"),
+        ({"calls": (0, 1)}, "calls are counted from 1, got 0"),
+        ({"calls": (1, 4, 4)}, "calls must be distinct, got 4 twice"),
+        ({"calls": (1, 2), "refresh": 2}, "and so does refresh 2: give one of them"),
+    ],
+)
+def test_orders_and_calls_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RULE.reused(**options)
+    for wrong in ("1,2", 3, (1.5,), (True,)):
+        with pytest.raises(TypeError, match="calls must be whole numbers, counted from 1"):
+            RULE.reused(calls=wrong)
+    with pytest.raises(TypeError, match=r"order must be a whole number, got 1\.5"):
+        RULE.reused(2, order=1.5)
 
 
 @pytest.mark.parametrize(("refresh", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
@@ -95,5 +207,5 @@ def test_a_refresh_that_is_no_count_is_refused(refresh, error):
 
 def test_two_terms_on_a_branch_must_agree(engine):
     rule = CFG(3.0).reused(2) + CFG(1.5, window=Window.sigma(0.0, 0.5)).reused(3)
-    with pytest.raises(ValueError, match="refresh it every 2 and 3 calls"):
+    with pytest.raises(ValueError, match="refresh it every 2 calls and every 3 calls"):
         engine.plan(rule)

@@ -16,6 +16,7 @@ import segue
 from segue import APG, CFG, SGG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
 from segue.engine.planning.compile import Request, compile_batch
+from segue.engine.planning.schedule import linear
 from tests.tolerances import ATTACHED_RUN
 
 LABELS, SEEDS, SCALES = [0, 3, 5], [7, 8, 9], [1.5, 4.0, 2.5]
@@ -261,3 +262,15 @@ def test_samples_share_one_table_unless_their_numbers_differ(flow):
     shared, own = (tables(flow.load(flow.plan(rule, 6), LABELS, SEEDS, noise)) for rule in (CFG(2.0), CFG(SCALES)))
     assert {shape[0] for shape in shared} == {1} and {shape[0] for shape in own} == {3}
     assert [shape[1:] for shape in shared] == [shape[1:] for shape in own]
+
+
+def test_a_sample_whose_run_is_over_is_left_alone_by_the_correction_of_one_that_goes_on(engine):
+    """Its table ends before that of the other, whose reference then runs for both."""
+    rule = CFG(3.0) + APG(0.3, 2.0, 0.5)
+    plan = compile_batch([Request(rule, linear(1)), Request(rule, linear(4))], engine.specs)
+    noise = engine.draw_noise(plan, [7, 8])
+    program = engine.load(plan, [0, 3], [7, 8], noise)
+    for live in plan.live:
+        program.step(live)
+    alone = engine.sample([0], rule, steps=1, seeds=[7], noise=noise[:1]).latents
+    assert torch.allclose(program.x[:1], alone, rtol=1e-4, atol=1e-5)  # a batch of two sums in another order

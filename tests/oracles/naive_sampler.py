@@ -17,6 +17,8 @@ from segue.kernels.record import DIFFERENTIABLE
 from segue.models.rows import Segment
 from segue.models.sit import SiT
 
+ROUNDING = 1e-12  # what is left of a weight and a delta that cancel is none
+
 
 def branch_labels(branch: Branch, labels: Tensor, spec) -> Tensor:
     if branch.condition == "cond":
@@ -83,6 +85,17 @@ def circle(sigma: float) -> tuple[float, float, float]:
     return math.cos(angle), math.sin(angle), angle / (math.pi / 2)
 
 
+def extrapolated(kept: list[tuple[float, Tensor]], sigma: float) -> Tensor:
+    """The value at ``sigma`` of the polynomial through (level, value) pairs by Neville's scheme; the last at a level counts."""
+    levels, values = [*dict(kept)], [*dict(kept).values()]
+    for width in range(1, len(levels)):
+        values = [
+            ((sigma - levels[i + width]) * values[i] + (levels[i] - sigma) * values[i + 1]) / (levels[i] - levels[i + width])
+            for i in range(len(levels) - width)
+        ]
+    return values[0].clone()
+
+
 @dataclass
 class NaiveSampler:
     """Holds fp64 copies of the networks.  A discrete model moves the levels to the nearest log signal-to-noise ratio."""
@@ -146,7 +159,8 @@ class NaiveSampler:
         return (s * x + alpha * turned) - (alpha * x - s * turned)
 
     def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
-        """The guided velocity; a branch with ``refresh`` n runs at every n-th of the consecutive calls that weigh it."""
+        """The guided velocity; a branch that is reused runs at some of the consecutive calls that weigh it."""
+        self.calls += 1
         if step < self.guidance.zero_steps:
             return torch.zeros_like(y)
         conditional = self.output(Branch(), y, sigma)
@@ -157,17 +171,22 @@ class NaiveSampler:
             terms.setdefault(term.branch, []).append(term)
         for branch, same in terms.items():
             weight = sum(self.term_weight(term, step) for term in same)
-            weight = 0.0 if abs(weight) < 1e-14 else weight  # what rounding leaves of a scale and its delta
-            age = self.ages.get(branch, 0)
+            weight = weight if abs(weight) > ROUNDING else 0.0
+            age, reuse = self.ages.get(branch, 0), same[0].reuse
             self.ages[branch] = age + 1 if weight else 0
+            if not age:
+                self.kept[branch] = []
             if not weight:
                 continue
-            if age % same[0].refresh == 0:
-                self.kept[branch] = conditional - self.output(branch, y, sigma)
+            if age % reuse.refresh == 0 if reuse.calls is None else not age or self.calls in reuse.calls:
+                found = conditional - self.output(branch, y, sigma)
+                self.kept[branch].append((sigma, found))
+            else:
+                found = extrapolated(self.kept[branch][-reuse.order - 1 :], sigma)
             if referred and branch.condition != "cond":
-                direction, scale = self.kept[branch], weight
+                direction, scale = found, weight
                 continue
-            difference = weight * self.kept[branch]
+            difference = weight * found
             if same[0].channels is not None:
                 difference[:, same[0].channels :] = 0
             others += difference
@@ -206,7 +225,7 @@ class NaiveSampler:
     @torch.no_grad()
     def run(self, solver: str, noise: Tensor, loop_noise=None) -> Tensor:
         y, previous = noise.double(), None
-        self.kept, self.ages, self.memories = {}, {}, {}
+        self.kept, self.ages, self.memories, self.calls = {}, {}, {}, 0
         if self.discrete:
             y = y / sum(self.levels[self.indices[0]])
         if self.cosine:

@@ -74,7 +74,7 @@ def _check_rule(plan: Plan) -> None:
         raise ValueError("distillation takes one rule, got one with numbers for each sample")
     if not plan.evaluated.any() and not plan.corrections:
         raise ValueError(f"the rule {plan.guidance!r} does not guide on these {plan.calls} calls: there is nothing to distill")
-    if plan.has_memory:
+    if plan.remembers:
         raise ValueError(
             f"distillation needs a velocity that state and level alone decide, and {plan.guidance!r} remembers earlier calls"
         )

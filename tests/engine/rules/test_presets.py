@@ -57,6 +57,8 @@ EQUAL = [
     ("sgg:scale=3,weight=2,layers=7,8,switch=0.6", SGG(CFG(3.0), SkipLayer(2.0, (7, 8)), 0.6)),
     ("sgg-exit:scale=3,weight=1,layer=4,switch=0.6", SGG(CFG(3.0), EarlyExit(1.0, 4), 0.6)),
     ("sgg:scale=3,weight=2,layers=7,8,switch=0.6,refresh=2", SGG(CFG(3.0), SkipLayer(2.0, (7, 8)), 0.6).reused(2)),
+    ("cfg:scale=3,refresh=2,order=1", CFG(3.0).reused(2, order=1)),
+    ("slg:weight=2,layers=7,order=2,calls=1-3,7", SkipLayer(2.0, (7,)).reused(calls=(7, 1, 2, 3), order=2)),
     ("cfg:scale=7+rescale:phi=0.7", CFG(7.0) + Rescale(0.7)),
     ("cfg:scale=7 + zero-star:zero_steps=2", CFG(7.0) + CFGZeroStar(2)),
     ("apg:momentum=-0.5,radius=inf,eta=0 + cfg:scale=4", CFG(4.0) + APG(-0.5, float("inf"), 0.0)),
@@ -92,6 +94,8 @@ VALUES = {
     "channels": st.integers(1, 16),
     "model": st.sampled_from(["weak", "small"]),
     "refresh": st.integers(1, 50),
+    "order": st.integers(0, 3),
+    "calls": st.sets(st.integers(1, 60), min_size=1).map(sorted).map(tuple),
     "phi": st.floats(0, 1),
     "zero_steps": st.integers(0, 50),
     "momentum": st.floats(-1, 1),
@@ -112,7 +116,18 @@ VALUES = {
     "most": st.floats(1.01, 1e3),
     "rho": st.floats(1, 9),
     "beta": st.floats(0, 4),
+    "classifier": st.sampled_from(["herbarium-classifier", "timm:resnet18.a1", "mine.safetensors"]),
+    "gain": st.floats(0, 100),
+    "lag": st.sampled_from([0, 1]),
+    "source": st.sampled_from(["cond", "weak", "uncond"]),
+    "every": st.integers(1, 9),
+    "interval": windows,
+    "temperature": st.floats(0.01, 100),
+    "form": st.just("ag-swap"),
+    "classes": st.just(("an oak", "an elm")),
+    "template": st.sampled_from(["{}", "a leaf of {}, in autumn"]),
 }
+NEEDS = {"gain": "form", "template": "classes"}  # options that mean nothing without another
 
 
 @st.composite
@@ -120,6 +135,9 @@ def named_rules(draw):
     name = draw(st.sampled_from(sorted(KINDS)))
     kind = KINDS[name]
     chosen = [*kind.needed, *(option for option in kind.optional if draw(st.booleans()))]
+    chosen = [option for option in chosen if NEEDS.get(option, option) in chosen]
+    if "calls" in chosen and "refresh" in chosen:
+        chosen.remove(draw(st.sampled_from(["calls", "refresh"])))
     return NamedRule(name, tuple((option, draw(VALUES[option])) for option in chosen))
 
 

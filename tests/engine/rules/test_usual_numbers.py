@@ -21,7 +21,7 @@ from segue.models.sd3_sizes import sd3_spec
 
 SPEC = tiny_sit().spec  # 5 blocks, a head after 2
 HEADLESS = tiny_sit(exits=(), name="headless").spec
-BY_NAME = [name for name, named in NAMES.items() if not named.correction]
+BY_NAME = [name for name, named in NAMES.items() if not named.correction and name != "gfcg"]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -57,6 +57,13 @@ def test_what_is_given_is_not_replaced_nor_named():
     assert parse_rule("slg:layers=1,weight=2", SPEC).notes == ()
     both = parse_rule("cfg + slg", SPEC)
     assert [note.split()[4] for note in both.notes] == ["cfg", "slg"]
+
+
+def test_a_rule_by_a_classifier_needs_one_where_none_ships_with_the_model():
+    with pytest.raises(ValueError, match="gfcg needs classifier: model 'tiny' has no default for it; write gfcg:classifier="):
+        parse_rule("gfcg", SPEC)
+    rule = parse_rule("gfcg", tiny_sit(name="herbarium").spec)
+    assert rule.notes == ("no tuned numbers of gfcg for herbarium, using weight=0.2,classifier=herbarium-classifier",)
 
 
 def test_numbers_that_are_tuned_or_withheld_stay():

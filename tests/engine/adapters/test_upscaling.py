@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from segue import Engine
 from segue.__main__ import app
-from segue.engine.upscaling import Upscaler
+from segue.engine.adapters.upscaling import Upscaler
 from segue.models.enhancer import Enhancer, EnhancerSpec, load_enhancer
 from segue.models.spectrum import reduce
 from segue.models.weights import save_model

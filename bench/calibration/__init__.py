@@ -1,0 +1,1 @@
+"""Calibration: at which calls a rule's branches are evaluated, chosen by finished samples."""
