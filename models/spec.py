@@ -15,7 +15,7 @@ NoisePath = Literal["linear", "cosine"]
 PARENT = "parent"  # the condition that takes the superclass; PARENT:2 takes that of the tier above, and so on
 
 
-def tier_of(condition: str | int) -> int:
+def tier_of(condition: Any) -> int:
     """How many tiers above the class a condition stands: 1 for ``parent``, k for ``parent:k``; 0 for any other."""
     name, _, tier = str(condition).partition(":")
     if name != PARENT or (tier and not (tier.isdecimal() and int(tier) > 0)):

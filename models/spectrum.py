@@ -70,8 +70,9 @@ def raised_part(x: Tensor, beta: Tensor, cutoff: Tensor) -> Tensor:
     2512.05152).
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    height, width = x.shape[-2:]
     beta, cutoff = (number.to(wide.dtype)[:, None, None, None] for number in (beta, cutoff))
-    above = radial_frequency(*x.shape[-2:], x.device) - cutoff
+    above = radial_frequency(height, width, x.device) - cutoff
     t = (above / (1 - cutoff).clamp_min(torch.finfo(wide.dtype).tiny)).clamp(0, 1)
     return torch.fft.irfft2(torch.fft.rfft2(wide) * (beta * t * t * (3 - 2 * t)), s=x.shape[-2:]).to(x.dtype)
 

@@ -50,7 +50,7 @@ def _classes(source: Source) -> dict[str, Any]:
     return {"num_classes": source.num_classes, "parents": source.parents, "class_names": source.class_names}
 
 
-def _named(spec: Spec, source: Source) -> str:
+def _named(spec: SiTSpec | ClassifierSpec, source: Source) -> str:
     own = (spec.num_classes, spec.parents) == (source.num_classes, source.parents)
     return spec.name if own else source.name
 

@@ -60,6 +60,7 @@ class _Job:
     labels: list[int]
     seeds: list[int]
     max_batch: int | None
+    upscaler: Upscaler | None = None
 
     def texts(self) -> dict[str, Any]:
         raise NotImplementedError
