@@ -17,7 +17,7 @@ from segue.models.mmdit import TextCondition
 from segue.models.registry import make_network
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import VAE_FACTOR, dit_spec, sit_spec
-from segue.models.spec import ModelSpec, SiTSpec
+from segue.models.spec import ModelSpec, SiTSpec, tier_of
 from segue.models.weights import load_model
 
 SEED = 20603
@@ -206,6 +206,6 @@ def _labels(spec: SiTSpec, name: str | int, labels: Tensor) -> Tensor:
         return labels
     if name == "uncond":
         return torch.full_like(labels, spec.null_label)
-    if name == "parent":
-        return torch.tensor([spec.parent_label(int(label)) for label in labels])
+    if tier := tier_of(name):
+        return torch.tensor([spec.parent_label(int(label), tier) for label in labels])
     return torch.full_like(labels, int(name))

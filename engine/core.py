@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
+from segue.models.attention_kind import FULL_ATTENTION, told_budgets
 from segue.models.block_linears import check_block_linears
 from segue.models.fingerprint import rounded_fingerprint
 from segue.models.fp8_network import Fp8Layers
@@ -274,6 +275,9 @@ class EngineCore:
         for name, model in self.models.items():
             count = sum(parameter.numel() for parameter in model.parameters()) + Fp8Layers.of(model).weights
             lines.append(f"network {name}: {model.spec.name}, {count / 1e6:.1f} M parameters, {model.spec.depth} layers")
+            attention = getattr(model.spec, "attention", FULL_ATTENTION)
+            if attention != FULL_ATTENTION:
+                lines.append(f"  attention {attention}, an approximation: {told_budgets(model.spec)}")
             if name == "main" and self.adapted is not None:
                 lines.append(f"  in its weights: {self.adapted.line}")
         if self.linears == "fp8":

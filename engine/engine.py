@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.models.spec import SiTSpec
+from segue.models.attention_kind import parse_attention, with_attention
+from segue.models.spec import SiTSpec, tier_of
+from segue.models.wrapped_modules import unwrapped
 
 from .adapters.dit_pipeline import check_dit, is_dit
 from .adapters.further_networks import further_networks
 from .adapters.kdiffusion import Denoiser
 from .adapters.packing import transformer_of
+from .adapters.upscaling import Upscaler, upscaler_of
 from .adapters.vae import Decoder, check_channels, saved_channels
 from .adapters.weight_adapters import check_adapter_options, find_lora, merged, read
 from .argument_names import refuses_unknown
@@ -56,7 +59,12 @@ class Engine(EngineCore):
         linears: str = "native",
         *,
         vae: nn.Module | None = None,
+        attention: str | None = None,
     ):
+        """``attention``: ``full``, or ``probsparse``, approximate, perhaps with budgets; None is as each network has it."""
+        if attention is not None:
+            model = with_attention(unwrapped(model), attention)
+            models = {name: with_attention(unwrapped(other), attention) for name, other in (models or {}).items()}
         super().__init__(model, models, device, dtype, graphs, kernels, linears)
         self.decoder = None if vae is None else Decoder.of(vae, self.spec.channels)
 
@@ -82,6 +90,7 @@ class Engine(EngineCore):
         vae: str | Path | bool | None = None,
         adapter: str | Path | None = None,
         adapter_scale: float | None = None,
+        attention: str | None = None,
     ) -> Any:  # Engine or PromptEngine: the source says which, its type does not
         """An engine for a bundled model (``herbarium``), a checkpoint file, a diffusers folder or a hub id.
 
@@ -101,6 +110,7 @@ class Engine(EngineCore):
         ``adapter`` is merged into the weights as they are loaded: one that ``segue distill`` made, a file or a folder, or by
         name one that ships with a bundled model (``sgg``); for an SD3 pipeline a LoRA of diffusers.  ``adapter_scale`` chooses
         its strength where that is an input of it.
+        ``attention`` is how the blocks of a DiT or SiT attend, see :class:`Engine`.
         """
         from segue.models.fp8_network import quantize_linears
         from segue.models.layout import Hints
@@ -118,6 +128,8 @@ class Engine(EngineCore):
         if "main" in (models or {}):
             raise ValueError(f"further models need names of their own: 'main' is {str(source)!r}; got {models!r}")
         adapter_scale = check_adapter_options(adapter, adapter_scale)
+        if attention is not None:
+            parse_attention(attention)
         how: dict[str, Any] = {
             "family": family,
             "heads": heads,
@@ -128,11 +140,14 @@ class Engine(EngineCore):
         }
         if adapter is not None:
             how |= {"adapter": str(adapter), "adapter_scale": adapter_scale}
+        if attention is not None:
+            how |= {"attention": attention}
         loaded, name = _loaded(source, how, models, vae), source
         source = local_source(source, reading)
         if is_sd3_pipeline(source):
             Hints(family, heads, exit_layer).refuse(("family", "heads", "exit_layer"), f"{source} states what it is")
             _refuse_vae(vae, source)
+            _refuse_attention(attention, source)
             reading = replace(reading, revision=None)  # what is local has no other
             options: dict[str, Any] = {"graphs": graphs, "kernels": kernels, "linears": linears, "reading": reading}
             if adapter_scale is not None:
@@ -149,6 +164,7 @@ class Engine(EngineCore):
             model, told = merged(model, chosen, adapter_scale)
         if isinstance(model.spec, MMDiTSpec):
             _refuse_vae(vae, source)
+            _refuse_attention(attention, source)
         elif decoder is not None:
             check_channels(saved_channels(decoder), model.spec.channels, "make pictures")
         if isinstance(model.spec, SiTSpec) and not model.spec.class_names:
@@ -163,7 +179,7 @@ class Engine(EngineCore):
             engine = PromptEngine(model, None, device, dtype, graphs, kernels, linears, others)
             engine.loaded = loaded
             return engine
-        engine = cls(model, others, device, dtype, graphs, kernels, linears)
+        engine = cls(model, others, device, dtype, graphs, kernels, linears, attention=attention)
         engine.loaded, engine.adapted = loaded, told
         if decoder is not None:
             engine.decoder = Decoder.read(decoder, dtype, device, variant)
@@ -226,6 +242,7 @@ class Engine(EngineCore):
         callback: Callback | None = None,
         check_finite: bool = False,
         progress: bool = False,
+        upscale: Any = None,
     ) -> SampleRun:
         """Draw one sample per label.
 
@@ -238,8 +255,11 @@ class Engine(EngineCore):
         levels, falling, take back to it, as nearly as the solver follows the flow.  ``max_batch`` splits the work; a sample
         does not depend on its batch.  ``callback(CallInfo)`` runs after every network call and may return False to stop;
         weights that it changes act from the next call on.  Under autocast the run is the same: in the engine's own dtype.
+        ``upscale`` makes the pictures larger once they are drawn: 2 by the bundled model's own enhancer, or the file of one,
+        or a function of pictures [B, C, H, W]; ``run.enlarged`` has them, and reducing them gives ``run.latents`` again.
         """
         labels = check_labels(labels, self.spec)
+        upscaler = self.upscaler(upscale)
         seeds = check_seeds(seeds, len(labels))
         plan = self.plan(guidance, steps, schedule, solver, height, width)
         plan.check_samples(len(labels))
@@ -263,7 +283,14 @@ class Engine(EngineCore):
         made = tuple(labels[drawn]), tuple(seeds[drawn])
         given = " and ".join(name for name, start in {"noise": own_noise, "latents": clean}.items() if start is not None)
         unrecorded = f"it began with {given} of the caller's" if given else ""
-        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded)
+        if upscaler is not None and not upscaler.name:
+            unrecorded = unrecorded or "its pictures were enlarged by a function"
+        return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded, upscaler)
+
+    def upscaler(self, upscale: Any) -> Upscaler | None:
+        """What ``upscale`` of :meth:`sample` means here; ``TypeError`` or ``ValueError`` where it is nothing."""
+        source = self.loaded[0] if self.loaded else None
+        return upscaler_of(upscale, source, self.spec.channels, self.decoder is None)
 
     def decode(self, latents: Tensor, max_batch: int | None = None) -> list:
         """Latents [B, C, H, W] -> B PIL images, by the VAE ``max_batch`` at a time; ``ValueError`` for another shape."""
@@ -335,8 +362,8 @@ class Engine(EngineCore):
                 table[condition] = list(labels)
             elif condition == "uncond":
                 table[condition] = [spec.null_label] * count
-            elif condition == "parent":
-                table[condition] = [spec.parent_label(label) for label in labels]
+            elif tier := tier_of(condition):
+                table[condition] = [spec.parent_label(label, tier) for label in labels]
             else:
                 table[condition] = [int(condition)] * count
         return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
@@ -356,6 +383,12 @@ def _refuse_vae(vae: Any, source: str | Path) -> None:
         raise ValueError(
             f"vae={vae!r} is for class-label models, and {str(source)!r} takes prompts: a pipeline brings its own VAE"
         )
+
+
+def _refuse_attention(attention: str | None, source: str | Path) -> None:
+    """Raise ``ValueError`` for another attention of a model that takes prompts."""
+    if attention is not None:
+        raise ValueError(f"attention={attention!r} is of a DiT or SiT, and {str(source)!r} is none")
 
 
 def _vae_of(source: str | Path, vae: Any, reading: Reading) -> Path | None:

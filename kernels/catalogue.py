@@ -28,13 +28,14 @@ from . import (
     philox,
     qkv,
     readout,
+    sparse_attention,
 )
 from .catalogue_sizes import SIZES, Size
 
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
 
 
-PRODUCTS = (attention, embed, mlp, readout)  # the modules whose operations contain matrix products
+PRODUCTS = (attention, embed, mlp, readout, sparse_attention)  # the modules whose operations contain matrix products
 FP8_CAPABILITY = 89
 EPS = 1e-6
 # of the table that holds the numbers of every call: the scale of the state, the solver's six, and a factor for each branch
@@ -225,6 +226,16 @@ def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     counts = (rows, heads, tokens, tokens, head_dim)
     traffic, work = attention.bytes_moved(*counts, dtype.itemsize), attention.flops(*counts)
     yield _case(attention, "attention", size, split, traffic, work, dtype=dtype)
+    if not size.text:  # ProbSparse attention is of DiT and SiT
+        count = sparse_attention.usual_budget(tokens)
+
+        def ranked(make: Factory) -> tuple[Tensor, Tensor, int]:
+            q, k, _ = split(make)
+            return q, k, count
+
+        ranks = (rows, heads, tokens, count, head_dim)
+        moved, product = sparse_attention.bytes_moved(*ranks, dtype.itemsize), sparse_attention.flops(*ranks)
+        yield _case(sparse_attention, "query_spread", size, ranked, moved, product, dtype=dtype)
     if size.single and dtype != torch.float32:
         traffic, arguments = attention.bytes_moved(*counts, 4), partial(split, dtype=torch.float32)
         yield _case(attention, "attention", size, arguments, traffic, work, variant="in fp32", dtype=torch.float32)

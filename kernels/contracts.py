@@ -80,6 +80,11 @@ CONTRACTS: dict[str, Contract] = {
         "identity and skip to the bit; the blur is attention of the mean query, itself rounded; image identity: scores and "
         "softmax in fp32, probabilities rounded to meet v"
     ),
+    "query_spread": rounding("scores in fp32, of products summed there; their maximum less their mean"),
+    "sparse_attention": rounding(
+        "of the queries that are chosen attention, of the others the mean of v in fp32; queries whose spreads differ by a "
+        "rounding may change places"
+    ),
     "attention_lse": rounding("attention of the same backend; maximum and logarithm of the sum in fp32"),
     "merge_normalized": rounding("shares of the parts, extrapolation and norms in fp32, one rounding of the result"),
     "normalized_attention": rounding(

@@ -21,6 +21,7 @@ from .launch_lookup import table_architecture
 from .launch_table import PREFERRED
 from .normalized_attention import normalized_attention_by_parts
 from .record import OPERATIONS, REFERENCE, TRITON, Kernels
+from .sparse_attention import sparse_attention
 from .triton_runtime import architecture, compute_capability, unavailable
 
 ENVIRONMENT = "SEGUE_KERNELS"
@@ -58,7 +59,9 @@ FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize
 ROW_BY_ROW = ("gated_residual", "quantize_rows", "merge_normalized")
 NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ROW_BY_ROW)  # hold a row in registers
 READOUTS = ("combine_then_project", "project", "readout_update")
-FOLLOWERS = dict.fromkeys(("perturbed_attention", "attention_lse", "normalized_attention"), "attention")  # take its backend
+FOLLOWERS = dict.fromkeys(
+    ("perturbed_attention", "sparse_attention", "attention_lse", "normalized_attention"), "attention"
+)  # take its backend
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ def _followers(
         lse = ByClass(CLASSIFIERS["attention"], lse, {shape: with_lse(name) for shape, name in preferred.items()})
     return {
         "perturbed_attention": partial(perturbed_attention, attend=made["attention"]),
+        "sparse_attention": partial(sparse_attention, attend=made["attention"], spread=made["query_spread"]),
         "attention_lse": lse,
         "normalized_attention": partial(normalized_attention_by_parts, attend=lse, merge=made["merge_normalized"]),
     }
@@ -218,7 +222,7 @@ def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, sh
     if dtype not in TRITON_DTYPES:
         return f"the Triton kernels compute in fp32, fp16 or bf16, not {dtype}"
     for names, what, size, limit in (
-        (("attention",), "head dim", shapes.head_dim, MAX_HEAD_DIM),
+        (("attention", "query_spread"), "head dim", shapes.head_dim, MAX_HEAD_DIM),
         (NORMS, "width", shapes.width, adaln.MAX_WIDTH),
         (READOUTS, "number of values in a patch", shapes.outputs, readout.MAX_OUTPUTS),
     ):

@@ -10,7 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import adaln, attention, combine, embed, fp8, gather, gram, mlp, normalized_attention, philox, qkv, readout
+from . import (
+    adaln,
+    attention,
+    combine,
+    embed,
+    fp8,
+    gather,
+    gram,
+    mlp,
+    normalized_attention,
+    philox,
+    qkv,
+    readout,
+    sparse_attention,
+)
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -67,6 +81,14 @@ def _attention(launch: Launch, given: dict[str, Any]) -> LaunchCost:
     sizes = f"{rows} x {heads} x {queries} x {head_dim}, {keys} keys"
     moved = attention.bytes_moved(*counts, given["p_q"].element_size()) + 4 * rows * heads * queries * given["LSE"]
     return LaunchCost(ATTENTION, attention.flops(*counts), moved, sizes, ((rows * heads, queries, keys, head_dim),))
+
+
+def _spread(launch: Launch, given: dict[str, Any]) -> LaunchCost:
+    (rows, heads, tokens, head_dim), keys = given["p_q"].shape, given["COUNT"]
+    counts = rows, heads, tokens, keys, head_dim
+    moved, work = sparse_attention.bytes_moved(*counts, given["p_q"].element_size()), sparse_attention.flops(*counts)
+    problems = ((rows * heads, tokens, head_dim, keys),)
+    return LaunchCost(PRODUCT, work, moved, f"{rows} x {heads} x {tokens} x {head_dim}, {keys} keys", problems)
 
 
 def _merge(launch: Launch, given: dict[str, Any]) -> LaunchCost:
@@ -150,6 +172,7 @@ COSTS: dict[str, Callable[[Launch, dict[str, Any]], LaunchCost]] = {
     "quantize_kernel": _quantize,
     "heads_kernel": _heads,
     "attention_kernel": _attention,
+    "spread_kernel": _spread,
     "merge_kernel": _merge,
     "linear_kernel": _linear,
     "embed_kernel": _embed,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from . import adaln, combine, differentiable, embed, fp8, gather, gram, mlp, philox, qkv, readout
+from . import adaln, combine, differentiable, embed, fp8, gather, gram, mlp, philox, qkv, readout, sparse_attention
 from .attention import attention, attention_lse_triton, attention_triton, perturbed_attention
 from .attention_lse import attention_lse
 from .normalized_attention import (
@@ -36,6 +36,8 @@ class Kernels:
     joint_heads_norm: Callable = qkv.joint_heads_norm
     attention: Callable = attention
     perturbed_attention: Callable = perturbed_attention
+    query_spread: Callable = sparse_attention.query_spread
+    sparse_attention: Callable = sparse_attention.sparse_attention
     attention_lse: Callable = attention_lse
     merge_normalized: Callable = merge_normalized
     normalized_attention: Callable = normalized_attention
@@ -84,6 +86,10 @@ TRITON = Kernels(
     joint_heads_norm=qkv.joint_heads_norm_triton,
     attention=attention_triton,
     perturbed_attention=partial(perturbed_attention, attend=attention_triton),
+    query_spread=sparse_attention.query_spread_triton,
+    sparse_attention=partial(
+        sparse_attention.sparse_attention, attend=attention_triton, spread=sparse_attention.query_spread_triton
+    ),
     attention_lse=attention_lse_triton,
     merge_normalized=merge_normalized_triton,
     normalized_attention=partial(normalized_attention_by_parts, attend=attention_lse_triton, merge=merge_normalized_triton),

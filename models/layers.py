@@ -48,25 +48,48 @@ class LabelEmbedder(nn.Module):
 
 
 class TieredLabelEmbedder(nn.Module):
-    """``E_parent[S(c)] + E_class[c]``; reconstruction after EFDiT (arXiv 2512.05152) and FineDiffusion (2402.18331).
+    """``sum_t E_t[ancestor_t(c)] + alpha E_class[c]``, ``alpha`` being ``class_weight``.
 
-    Labels: classes, then superclasses (their class part is null), then the null label (both parts are null).
+    Reconstruction after EFDiT (arXiv 2512.05152) and FineDiffusion (2402.18331).  Labels: classes, then the members of each
+    tier above them, the nearest tier first, then the null label.  Of a label that stands for a tier, the parts below it are
+    null; of the null label all are.
     """
 
-    def __init__(self, parents: tuple[int, ...], dim: int):
+    def __init__(self, ancestors: tuple[tuple[int, ...], ...], dim: int, class_weight: float = 1.0):
+        """``ancestors[t][c]`` is the ancestor of class ``c`` in tier ``t``; there is at least one tier."""
         super().__init__()
-        classes, num_parents = len(parents), max(parents) + 1
-        self.parent_table = nn.Embedding(num_parents + 1, dim)
+        classes, counts = len(ancestors[0]), [max(tier) + 1 for tier in ancestors]
+        self.parent_table = nn.Embedding(counts[0] + 1, dim)
         self.class_table = nn.Embedding(classes + 1, dim)
-        parent_of = [*parents, *range(num_parents), num_parents]
-        class_of = [*range(classes), *([classes] * (num_parents + 1))]
+        self.tier_tables = nn.ModuleList(nn.Embedding(count + 1, dim) for count in counts[1:])
+        self.class_weight = class_weight
         # on the CPU even when the module is built on the meta device: checkpoints do not hold these tables
-        self.register_buffer("parent_of", torch.tensor(parent_of, device="cpu"), persistent=False)
+        class_of = [*range(classes), *([classes] * (sum(counts) + 1))]
         self.register_buffer("class_of", torch.tensor(class_of, device="cpu"), persistent=False)
+        members = torch.tensor(_members(ancestors), device="cpu")  # [tiers, labels]
+        self.register_buffer("parent_of", members[0].clone(), persistent=False)
+        self.register_buffer("tiers_of", members[1:].clone(), persistent=False)
 
     def forward(self, labels: Tensor) -> Tensor:
         """labels [N] int64 -> [N, D]."""
-        return self.parent_table(self.parent_of[labels]) + self.class_table(self.class_of[labels])
+        own = self.class_table(self.class_of[labels])
+        total = self.parent_table(self.parent_of[labels]) + (own if self.class_weight == 1 else own * self.class_weight)
+        for table, member in zip(self.tier_tables, self.tiers_of, strict=True):
+            total = total + table(member[labels])
+        return total
+
+
+def _members(ancestors: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """The row of every tier's table that each label takes; the null row, the last, below the tier that a label stands for."""
+    counts = [max(tier) + 1 for tier in ancestors]
+    taken = [[*tier] for tier in ancestors]
+    for own, tier in enumerate(ancestors):
+        for member in range(counts[own]):
+            label = tier.index(member) if member in tier else None  # a member without classes has no ancestors
+            for other, rows in enumerate(taken):
+                known = other >= own and label is not None
+                rows.append(member if other == own else ancestors[other][label] if known else counts[other])
+    return [[*rows, count] for rows, count in zip(taken, counts, strict=True)]
 
 
 class Mlp(nn.Module):

@@ -3,7 +3,8 @@
 Parameter names are those of the official checkpoints.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.record import DIFFERENTIABLE, Kernels
 
+from .attention_kind import ProbSparse, parse_attention
 from .fp8_linear import apply_linear, residual_norm
 from .layers import LabelEmbedder, Mlp, PatchEmbed, TieredLabelEmbedder, TimestepEmbedder, sincos_position_table
 from .residuals import Carry, Residual
@@ -21,11 +23,14 @@ from .spec import SiTSpec
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused QKV projection and optional per-head RMSNorm of q and k."""
+    """Multi-head self-attention with one fused QKV projection and optional per-head norm of q and k.
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool):
+    With ``sparse`` it is ProbSparse attention wherever it is not perturbed.
+    """
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool, sparse: ProbSparse | None = None):
         super().__init__()
-        self.heads = heads
+        self.heads, self.sparse = heads, sparse
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
@@ -35,18 +40,27 @@ class Attention(nn.Module):
         """x [R, L, D] -> [R, L, D]; ``segments`` gives the operation of each range of rows (empty: all full)."""
         q, k, v = kernels.split_heads_norm(apply_linear(x, self.qkv, kernels), self.heads)  # [R, H, L, K]
         q, k = self.q_norm(q), self.k_norm(k)
+        attend = kernels.attention
+        if self.sparse is not None:
+            queries, keys = self.sparse.budgets(q.shape[2])
+            attend = partial(kernels.sparse_attention, queries=queries, keys=keys)
         if not segments:
-            return apply_linear(kernels.attention(q, k, v), self.proj, kernels)
-        return zero_skipped(apply_linear(attend_segments(q, k, v, kernels, segments), self.proj, kernels), segments)
+            return apply_linear(attend(q, k, v), self.proj, kernels)
+        return zero_skipped(apply_linear(attend_segments(q, k, v, kernels, segments, attend), self.proj, kernels), segments)
 
 
-def attend_segments(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
-    """Attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K]."""
-    parts = []
+def attend_segments(
+    q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, segments: tuple[Segment, ...], attend: Callable | None = None
+) -> Tensor:
+    """Attention where ranges of rows do different operations.  q, k, v [R, H, T, K] -> [R, T, H K].
+
+    ``attend`` is the full operation, by default that of the kernels.
+    """
+    attend, parts = attend or kernels.attention, []
     for segment in segments:
         rows = slice(segment.start, segment.stop)
         if segment.operation == FULL:
-            parts.append(kernels.attention(q[rows], k[rows], v[rows]))
+            parts.append(attend(q[rows], k[rows], v[rows]))
         else:
             parts.append(kernels.perturbed_attention(q[rows], k[rows], v[rows], segment.operation))
     return torch.cat(parts)
@@ -60,15 +74,47 @@ def zero_skipped(y: Tensor, segments: tuple[Segment, ...]) -> Tensor:
     return y
 
 
+class AffineNorm(nn.Module):
+    """Weight and bias of a norm that has none in DiT; the identity at the start.  Source: FineDiffusion (arXiv 2402.18331).
+
+    The norm itself is that of the block, with these folded into its modulation.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def folded(self, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale [N, D] such that ``n (1 + scale') + shift' = (w n + b) (1 + scale) + shift``."""
+        return shift + self.bias * (1 + scale), scale * self.weight + (self.weight - 1)
+
+
 class Block(nn.Module):
     """adaLN-Zero transformer block."""
 
     def __init__(self, spec: SiTSpec):
         super().__init__()
-        self.attn = Attention(spec.dim, spec.heads, spec.qk_norm)
+        self.attn = Attention(spec.dim, spec.heads, spec.qk_norm, parse_attention(spec.attention))
         self.mlp = Mlp(spec.dim, spec.mlp_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(spec.dim, 6 * spec.dim))
         self.mlp_norm_eps = spec.mlp_norm_eps
+        if spec.affine_norms:
+            self.norm1, self.norm2 = AffineNorm(spec.dim), AffineNorm(spec.dim)
+
+    def modulation(self, condition: Tensor) -> Tensor:
+        """condition [N, D] -> [N, 6 D]: shift, scale and gate of both halves, with the weights of affine norms folded in."""
+        modulation = self.adaLN_modulation(condition)
+        if not hasattr(self, "norm1"):
+            return modulation
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        attention, mlp = self.norm1.folded(shift_a, scale_a), self.norm2.folded(shift_m, scale_m)
+        return torch.cat([*attention, gate_a, *mlp, gate_m], dim=-1)
+
+    def modulation_weights(self) -> Iterator[Tensor]:
+        """The parameters that :meth:`modulation` reads."""
+        yield from self.adaLN_modulation.parameters()
+        if hasattr(self, "norm1"):
+            yield from (*self.norm1.parameters(), *self.norm2.parameters())
 
     def forward(
         self,
@@ -109,8 +155,8 @@ class ConditionEmbedder(nn.Module):
     def __init__(self, spec: SiTSpec):
         super().__init__()
         self.t_embedder = TimestepEmbedder(spec.dim, spec.frequency_shift)
-        if spec.parents:
-            self.y_embedder = TieredLabelEmbedder(spec.parents, spec.dim)
+        if spec.ancestors:
+            self.y_embedder = TieredLabelEmbedder(spec.ancestors, spec.dim, spec.class_weight)
         else:
             self.y_embedder = LabelEmbedder(spec.num_classes, spec.dim)
 
@@ -249,14 +295,16 @@ class SiT(nn.Module):
         conditions = [embedder(time, labels) for embedder in self.embedders]
         if embedding is not None:
             conditions = [condition + embedding for condition in conditions]
-        parts = [block.adaLN_modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
+        parts = [block.modulation(conditions[min(layer, len(conditions) - 1)]) for layer, block in enumerate(self.blocks)]
         heads = (self.final_layer, *self.exit_layers.values())
         return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)
 
     def run_weights(self) -> Iterator[Tensor]:
         """What a run computes with once: the embedders of times and labels, the modulation, the position table."""
-        for owner in (*self.blocks, self.final_layer, *self.exit_layers.values()):
-            yield from owner.adaLN_modulation.parameters()
+        for block in self.blocks:
+            yield from block.modulation_weights()
+        for head in (self.final_layer, *self.exit_layers.values()):
+            yield from head.adaLN_modulation.parameters()
         yield from self.embedders.parameters()
         yield self.pos_embed
 

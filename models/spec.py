@@ -5,9 +5,22 @@ from math import isfinite
 from numbers import Integral
 from typing import Any, ClassVar, Literal, get_args
 
+from .attention_kind import FULL_ATTENTION, parse_attention
+
 Prediction = Literal["velocity", "data_velocity", "epsilon"]
 TimeInput = Literal["sigma", "data_time", "sigma_x1000", "discrete"]
 NoisePath = Literal["linear", "cosine"]
+
+
+PARENT = "parent"  # the condition that takes the superclass; PARENT:2 takes that of the tier above, and so on
+
+
+def tier_of(condition: Any) -> int:
+    """How many tiers above the class a condition stands: 1 for ``parent``, k for ``parent:k``; 0 for any other."""
+    name, _, tier = str(condition).partition(":")
+    if name != PARENT or (tier and not (tier.isdecimal() and int(tier) > 0)):
+        return 0
+    return int(tier or 1)
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -104,7 +117,7 @@ class ModelSpec:
 
     def distinct_conditions(self, conditions: tuple[str | int, ...], batch: int) -> int:
         """How many different conditions B samples can have: labels and superclasses differ, the null label does not."""
-        per_sample = sum(condition in ("cond", "parent") for condition in conditions)
+        per_sample = sum(condition == "cond" or tier_of(condition) > 0 for condition in conditions)
         return per_sample * batch + len(conditions) - per_sample
 
     def block_flops(self, layer: int, tokens: int) -> int:
@@ -145,8 +158,13 @@ class ModelSpec:
 class SiTSpec(ModelSpec):
     """A class-conditional DiT or SiT.
 
-    ``parents[c]`` is the superclass of class ``c``; when given, the label embedding is tiered.  Labels are integers:
-    ``0 .. num_classes - 1`` classes, then the superclasses, then the null label.  ``class_names`` are for people.
+    ``parents[c]`` is the superclass of class ``c``; when given, the label embedding is tiered.  ``tiers`` are those above, from
+    the nearest on: ``tiers[t][c]`` is the ancestor of class ``c``, and classes that share one share all above it.  Labels are
+    integers: ``0 .. num_classes - 1`` classes, then the superclasses, then the tiers above, then the null label.  The embedding
+    of a class of its own weighs ``class_weight``.  ``class_names`` are for people.
+
+    ``affine_norms``: the norms of the blocks have weights and biases, which sampling folds into shift and scale.
+    ``attention``: ``full``, or ``probsparse`` perhaps with budgets, see :mod:`.attention_kind`.
     """
 
     num_classes: int = 1000
@@ -156,6 +174,10 @@ class SiTSpec(ModelSpec):
     qk_norm: bool = False
     per_block_embedding: bool = False
     class_names: tuple[str, ...] = ()
+    tiers: tuple[tuple[int, ...], ...] = ()
+    class_weight: float = 1.0
+    affine_norms: bool = False
+    attention: str = FULL_ATTENTION
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,20 +190,38 @@ class SiTSpec(ModelSpec):
             raise ValueError(
                 f"parents must name one superclass for each of {self.num_classes} classes, got {len(self.parents)}"
             )
+        object.__setattr__(self, "tiers", tuple(tuple(tier) for tier in self.tiers))
+        check_tiers(self.parents, self.tiers)
+        parse_attention(self.attention)
+        if not isfinite(self.class_weight):
+            raise ValueError(f"class_weight must be finite, got {self.class_weight}")
 
     @property
-    def num_parents(self) -> int:
-        return max(self.parents) + 1 if self.parents else 0
+    def ancestors(self) -> tuple[tuple[int, ...], ...]:
+        """The ancestor of every class in every tier above the classes, the nearest tier first."""
+        return ((self.parents,) if self.parents else ()) + self.tiers
 
     @property
     def null_label(self) -> int:
-        return self.num_classes + self.num_parents
+        return self.num_classes + sum(max(tier) + 1 for tier in self.ancestors)
 
-    def parent_label(self, label: int) -> int:
-        """The label that stands for the superclass of class ``label``."""
-        if not self.parents:
+    def parent_label(self, label: int, tier: int = 1) -> int:
+        """The label that stands for the ancestor of class ``label``, ``tier`` tiers above it: 1 for its superclass."""
+        ancestors = self.ancestors
+        if not ancestors:
             raise ValueError(f"model {self.name} has no superclasses")
-        return self.num_classes + self.parents[label]
+        if not 1 <= tier <= len(ancestors):
+            raise ValueError(f"model {self.name} has tiers 1 to {len(ancestors)} above its classes, got {tier}")
+        below = sum(max(members) + 1 for members in ancestors[: tier - 1])
+        return self.num_classes + below + ancestors[tier - 1][label]
+
+    def to_dict(self) -> dict:
+        """As :meth:`ModelSpec.to_dict`; what a network without further tiers lacks goes without saying too."""
+        values = super().to_dict()
+        for name, usual in (("tiers", ()), ("class_weight", 1.0), ("affine_norms", False), ("attention", FULL_ATTENTION)):
+            if values[name] == usual:
+                del values[name]
+        return values
 
     def modulation_flops(self) -> int:
         embedders = self.depth if self.per_block_embedding else 1
@@ -190,4 +230,23 @@ class SiTSpec(ModelSpec):
 
     def block_flops(self, layer: int, tokens: int) -> int:
         linear = 2 * tokens * (4 * self.dim**2 + 2 * self.dim * self.mlp_dim)
-        return linear + 4 * tokens**2 * self.dim
+        sparse = parse_attention(self.attention)
+        return linear + (4 * tokens**2 * self.dim if sparse is None else sparse.flops(tokens, self.dim))
+
+
+def check_tiers(parents: tuple[int, ...], tiers: tuple[tuple[int, ...], ...]) -> None:
+    """Raise ``ValueError`` unless ``tiers`` group the classes as a tree does, above superclasses ``parents``."""
+    if tiers and not parents:
+        raise ValueError(f"tiers stand above superclasses, and there are none; got {len(tiers)}")
+    below = parents
+    for number, tier in enumerate(tiers, 2):
+        if len(tier) != len(parents):
+            raise ValueError(f"tier {number} must name an ancestor of each of {len(parents)} classes, got {len(tier)}")
+        found: dict[int, int] = {}
+        for label, (member, ancestor) in enumerate(zip(below, tier, strict=True)):
+            if found.setdefault(member, ancestor) != ancestor:
+                raise ValueError(
+                    f"member {member} of tier {number - 1} has two ancestors in tier {number}, {found[member]} and {ancestor} "
+                    f"(that of class {label})"
+                )
+        below = tier

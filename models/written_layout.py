@@ -20,6 +20,7 @@ def official_family(spec: SiTSpec) -> str:
         "superclasses": spec.parents,
         "an embedder in every block": spec.per_block_embedding,
         "several early-exit heads": len(spec.exits) > 1,
+        "affine norms": spec.affine_norms,
         "other numerics than the official code": (spec.frequency_shift, spec.mlp_norm_eps) != (0.0, 1e-6),
         "no square grid": spec.height != spec.width,
     }
@@ -94,6 +95,7 @@ def _check_diffusers(spec: SiTSpec) -> None:
         "prediction": (spec.prediction, "epsilon"),
         "frequency shift": (spec.frequency_shift, 1.0),
         "superclasses": (spec.parents, ()),
+        "affine norms": (spec.affine_norms, False),
         "early-exit heads": (spec.exits, ()),
         "norm of queries and keys": (spec.qk_norm, False),
         "width": (spec.width, spec.height),

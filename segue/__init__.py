@@ -48,6 +48,7 @@ _MODULES = {
         "from_extrapolation",
     ),
     "segue.engine.rules.guided_corrections": ("EnergyPreserving", "HiGS", "Renorm", "Rescale"),
+    "segue.engine.rules.spectral_refinement": ("SpectralRefine",),
     "segue.engine.rules.reference_corrections": (
         "ADG",
         "APG",

@@ -46,6 +46,7 @@ from segue.engine.rules.reference_corrections import (
     PowerLawCFG as PowerLawCFG,
     TCFG as TCFG,
 )
+from segue.engine.rules.spectral_refinement import SpectralRefine as SpectralRefine
 from segue.engine.rules.guidance import (
     CFG as CFG,
     NAG as NAG,

@@ -8,12 +8,14 @@ from torch import nn
 from segue.engine.files import check_writable, whole_file
 from segue.models.bundled import PARENT_KEY, digest
 from segue.models.classifiers import ClassifierSpec, load_classifier
+from segue.models.enhancer import EnhancerSpec, load_enhancer
 from segue.models.sit import SiT
 from segue.models.weights import load_network, save_model
 from segue.models.written_layout import write_diffusers, write_official
 
 from .run_folder import RunFolder
 from .specs import spec_of
+from .task import Spec
 
 LAYOUTS = ("segue", "official", "diffusers")
 EXPORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -48,7 +50,7 @@ def export_run(
     spec = spec_of(record["spec"], f"the run in {folder}")
     made_for = {} if parent is None else {PARENT_KEY: digest(parent)}
     weights = run.weights(step)
-    model = load_classifier(weights) if isinstance(spec, ClassifierSpec) else load_network(weights)[0]
+    model = _loaded(spec, weights)
     model = model.to(EXPORT_DTYPES[dtype]).eval()
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
@@ -69,3 +71,10 @@ def export_run(
     else:
         write_diffusers(model, path)
     return model
+
+
+def _loaded(spec: Spec, weights: Path) -> nn.Module:
+    """The network of that kind in a file of weights."""
+    if isinstance(spec, ClassifierSpec):
+        return load_classifier(weights)
+    return load_enhancer(weights) if isinstance(spec, EnhancerSpec) else load_network(weights)[0]

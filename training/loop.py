@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from segue.models.classifiers import ClassifierSpec
+from segue.models.enhancer import EnhancerSpec
 
 from .data.herbarium import Herbarium
 from .data.source import MAX_BATCHES, Source, batch_loader
+from .enhancement import EnhancementTask
 from .objectives.velocity_task import VelocityTask
 from .processes import Processes, training_processes
 from .run_folder import RunFolder, Start
@@ -34,6 +36,8 @@ def task_of(spec: Spec, settings: TrainSettings) -> Task:
     """What a network of this kind is trained to do."""
     if isinstance(spec, ClassifierSpec):
         return ClassificationTask(spec)
+    if isinstance(spec, EnhancerSpec):
+        return EnhancementTask(spec)
     padded = settings.captured or settings.compile
     return VelocityTask(spec, settings.dropout, settings.exit_weight, settings.objective, padded)
 

@@ -4,11 +4,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from segue.models.classifiers import ClassifierSpec
+from segue.models.enhancer import EnhancerSpec
 from segue.models.sizes import PATCHES, SIZES
 from segue.models.spec import SiTSpec
 from segue.models.weights import read_spec
 
-from .data.source import Source
+from .data.source import Source, tiers_of
 from .task import Spec
 
 
@@ -17,6 +18,8 @@ def spec_of(values: Any, where: str) -> Spec:
     known = {field.name for field in fields(ClassifierSpec)}
     if isinstance(values, dict) and {"family", "widths"} <= values.keys() <= known:
         return ClassifierSpec(**values)
+    if EnhancerSpec.describes(values):
+        return EnhancerSpec(**values)
     return read_spec(values, where)
 
 
@@ -27,6 +30,8 @@ def fitted(spec: Spec, source: Source) -> Spec:
     """
     if isinstance(spec, SiTSpec):
         return fitted_sit(spec, source)
+    if isinstance(spec, EnhancerSpec):
+        raise ValueError(f"{spec.name} is trained on pairs of pictures that its recipe draws; leave --data {source.name} out")
     channels, height, width = source.shape
     if height != width:
         raise ValueError(f"a classifier reads square pictures, got {height} x {width}")
@@ -38,14 +43,14 @@ def fitted_sit(spec: SiTSpec, source: Source) -> SiTSpec:
     channels, height, width = source.shape
     outputs = spec.out_channels // spec.channels * channels
     shape: dict[str, Any] = {"channels": channels, "height": height, "width": width, "out_channels": outputs}
-    return replace(spec, name=_named(spec, source), **shape, **_classes(source))
+    return replace(spec, name=_named(spec, source), **shape, **_classes(source), tiers=tiers_of(source))
 
 
 def _classes(source: Source) -> dict[str, Any]:
     return {"num_classes": source.num_classes, "parents": source.parents, "class_names": source.class_names}
 
 
-def _named(spec: Spec, source: Source) -> str:
+def _named(spec: SiTSpec | ClassifierSpec, source: Source) -> str:
     own = (spec.num_classes, spec.parents) == (source.num_classes, source.parents)
     return spec.name if own else source.name
 

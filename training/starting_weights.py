@@ -10,7 +10,7 @@ from segue.models.sit import SiT
 from segue.models.spec import SiTSpec
 from segue.models.weights import load_network
 
-from .data.source import Source
+from .data.source import Source, tiers_of
 from .specs import fitted_sit
 
 LABELS, EXITS = "y_embedder.", "exit_layers."
@@ -37,12 +37,14 @@ def starting_weights(
     family: str | None = None,
     heads: int | None = None,
     exit_layer: int | None = None,
+    affine_norms: bool = False,
 ) -> StartingWeights:
     """The network of ``checkpoint`` (a bundled name or a file, as :func:`~segue.models.weights.load_network` reads it).
 
     Its label table is kept where the source has as many classes, of the same names and superclasses as far as they are known,
-    and begins anew otherwise.  ``exit_layer`` adds an early-exit head after that many blocks where there is none.  Raises
-    ``ValueError`` where the samples of ``source`` are not of the network's channels and size, or it is none to train.
+    and begins anew otherwise.  ``exit_layer`` adds an early-exit head after that many blocks where there is none,
+    ``affine_norms`` weights to the norms of the blocks, which change nothing at the start.  Raises ``ValueError`` where the
+    samples of ``source`` are not of the network's channels and size, or it is none to train.
     """
     path = bundled_files(checkpoint)["main"] if checkpoint in BUNDLED else Path(checkpoint)
     network, report = load_network(path, family, heads=heads)
@@ -55,6 +57,7 @@ def starting_weights(
         raise ValueError(f"{checkpoint} draws samples of {theirs}, and those of {source.name} are {ours}")
     kept = _same_classes(spec, source)
     wanted = fitted_sit(spec, source) if not kept else replace(spec, class_names=source.class_names or spec.class_names)
+    wanted = replace(wanted, affine_norms=wanted.affine_norms or affine_norms)
     if exit_layer is not None:
         wanted = replace(wanted, exits=tuple(sorted({*wanted.exits, exit_layer})))
     tensors = {name: value.float() for name, value in network.state_dict().items() if kept or LABELS not in name}
@@ -64,6 +67,6 @@ def starting_weights(
 
 
 def _same_classes(spec: SiTSpec, source: Source) -> bool:
-    same = spec.num_classes == source.num_classes and spec.parents == source.parents
+    same = spec.num_classes == source.num_classes and (spec.parents, spec.tiers) == (source.parents, tiers_of(source))
     known = bool(spec.class_names) and bool(source.class_names)
     return same and (not known or spec.class_names == source.class_names)

@@ -1,4 +1,4 @@
-"""What a recipe's network learns: a velocity to sample by, or the species of a picture."""
+"""What a recipe's network learns: a velocity to sample by, the species of a picture, or its high frequencies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segue.models.classifiers import Classifier, ClassifierSpec
+from segue.models.enhancer import EnhancerSpec
 from segue.models.spec import SiTSpec
 from segue.models.weights import save_model
 
-Spec = SiTSpec | ClassifierSpec
+Spec = SiTSpec | ClassifierSpec | EnhancerSpec
 Drawn = tuple[Tensor, ...]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train(
     out: Annotated[Path, option("--out", help="Folder for weights, state and log.")],
     recipe: Annotated[
-        str | None, option("--recipe", help="herbarium (default) or herbarium-64, -weak, -classifier, -judge.")
+        str | None, option("--recipe", help="herbarium (default) or herbarium-64, -weak, -classifier, -judge, -enhancer.")
     ] = None,
     resume: r.ResumeOption = None,
     data: Annotated[str | None, option("--data", panel=NETWORK, help="What to train on; default the herbarium.")] = None,
@@ -31,7 +31,9 @@ def train(
     flip: Annotated[bool | None, option("--flip", panel=NETWORK, help="Mirror every second image by chance.")] = None,
     tier: Annotated[
         str | None,
-        option("--tier", panel=NETWORK, help="Superclasses: levels of folders above the class, or a column; 0: none."),
+        option(
+            "--tier", panel=NETWORK, help="Superclasses: levels of folders above the class, or a column; 1,2: tiers; 0: none."
+        ),
     ] = None,
     start: Annotated[
         str | None, option("--from", panel=NETWORK, help="A checkpoint or bundled model that the weights start from.")
@@ -53,6 +55,13 @@ def train(
             panel=NETWORK,
             help="What is trained: all, or of labels, biases, norms, times, modulation, attention, mlp, heads.",
         ),
+    ] = None,
+    affine_norms: Annotated[
+        bool | None,
+        option("--affine-norms", panel=NETWORK, help="Give the norms of the blocks weights, folded away in sampling."),
+    ] = None,
+    attention: Annotated[
+        str | None, option("--attention", panel=NETWORK, help="full, or probsparse: how blocks attend, in sampling too.")
     ] = None,
     name: Annotated[str | None, option("--name", panel=NETWORK, help="What the network is called.")] = None,
     weak: Annotated[
@@ -99,6 +108,10 @@ def train(
     exit_weight: Annotated[float | None, option("--exit-weight", panel=LENGTH, help="Of the loss of early-exit heads.")] = None,
     dropout: Annotated[
         float | None, option("--dropout", panel=LENGTH, help="Share of samples trained without their label.")
+    ] = None,
+    class_dropout: Annotated[
+        float | None,
+        option("--class-dropout", panel=LENGTH, help="Share trained with their superclass alone; default the recipe's."),
     ] = None,
     seed: r.SeedOption = None,
     device: r.DeviceOption = None,
@@ -156,11 +169,14 @@ def train(
     if objective := given(**signal, mode=mode, target=target, path=path, time=time):
         settings["objective"] = objective
     network = given(data=data, image_size=image_size, flip=flip, tier=tier, family=family, heads=heads, size=size)
-    network |= given(exit_layer=exit_layer, name=name) | ({} if start is None else {"from": start})
+    network |= given(exit_layer=exit_layer, name=name, affine_norms=affine_norms, attention=attention) | (
+        {} if start is None else {"from": start}
+    )
+    dropouts = given(everything=dropout, species=class_dropout)
     if resume:
-        trainer = _resumed(out, recipe, network, settings, dropout, vae)
+        trainer = _resumed(out, recipe, network, settings, dropouts, vae)
     else:
-        trainer = _begun(out, recipe, network, settings, dropout, vae, "new" if resume is None else "fresh")
+        trainer = _begun(out, recipe, network, settings, dropouts, vae, "new" if resume is None else "fresh")
     raise typer.Exit(show_run(trainer, vae))
 
 
@@ -169,11 +185,13 @@ def _begun(
     recipe: str | None,
     network: dict[str, Any],
     settings: dict[str, Any],
-    dropout: float | None,
+    dropouts: dict[str, float],
     vae: Path | None,
     start: "Start",
 ) -> "Trainer":
     """The trainer of a new run: the recipe's network, fitted to the data, of another size, or a checkpoint's."""
+    from segue.models.attention_kind import spec_with_attention
+    from segue.models.classifiers import ClassifierSpec
     from segue.models.spec import SiTSpec
 
     from .loop import Trainer
@@ -192,8 +210,9 @@ def _begun(
     spec = fitted(chosen.spec, source) if "data" in network else chosen.spec
     initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
     if not isinstance(spec, SiTSpec):
-        if found := {"from", "size", "exit_layer"} & network.keys():
-            raise ValueError(f"the recipe {recipe} is of a classifier, which takes no {sorted(found)[0]}")
+        if found := {"from", "size", "exit_layer", "affine_norms", "attention"} & network.keys():
+            kind = "a classifier" if isinstance(spec, ClassifierSpec) else "an enhancer"
+            raise ValueError(f"the recipe {recipe} is of {kind}, which takes no {sorted(found)[0]}")
     elif "from" in network:
         begun = _starting(network, source)
         spec, initial, facts = begun.spec, begun.tensors, facts | {"from": begun.facts}
@@ -201,13 +220,14 @@ def _begun(
     else:
         spec = sized(spec, network["size"]) if "size" in network else spec
         spec = replace(spec, exits=(network["exit_layer"],)) if "exit_layer" in network else spec
+        spec = replace(spec, affine_norms=network.get("affine_norms", False))
         spec = replace(spec, path=settings.get("objective", {}).get("path", spec.path))
+    if "attention" in network:
+        spec = spec_with_attention(spec, network["attention"])
     spec = replace(spec, name=network.get("name", spec.name))
     values = asdict(chosen.settings)
-    if dropout is not None:
-        values["dropout"] = values["dropout"] | {"everything": dropout}
-    if not spec.parents:
-        values["dropout"] = values["dropout"] | {"species": 0.0}
+    without = {} if getattr(spec, "parents", ()) else {"species": 0.0}
+    values["dropout"] = values["dropout"] | without | dropouts
     made = TrainSettings.from_dict(values | {"micro_batches": launched()} | settings)
     check_previews(spec, made.preview_every, vae)
     if made.objective.weak != "none":
@@ -221,7 +241,7 @@ def _resumed(
     recipe: str | None,
     network: dict[str, Any],
     settings: dict[str, Any],
-    dropout: float | None,
+    dropouts: dict[str, float],
     vae: Path | None,
 ) -> "Trainer":
     """The trainer of a run that is in its folder; of what it is trained on, where that lies may have changed."""
@@ -241,8 +261,8 @@ def _resumed(
     command = facts.get("command", {}) | network
     source = _source(command) if "data" in command else get_recipe(command.get("recipe", "herbarium")).source
     values = record["settings"]
-    if dropout is not None:
-        settings = settings | {"dropout": values["dropout"] | {"everything": dropout}}
+    if dropouts:
+        settings = settings | {"dropout": values["dropout"] | dropouts}
     if "objective" in settings:
         settings = settings | {"objective": values["objective"] | settings["objective"]}
     initial = {}
@@ -276,7 +296,7 @@ def _starting(network: dict[str, Any], source: "Source"):
     if "size" in network:
         raise ValueError(f"--from takes the sizes of its checkpoint: leave out --size, got {network['size']!r}")
     hints = {name: network.get(name) for name in ("family", "heads", "exit_layer")}
-    return starting_weights(network["from"], source, **hints)
+    return starting_weights(network["from"], source, **hints, affine_norms=network.get("affine_norms", False))
 
 
 def _refuse_without_from(network: dict[str, Any]) -> None:

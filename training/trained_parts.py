@@ -5,14 +5,14 @@ from collections.abc import Callable
 from torch import nn
 
 ALL = "all"
-_NORMS = ("q_norm.", "k_norm.")
+_NORMS = ("q_norm.", "k_norm.", "norm1.", "norm2.")
 
 
 def _inside(*words: str) -> Callable[[str], bool]:
     return lambda name: any(f".{word}" in f".{name}" for word in words)
 
 
-# by the names of parameters of a SiT; DiT's norms have no weights of their own, but those of queries and keys
+# by the names of parameters of a SiT; DiT's norms have no weights of their own, but those of queries and keys, and affine ones
 PARTS: dict[str, Callable[[str], bool]] = {
     ALL: lambda name: True,
     "labels": _inside("y_embedder."),

@@ -324,6 +324,35 @@ def sd3(
     exit_with(code)
 
 
+@reproduce.command()
+def efdit(
+    samples: SamplesOption = JUDGED,
+    seed: SeedOption = 200_000,
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 28,
+    guidance: Annotated[str, typer.Option("--guidance", "-g", help="The rule that samples are drawn by.")] = "sgg-exit",
+    tuning: Annotated[int, typer.Option(help="Steps of fine-tuning with ProbSparse attention.")] = 300,
+    training: Annotated[int, typer.Option(help="Steps of each network with tiered or flat labels.")] = 1_000,
+    seeds: Annotated[int, typer.Option(help="Pairs of such networks.")] = 3,
+    part: Annotated[
+        list[str] | None, typer.Option(help="upscaling, attention, time or tiers; repeat it.  Default: all.")
+    ] = None,
+    out: ScoresOption = SCORES,
+    runs: RunsOption = RUNS,
+    limit_minutes: LimitOption = None,
+    into: IntoOption = None,
+) -> None:
+    """Fine-grained classes on the herbarium: larger pictures, ProbSparse attention, tiered labels, each beside the plain way.
+
+    [bold]Example[/bold]
+
+    segue reproduce efdit --part upscaling --part time
+    """
+    from .efdit import PARTS, EFDiTOptions, reproduce_efdit
+
+    options = EFDiTOptions(samples, seed, steps, guidance, tuning, training, seeds, tuple(part or PARTS))
+    exit_with(reproduce_efdit(options, out, runs, limit_minutes, into))
+
+
 def exit_with(code: int) -> None:
     """End with a code other than 0 where something was left for another run."""
     if code:

@@ -3,6 +3,8 @@
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
 
+from dataclasses import replace
+
 import typer
 
 from . import options as o
@@ -29,6 +31,8 @@ def sample(
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
+    attention: o.AttentionOption = None,
+    upscale: o.UpscaleOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -106,7 +110,7 @@ def sample(
     from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = o.with_adapter(source, adapter, adapter_scale)
+    source = replace(o.with_adapter(source, adapter, adapter_scale, attention), upscale=upscale)
     rule = o.RuleOptions.of(
         guidance,
         calibration,
@@ -149,6 +153,7 @@ def compare(
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     linears: o.LinearsOption = None,
+    attention: o.AttentionOption = None,
     steps: o.StepsOption = None,
     solver: o.SolverOption = None,
     schedule: o.ScheduleOption = None,
@@ -195,7 +200,7 @@ def compare(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = o.with_adapter(source, adapter, adapter_scale)
+    source = o.with_adapter(source, adapter, adapter_scale, attention)
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
         refuse_calibration(calibration)
@@ -212,6 +217,7 @@ def plan(
     revision: o.RevisionOption = None,
     variant: o.VariantOption = None,
     weak: o.WeakOption = None,
+    attention: o.AttentionOption = None,
     guidance: o.RuleOption = None,
     scale: o.ScaleOption = None,
     weight: o.WeightOption = None,
@@ -259,6 +265,7 @@ def plan(
     )
     text = o.PromptOptions(height=height, width=width)
     source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
+    source = o.with_adapter(source, None, None, attention)
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segue.models.spec import ModelSpec, SiTSpec
 
+from ..adapters.upscaling import Upscaler
 from ..adapters.weight_adapters import find_lora, lora_told
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
@@ -59,6 +60,7 @@ class _Job:
     labels: list[int]
     seeds: list[int]
     max_batch: int | None
+    upscaler: Upscaler | None = None
 
     def texts(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -87,6 +89,7 @@ class ClassJob(_Job):
     seeds: list[int]
     max_batch: int | None
     pictures: bool = True
+    upscaler: Upscaler | None = None
 
     @property
     def spec(self) -> SiTSpec:
@@ -94,7 +97,7 @@ class ClassJob(_Job):
 
     def origin(self) -> Origin:
         """Where the networks came from, the VAE too if pictures are made by one."""
-        return super().origin().with_decoder(self.engine.decoder)
+        return super().origin().with_decoder(self.engine.decoder).with_upscaler(self.upscaler)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,7 +115,7 @@ class ClassJob(_Job):
 
     def draw(self, plan: Plan, check_finite: bool = False, title: str = "") -> Drawn:
         samples = (self.labels, self.seeds, self.max_batch)
-        return draw_labels(self.engine, plan, *samples, check_finite, title, self.pictures)
+        return draw_labels(self.engine, plan, *samples, check_finite, title, self.pictures, self.upscaler)
 
     def texts(self) -> dict[str, Any]:
         """What to record beside labels and seeds."""
@@ -230,7 +233,9 @@ def open_job(source: Source, run: RunOptions, text: PromptOptions, most: int = M
     refuse_prompts(engine.spec, text)
     check_batch(run.max_batch)
     labels, seeds = choose_samples(engine.spec, run, most)
-    return ClassJob(source, engine, labels, seeds, run.max_batch, pictures)
+    if not pictures:
+        refuse_options(source, ("upscale",), "latents are written as they are")
+    return ClassJob(source, engine, labels, seeds, run.max_batch, pictures, engine.upscaler(source.upscale))
 
 
 def _prompt_job(
@@ -243,6 +248,8 @@ def _prompt_job(
         raise ValueError(f"{source.model} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
     refuse_options(source, CHECKPOINT_HINTS, f"{name} states what it is")
     refuse_options(source, ("vae",), f"{name} is a pipeline with a VAE of its own")
+    refuse_options(source, ("attention",), f"{name} is no DiT or SiT")
+    refuse_options(source, ("upscale",), f"{name} draws latents that its VAE decodes")
     if not text.prompt:
         raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     device = resolve_device(source.device)
@@ -289,7 +296,9 @@ def recorded_job(record: Record, source: Source, image: Path | None) -> Job:
             raise ValueError(f"the record tells of no picture to start from; leave --image {image} out")
         engine = open_engine(source)
         record.origin.check_decoder(engine.decoder)
-        return ClassJob(source, engine, labels, seeds, record.max_batch)
+        upscaler = engine.upscaler(source.upscale)
+        record.origin.check_upscaler(upscaler)
+        return ClassJob(source, engine, labels, seeds, record.max_batch, upscaler=upscaler)
     refuse_options(source, ("vae",), "the picture was drawn from a prompt")
     model = local_source(source.name, reading_of(source), weights=False)
     saved = SavedSD3.read(model)

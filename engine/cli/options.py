@@ -20,7 +20,7 @@ RULE_HELP = (
     f"NAME:OPTION=VALUE,..., or a sum with +. Rules: {rules_text()}. Corrections, to add: {rules_text(corrections=True)}. "
     "Needed options come first; those left out are the model's own numbers, or the usual ones, which is said. "
     "For pictures with a number each, or a rule each: scale=2,4, or rules with | between. "
-    "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent or a class."
+    "Windows: sigma:LOW,HIGH, fraction:START,STOP, steps:FIRST,LAST or all. References: uncond, parent, parent:N or a class."
 )
 
 
@@ -108,6 +108,25 @@ LinearsOption = Annotated[
         panel=_MODEL,
         shown=DEFAULT_LINEARS,
         help="native, or fp8: the large matrices of the blocks, approximately.",
+    ),
+]
+
+AttentionOption = Annotated[
+    str | None,
+    _option(
+        "--attention",
+        panel=_MODEL,
+        shown="the model's own",
+        help="Of a DiT or SiT: full, or probsparse, approximately; with budgets probsparse:queries=40,keys=40.",
+    ),
+]
+
+UpscaleOption = Annotated[
+    str | None,
+    _option(
+        "--upscale",
+        panel=_OUT,
+        help="Make the pictures larger once they are drawn: 2 (the herbarium's own enhancer), or the file of an enhancer.",
     ),
 ]
 
@@ -271,6 +290,8 @@ class Source:
     models: Mapping[str, str] | None = None  # further networks of a record, by name
     adapter: str | None = None
     adapter_scale: float | None = None
+    attention: str | None = None
+    upscale: str | None = None  # of the pictures, once they are drawn
 
     @property
     def name(self) -> str:
@@ -289,6 +310,7 @@ class Source:
             "models": self.further,
             "adapter": self.adapter,
             "adapter_scale": self.adapter_scale,
+            "attention": self.attention,
         }
 
     @property
@@ -297,9 +319,9 @@ class Source:
         return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
 
 
-def with_adapter(source: Source, adapter: str | None, scale: float | None) -> Source:
-    """``source`` with an adapter in the weights of its model."""
-    return replace(source, adapter=adapter, adapter_scale=scale)
+def with_adapter(source: Source, adapter: str | None, scale: float | None, attention: str | None = None) -> Source:
+    """``source`` with an adapter in the weights of its model, and with another attention in its blocks."""
+    return replace(source, adapter=adapter, adapter_scale=scale, attention=attention)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def recorded_source(source: Source, origin: Origin) -> Source:
     precision: dict[str, Any] = {"dtype": origin.dtype, "linears": origin.linears, "t5": origin.t5}
     precision |= {"vae": source.vae or origin.vae, "models": origin.models}
     precision |= {"adapter": source.adapter or origin.adapter, "adapter_scale": origin.adapter_scale}
+    precision |= {"attention": origin.attention, "upscale": origin.upscale}
     if not (source.model or origin.source):
         raise ValueError("the networks of the picture were made in Python: say by --model where these weights are")
     if source.model:
@@ -97,6 +98,7 @@ def refuse_recorded(source: Source, run: RunOptions, output: Output, text: Promp
     """Raise ``ValueError`` for an option whose value the record holds."""
     given = asdict(run) | {"dtype": source.dtype, "grid": output.grid}
     given |= {"linears": source.linears, "t5": source.t5, "output": output.kind, "adapter_scale": source.adapter_scale}
+    given |= {"attention": source.attention, "upscale": source.upscale}
     given |= {} if source.model else {name: getattr(source, name) for name in (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS)}
     given |= {"columns": output.columns, "zoom": output.zoom} | asdict(text) | {"image": None}
     for name, value in given.items():

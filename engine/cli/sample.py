@@ -47,6 +47,7 @@ def draw_pictures(source: Source, rule: RuleOptions, run: RunOptions, output: Ou
         return
     cost, count = drawn.plan.cost, len(drawn.latents)
     told = f"{cost.evaluations} evaluations per picture, {cost.relative:.2f}x unguided, {drawn.seconds:.1f} s"
+    told += f", enlarged {job.upscaler}" if job.upscaler is not None else ""
     print(f"{parsed.title} ({parsed.text}): {told}")
     all_in = f", all in {files[-1]}" if pictures and len(files) > count else ""
     print(f"{counted(count, 'picture' if pictures else 'latent')} in {out}{all_in}")

@@ -15,6 +15,7 @@ from segue.models.sizes import FAMILIES, family_spec
 from segue.models.spec import ModelSpec, SiTSpec
 from segue.models.weights import load_model
 
+from ..adapters.upscaling import Upscaler
 from ..device import resolve_device, resolve_dtype
 from ..engine import Engine
 from ..images import check_pixels
@@ -161,6 +162,7 @@ def draw_labels(
     check_finite: bool = False,
     title: str = "",
     pictures: bool = True,
+    upscaler: Upscaler | None = None,
 ) -> Drawn:
     """What a planned run draws; a bar on stderr if that is a terminal."""
     batches = -(-len(labels) // (max_batch or len(labels)))
@@ -177,6 +179,7 @@ def draw_labels(
             max_batch=max_batch,
             callback=Counting(None, advance),
             check_finite=check_finite,
+            upscale=upscaler,
         )
         run.latents.cpu()  # waits for the device
         seconds = time.perf_counter() - began

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from segue.models.attention_kind import spec_with_attention
 from segue.models.fingerprint import rounded_fingerprint
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.spec import ModelSpec
@@ -42,6 +43,7 @@ def show_plan(source: Source, rule: RuleOptions, run: RunOptions, text: PromptOp
     saved = None if published_spec(name) else SavedSD3.read(local_source(name, reading_of(source), weights=False))
     if saved is not None:
         refuse_options(source, CHECKPOINT_HINTS, f"{source.model} states what it is")
+        refuse_options(source, ("attention",), f"{source.model} is no DiT or SiT")
     calibration = None if rule.calibration is None else read_calibration(rule.calibration)
     if calibration is not None and (saved is not None or published_spec(name)):
         raise ValueError(f"a calibration is of the weights of a model of classes, and {name} is none")
@@ -71,14 +73,22 @@ def find_specs(source: Source, calibration: Calibration | None = None) -> Mappin
     published = published_spec(name)
     if published:
         refuse_options(source, (*CHECKPOINT_HINTS, *DIFFUSERS_HINTS), f"{name} is a published size")
-        return {"main": published}
+        return _attending({"main": published}, source)
     how: dict[str, Any] = {"heads": source.heads, "exit_layer": source.branch_head, "variant": source.variant}
     model, others = load_model(local_source(name, reading_of(source)), source.family, **how)
     if calibration is not None:
         others = others | {own: load_model(local_source(path), source.family)[0] for own, path in source.further.items()}
         held = {"main": model} | others
         calibration.check_model(model.spec.name, rounded_fingerprint(_used(calibration, held)))
-    return {"main": model.spec} | {network: other.spec for network, other in others.items()} | further_specs(source)
+    specs = {"main": model.spec} | {network: other.spec for network, other in others.items()} | further_specs(source)
+    return _attending(specs, source)
+
+
+def _attending(specs: Mapping[str, ModelSpec], source: Source) -> Mapping[str, ModelSpec]:
+    """``specs`` with the attention that the options ask for."""
+    if source.attention is None:
+        return specs
+    return {name: spec_with_attention(spec, source.attention) for name, spec in specs.items()}
 
 
 def _used(calibration: Calibration, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -20,7 +20,17 @@ from ..sources import local_source
 from .jobs import refuse_prompts
 from .npz_file import NpzFile, Shard, remove_samples, to_pixels
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
-from .session import check_batch, choose_rule, choose_seeds, make_plan, open_engine, print_warnings, reading_of, refuse_size
+from .session import (
+    check_batch,
+    choose_rule,
+    choose_seeds,
+    make_plan,
+    open_engine,
+    print_warnings,
+    reading_of,
+    refuse_options,
+    refuse_size,
+)
 
 BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
@@ -98,6 +108,7 @@ def write_samples(
     Shard(count, 1, *shards)  # a rank that is none raises before the model is read
     refuse_size(source.name)
     _refuse_prompts(source)
+    refuse_options(source, ("upscale",), f"{path} holds samples as they are drawn")
     engine = open_engine(source)
     refuse_prompts(engine.spec, text)
     parsed = choose_rule(rule, engine.spec, source)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segue.kernels.normalized_attention import NEUTRAL
 from segue.models.parameterization import Parameterization
-from segue.models.spec import ModelSpec
+from segue.models.spec import ModelSpec, tier_of
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
@@ -271,7 +271,7 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         raise ValueError(f"no network named {branch.model!r}; the engine holds: {held} (from_pretrained takes further models)")
     spec, main = specs[branch.model], specs["main"]
     # labels, states and prompts mean the same to both
-    same = ("channels", "patch", "prediction", "time", "path", "num_classes", "parents", "text_dim", "pooled_dim")
+    same = ("channels", "patch", "prediction", "time", "path", "num_classes", "parents", "tiers", "text_dim", "pooled_dim")
     if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
         raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
     if isinstance(branch.network, Perturb):
@@ -294,8 +294,11 @@ def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarra
 
 
 def _check_condition(branch: Branch, spec: ModelSpec) -> None:
-    if branch.condition == "parent" and not getattr(spec, "parents", ()):
-        raise ValueError(f"the condition 'parent' needs superclasses, and {spec.name} has none")
+    tier, above = tier_of(branch.condition), len(getattr(spec, "ancestors", ()))
+    if tier and not above:
+        raise ValueError(f"the condition {branch.condition!r} needs superclasses, and {spec.name} has none")
+    if tier > above:
+        raise ValueError(f"the condition {branch.condition!r} is out of range: {spec.name} has tiers 1 to {above}")
     if isinstance(branch.condition, int):
         classes = getattr(spec, "num_classes", 0)
         if not 0 <= branch.condition < classes:

@@ -15,7 +15,7 @@ from segue.models.spec import ModelSpec
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
 from ..rules.calibration import Calibration
-from ..rules.correction import HISTORY, WHOLE, CallLevels, Correction
+from ..rules.correction import STEP, WHOLE, CallLevels, Correction
 from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from .plan_html import plan_html
@@ -324,7 +324,7 @@ class Plan:
         if self.adaptive:  # also where they have stopped, so that numbers do not depend on when the host notices
             return True
         for correction in self.corrections:
-            if WHOLE <= correction.place <= HISTORY and (correction.alone or len(self.outputs(live)) > 1 or self.kept):
+            if WHOLE <= correction.place < STEP and (correction.alone or len(self.outputs(live)) > 1 or self.kept):
                 return bool(live)
         return any(i == self.reference or i in self.kept for i in live)
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segue.models.attention_kind import FULL_ATTENTION
+
 from ..rules.drawn import Chooser, ClassifierReference
 from ..rules.rule_text import shown_rule
 from .solver_rows import SOLVER_COLUMNS
@@ -33,9 +35,11 @@ def _inside(numbers: np.ndarray) -> str:
 def heading(plan: "Plan") -> str:
     """Model, size, solver and schedule in one line."""
     tokens = plan.spec.tokens(plan.height, plan.width)
+    attention = getattr(plan.spec, "attention", FULL_ATTENTION)
+    approximate = "" if attention == FULL_ATTENTION else f", attention {attention} (approximate)"
     return (
         f"{plan.spec.name}  {plan.height} x {plan.width} ({tokens} tokens)  "
-        f"{plan.solver.name}, {plan.schedule.steps} steps, schedule {plan.schedule.name}"
+        f"{plan.solver.name}, {plan.schedule.steps} steps, schedule {plan.schedule.name}{approximate}"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from segue.models.fingerprint import fingerprint
 
+from ..adapters.upscaling import Upscaler
 from ..adapters.vae import Decoder
 from ..core import EngineCore
 from ..planning.compile import plan_part
@@ -36,7 +37,8 @@ class Origin:
     ``source`` is empty for networks that were made in Python; ``models`` says where further networks came from, by name.
     ``vae_weights`` is the fingerprint of the VAE that made pictures of a class-label model's latents, each of which is
     ``pixels_per_latent`` wide; ``vae`` is where it came from, None for that of the pipeline ``source``.  ``adapter`` is
-    what was merged into the weights.
+    what was merged into the weights; ``attention`` how blocks attended where that was asked for;
+    ``upscale`` what made the pictures larger, of weights ``upscale_weights``.
     """
 
     source: str
@@ -57,6 +59,9 @@ class Origin:
     pixels_per_latent: int = 1
     adapter: str | None = None
     adapter_scale: float | None = None
+    attention: str | None = None
+    upscale: str | None = None
+    upscale_weights: str | None = None
 
     @classmethod
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
@@ -70,6 +75,20 @@ class Origin:
         if decoder is None:
             return self
         return replace(self, vae_weights=fingerprint({VAE: decoder.vae}), pixels_per_latent=decoder.factor)
+
+    def with_upscaler(self, upscaler: Upscaler | None) -> "Origin":
+        """This with what makes the pictures larger."""
+        if upscaler is None:
+            return self
+        pixels = self.pixels_per_latent * upscaler.factor
+        return replace(self, upscale=upscaler.name, upscale_weights=upscaler.weights, pixels_per_latent=pixels)
+
+    def check_upscaler(self, upscaler: Upscaler | None) -> None:
+        """Raise ``ValueError`` unless an enhancer of these weights made the pictures larger."""
+        if upscaler is not None and upscaler.weights != self.upscale_weights:
+            raise ValueError(
+                f"the picture was enlarged by weights {self.upscale_weights}, but {upscaler.name} has {upscaler.weights}"
+            )
 
     def check_decoder(self, decoder: Decoder | None) -> None:
         """Raise ``ValueError`` unless this VAE, or none, made the pictures."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from segue.models.spec import SiTSpec
 
+from ..adapters.upscaling import Upscaler
 from ..adapters.vae import Decoder
 from ..images import PIXEL_CHANNELS, latents_to_images
 from ..planning.plan import Plan
@@ -32,16 +33,22 @@ class SampleRun(Run):
     max_batch: int | None = None
     engine: Any = None  # the Engine
     unrecorded: str = ""
+    upscaler: Upscaler | None = None
+
+    @cached_property
+    def enlarged(self) -> Tensor:
+        """The samples at the size that was asked for, [B, C, f H, f W] fp32; the latents where none was."""
+        return self.latents if self.upscaler is None else self.upscaler(self.latents)
 
     @cached_property
     def images(self) -> list:
         """PIL images, made when they are first asked for: by the engine's VAE, or of latents that are pixels."""
         if self.decoder is None:
-            return latents_to_images(self.latents)
+            return latents_to_images(self.enlarged)
         return self.decoder.pictures(self.latents, self.max_batch)
 
     def _record(self, rule: str, max_batch: int) -> Record:
-        origin = self._origin().with_decoder(self.decoder)
+        origin = self._origin().with_decoder(self.decoder).with_upscaler(self.upscaler)
         return Record(origin, rule, self.plan.to_dict(), self.labels, self.seeds, max_batch, planned=self.plan)
 
     def _names(self) -> tuple[str, ...]:

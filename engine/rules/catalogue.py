@@ -55,6 +55,7 @@ ENTRIES: dict[str, Entry] = {
     "renorm": Entry("g min(1, rho |c| / |g|)", "2503.21758"),
     "energy": Entry("phi g |c| / |g| + (1 - phi) g", "2412.09966", "published", "without its percentiles"),
     "higs": Entry("x + w H(x - average), clean estimates", "2509.22300", "reconstruction", "of the smooth cut of H"),
+    "refine": Entry("high frequencies of the estimate times 1 + beta", "2512.05152", "reconstruction", "after EFDiT"),
     "tsr": Entry("noise times (n w^2 + 1) / (n w^2 / k + 1)", "2510.01184"),
     "epsilon": Entry("noise divided by a factor", "2308.15321"),
 }

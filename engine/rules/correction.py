@@ -19,7 +19,7 @@ from ..numeric_input import number_or_each, real_number
 from .per_sample import samples_of, shown
 
 Space = Literal["output", "velocity", "x0"]
-FREQUENCIES, REFERENCE, WHOLE, HISTORY, STEP = range(5)  # places: a correction acts on what those before leave
+FREQUENCIES, REFERENCE, WHOLE, HISTORY, REFINEMENT, STEP = range(6)  # places: a correction acts on what those before leave
 
 
 @dataclass(frozen=True, eq=False)

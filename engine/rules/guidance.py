@@ -15,6 +15,7 @@ from typing import Literal, cast
 import numpy as np
 
 from segue.kernels.attention import PERTURBATIONS
+from segue.models.spec import PARENT, tier_of
 
 from ..argument_names import refuses_unknown
 from ..numeric_input import counting_number, number_or_each, real_number, whole_number
@@ -94,10 +95,10 @@ class JoinedText:
 class Branch:
     """Which condition goes through which network.
 
-    ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass) or an
-    integer label, or a :class:`.drawn.Draw` of labels; ``network`` is None (the full network), a :class:`Perturb`, an
-    :class:`Exit`, a :class:`JoinedText`, or a :class:`.drawn.Chooser`, which adds nothing; ``model`` names a network of the
-    engine.
+    ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass;
+    ``"parent:2"`` the tier above it, and so on), an integer label, or a :class:`.drawn.Draw` of labels; ``network`` is None
+    (the full network), a :class:`Perturb`, an :class:`Exit`, a :class:`JoinedText`, or a :class:`.drawn.Chooser`, which adds
+    nothing; ``model`` names a network of the engine.
     """
 
     condition: str | int | Draw = "cond"
@@ -105,13 +106,15 @@ class Branch:
     model: str = "main"
 
     def __post_init__(self):
-        known = "cond, uncond, parent, or an integer label"
+        known = "cond, uncond, parent, parent:N (the N-th tier above the class), or an integer label"
         if isinstance(self.condition, Draw):
             pass
         elif not isinstance(self.condition, str):
             object.__setattr__(self, "condition", whole_number(self.condition, f"a condition must be {known}"))
-        elif self.condition not in ("cond", "uncond", "parent"):
+        elif self.condition not in ("cond", "uncond") and not tier_of(self.condition):
             raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
+        if tier_of(self.condition) == 1:
+            object.__setattr__(self, "condition", PARENT)  # not also "parent:1"
         if not isinstance(self.network, Perturb | Exit | JoinedText | Chooser | None):
             raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
         if not isinstance(self.model, str):

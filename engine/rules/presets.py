@@ -28,6 +28,7 @@ from .integers import parse_integers
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
 from .rule_text import PERTURBING, REUSE, named_text, rule_text, value_text
+from .spectral_refinement import SpectralRefine
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
 
@@ -69,7 +70,7 @@ def parse_switch(text: str) -> float | Window:
 
 
 def parse_reference(text: str) -> str | int:
-    """``uncond``, ``parent`` or the number of a class."""
+    """``uncond``, ``parent``, ``parent:N`` of the N-th tier above the class, or the number of a class."""
     return int(text) if text.isdecimal() else text
 
 
@@ -93,7 +94,7 @@ def _shown(option: str, value: Any) -> str:
 parse_numbers = parse_each(number_from_text)
 CORRECTION_NUMBERS = (
     "phi", "momentum", "radius", "eta", "alpha", "a", "b", "gamma", "max_angle", "low", "high", "cutoff", "pi", "start", "peak",
-    "most", "rho", "k", "width", "factor",
+    "most", "rho", "k", "width", "factor", "beta",
 )  # fmt: skip
 PARSERS: dict[str, Callable[[str], Any]] = {
     "scale": parse_each(parse_scale),
@@ -178,6 +179,7 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "higs": guided.HiGS,
     "tsr": scaling.TSR,
     "epsilon": scaling.EpsilonScaling,
+    "refine": SpectralRefine,
 }
 KINDS = {name: RuleKind(named.title, named.needed, named.optional, BUILDERS[name]) for name, named in NAMES.items()}
 

@@ -51,6 +51,7 @@ NAMES = {
     "tsr": Named("terminal scaling", (), ("k", "width"), correction=True),
     "epsilon": Named("epsilon scaling", ("factor",), correction=True),
     "higs": Named("history guidance", ("weight",), ("alpha", "low", "high", "eta", "cutoff"), correction=True),
+    "refine": Named("spectral refinement", ("beta",), ("cutoff", "high"), correction=True),
 }
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from segue.kernels.record import DIFFERENTIABLE, Kernels
+from segue.models.spectrum import raised_part
 
 from ..planning.plan import Plan
 from ..rules.correction import Correction
 from ..rules.guided_corrections import HistoryGuidance
 from ..rules.reference_corrections import FrequencyDecoupled, FrequencyScaled
+from ..rules.spectral_refinement import SpectralRefinement
 from .call_table import CallTable
 from .corrections import REFERENCE, WHOLE, Guided, Numbers, history
 from .filters import fourier_part, pyramid_part
@@ -132,6 +134,8 @@ class Combination:
         for i, correction in enumerate(self.corrections):
             if isinstance(correction, HistoryGuidance):
                 total = self._with_history(i, y, total, form, numbers[i])
+            elif isinstance(correction, SpectralRefinement):
+                total = _refined(y, total, form, numbers[i])
         return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
 
     def _numbers(self, row: Tensor) -> list[Numbers]:
@@ -210,6 +214,13 @@ class Combination:
         change, average = history(self.kernels, torch.addcmul(clean * y, slope, total), self.memories[i], numbers)
         self.memories[i].copy_(average.detach())
         return total + change / torch.where(slope == 0, 1.0, slope)
+
+
+def _refined(y: Tensor, total: Tensor, form: Sequence[Tensor], numbers: Numbers) -> Tensor:
+    """The guided output whose clean estimate has its high frequencies raised; to the bit as it is where beta is 0."""
+    clean, slope = (number[:, None, None, None] for number in form[:2])
+    change = raised_part(torch.addcmul(clean * y, slope, total), numbers["beta"], numbers["cutoff"])
+    return total + change / torch.where(slope == 0, 1.0, slope)
 
 
 def _low(correction: Correction, direction: Tensor, numbers: Numbers) -> Tensor:

@@ -14,6 +14,8 @@ from safetensors import safe_open
 BUNDLED = {"herbarium": {"main": "herbarium.safetensors", "weak": "herbarium-weak.safetensors"}}
 # the classifiers, each with the model whose pictures it sees
 CLASSIFIERS = {"herbarium-classifier": "herbarium", "herbarium-judge": "herbarium"}
+# networks that make pictures larger, each with the model whose pictures it was made for
+ENHANCERS = {"herbarium-enhancer": "herbarium"}
 # adapters by the model whose weights they change, and by name
 ADAPTERS = {"herbarium": {"sgg": "herbarium-sgg.safetensors"}}
 # calibrations of rules, by name, each with the model whose networks it was measured on
@@ -42,6 +44,15 @@ def classifier_file(name: str) -> Path:
         raise ValueError(f"no bundled classifier is named {name!r}; there are: {', '.join(CLASSIFIERS)}")
     path = _present(f"{name}.safetensors")
     _check_parent(path, bundled_files(CLASSIFIERS[name])["main"])
+    return path
+
+
+def enhancer_file(name: str) -> Path:
+    """The file of a bundled enhancer; raises as :func:`bundled_files` does."""
+    if name not in ENHANCERS:
+        raise ValueError(f"no bundled enhancer is named {name!r}; there is: {', '.join(ENHANCERS)}")
+    path = _present(f"{name}.safetensors")
+    _check_parent(path, bundled_files(ENHANCERS[name])["main"])
     return path
 
 

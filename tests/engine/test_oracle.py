@@ -38,6 +38,7 @@ from segue import (
     Renorm,
     Rescale,
     SkipLayer,
+    SpectralRefine,
     Window,
 )
 from segue.engine.planning.compile import Request, compile_batch
@@ -158,6 +159,7 @@ def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance
     others = {term.branch for term in guidance.terms if term.branch.condition != "cond"}
     referred, whole = [], [Rescale(rng.uniform(0, 1)), Renorm(rng.uniform(1, 1.2)), EnergyPreserving(rng.uniform(0, 1))]
     whole.append(HiGS(rng.uniform(0, 2), rng.uniform(0.3, 1), 0.1, 0.95, rng.choice((1.0, 0.3)), rng.uniform(0, 0.5)))
+    whole.append(SpectralRefine(rng.uniform(-0.5, 0.5), rng.uniform(0, 0.9), rng.uniform(0.2, 1)))
     if len(others) == 1 and all(term.channels is None and term.reuse.is_exact for term in guidance.terms):
         referred = [
             APG(rng.choice((0.0, -0.5, 0.3)), rng.choice((math.inf, 2.0)), rng.choice((0.0, 1.0, 0.5))),

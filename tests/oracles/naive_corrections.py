@@ -173,6 +173,24 @@ def higs(g: Tensor, s: Sample, correction, memory: dict) -> Tensor:
     return g + s.as_output(correction.weight * (high - parallel + correction.eta * parallel))
 
 
+def refine(g: Tensor, s: Sample, correction, memory: dict) -> Tensor:
+    """Every frequency by itself: its share of the estimate, written as a sum of waves."""
+    if s.sigma > correction.high:
+        return g
+    x = s.estimate(g)
+    height, width = x.shape[-2:]
+    change = torch.zeros_like(x)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    for i in range(height):
+        for j in range(width):
+            up, right = min(i, height - i) / height * 2, min(j, width - j) / width * 2
+            t = min(1.0, max(0.0, (math.hypot(up, right) - correction.cutoff) / (1 - correction.cutoff)))
+            wave = torch.exp(2j * math.pi * (i * rows / height + j * columns / width).to(torch.complex128))
+            share = (x * wave.conj()).sum(dim=(1, 2), keepdim=True) / (height * width) * wave
+            change += correction.beta * (3 * t**2 - 2 * t**3) * share.real
+    return g + s.as_output(change)
+
+
 def cosine_high(x: Tensor, cutoff: float) -> Tensor:
     """x [C, H, W] in a cosine transform written as its sum, cut smoothly, and back."""
 
@@ -192,7 +210,7 @@ REFERENCE = {
     "zero-star": zero_star, "apg": apg, "tcfg": tcfg, "mambo": mambo, "power-law": power_law, "beta": beta, "adg": adg,
     "fdg": fdg, "fresca": fresca, "fbg": fbg,
 }  # fmt: skip
-WHOLE = {"rescale": rescale, "renorm": renorm, "energy": energy, "higs": higs}
+WHOLE = {"rescale": rescale, "renorm": renorm, "energy": energy, "higs": higs, "refine": refine}
 
 
 def corrected(s: Sample, others: Tensor, corrections: tuple[Correction, ...], guided: bool, memories: list[dict]) -> Tensor:

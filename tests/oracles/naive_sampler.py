@@ -26,8 +26,9 @@ def branch_labels(branch: Branch, labels: Tensor, spec) -> Tensor:
         return labels
     if branch.condition == "uncond":
         return torch.full_like(labels, spec.null_label)
-    if branch.condition == "parent":
-        return torch.tensor([spec.parent_label(int(label)) for label in labels])
+    if str(branch.condition).startswith("parent"):
+        tier = int(branch.condition.partition(":")[2] or 1)
+        return torch.tensor([spec.parent_label(int(label), tier) for label in labels])
     return torch.full_like(labels, branch.condition)
 
 

@@ -114,3 +114,26 @@ def test_the_count_of_fine_grained_fine_tuning():
     freeze_all_but(network, "labels,biases,norms")
     count = {kind: sum(p.numel() for p in network.parameters() if kind or p.requires_grad) for kind in (False, True)}
     assert count == {False: 12_024_608, True: 685_216_544}
+
+
+def test_the_count_with_affine_norms():
+    """Norms of the blocks with weights, as the ancestor of EFDiT has them: 1.773 %, which is what was published."""
+    parents = tuple(index % 11 for index in range(10_000))
+    spec = replace(dit_spec("XL/2"), num_classes=10_000, parents=parents, affine_norms=True)
+    with torch.device("meta"):
+        network = SiT(spec)
+    freeze_all_but(network, "labels,biases,norms")
+    count = {kind: sum(p.numel() for p in network.parameters() if kind or p.requires_grad) for kind in (False, True)}
+    assert count == {False: 12_153_632, True: 685_345_568} and round(100 * count[False] / count[True], 3) == 1.773
+
+
+def test_a_run_gives_a_checkpoint_affine_norms(checkpoint, tmp_path):
+    """They begin as the identity, are trained as norms, and the run draws with them."""
+    begun = starting_weights(checkpoint, Herbarium(), affine_norms=True)
+    settings = tiny_settings(steps=2, trained="norms", batch_size=8)
+    trainer = Trainer(begun.spec, settings, tmp_path / "run", initial=begun.tensors)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert before.keys() - begun.tensors.keys() == {name for name in before if ".norm1." in name or ".norm2." in name}
+    trainer.run()
+    assert trained_names(trainer, before) == before.keys() - begun.tensors.keys()
+    assert load_network(tmp_path / "run")[0].spec.affine_norms

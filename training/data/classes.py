@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segue.models.spec import check_tiers
+
 SHOWN = 3  # names in a sentence
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -14,13 +16,15 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 class Classes:
     """How many classes there are, their names for people, the superclass of each, and the names of these.
 
-    All but ``count`` may be empty.  Superclasses are numbered from 0 without a gap.
+    ``tiers`` are the ancestors of every class above its superclass, the nearest tier first.  All but ``count`` may be empty.
+    Superclasses are numbered from 0 without a gap.
     """
 
     count: int
     names: tuple[str, ...] = ()
     parents: tuple[int, ...] = ()
     parent_names: tuple[str, ...] = ()
+    tiers: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self):
         if self.count < 1:
@@ -32,6 +36,7 @@ class Classes:
             raise ValueError("superclasses must be numbered from 0 without a gap")
         if self.parent_names and len(self.parent_names) != max(self.parents, default=-1) + 1:
             raise ValueError(f"parent_names must name each superclass, got {len(self.parent_names)}")
+        check_tiers(self.parents, self.tiers)
 
     @property
     def without_parents(self) -> "Classes":
@@ -45,7 +50,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def check_tier(tier: int | str | None) -> int | str | None:
-    """``tier`` with a number that stands in a text as a number; ``TypeError`` or ``ValueError`` for what cannot be one."""
+    """``tier`` with a number that stands in a text as a number; ``TypeError`` or ``ValueError`` for what cannot be one.
+
+    Text with commas names several tiers, the nearest first, and stays as it is.
+    """
     if isinstance(tier, bool) or not isinstance(tier, int | str | None):
         raise TypeError(f"tier must be a whole number or the name of a column, got {tier!r}")
     if isinstance(tier, str) and tier.lstrip("-").isdigit():
@@ -63,8 +71,10 @@ def classes_of_paths(
     """Labels [n] int64, classes and notes of samples whose class is a path of names from the widest to the class itself.
 
     All paths are equally long.  ``tier`` is the level of the superclasses: 1 is directly above the class, and what is taken by
-    default where there is one; 0 is none.  Levels at the top with one name alone say nothing and are left out.
+    default where there is one; 0 is none; ``1,2`` takes the second for a tier above them, and so on.  Levels at the top with
+    one name alone say nothing and are left out.
     """
+    tier, further = _levels(tier)
     if isinstance(tier, str):
         raise ValueError(
             f"levels of folders have numbers, from 1 directly above the class; tier {tier!r} is the name of a column"
@@ -91,10 +101,40 @@ def classes_of_paths(
     names = _short_names([path[shared:] for path in distinct])
     if not chosen:
         return labels, Classes(len(distinct), names), tuple(notes)
-    above = [path[: depth - chosen] for path in distinct]
+    parents, order = _above(distinct, chosen)
+    tiers = []
+    for level in further:
+        if level > levels:
+            raise ValueError(f"{where} has levels 1 to {levels} above the class: tier must lie among them, got {level}")
+        tiers.append(_above(distinct, level)[0])
+    found = Classes(len(distinct), names, parents, _short_names([path[shared:] for path in order]), tuple(tiers))
+    return labels, found, tuple(notes)
+
+
+def _above(paths: Sequence[tuple[str, ...]], level: int) -> tuple[tuple[int, ...], list[tuple[str, ...]]]:
+    """The ancestor of every class ``level`` levels above it, and the paths of the ancestors in their order."""
+    above = [path[: len(path) - level] for path in paths]
     order = sorted(set(above))
-    parents = tuple(order.index(path) for path in above)
-    return labels, Classes(len(distinct), names, parents, _short_names([path[shared:] for path in order])), tuple(notes)
+    place = {path: number for number, path in enumerate(order)}
+    return tuple(place[path] for path in above), order
+
+
+def tier_names(tier: int | str | None) -> list[str]:
+    """The tiers that ``tier`` names one by one: several where it is text with commas."""
+    return [part.strip() for part in tier.split(",")] if isinstance(tier, str) and "," in tier else []
+
+
+def _levels(tier: int | str | None) -> tuple[int | str | None, list[int]]:
+    """The level of the superclasses, and those of the tiers above them."""
+    names = tier_names(tier)
+    if not names:
+        return tier, []
+    if not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise ValueError(f"levels of folders have numbers, from 1 directly above the class; got tier {tier!r}")
+    first, *further = map(int, names)
+    if sorted({first, *further}) != [first, *further]:
+        raise ValueError(f"the levels of tiers rise from the class upwards, got {tier!r}")
+    return first, further
 
 
 def _refuse_splits(top: set[str], where: str) -> None:

@@ -13,7 +13,12 @@ from segue.models.checkpoint_files import read_json
 from .classes import Classes, listed
 
 FILE = "dataset.json"
-CLASS_NAMES, PARENTS, PARENT_NAMES = "class_names", "parents", "parent_names"  # keys of Segue's own beside the labels
+CLASS_NAMES, PARENTS, PARENT_NAMES, TIERS = (
+    "class_names",
+    "parents",
+    "parent_names",
+    "tiers",
+)  # keys of Segue's own beside the labels
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def _classes(path: Path, content: Mapping[str, Any], least: int) -> Classes:
     names, parents = tuple(content.get(CLASS_NAMES) or ()), tuple(content.get(PARENTS) or ())
     count = max(len(names), len(parents), least)
     try:
-        return Classes(count, names, parents, tuple(content.get(PARENT_NAMES) or ()))
+        tiers = tuple(map(tuple, content.get(TIERS) or ()))
+        return Classes(count, names, parents, tuple(content.get(PARENT_NAMES) or ()), tiers)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has labels below {least} and does not fit them: {error}") from None
 
@@ -76,4 +82,5 @@ def _classes(path: Path, content: Mapping[str, Any], least: int) -> Classes:
 def listing_text(labels: Mapping[str, int], classes: Classes, further: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a ``dataset.json``: what :func:`read_listing` reads."""
     named = {CLASS_NAMES: list(classes.names), PARENTS: list(classes.parents), PARENT_NAMES: list(classes.parent_names)}
+    named |= {TIERS: [list(tier) for tier in classes.tiers]} if classes.tiers else {}
     return {"labels": [[name, label] for name, label in labels.items()], **named, **further}

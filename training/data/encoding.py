@@ -178,7 +178,9 @@ class Encoding:
         for part in self.out.rglob(".*.part"):
             part.unlink()
         items = [item for item in range(len(self.source)) if item not in left_out]
-        classes = Classes(self.source.num_classes, self.source.class_names, self.source.parents, self.source.parent_names)
+        classes = Classes(
+            self.source.num_classes, self.source.class_names, self.source.parents, self.source.parent_names, self.source.tiers
+        )
         scale, bias = network_affine(self.decoder.vae)
         labels = self.source.labels.tolist()
         for folder, name, further in (

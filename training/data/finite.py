@@ -31,7 +31,7 @@ class FiniteSource(ABC):
             raise ValueError(f"{name} holds no samples")
         self.name, self.shape, self.labels, self.notes = name, shape, labels, notes
         self.num_classes, self.class_names = classes.count, classes.names
-        self.parents, self.parent_names = classes.parents, classes.parent_names
+        self.parents, self.parent_names, self.tiers = classes.parents, classes.parent_names, classes.tiers
         self._permutations: dict[tuple[int, int], Tensor] = {}
 
     def __len__(self) -> int:

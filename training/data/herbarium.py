@@ -16,6 +16,7 @@ class Herbarium:
     name = "herbarium"
     num_classes = NUM_SPECIES
     parents = PARENTS
+    tiers: tuple[tuple[int, ...], ...] = ()
     class_names = SPECIES
 
     def __init__(self, size: int = SIZE):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .classes import Classes, listed
+from .classes import Classes, listed, tier_names
 from .labelled_files import LabelledFiles
 
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -31,9 +31,10 @@ def read_image_table(path: Path, tier: int | str | None = None) -> LabelledFiles
     """The images of a table, in the order of its rows.
 
     Classes that are whole numbers are the labels themselves; other names are numbered in their order.  ``tier`` is the column
-    of the superclasses, by default ``parent`` or ``superclass`` where there is one; 0 is none.  Raises ``ValueError`` for
-    columns that are not there, rows that are not whole, a class with two superclasses, an image with two classes, and
-    ``FileNotFoundError`` for images that are not there, with their number and first names.
+    of the superclasses, by default ``parent`` or ``superclass`` where there is one; 0 is none; ``genus,family`` takes the
+    second for a tier above them, and so on.  Raises ``ValueError`` for columns that are not there, rows that are not whole, a
+    class with two superclasses, an image with two classes, and ``FileNotFoundError`` for images that are not there, with their
+    number and first names.
     """
     header, *rows = _rows(path)
     image, name = _column(path, header, IMAGE, "images"), _column(path, header, CLASS, "classes")
@@ -47,7 +48,8 @@ def read_image_table(path: Path, tier: int | str | None = None) -> LabelledFiles
     labels, classes, notes = _classes(path, values)
     _check_one_class(path, names, values)
     if column:
-        classes = _with_parents(path, header[column[0]], labels, classes, values, [row[column[0]].strip() for row in rows])
+        above = [(header[place], [row[place].strip() for row in rows]) for place in column]
+        classes = _with_parents(path, labels, classes, values, above)
     return LabelledFiles(path.parent, names, sizes, labels, classes, notes)
 
 
@@ -72,22 +74,26 @@ def _column(path: Path, header: Sequence[str], known: Sequence[str], of: str) ->
 
 
 def _tier_column(path: Path, header: Sequence[str], tier: int | str | None) -> list[int]:
-    """The place of the superclasses' column, or nothing."""
+    """The places of the columns of the superclasses and of the tiers above them, or nothing."""
     if isinstance(tier, int) and tier:
         raise ValueError(
             f"the superclasses of a table are a column of it: {', '.join(header)}; tier must be its name, got {tier}"
         )
     if isinstance(tier, str):
-        found = [place for place, name in enumerate(header) if name.lower() == tier.lower()]
-        if len(found) != 1:
-            raise ValueError(f"{path} has no column {tier!r}; it has {', '.join(header)}")
-        return found
+        return [_named_column(path, header, name) for name in tier_names(tier) or [tier]]
     found = [place for place, name in enumerate(header) if name.lower() in PARENT] if tier is None else []
     if len(found) > 1:
         raise ValueError(
             f"{path} has several columns of superclasses, {listed([header[p] for p in found])}; choose one by tier"
         )
     return found
+
+
+def _named_column(path: Path, header: Sequence[str], wanted: str) -> int:
+    found = [place for place, name in enumerate(header) if name.lower() == wanted.lower()]
+    if len(found) != 1:
+        raise ValueError(f"{path} has no column {wanted!r}; it has {', '.join(header)}")
+    return found[0]
 
 
 def _sizes(path: Path, names: Sequence[str]) -> tuple[int, ...]:
@@ -131,9 +137,21 @@ def _classes(path: Path, values: Sequence[str]) -> tuple[Tensor, Classes, tuple[
 
 
 def _with_parents(
-    path: Path, column: str, labels: Tensor, classes: Classes, values: Sequence[str], parents: Sequence[str]
+    path: Path, labels: Tensor, classes: Classes, values: Sequence[str], above: Sequence[tuple[str, Sequence[str]]]
 ) -> Classes:
-    """``classes`` with the superclass of each; every class has one, and one alone."""
+    """``classes`` with the superclass of each, and its ancestors above: by tier the column's name and values, row by row."""
+    found = [_ancestors(path, column, labels, classes, values, parents) for column, parents in above]
+    (numbered, order), *further = found
+    try:
+        return Classes(classes.count, classes.names, numbered, order, tuple(tier for tier, _ in further))
+    except ValueError as error:
+        raise ValueError(f"the tiers {', '.join(column for column, _ in above)} of {path} are no tree: {error}") from None
+
+
+def _ancestors(
+    path: Path, column: str, labels: Tensor, classes: Classes, values: Sequence[str], parents: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ancestor of every class in one column, which has one for each, and one alone, and the names of the ancestors."""
     order = sorted(set(parents))
     of: dict[int, str] = {}
     for label, value, parent in zip(labels.tolist(), values, parents, strict=True):
@@ -144,5 +162,5 @@ def _with_parents(
         raise ValueError(
             f"{absent:,} labels below {classes.count - 1:,} have no row in {path}, so their {column!r} is not known"
         )
-    numbered = tuple(order.index(of[label]) for label in range(classes.count))
-    return Classes(classes.count, classes.names, numbered, tuple(order))
+    place = {name: number for number, name in enumerate(order)}
+    return tuple(place[of[label]] for label in range(classes.count)), tuple(order)

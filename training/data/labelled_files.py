@@ -37,7 +37,9 @@ class LabelledFiles:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of names, sizes, labels and superclasses: the same wherever the folder lies."""
-        digest = hashlib.sha256(repr((self.classes.count, self.classes.parents)).encode())
+        classes = self.classes
+        tiers = (classes.tiers,) if classes.tiers else ()  # files without them keep their digests
+        digest = hashlib.sha256(repr((classes.count, classes.parents, *tiers)).encode())
         for name, size, label in zip(self.names, self.sizes, self.labels.tolist(), strict=True):
             digest.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]

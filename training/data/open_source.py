@@ -16,7 +16,7 @@ from .labelled_files import LabelledFiles, files_under
 from .latent_layout import FEATURES, IMAGES
 from .latent_source import LatentSource, is_moments
 from .listed_images import read_listed_images
-from .source import Source
+from .source import Source, tiers_of
 
 KNOWN = (
     f"{Herbarium.name}, a folder of images per class, a CSV or TSV of images and classes, a folder of latents with a {FILE}, "
@@ -29,7 +29,7 @@ def open_source(source: str | Path, *, size: int | None = None, flip: bool = Fal
 
     ``size`` cuts images to squares of that many pixels (of IDX files: pads them); ``flip`` mirrors every second one by chance;
     ``tier`` chooses the superclasses: of nested folders a level, 1 directly above the class (the default), of a table a column
-    (by default ``parent`` or ``superclass``), 0 for none.
+    (by default ``parent`` or ``superclass``), 0 for none, several for tiers above one another: ``1,2``, ``genus,family``.
 
     Raises ``FileNotFoundError`` or ``ValueError`` in one sentence for what fits nothing or several, and for an option that does
     not apply.
@@ -65,6 +65,7 @@ def describe(source: Source) -> list[str]:
     channels, height, width = source.shape
     many = f"{len(source):,} {source.kind}" if isinstance(source, FiniteSource) else "endless samples"
     tiers = f" in {max(source.parents) + 1:,} superclasses" if source.parents else ""
+    tiers += "".join(f", in {max(tier) + 1:,} of tier {number}" for number, tier in enumerate(tiers_of(source), 2))
     classes = f"{source.num_classes:,} {'class' if source.num_classes == 1 else 'classes'}{tiers}"
     found = f"{source.name}: {many} of {classes}, {channels} x {height} x {width}"
     return [found, *(source.notes if isinstance(source, FiniteSource) else ())]

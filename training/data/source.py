@@ -19,7 +19,8 @@ class Source(Protocol):
     """Labelled samples, pictures or latents, in the range that the network is trained on.
 
     ``shape`` is (C, H, W) of a sample.  Labels are ``0 .. num_classes - 1``; ``parents[c]`` is the superclass of class ``c``,
-    empty without superclasses; ``class_names`` are for people, and may be empty.
+    empty without superclasses; ``class_names`` are for people, and may be empty.  A source with tiers above the superclasses
+    has them as ``tiers``, see :func:`tiers_of`.
     """
 
     name: str
@@ -36,6 +37,11 @@ class Source(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a run that is resumed must find again, as JSON values: a digest of what the source holds."""
+
+
+def tiers_of(source: Source) -> tuple[tuple[int, ...], ...]:
+    """The ancestors of every class of ``source`` above its superclass, the nearest tier first; empty where it tells of none."""
+    return tuple(getattr(source, "tiers", ()))
 
 
 class Batches(IterableDataset):

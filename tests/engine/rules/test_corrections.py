@@ -28,6 +28,7 @@ from segue import (
     Renorm,
     Rescale,
     SkipLayer,
+    SpectralRefine,
     Window,
 )
 from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
@@ -48,6 +49,7 @@ CORRECTIONS = {
     "fbg": (FBG(0.9, 0.4, 0.5, 4.0), FBG(0.8, 0.5, 0.6, 8.0)),
     "renorm": (Renorm(1.0), Renorm(1.1)),
     "energy": (EnergyPreserving(1.0), EnergyPreserving(0.3)),
+    "refine": (SpectralRefine(0.4, 0.3, 0.8), SpectralRefine(0.1, 0.5, 0.6)),
     "higs": (HiGS(1.5, 0.5, 0.1, 0.9, 0.5, 0.1), HiGS(0.5, 0.75, 0.2, 0.95, 1.0, 0.3)),
     "four": (
         FreSca(0.5, 1.5, 0.3) + TCFG() + Rescale(0.5) + HiGS(1.0, low=0.1),

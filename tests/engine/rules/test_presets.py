@@ -119,6 +119,7 @@ VALUES = {
     "k": st.floats(0.01, 9),
     "width": st.floats(0.01, 9),
     "factor": st.floats(0.2, 9),
+    "beta": st.floats(0, 4),
     "classifier": st.sampled_from(["herbarium-classifier", "timm:resnet18.a1", "mine.safetensors"]),
     "gain": st.floats(0, 100),
     "lag": st.sampled_from([0, 1]),

@@ -106,3 +106,15 @@ def test_the_digest_is_of_names_sizes_and_labels_wherever_they_lie(tmp_path):
     assert digests["here"] == digests["there"] and len(set(digests.values())) == 4
     write_images(tmp_path / "tree", TREE)
     assert len({read_image_folder(tmp_path / "tree", tier).digest for tier in (0, 1, 2)}) == 3
+
+
+def test_several_levels_are_tiers(tmp_path):
+    paths = ("order/family/genus/a", "order/family/genus/b", "order/family/other/c", "order/rest/third/d", "last/one/two/e")
+    write_images(tmp_path, [f"{path}/1.png" for path in paths])
+    classes = read_image_folder(tmp_path, "1,3").classes
+    assert classes.names == ("e", "a", "b", "c", "d")
+    assert (classes.parents, classes.tiers) == ((0, 1, 1, 2, 3), ((0, 1, 1, 1, 1),))
+    assert read_image_folder(tmp_path, "1,2,3").classes.tiers == ((0, 1, 1, 1, 2), (0, 1, 1, 1, 1))
+    for tier, words in (("2,1", "rise from the class upwards"), ("1,9", "got 9"), ("1,x", "levels of folders have numbers")):
+        with pytest.raises(ValueError, match=words):
+            read_image_folder(tmp_path, tier)

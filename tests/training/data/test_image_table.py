@@ -85,3 +85,14 @@ def test_a_table_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes("image,class\na.png,bär\n".encode("latin-1"))
     with pytest.raises(ValueError, match="no table in UTF-8"):
         read_image_table(tmp_path / "latin.csv")
+
+
+def test_several_columns_are_tiers(table):
+    text = "image,class,genus,family,order\na.png,x,g,f,o\nb.png,y,h,f,o\nc/d.png,z,k,e,o\ne.png,z,k,e,o\n"
+    classes = read_image_table(table(text), "genus, family,order").classes
+    assert (classes.parents, classes.tiers) == ((0, 1, 2), ((1, 1, 0), (0, 0, 0)))
+    assert classes.parent_names == ("g", "h", "k")
+    with pytest.raises(ValueError, match=r"the tiers family, genus of .* are no tree: member 1 of tier 1 has two ancestors"):
+        read_image_table(table(text), "family,genus")
+    with pytest.raises(ValueError, match="no column 'tribe'"):
+        read_image_table(table(text), "genus,tribe")
