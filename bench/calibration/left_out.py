@@ -42,7 +42,7 @@ class LeftOut:
     def predicted(self, placement: Placement) -> float:
         """The error of a placement, as :func:`.finished.error` measures it."""
         zipped = enumerate(zip(placement.calls, placement.orders, strict=True))
-        moved = sum(self._moved(k, calls, order) for k, (calls, order) in zipped)
+        moved = np.sum([self._moved(k, calls, order) for k, (calls, order) in zipped], axis=0)
         square = ((moved[:, None] @ self.products)[:, 0] * moved).sum(axis=1)
         return float(np.median(np.sqrt(square.clip(0)) / self.scale) / self.unguided.median())
 

@@ -135,7 +135,7 @@ def legend(plan: "Plan") -> list[str]:
         )
         lines.append(f"{Chooser(draw)}: {work}; the label is chosen {when}")
     for branch in plan.adaptive:
-        stops = {own.stops[branch - 1] for own in plan.samples or (plan,)} - {None}
+        stops = {stop for own in plan.samples or (plan,) if (stop := own.stops[branch - 1]) is not None}
         cosines = " or ".join(f"{stop:g}" for stop in sorted(stops))
         lines.append(
             f"{plan.branches[branch]} stops for a sample once its cosine with cond passes {cosines}; the host polls between "

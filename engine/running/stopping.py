@@ -81,7 +81,8 @@ class StopPoll:
     def __init__(self, branches: StoppingBranches):
         self.branches = branches
         self.known = [False] * len(branches.branches)
-        self.calls, self.arriving = 0, None
+        self.calls = 0
+        self.arriving: tuple[Tensor, torch.cuda.Event] | None = None
         self.waits = branches.stopped.device.type != "cuda"
 
     def live(self, planned: tuple[int, ...]) -> tuple[int, ...]:
