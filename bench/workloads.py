@@ -65,6 +65,8 @@ def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], cal
                     raise ValueError(
                         f"the published algorithm, which gates all rules, has no corrections and no reuse or stop, got {rule!r}"
                     )
+                if any(branch.is_text for branch in plan.branches):
+                    raise ValueError(f"the published algorithm, which gates all rules, has no NAG, got {rule!r}")
 
 
 def applicable(session: Session, model: BenchModel, rule: str) -> bool:

@@ -182,7 +182,8 @@ def _followers(
     def with_lse(name: str) -> Callable:
         if name == "reference" and device.type == "cpu":
             return attention_lse_cpu
-        return partial(FORMS[name], backends=sdpa_order(device)[0]) if name == "sdpa" else FORMS[name]
+        form: Callable = FORMS[name]
+        return partial(form, backends=sdpa_order(device)[0]) if name == "sdpa" else form
 
     lse = with_lse(backend)
     if preferred:

@@ -46,13 +46,13 @@ def attend_rows(
 ) -> tuple[Tensor, Tensor]:
     """Fused projections of R images [R, L, 3 D] and R' texts [R', M, 3 D] to their attention outputs.
 
-    The image's [R, L, D] and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers`` [R, 3]
-    are needed where a segment is joined.
+    The image's [R, L, D] and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers``
+    [R, 3] are needed where a segment is joined.
     """
     tokens, length, width = image.shape[1], text.shape[1], image.shape[2] // 3
     runs = list(_runs(segments, len(image)))
     split = []
-    for rows, texts, members in runs:
+    for rows, texts, _ in runs:
         own = text[texts].view(rows.stop - rows.start, -1, text.shape[2])
         split.append(kernels.joint_heads_norm(image[rows], own, heads, *weights))  # [R, H, L + M or L + 2 M, K]
     del image, text  # before the attention
@@ -127,10 +127,12 @@ def _perturbed_with_two_texts(
     q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, kernels: Kernels, operation: str
 ) -> Tensor:
     second, whole = tokens + (q.shape[2] - tokens) // 2, (Segment(0, len(q), operation),)
-    positive, negative = (
-        attend_joint(*(torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v)), tokens, kernels, whole)
-        for text in (slice(tokens, second), slice(second, None))
-    )
+
+    def attended(text: slice) -> Tensor:
+        one_q, one_k, one_v = (torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v))
+        return attend_joint(one_q, one_k, one_v, tokens, kernels, whole)
+
+    positive, negative = attended(slice(tokens, second)), attended(slice(second, None))
     dtype = torch.promote_types(q.dtype, torch.float32)
     guided = normalized_guidance(positive[:, :tokens].to(dtype), negative[:, :tokens].to(dtype), numbers.to(dtype))
     return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)

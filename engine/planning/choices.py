@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..rules.drawn import Chooser, ClassifierReference, Draw
-from ..rules.guidance import COND, UNCOND, Branch
+from ..rules.guidance import COND, UNCOND, Branch, Guidance
 
 if TYPE_CHECKING:
     from .plan import Plan  # which is made with this module
@@ -40,6 +40,17 @@ def with_choosers(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
     """``branches``, then those that classifiers look at, and the classifiers."""
     draws = drawn_by_classifiers(branches)
     return tuple(dict.fromkeys([*branches, *map(source, draws), *map(chooser, draws)]))
+
+
+def check_sources(guidance: Guidance, branches: tuple[Branch, ...]) -> None:
+    """Raise ``ValueError`` where a term does without the branch at calls at which a classifier looks at it."""
+    seen = {source(draw): draw for draw in drawn_by_classifiers(branches)}
+    for term in guidance.terms:
+        if term.branch in seen and not (term.reuse.is_exact and term.stop is None):
+            raise ValueError(
+                f"the {chooser(seen[term.branch])} looks at the {term.branch} branch, which a term of the rule does without at "
+                "times: give it source='cond'"
+            )
 
 
 def choices(draw: ClassifierReference, weighs: np.ndarray, inside: np.ndarray, silent: np.ndarray) -> Choices:

@@ -13,13 +13,13 @@ from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 
 from ..argument_names import refuses_unknown
-from ..classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
 from ..rules.drawn import Draw, RandomCondition
 from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
 from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
-from .choices import drawn_by_classifiers, without_unchosen
+from .choices import check_sources, drawn_by_classifiers, without_unchosen
+from .classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from .plan import ALPHA, Plan, checked_size
 from .reuse import branch_reuse, branch_stops, evaluated_calls, reuse_warnings
 from .schedule import Schedule
@@ -116,6 +116,7 @@ def _plans(
     solvers = [solver for _, solver in runs]
     for rule, solver in zip(rules, solvers, strict=True):
         _check_terms(rule, specs)
+        check_sources(rule, rule_branches([rule]))
         check_learned_variance(solver, spec, rule.zero_steps)
     for solver in solvers:
         if any(solver is not other for other in solvers) and solver.begin() is not None:

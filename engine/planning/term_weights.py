@@ -7,7 +7,8 @@ import numpy as np
 from segue.models.spec import ModelSpec
 
 from ..rules.drawn import ClassifierReference
-from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance
+from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance, Term
+from ..rules.normalized_attention import NormalizedAttention
 from .choices import with_choosers
 
 
@@ -43,7 +44,7 @@ def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], step_sigma
 
 def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     """Overlaps of windows, unguided holes between them, and an unguided end after windows counted in steps."""
-    parts = (*guidance.terms, *guidance.attention)
+    parts: tuple[Term | NormalizedAttention, ...] = (*guidance.terms, *guidance.attention)
     if not parts:
         return []
     chosen = np.array([part.window.select(step_sigmas) for part in parts])

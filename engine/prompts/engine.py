@@ -208,6 +208,8 @@ class PromptEngine(PipeCore):
         plan = self.plan(guidance, *levels, strength)
         plan.check_samples(len(seeds))
         self.check_plan(plan)
+        for draw in plan.draws if texts is not None else ():
+            _ = [draw.classes.label_of(text) for text in texts]  # raises for a prompt of no class
         if options.get("schedule") is not None:
             check_rising(plan, latents, image, options.get("noise"))
         if options.get("noise") is not None:

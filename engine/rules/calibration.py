@@ -17,7 +17,7 @@ from segue.models.bundled import calibration_file, calibration_names
 from .reuse import Reuse
 
 FORMAT = 1
-KINDS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,)}  # of the fields
+KINDS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,)}  # of a field's values
 LEVELS_AGREE = 1e-6  # relative: a schedule is computed in fp64 anywhere
 
 
@@ -108,8 +108,8 @@ class Calibration:
     def _check_kinds(self) -> None:
         """Raise ``ValueError`` for a value of another kind than its field."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in KINDS and (isinstance(value, bool) or not isinstance(value, KINDS[field.type])):
+            value, kinds = getattr(self, field.name), KINDS.get(field.type)
+            if kinds is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
                 raise ValueError(f"its {field.name} is {value!r}")
         if len(self.sigmas) < 2:
             raise ValueError(f"its sigmas are {list(self.sigmas)!r}")

@@ -226,6 +226,8 @@ class Term:
             raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
         if self.branch.condition == "cond" or isinstance(self.branch.condition, Draw):
             raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
+        if isinstance(self.branch.condition, Draw):
+            raise ValueError(f"adaptive guidance stops a term whose reference stays the same, not that of a {self.branch}")
         if not self.reuse.is_exact:
             raise ValueError(f"a term stops by what each call says, and this one computes its direction {self.reuse}")
         return stop
@@ -329,7 +331,8 @@ class Guidance:
 
     def within(self, window: Window | str) -> "Guidance":
         """The same rule with every term, and NAG, confined to ``window``; one that already has a window is refused."""
-        for part in (*self.terms, *self.attention):
+        parts: tuple[Term | NormalizedAttention, ...] = (*self.terms, *self.attention)
+        for part in parts:
             if part.window != EVERYWHERE:
                 what = "a term" if isinstance(part, Term) else "NAG"
                 raise ValueError(f"{what} already has the window {part.window}; give windows in one place")

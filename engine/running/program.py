@@ -25,8 +25,8 @@ from segue.models.rows import RowLayout
 from segue.models.start_rows import Clock
 from segue.models.weight_watch import WeightWatch
 
-from ..classifiers import probed, resolved_classifier
 from ..planning.choices import source
+from ..planning.classifiers import probed, resolved_classifier
 from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, HostStep
 from ..rules.drawn import Chooser, ClassifierReference, Draw

@@ -65,7 +65,7 @@ class NaiveTextSampler(NaiveSampler):
 
 
 def random_nag(rng: random.Random, steps: int, batch: int) -> Guidance:
-    """None, one over the run or a part of it, or two in the parts before and after a step; numbers for each sample or for all."""
+    """None, one over the run or a part of it, or two in the parts before and after a step; numbers for each sample or all."""
 
     def numbers(low: float, high: float):
         drawn = [rng.choice((low, round(rng.uniform(low, high), 2))) for _ in range(batch)]
@@ -170,7 +170,7 @@ def test_random_plans_with_prompts_equal_the_naive_sampler(engines, chunk):
 def test_gradients_are_those_of_the_naive_sampler(engines):
     """Of a guided velocity by latents and both prompts, through rows with a second text."""
     engine, double = engines[0]
-    spec, generator = engine.spec, torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 4, 6, 10, generator=generator)
     texts = [torch.randn(2, 7, 12, generator=generator) for _ in range(2)]
     pooled = [torch.randn(2, 8, generator=generator) for _ in range(2)]

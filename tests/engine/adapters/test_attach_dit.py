@@ -186,3 +186,37 @@ def test_adapters_are_refused():
     block.attn1.to_q = Adapted(48, 48)
     with pytest.raises(ValueError, match=r"transformer_blocks.1.attn1.to_q is a Adapted, whose weights are not those of a DiT"):
         segue.attach(pipe, CFG(4.0))
+
+
+def test_a_drawn_label_is_that_of_a_loop_written_by_hand(pipe):
+    """Gradient-free classifier guidance with ``lag=0``, from the state in the chain's own coordinates."""
+    labels = torch.tensor([7, 512])
+
+    def classifier(clean):
+        return 4 * torch.nn.functional.interpolate(clean.flatten(1)[:, None], CLASSES)[:, 0]
+
+    def noise_of(x, t, own):
+        return pipe.transformer(x, t.expand(len(x)), own).sample[:, :4]
+
+    def loop(guided):
+        pipe.scheduler.set_timesteps(3)
+        x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            for t in pipe.scheduler.timesteps:
+                x = pipe.scheduler.step(guided(x, t), t, x).prev_sample
+        return x
+
+    def by_hand(x, t):
+        noise, (alpha, s) = noise_of(x, t, labels), variance_preserving_levels()[int(t)]
+        shares = classifier((x - s * noise) / alpha).softmax(1)
+        doubt = 1 - shares[torch.arange(2), labels]
+        shares[torch.arange(2), labels] = 0
+        return noise + 1.5 * doubt[:, None, None, None] * (noise - noise_of(x, t, shares.argmax(1)))
+
+    expected, plain = loop(by_hand), loop(lambda x, t: noise_of(x, t, labels))
+    assert error(expected, plain) > 0.01
+    attachment = segue.attach(pipe, segue.GFCG(1.5, classifier=classifier, lag=0))
+    assert error(loop(lambda x, t: noise_of(x, t, labels)), expected) < 5 * ERROR  # and the rounding of a choice's share
+    assert attachment.plan.cost.evaluations == 6
+    with pytest.raises(ValueError, match="is for samples of a class, and the pipeline asks for class 1000 of 1000"):
+        draw(pipe, labels=(7, CLASSES), scale=1.0)

@@ -384,7 +384,12 @@ def test_a_gradient_is_of_what_was_chosen_before(engine):
         (GFCG(1.0, classifier="oaks"), "unknown classifier 'oaks'; accepted: herbarium-classifier"),
         (GFCG(1.0, classifier=CLASSIFIER, form="ag-swap", model="none"), "no network named 'none'"),
         (GFCG(1.0, classifier=CLASSIFIER, source="weak", model="none"), "no network named 'none'"),
-        (GFCG(1.0, classifier=CLASSIFIER).reused(2), "is not reused, got refresh 2"),
+        (GFCG(1.0, classifier=CLASSIFIER).reused(2), "changes from call to call: its direction is not reused"),
+        (CFG(2.0).reused(2) + GFCG(1.0, classifier=CLASSIFIER, source="uncond"), "looks at the uncond branch, which a term"),
+        (
+            CFG(2.0).adaptive(0.9) + GFCG(1.0, classifier=CLASSIFIER, source="uncond"),
+            "looks at the uncond branch, which a term",
+        ),
         (GFCG(1.0, classifier=CLASSIFIER) + APG(0.0, 1.0, 0.5), "is its classifier's"),
         (GFCG(1.0, classifier=CLASSIFIER) + CFGZeroStar(), "is its classifier's"),
         (GFCG(1.0, classifier=CLASSIFIER, classes=("oak", "elm")), "has labels of its own"),
@@ -394,6 +399,13 @@ def test_what_cannot_run_is_refused_before_any_work(engine, rule, words):
     with pytest.raises(ValueError, match=words), counted_rows() as rows:
         engine.sample(LABELS, rule, steps=4, seeds=SEEDS)
     assert not rows
+
+
+def test_a_reference_that_changes_does_not_stop(engine):
+    with pytest.raises(ValueError, match="stops a term whose reference stays the same, not that of a random label"):
+        (CFG(2.0) + ICG(2.0)).adaptive(0.9)
+    rule = CFG(2.0).adaptive(0.5) + GFCG(1.0, classifier=CLASSIFIER, form="ag-swap", lag=0)
+    assert torch.isfinite(engine.sample(LABELS, rule, steps=4, seeds=SEEDS).latents).all()
 
 
 def test_corrections_that_suit_a_drawn_reference(engine):

@@ -17,7 +17,7 @@ from segue.models.bundled import CLASSIFIERS
 from segue.models.classifiers import Classifier, load_classifier
 from segue.models.spec import ModelSpec
 
-from .rules.drawn import ClassifierReference
+from ..rules.drawn import ClassifierReference
 
 Logits = Callable[[Tensor], Tensor]
 PICTURE_CHANNELS = 3
