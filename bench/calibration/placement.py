@@ -19,13 +19,14 @@ class Placement:
 
     def with_call(self, branch: int, call: int) -> "Placement":
         """One more call."""
-        return self._changed(branch, tuple(sorted({*self.calls[branch], call})))
+        return self.with_calls(branch, tuple(sorted({*self.calls[branch], call})))
 
     def without(self, branch: int, call: int) -> "Placement":
         """One call less."""
-        return self._changed(branch, tuple(own for own in self.calls[branch] if own != call))
+        return self.with_calls(branch, tuple(own for own in self.calls[branch] if own != call))
 
-    def _changed(self, branch: int, calls: tuple[int, ...]) -> "Placement":
+    def with_calls(self, branch: int, calls: tuple[int, ...]) -> "Placement":
+        """Other calls of a branch."""
         return replace(self, calls=(*self.calls[:branch], calls, *self.calls[branch + 1 :]))
 
 

@@ -1,15 +1,21 @@
-"""A search over placements: calls added one by one, then exchanged, by what the error of each is predicted to be."""
+"""A search over placements by predicted error: for each branch and number of calls the best, then the best of all together."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 from segue.engine.numeric_input import real_number
 
 from .placement import Placement, Placements
 
-ORDERS = (0, 1, 2)
+ORDERS = (0, 1, 2, 3)
 ROUNDS = 20  # of exchanges; they end before that where none helps
+FEW = 400  # sets of calls that are all judged
+REACH = 2  # how far a call is moved
+STARTS = 60  # sets of calls of a branch from which calls are moved
+POLISHED = 3  # placements after which calls are exchanged between branches
+BENDS, ENDS = (0.8, 1.0, 1.3), (0.6, 0.8, 1.0)  # of the spaced calls that a search begins with
 
 
 @dataclass(frozen=True)
@@ -43,49 +49,63 @@ class Search:
     predicted: Callable[[Placement], float]
 
     def best(self, wanted: Wanted) -> list[Placement]:
-        """One for each choice of orders, the best first: of least error at the cost, or of least cost at the error."""
-        choices = product(ORDERS, repeat=len(self.placements.weighed))
-        made = (self._of_orders(orders, wanted) for orders in choices)
-        found = list(dict.fromkeys(_lowest(placement) for placement in made if placement is not None))
+        """Some, the best first: of least error at the cost, or of least cost at the error."""
+        found = list(dict.fromkeys(map(_lowest, self._joined(wanted))))
         if wanted.cost is not None:
-            return sorted(found, key=self.predicted)
-        return sorted(found, key=self.placements.cost)
+            polished = [self._exchanged(placement, wanted.cost) for placement in found[:POLISHED]]
+            return sorted(dict.fromkeys([*map(_lowest, polished), *found]), key=self.predicted)
+        return sorted(found, key=lambda placement: (round(self.placements.cost(placement), 6), self.predicted(placement)))
+
+    def _joined(self, wanted: Wanted) -> list[Placement]:
+        """Placements of all branches, of those that are best for each alone; for a cost the best first."""
+        everything = self.placements.all_calls()
+        made = []
+        for choice in product(*map(self._of_branch, range(len(everything.calls)))):
+            calls, orders = zip(*choice, strict=True)
+            made.append(Placement(calls, orders))
+        if wanted.cost is not None:
+            return sorted((own for own in made if self.placements.cost(own) <= wanted.cost), key=self.predicted)
+        enough = [own for own in made if self.predicted(own) <= wanted.error]
+        return enough or [replace(everything, orders=(0,) * len(everything.orders))]
+
+    def _of_branch(self, branch: int) -> list[tuple[tuple[int, ...], int]]:
+        """Calls and order of one branch that are best for each number of calls while all others are exact."""
+        everything, needed = self.placements.all_calls(), self.placements.needed[branch]
+        free = self.placements.free(branch)
+        found: list[tuple[tuple[int, ...], int]] = []
+        for count in range(len(free) + 1):
+            tried = []
+            for order in ORDERS:
+                for start in _spaced(free, count):
+                    own = everything.with_calls(branch, tuple(sorted({*needed, *start})))
+                    orders = (*own.orders[:branch], order, *own.orders[branch + 1 :])
+                    tried.append(replace(own, orders=orders))
+            starts = sorted(tried, key=self.predicted)[:STARTS]
+            best = min((self._moved_calls(start, branch) for start in starts), key=self.predicted)
+            found.append((best.calls[branch], best.orders[branch]))
+        return found
+
+    def _moved_calls(self, placement: Placement, branch: int) -> Placement:
+        """After the best move of one call of a branch to one of its neighbours, again and again."""
+        free = self.placements.free(branch)
+        for _ in range(ROUNDS):
+            near = [
+                placement.without(branch, call).with_call(branch, other)
+                for call in set(placement.calls[branch]) & set(free)
+                for other in range(call - REACH, call + REACH + 1)
+                if other in free and other not in placement.calls[branch]
+            ]
+            best = min(near, key=self.predicted, default=placement)
+            if self.predicted(best) >= self.predicted(placement):
+                break
+            placement = best
+        return placement
 
     def neighbours(self, placement: Placement, wanted: Wanted) -> list[Placement]:
         """Those with one call moved that keep to the cost, or cost no more; the least error first."""
         most = wanted.cost if wanted.cost is not None else self.placements.cost(placement) + 1e-9
         near = [other for other in self._exchanges(placement) if self.placements.cost(other) <= most]
         return sorted(near, key=self.predicted)
-
-    def _of_orders(self, orders: tuple[int, ...], wanted: Wanted) -> Placement | None:
-        """None where even the fewest calls cost more than is wanted."""
-        placement = self.placements.fewest(orders)
-        if wanted.cost is not None:
-            if self.placements.cost(placement) > wanted.cost:
-                return None
-            while (more := self._with_one_more(placement, wanted.cost)) is not None:
-                placement = more
-            return self._exchanged(placement, wanted.cost)
-        while self.predicted(placement) > wanted.error and (more := self._with_one_more(placement, None)) is not None:
-            placement = self._exchanged(more, self.placements.cost(more) + 1e-9, rounds=1)
-        return self._exchanged(placement, self.placements.cost(placement) + 1e-9)
-
-    def _with_one_more(self, placement: Placement, most: float | None) -> Placement | None:
-        """With the call that lowers the error most for its cost; None where none is left that the cost allows."""
-        before, cost = self.predicted(placement), self.placements.cost(placement)
-        best, gain = None, float("-inf")
-        for k in range(len(placement.calls)):
-            for call in self.placements.free(k):
-                if call in placement.calls[k]:
-                    continue
-                other = placement.with_call(k, call)
-                dearer = self.placements.cost(other)
-                if most is not None and dearer > most:
-                    continue
-                own = (before - self.predicted(other)) / max(dearer - cost, 1e-6)
-                if own > gain:
-                    best, gain = other, own
-        return best
 
     def _exchanged(self, placement: Placement, most: float, rounds: int = ROUNDS) -> Placement:
         """After the best exchange of one call for another, again and again."""
@@ -108,6 +128,22 @@ class Search:
                     for instead in self.placements.free(other):
                         if instead not in placement.calls[other]:
                             yield fewer.with_call(other, instead)
+
+
+def _spaced(free: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """All ways to choose ``count`` calls of those that are ``free`` if they are few, else some that spread them.
+
+    Denser at the beginning, even, or denser at the end.
+    """
+    if math.comb(len(free), count) <= FEW:
+        return list(combinations(free, count))
+    spread = []
+    for bend, end in product(BENDS, ENDS):
+        places = [round(end * (len(free) - 1) * ((i + 1) / count) ** bend) for i in range(count)]
+        chosen = sorted(set(places))
+        chosen += [place for place in range(len(free)) if place not in chosen][: count - len(chosen)]
+        spread.append(tuple(free[place] for place in sorted(chosen)))
+    return list(dict.fromkeys(spread))
 
 
 def _lowest(placement: Placement) -> Placement:

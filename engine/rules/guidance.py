@@ -232,7 +232,7 @@ class Term:
         stop = real_number(self.stop, "the cosine at which a term stops must be a number")
         if not -1 < stop < 1:
             raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
-        if self.branch.condition == "cond":
+        if self.branch.condition == "cond" or isinstance(self.branch.condition, Draw):
             raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
         if isinstance(self.branch.condition, Draw):
             raise ValueError(f"adaptive guidance stops a term whose reference stays the same, not that of a {self.branch}")

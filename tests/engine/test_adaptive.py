@@ -7,7 +7,7 @@ import torch
 from naive_sampler import NaiveSampler
 from tiny_models import tiny_sit
 
-from segue import APG, CFG, Engine, Rescale, SkipLayer, Window, parse_rule
+from segue import APG, CFG, ICG, Engine, Rescale, SkipLayer, Window, parse_rule
 from segue.engine.rules.guidance import UNCOND, Branch
 from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 from segue.engine.running.stopping import StopPoll
@@ -142,6 +142,7 @@ def test_the_plan_says_that_its_cost_is_the_most(engine):
     [
         (lambda e: CFG(3.0).adaptive(1.0), "must lie between -1 and 1, got 1"),
         (lambda e: SkipLayer(3.0, (1,)).adaptive(0.9), "stops terms with another condition"),
+        (lambda e: ICG(3.0).adaptive(0.9), "stops terms with another condition"),
         (lambda e: CFG(3.0).reused(2).adaptive(0.9), "computes its direction every 2 calls"),
         (lambda e: e.plan(CFG(3.0).adaptive(0.9) + APG(0.0, 1.0, 0.0)), "needs uncond at every call, and the rule stops it"),
         (lambda e: e.plan(CFG(3.0).adaptive(0.9) + CFG(2.0)), "stop at cosines 0.9 and None"),

@@ -210,9 +210,9 @@ def test_commands_write_a_calibration_and_go_by_it(tmp_path, monkeypatch):
     rule = "sgg:scale=2,weight=1,layers=1,switch=0.5"
     common = ("--model", "mine.safetensors", "--steps", "4")
     few = ("--samples", "6", "--judge-samples", "5", "--tries", "2", "--batch", "6")
-    text = run("calibrate", "-g", rule, "--cost", "1.4", *common, *few, "--out", "own.json").stdout
+    text = run("calibrate", "-g", rule, "--cost", "1.6", *common, *few, "--out", "own.json").stdout
     assert "wrote own.json" in text and "by 5 samples of other seeds" in text
-    assert "is there already" in run("calibrate", "-g", rule, "--cost", "1.4", *common, "--out", "own.json", code=2).stderr
+    assert "is there already" in run("calibrate", "-g", rule, "--cost", "1.6", *common, "--out", "own.json", code=2).stderr
     made = read_calibration("own.json")
     assert made.rule == rule and made.command.startswith("segue ")
     plan = json.loads(run("plan", *common, "--calibration", "own.json", "--json").stdout)
