@@ -234,8 +234,6 @@ class Term:
             raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
         if self.branch.condition == "cond" or isinstance(self.branch.condition, Draw):
             raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
-        if isinstance(self.branch.condition, Draw):
-            raise ValueError(f"adaptive guidance stops a term whose reference stays the same, not that of a {self.branch}")
         if not self.reuse.is_exact:
             raise ValueError(f"a term stops by what each call says, and this one computes its direction {self.reuse}")
         return stop

@@ -402,7 +402,7 @@ def test_what_cannot_run_is_refused_before_any_work(engine, rule, words):
 
 
 def test_a_reference_that_changes_does_not_stop(engine):
-    with pytest.raises(ValueError, match="stops a term whose reference stays the same, not that of a random label"):
+    with pytest.raises(ValueError, match="stops terms with another condition, such as CFG's, not that of random label"):
         (CFG(2.0) + ICG(2.0)).adaptive(0.9)
     rule = CFG(2.0).adaptive(0.5) + GFCG(1.0, classifier=CLASSIFIER, form="ag-swap", lag=0)
     assert torch.isfinite(engine.sample(LABELS, rule, steps=4, seeds=SEEDS).latents).all()
