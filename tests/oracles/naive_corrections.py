@@ -5,6 +5,7 @@ A prediction is on its way as ``c + w d``: ``u = c - d``.  Clean estimates come 
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -191,15 +192,17 @@ def refine(g: Tensor, s: Sample, correction, memory: dict) -> Tensor:
     return g + s.as_output(change)
 
 
+@cache
+def cosines(size: int) -> Tensor:
+    """The waves of a cosine transform, one a row, of length one."""
+    rows = [[math.cos(math.pi * (2 * i + 1) * k / (2 * size)) for i in range(size)] for k in range(size)]
+    rows = torch.tensor(rows, dtype=torch.float64)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
 def cosine_high(x: Tensor, cutoff: float) -> Tensor:
     """x [C, H, W] in a cosine transform written as its sum, cut smoothly, and back."""
-
-    def basis(size: int) -> Tensor:
-        rows = [[math.cos(math.pi * (2 * i + 1) * k / (2 * size)) for i in range(size)] for k in range(size)]
-        rows = torch.tensor(rows, dtype=torch.float64)
-        return rows / rows.norm(dim=1, keepdim=True)
-
-    down, across = (basis(size) for size in x.shape[-2:])
+    down, across = (cosines(size) for size in x.shape[-2:])
     found = torch.einsum("ki,cij,lj->ckl", down, x, across)
     i, j = (torch.arange(size, dtype=torch.float64) / size for size in x.shape[-2:])
     found = found / (1 + torch.exp(-50 * ((i[:, None] ** 2 + j[None] ** 2).sqrt() - cutoff)))
