@@ -1,6 +1,5 @@
 """The page on reused directions: every rule with directions held, extrapolated, and computed at the calls of a search."""
 
-import re
 from collections.abc import Sequence
 
 from ..quality.interval import SPREAD_LEVEL
@@ -40,4 +39,4 @@ def _line(found: dict[tuple[str, str], Row], variant: str) -> list[str]:
     wider = student_quantile((1 + LEVEL) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
     half = (error.p80 - error.value) * wider
     shown = f"{error.value:.3f} ({max(0.0, error.value - half):.3f} to {error.value + half:.3f})"
-    return [variant, f"{cost.value:.3f}x", shown, f"`{re.sub('^.*?:', '', error.note)}`"]
+    return [variant, f"{cost.value:.3f}x", shown, f"`{error.note}`"]

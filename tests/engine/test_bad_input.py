@@ -378,7 +378,7 @@ ARGUMENTS = [
     (["-g", "cfg=2"], "; write cfg:scale=2"),
     (["-g", "slg(.5)"], "; write slg:weight=.5"),
     (["-g", "cfg:2"], "written option=value, as in cfg:scale=2, got '2'"),
-    (["-g", "cfg:guidance_scale=4"], "reference, channels; it is called scale here"),
+    (["-g", "cfg:guidance_scale=4"], "channels, stop; it is called scale here"),
     (["-g", "cfg:scale=3-1"], "expected a number, got '3-1'; from 3 to 1 along the steps: scale=2,delta=1"),
     (["--model", "herbarum"], "did you mean 'herbarium'?"),
     (["-g", "cfg:scal=3"], "no option 'scal'; it has: scale"),

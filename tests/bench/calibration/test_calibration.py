@@ -253,7 +253,7 @@ def test_rows_of_reuse_are_measured_once_and_shown(tmp_path, monkeypatch):
     variants = ["exact", "every 2 calls, order 0", "every 2 calls, order 1", "cost 1.5"]
     assert [row.variant for row in rows] == [name for name in variants for _ in range(2)]
     table = result.stdout[result.stdout.index("| directions |") :]
-    assert "| every 2 calls, order 1 | 1.5" in table and "`scale=2,window=steps:1,5,refresh=2,order=1`" in table
+    assert "| every 2 calls, order 1 | 1.5" in table and f"`{rule},refresh=2,order=1`" in table
 
 
 def test_windows_with_pauses_keep_the_first_call_of_each_segment(engine):
