@@ -156,5 +156,8 @@ def option_hint(option: str, known: Sequence[Sequence[str]]) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``did you mean 'steps'?``, or nothing where no word that is known is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(word, list(known), n=3)
+    if not close:
+        return ""
+    best = max(close, key=lambda name: (difflib.SequenceMatcher(None, word, name).ratio(), sorted(name) == sorted(word)))
+    return f"did you mean {best!r}?"
