@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segue.engine.engine import Engine
 from segue.engine.planning.schedule import Schedule
-from segue.engine.rules.guidance import CFG, SGG, AutoGuidance, Guidance, Unguided
+from segue.engine.rules.guidance import Guidance, Unguided
+from segue.engine.rules.linear_rules import CFG, SGG, AutoGuidance
 from segue.training.leaf_trees import leaf_mixture
 from segue.training.mixture import GaussianMixture
 from segue.training.mixture_network import leaf_network

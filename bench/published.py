@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.engine.planning.plan import Plan, branch_path
-from segue.engine.rules.guidance import Perturb
+from segue.engine.rules.branch import Perturb
 from segue.kernels.record import REFERENCE, Kernels
 from segue.models.registry import make_rows
 from segue.models.rows import Path, RowLayout

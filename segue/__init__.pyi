@@ -37,32 +37,36 @@ from segue.engine.rules.guided_corrections import (
 from segue.engine.rules.reference_corrections import (
     ADG as ADG,
     APG as APG,
-    BetaCFG as BetaCFG,
-    CFGZeroStar as CFGZeroStar,
     FBG as FBG,
     FDG as FDG,
-    FreSca as FreSca,
     MAMBO as MAMBO,
-    PowerLawCFG as PowerLawCFG,
     TCFG as TCFG,
+    BetaCFG as BetaCFG,
+    CFGZeroStar as CFGZeroStar,
+    FreSca as FreSca,
+    PowerLawCFG as PowerLawCFG,
 )
 from segue.engine.rules.spectral_refinement import SpectralRefine as SpectralRefine
+from segue.engine.rules.branch import (
+    Branch as Branch,
+    Exit as Exit,
+    Perturb as Perturb,
+)
 from segue.engine.rules.guidance import (
+    Guidance as Guidance,
+    Term as Term,
+    Unguided as Unguided,
+    Weight as Weight,
+)
+from segue.engine.rules.linear_rules import (
     CFG as CFG,
     NAG as NAG,
     SGG as SGG,
     AutoGuidance as AutoGuidance,
     CFGPlusPlus as CFGPlusPlus,
-    Branch as Branch,
     EarlyExit as EarlyExit,
-    Exit as Exit,
-    Guidance as Guidance,
-    Perturb as Perturb,
     PerturbedLayers as PerturbedLayers,
     SkipLayer as SkipLayer,
-    Term as Term,
-    Unguided as Unguided,
-    Weight as Weight,
     from_extrapolation as from_extrapolation,
 )
 from segue.engine.rules.presets import parse_rule as parse_rule

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segue.engine.cli.sheets import BACKGROUND, FAINT, INK
 from segue.engine.images import latents_to_images
 from segue.engine.planning.plan import Plan
-from segue.engine.rules.guidance import Branch
+from segue.engine.rules.branch import Branch
 
 from .estimates import Estimates, branch_costs
 

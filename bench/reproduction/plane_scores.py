@@ -10,7 +10,8 @@ from torch import Tensor
 
 from segue.engine.engine import Engine
 from segue.engine.planning.schedule import Schedule
-from segue.engine.rules.guidance import CFG, Guidance
+from segue.engine.rules.guidance import Guidance
+from segue.engine.rules.linear_rules import CFG
 
 from ..mixture_study import STEPS, LevelSizes, Study, draw, noise_levels, scored_points, sizes_by_level
 from ..quality.rows import held_rows

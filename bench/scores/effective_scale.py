@@ -12,7 +12,8 @@ from torch import Tensor
 from segue.engine.core import ScheduleLike
 from segue.engine.engine import Engine
 from segue.engine.planning.plan import Plan
-from segue.engine.rules.guidance import CFG, Guidance
+from segue.engine.rules.guidance import Guidance
+from segue.engine.rules.linear_rules import CFG
 from segue.engine.running.sampler import CallInfo
 
 

@@ -23,8 +23,10 @@ import numpy as np
 from torch import Tensor
 
 from ..planning.term_weights import resolve_weights, rule_branches
-from ..rules.guidance import CFG, SGG, UNCOND, Guidance, SkipLayer
+from ..rules.branch import UNCOND
+from ..rules.guidance import Guidance
 from ..rules.integers import parse_integers
+from ..rules.linear_rules import CFG, SGG, SkipLayer
 from ..rules.preset_numbers import DEFAULTS
 
 HOOK = "sampler_calc_cond_batch_function"

@@ -29,7 +29,7 @@ from ..planning.plan_warnings import warn_caller, warn_of
 from ..planning.schedule import linear
 from ..planning.solvers import VELOCITY
 from ..rules.batch import Rules, RulesLike, refuse_draws, rules_and_notes, with_call_scale
-from ..rules.guidance import CFG
+from ..rules.linear_rules import CFG
 from ..rules.rule_text import shown_rule
 from ..running.recorded_call import check_unrecorded
 from ..velocity import GuidedVelocity

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from segue.models.mmdit_diffusers import OF_ONE_CALL
 
 from ..planning.term_weights import resolve_weights, rule_branches
-from ..rules.guidance import UNCOND, Branch, Guidance, Perturb
+from ..rules.branch import UNCOND, Branch, Perturb
+from ..rules.guidance import Guidance
 from ..rules.presets import RuleLike, as_rule
 from ..rules.rule_text import rule_text
 from .packing import check_processors

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..planning.plan_warnings import warn_caller
 from ..rules.batch import Rules, plain_rules, takes_call_scale, with_call_scale
-from ..rules.guidance import UNCOND
+from ..rules.branch import UNCOND
 from ..rules.per_sample import shared
 from ..rules.rule_text import shown_rule
 from .running_pipeline import argument_of_call

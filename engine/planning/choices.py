@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..rules.branch import COND, UNCOND, Branch
 from ..rules.drawn import Chooser, ClassifierReference, Draw
-from ..rules.guidance import COND, UNCOND, Branch, Guidance
+from ..rules.guidance import Guidance
 
 if TYPE_CHECKING:
     from .plan import Plan  # which is made with this module

@@ -14,8 +14,9 @@ from segue.models.spec import ModelSpec, tier_of
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
+from ..rules.branch import NEGATIVE_TEXT, Branch, Exit, Perturb
 from ..rules.drawn import Draw, RandomCondition
-from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
+from ..rules.guidance import Guidance
 from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
 from ..rules.solver_corrections import scaled_rows

@@ -14,10 +14,11 @@ from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
+from ..rules.branch import NEGATIVE_TEXT, Branch, Exit, Perturb
 from ..rules.calibration import Calibration
 from ..rules.correction import STEP, WHOLE, CallLevels, Correction
 from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
-from ..rules.guidance import NEGATIVE_TEXT, Branch, Exit, Guidance, Perturb
+from ..rules.guidance import Guidance
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .reuse import ReuseTables, reuse_tables

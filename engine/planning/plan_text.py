@@ -12,7 +12,7 @@ from ..rules.rule_text import shown_rule
 from .solver_rows import SOLVER_COLUMNS
 
 if TYPE_CHECKING:
-    from ..rules.guidance import Branch
+    from ..rules.branch import Branch
     from .plan import Plan, Run  # which prints itself with this module
 
 FLOPS_UNITS = {9: "GFLOP", 12: "TFLOP", 15: "PFLOP"}

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..rules.branch import Branch
 from ..rules.drawn import Draw
-from ..rules.guidance import Branch, Guidance
+from ..rules.guidance import Guidance
 from ..rules.integers import ranges_text
 from ..rules.reuse import EXACT, Reuse
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
+from ..rules.branch import COND, NEGATIVE_TEXT, Branch
 from ..rules.drawn import ClassifierReference
-from ..rules.guidance import COND, NEGATIVE_TEXT, Branch, Guidance, Term
+from ..rules.guidance import Guidance, Term
 from ..rules.normalized_attention import NormalizedAttention
 from .choices import with_choosers
 

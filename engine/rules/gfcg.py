@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..argument_names import refuses_unknown
+from .branch import Branch
 from .drawn import ClassifierReference, Form, RandomCondition, Source, class_prompts
-from .guidance import CFG, AutoGuidance, Branch, Guidance, Scale
+from .guidance import Guidance, Scale
+from .linear_rules import CFG, AutoGuidance
 from .per_sample import Numbers
 from .window import Window, as_window
 

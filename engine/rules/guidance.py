@@ -10,148 +10,25 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
-from segue.kernels.attention import PERTURBATIONS
-from segue.models.spec import PARENT, tier_of
-
-from ..argument_names import refuses_unknown
-from ..numeric_input import counting_number, number_or_each, real_number, whole_number
+from ..numeric_input import counting_number, number_or_each, real_number
+from .branch import Branch
 from .calibration import Calibration, read_calibration
-from .call_scale import CALL, CallScale
+from .call_scale import CallScale
 from .correction import FREQUENCIES, Correction
-from .drawn import Chooser, Draw
-from .normalized_attention import ALPHA, TAU, NormalizedAttention
+from .drawn import Draw
+from .normalized_attention import NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .reuse import EXACT, Reuse
 from .rule_text import rule_text, shown_rule
-from .step_weight import PlusPlus, StepWeight, takes_two_levels
-from .window import EVERYWHERE, Window, as_window, segments
+from .step_weight import StepWeight, takes_two_levels
+from .window import EVERYWHERE, Window, as_window
 
-PERTURB_KINDS = ("skip", *PERTURBATIONS)
 ROUNDING = 2.0**-50  # of a scale, less 1, plus a delta: a few steps of fp64
 RETURNED = "a function of sigma must return a number"
-
-
-def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
-    layers = tuple(layers) if hasattr(layers, "__iter__") else (layers,)
-    layers = tuple(whole_number(layer, "layers must be integers") for layer in layers)
-    for layer in layers:
-        if layer < 0:
-            raise ValueError(f"layers are counted from 0, got {layer}")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"layers must be distinct, got {layers}")
-    return tuple(sorted(layers))
-
-
-@dataclass(frozen=True)
-class Perturb:
-    """The network with some layers (counted from 0) perturbed.
-
-    ``skip``: the block is bypassed, both streams of it where there are two.
-    ``attention_identity`` (PAG, arXiv 2403.17377): every token sees itself alone.  In the joint attention of SD3 that holds
-    for image and text tokens, so the image no longer sees the prompt there.
-    ``attention_identity_image`` (PAG as diffusers' SD3 pipeline has it): an image token sees itself and the text, a text token
-    everything.  Without text tokens the same as ``attention_identity``.  On SD3.5 diffusers' pipeline also drops the norms of
-    queries and keys in those blocks, a defect that is not followed here.
-    ``attention_shuffle`` (after TPG, arXiv 2506.10036): the attention's outputs change places among image tokens, by a fixed
-    permutation.  The paper moves the tokens themselves; in a transformer that would only move the patches of the output.
-    ``attention_skip`` (STG-A): the attention gives nothing.  ``attention_blur`` (SEG with infinite blur): image tokens share
-    their mean query.
-    """
-
-    kind: str
-    layers: tuple[int, ...]
-
-    def __post_init__(self):
-        if self.kind not in PERTURB_KINDS:
-            raise ValueError(f"unknown perturbation {self.kind!r}; known: {', '.join(PERTURB_KINDS)}")
-        object.__setattr__(self, "layers", _check_layers(self.layers))
-
-
-@dataclass(frozen=True)
-class Exit:
-    """The network's early-exit head after ``layer`` blocks."""
-
-    layer: int
-
-    def __post_init__(self):
-        object.__setattr__(self, "layer", whole_number(self.layer, "the layer of an early-exit head must be an integer"))
-        if self.layer < 1:
-            raise ValueError(f"an early-exit head follows at least one block, got layer {self.layer}")
-
-
-@dataclass(frozen=True)
-class JoinedText:
-    """The text stream alone, which the images of the conditional rows meet in every attention beside their own text.
-
-    Such a branch has no output: it is live where :class:`NormalizedAttention` acts.
-    """
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Which condition goes through which network.
-
-    ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass;
-    ``"parent:2"`` the tier above it, and so on), an integer label, or a :class:`.drawn.Draw` of labels; ``network`` is None
-    (the full network), a :class:`Perturb`, an :class:`Exit`, a :class:`JoinedText`, or a :class:`.drawn.Chooser`, which adds
-    nothing; ``model`` names a network of the engine.
-    """
-
-    condition: str | int | Draw = "cond"
-    network: Perturb | Exit | JoinedText | Chooser | None = None
-    model: str = "main"
-
-    def __post_init__(self):
-        known = "cond, uncond, parent, parent:N (the N-th tier above the class), or an integer label"
-        if isinstance(self.condition, Draw):
-            pass
-        elif not isinstance(self.condition, str):
-            object.__setattr__(self, "condition", whole_number(self.condition, f"a condition must be {known}"))
-        elif self.condition not in ("cond", "uncond") and not tier_of(self.condition):
-            raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
-        if tier_of(self.condition) == 1:
-            object.__setattr__(self, "condition", PARENT)  # not also "parent:1"
-        if not isinstance(self.network, Perturb | Exit | JoinedText | Chooser | None):
-            raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
-        if not isinstance(self.model, str):
-            raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether this is the branch that every rule starts from; perturbing no layer changes nothing."""
-        plain = self.network is None or (isinstance(self.network, Perturb) and not self.network.layers)
-        return self.condition == "cond" and plain and self.model == "main"
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it has no rows of an image, and no output."""
-        return isinstance(self.network, JoinedText)
-
-    @property
-    def perturbed_layers(self) -> tuple[int, ...]:
-        """The layers that the branch perturbs."""
-        return self.network.layers if isinstance(self.network, Perturb) else ()
-
-    def __str__(self) -> str:
-        if isinstance(self.network, Chooser):
-            return str(self.network)
-        name = f"label {self.condition}" if isinstance(self.condition, int) else str(self.condition)
-        if isinstance(self.network, Perturb):
-            name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
-        elif isinstance(self.network, Exit):
-            name += f" exit {self.network.layer}"
-        elif self.is_text:
-            name += " text"
-        return name if self.model == "main" else f"{name} of {self.model}"
-
-
-COND = Branch()
-UNCOND = Branch("uncond")
-NEGATIVE_TEXT = Branch("uncond", JoinedText())
 
 
 @dataclass(frozen=True)
@@ -357,7 +234,7 @@ class Guidance:
         """The same rule with ``scale`` where it takes that of a call."""
 
         def weight(term: Term) -> Weight:
-            return _weight(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
+            return weight_of(scale, 0.0, offset=1.0) if isinstance(term.weight.function, CallScale) else term.weight
 
         return self._with_terms(replace(term, weight=weight(term)) for term in self.terms) if self.takes_call_scale else self
 
@@ -402,7 +279,7 @@ Unguided = Guidance
 Scale = Numbers | Callable[[float], float] | Callable[[float, float], float]
 
 
-def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
+def weight_of(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
     """``value - offset`` as a Weight."""
     if callable(value):
         if any(np.atleast_1d(delta)):
@@ -414,126 +291,3 @@ def _weight(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:
     requirement = "a scale must be a finite number or a function of sigma"
     numbers = number_or_each(value, lambda number: real_number(number, requirement))
     return Weight(each(numbers, lambda number: number - offset), as_kept(delta))
-
-
-def _one_term(branch: Branch, weight: Weight, window: Window | str | None, channels: int | None = None) -> Guidance:
-    return Guidance((Term(branch, weight, as_window(window), channels),))
-
-
-@refuses_unknown()
-def CFG(
-    scale: Scale | Literal["call"],
-    *,
-    delta: Numbers = 0.0,
-    window: Window | str | None = None,
-    condition: str | int = "uncond",
-    channels: int | None = None,
-) -> Guidance:
-    """Classifier-free guidance ``v_u + s (v_c - v_u)``: s = 1 is off.  Source: arXiv 2207.12598.
-
-    ``scale`` is a number, one for each sample of the batch, a function of sigma, or of it and the level where the step ends
-    (``lambda sigma, next_sigma: ...``), or, in a rule for :func:`segue.attach`, ``"call"``: the ``guidance_scale`` that the
-    pipeline is called with.  ``delta`` adds ``delta (1 - 2 p)`` over the steps of
-    the window; ``condition`` is the reference: ``uncond``, ``parent`` (superclass) or a label; ``channels=3`` guides the first
-    three latent channels only, as the official DiT and SiT samplers do.
-    """
-    if isinstance(scale, str) and scale == CALL:
-        if any(np.atleast_1d(delta)):
-            raise ValueError(f"delta {delta} applies to a constant weight, not to the scale of a call")
-        return _one_term(Branch(condition), Weight(function=CallScale()), window, channels)
-    return _one_term(Branch(condition), _weight(scale, delta, offset=1.0), window, channels)
-
-
-@refuses_unknown()
-def CFGPlusPlus(scale: float, *, window: Window | str | None = None, condition: str | int = "uncond") -> Guidance:
-    """CFG++: the clean estimate guided by the share ``scale`` between reference and condition, the noise that of the reference.
-
-    As classifier-free guidance with the scale ``scale sigma (1 - next_sigma) / (sigma - next_sigma)`` of each step, which is
-    the same where the step is Euler's or DDIM's; other solvers follow the velocity of that scale.  Usual shares are 0.2 to 1;
-    none leaves a step unguided.  Source: arXiv 2406.08070, carried over to rectified flow.
-    """
-    if not 0 < real_number(scale, "the share of CFG++ must be a number") <= 10:
-        raise ValueError(f"the share of CFG++ must lie between 0 and 10, above 0, got {scale}")
-    return _one_term(Branch(condition), Weight(function=StepWeight(PlusPlus(float(scale)), 1.0)), window)
-
-
-@refuses_unknown()
-def SkipLayer(weight: Scale, layers: tuple[int, ...], *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
-    """Skip-layer guidance ``v + w (v_c - v_k)``: w = 0 is off; ``k`` bypasses the blocks ``layers`` (counted from 0).
-
-    The two-stream form bypasses both streams.  Source: Stability's SD3.5 sampler and STG (arXiv 2411.18664).
-    """
-    return PerturbedLayers(weight, layers, kind="skip", delta=delta, window=window)
-
-
-@refuses_unknown()
-def PerturbedLayers(
-    weight: Scale,
-    layers: tuple[int, ...],
-    *,
-    kind: str,
-    delta: Numbers = 0.0,
-    window: Window | str | None = None,
-) -> Guidance:
-    """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
-    return _one_term(Branch(network=Perturb(kind, layers)), _weight(weight, delta), window)
-
-
-@refuses_unknown()
-def EarlyExit(weight: Scale, layer: int, *, delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
-    """Guidance ``v + w (v_c - v_m)`` by the early-exit head after ``layer`` blocks; it costs no extra rows."""
-    return _one_term(Branch(network=Exit(layer)), _weight(weight, delta), window)
-
-
-@refuses_unknown()
-def AutoGuidance(weight: Scale, *, model: str = "weak", delta: Numbers = 0.0, window: Window | str | None = None) -> Guidance:
-    """Guidance ``v + w (v_c - v_k)`` by a smaller or less trained network on the same condition.  Source: arXiv 2406.02507.
-
-    ``model`` names a network that the engine holds beside its own.
-    """
-    if model == "main":
-        raise ValueError("autoguidance needs a second network, got model='main'")
-    return _one_term(Branch(model=model), _weight(weight, delta), window)
-
-
-@refuses_unknown()
-def NAG(scale: Numbers, *, tau: Numbers = TAU, alpha: Numbers = ALPHA, window: Window | str | None = None) -> Guidance:
-    """Normalized attention guidance by the negative prompt, inside the attention of SD3 and SD3.5: scale 1 or alpha 0 is off.
-
-    Of each image token's attention outputs ``z+`` with the prompt and ``z-`` with the negative one, ``g = s z+ - (s - 1) z-``
-    is scaled down to ``tau`` times the L1 norm of ``z+``, and ``alpha g + (1 - alpha) z+`` goes on.  It acts on the conditional
-    rows and on those that perturb layers of them, which are the same network perturbed; not on those of another condition or
-    of another network.  Source: arXiv 2505.21179; as in its authors' code the unconditional rows are left alone, which leaves
-    those of PAG alone too, and crashes with skipped layers.  The negative text is modulated by its own pooled embedding, as in
-    the authors' ComfyUI nodes; their diffusers pipeline takes the positive one's.
-    """
-    return Guidance(attention=(NormalizedAttention(as_kept(scale), as_kept(tau), as_kept(alpha), as_window(window)),))
-
-
-@refuses_unknown()
-def from_extrapolation(scale: Numbers) -> Numbers:
-    """The additive weight ``w`` of ``v_k + g (v_c - v_k)``, the other common convention: ``w = g - 1``; or one per sample."""
-    return number_or_each(scale, lambda number: real_number(number, "a scale must be a number") - 1)
-
-
-@refuses_unknown()
-def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guidance:
-    """Segmented guidance: ``strong`` (condition-dependent) above the noise level ``switch``, ``weak`` at and below it.
-
-    ``switch`` may also be the first segment as a window, ``Window.fraction(0, 0.5)``, or the text of either.  At 0 and 1 one
-    rule is everywhere and the other left out, but for a correction of the whole.  Source: arXiv 2603.20584.  The published
-    SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
-    """
-    for name, rule in (("strong", strong), ("weak", weak)):
-        if not isinstance(rule, Guidance):
-            raise TypeError(f"{name} must be a rule such as CFG(4.5) or SkipLayer(3.0, layers=(7, 8, 9)), got {rule!r}")
-    first, second = segments(switch)
-    return _segment(strong, first) + _segment(weak, second)
-
-
-def _segment(rule: Guidance, window: Window) -> Guidance:
-    """``rule`` within a segment of the run, which may be empty."""
-    confined = rule.within(window)
-    if not window.is_empty:
-        return confined
-    return Guidance((), tuple(correction for correction in rule.corrections if not correction.needs_reference))

@@ -23,8 +23,9 @@ from . import solver_corrections as scaling
 from .calibration import Calibration, read_calibration
 from .call_scale import CALL
 from .gfcg import GFCG, ICG
-from .guidance import CFG, NAG, SGG, AutoGuidance, CFGPlusPlus, EarlyExit, Guidance, PerturbedLayers, SkipLayer, Unguided
+from .guidance import Guidance, Unguided
 from .integers import parse_integers
+from .linear_rules import CFG, NAG, SGG, AutoGuidance, CFGPlusPlus, EarlyExit, PerturbedLayers, SkipLayer
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
 from .rule_text import PERTURBING, REUSE, named_text, rule_text, value_text

@@ -29,8 +29,8 @@ from ..planning.choices import source
 from ..planning.classifiers import probed, resolved_classifier
 from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, HostStep
+from ..rules.branch import NEGATIVE_TEXT, Branch
 from ..rules.drawn import Chooser, ClassifierReference, Draw
-from ..rules.guidance import NEGATIVE_TEXT, Branch
 from .call_table import CallTable
 from .combination import Combination
 from .draws import Draws

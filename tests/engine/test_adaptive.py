@@ -8,7 +8,7 @@ from naive_sampler import NaiveSampler
 from tiny_models import tiny_sit
 
 from segue import APG, CFG, ICG, Engine, Rescale, SkipLayer, Window, parse_rule
-from segue.engine.rules.guidance import UNCOND, Branch
+from segue.engine.rules.branch import UNCOND, Branch
 from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 from segue.engine.running.stopping import StopPoll
 

@@ -33,7 +33,7 @@ from segue import (
 )
 from segue.engine.core import EngineCore
 from segue.engine.planning.plan_text import plan_dict
-from segue.engine.rules.guidance import UNCOND
+from segue.engine.rules.branch import UNCOND
 from segue.kernels.philox import normal_noise, random_words
 from segue.models.layout import Hints
 from segue.models.sizes import family_spec

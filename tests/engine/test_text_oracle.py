@@ -15,7 +15,7 @@ from segue import CFG, NAG, Guidance, PerturbedLayers, Window, flow_shift
 from segue.engine.core import EngineCore
 from segue.engine.planning.compile import compile_plan
 from segue.engine.planning.plan import branch_path
-from segue.engine.rules.guidance import Branch
+from segue.engine.rules.branch import Branch
 from segue.engine.velocity import GuidedVelocity
 from segue.kernels.attention import PERTURBATIONS
 from segue.models.mmdit import MMDiT, TextCondition

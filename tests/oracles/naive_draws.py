@@ -8,8 +8,8 @@ import torch
 from naive_sampler import NaiveSampler, in_window
 from torch import Tensor
 
+from segue.engine.rules.branch import Branch
 from segue.engine.rules.drawn import ClassifierReference
-from segue.engine.rules.guidance import Branch
 
 
 def choice(logits: list[float], own: int, draw: ClassifierReference) -> tuple[int | None, float]:

@@ -10,7 +10,7 @@ import torch
 from naive_sampler import full_forward, variance_preserving_levels
 from torch import Tensor
 
-from segue.engine.rules.guidance import Exit, Perturb
+from segue.engine.rules.branch import Exit, Perturb
 from segue.models.sit import SiT
 from segue.training.objectives.objective import Objective
 

@@ -11,7 +11,8 @@ import torch
 from naive_corrections import Sample, corrected
 from torch import Tensor
 
-from segue.engine.rules.guidance import Branch, Exit, Guidance, Perturb
+from segue.engine.rules.branch import Branch, Exit, Perturb
+from segue.engine.rules.guidance import Guidance
 from segue.engine.rules.step_weight import StepWeight
 from segue.engine.rules.window import Window
 from segue.kernels.record import DIFFERENTIABLE

@@ -18,7 +18,7 @@ from torch import Tensor
 from segue import CFG, SGG, Engine, SkipLayer
 from segue.engine.core import EngineCore
 from segue.engine.planning.schedule import linear
-from segue.engine.rules.guidance import Perturb
+from segue.engine.rules.branch import Perturb
 from segue.kernels import judgement
 from segue.models.mmdit import TextCondition
 

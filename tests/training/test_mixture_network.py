@@ -5,7 +5,7 @@ import torch
 from naive_sampler import NaiveSampler
 
 from segue import APG, CFG, SGG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, Rescale, SkipLayer, Window
-from segue.engine.rules.guidance import Exit
+from segue.engine.rules.branch import Exit
 from segue.training.leaf_trees import leaf_mixture
 from segue.training.mixture_network import MixtureNetwork, leaf_network
 

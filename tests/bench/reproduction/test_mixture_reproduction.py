@@ -18,7 +18,7 @@ from segue.bench.reproduction.plane_networks import Length, TrainedStudy, train
 from segue.bench.reproduction.plane_scores import PlaneScorer, Setting, by_rule, density, effective_of, spread
 from segue.bench.rows import make_row, read_rows
 from segue.bench.timing import Statistic
-from segue.engine.rules.guidance import CFG, AutoGuidance
+from segue.engine.rules.linear_rules import CFG, AutoGuidance
 
 SHORT = Length(8, 3, batch=16)
 

@@ -23,7 +23,8 @@ from segue.engine.planning.compile import compile_plan
 from segue.engine.planning.plan import Plan
 from segue.engine.planning.schedule import flow_shift, from_sigmas
 from segue.engine.planning.solvers import EULER
-from segue.engine.rules.guidance import Guidance, Perturb
+from segue.engine.rules.branch import Perturb
+from segue.engine.rules.guidance import Guidance
 from segue.models.mmdit_diffusers import diffusers_spec
 
 SWITCHED = {

@@ -5,7 +5,8 @@ import pytest
 from segue import CFG, NAG, SGG, Rescale, SkipLayer, Window, flow_shift, parse_rule
 from segue.engine.planning.compile import compile_plan
 from segue.engine.rules.batch import plain_rules
-from segue.engine.rules.guidance import NEGATIVE_TEXT, Term, Weight
+from segue.engine.rules.branch import NEGATIVE_TEXT
+from segue.engine.rules.guidance import Term, Weight
 from segue.engine.rules.rule_text import rule_text
 from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.sd3_sizes import SD3_SIZES
