@@ -31,7 +31,7 @@ def moments(relative: tuple[int, ...], *states: Tensor) -> tuple[Tensor, Tensor]
     found = torch.stack(_basis(states, relative), dim=1).flatten(2)  # [B, K, E]
     mean = found.mean(2)
     centred = found - mean[:, :, None]
-    return mean, centred @ centred.mT
+    return mean, torch.stack([(centred * own[:, None]).sum(2) for own in centred.unbind(1)], dim=1)
 
 
 def linear_combination(relative: tuple[int, ...], coefficients: Tensor, *states: Tensor) -> Tensor:

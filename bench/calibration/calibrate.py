@@ -52,7 +52,7 @@ class Budget:
         return Draw(max(5, self.search.samples // MEASURED), self.search.first_seed, self.search.batch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judged:
     """A placement beside the exact rule: what it costs, and its error on held-out samples."""
 

@@ -106,22 +106,22 @@ class RuleGuider(_Base):
         super().set_state(step, num_inference_steps, timestep)
         self._disarm()
         rule = self.guidance if self._enabled else Guidance()
-        levels, index = self._levels(timestep)
+        levels, ends, index = self._levels(timestep)
         self._branches = rule_branches([rule])
-        weights, oddities = resolve_weights(rule, self._branches, levels)
+        weights, oddities = resolve_weights(rule, self._branches, levels, ends)
         self._rows = weights[index:]  # this call and what is known of those after it
         self._live = (0, *(int(k) + 1 for k in np.flatnonzero(self._rows[0])))
         if step == 0 and self.scheduler is not None:
             for oddity in oddities:
                 warnings.warn(oddity, stacklevel=2)
 
-    def _levels(self, timestep: Tensor) -> tuple[np.ndarray, int]:
-        """Noise levels at which the steps of this run start, as the scheduler holds them, and the step being made."""
+    def _levels(self, timestep: Tensor) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Noise levels at which the steps of this run start and end, as the scheduler holds them, and the step being made."""
         if self.scheduler is None:
-            return np.array([float(timestep) / TRAIN_STEPS]), 0
+            return np.array([float(timestep) / TRAIN_STEPS]), None, 0
         calls = SchedulerCalls.of(self.scheduler)
         levels = calls.schedule.array()
-        return levels[:-1], calls.solver.rows(levels)[calls.call(timestep)].step
+        return levels[:-1], levels[1:], calls.solver.rows(levels)[calls.call(timestep)].step
 
     @property
     def num_conditions(self) -> int:

@@ -156,7 +156,7 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     _check_distinct(schedule, sigmas, spec)
     table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"], rule)
     steps = np.array([row.step for row in rows])
-    weights, warnings = resolve_weights(rule, branches, sigmas)
+    weights, warnings = resolve_weights(rule, branches, sigmas[:-1], sigmas[1:])
     _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
     weights[: rule.zero_steps] = 0.0
     if rule.calibration is not None:

@@ -1,5 +1,6 @@
 """Terms of a rule -> what every branch weighs at every step, which channels it guides, when it is evaluated."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,14 +22,16 @@ def rule_branches(rules: Iterable[Guidance]) -> tuple[Branch, ...]:
     return *with_choosers((COND, *guiding)), *text
 
 
-def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def resolve_weights(
+    guidance: Guidance, branches: tuple[Branch, ...], step_sigmas: np.ndarray, ends: np.ndarray | None = None
+) -> tuple[np.ndarray, list[str]]:
     """The summed weights [steps, K] of the branches after the conditional one, and what is odd about the windows.
 
-    ``sigmas`` are the levels of the schedule, where steps start and the last one ends.  Windows are resolved here and nowhere
-    else.  Of a rule whose numbers all samples share.
+    Steps start at ``step_sigmas`` and end at ``ends``, which weights of both levels need.  Windows are resolved here and
+    nowhere else.  Of a rule whose numbers all samples share.
     """
+    ends = np.full(len(step_sigmas), math.nan) if ends is None else ends
     warnings: list[str] = []
-    step_sigmas = sigmas[:-1]
     weights = np.zeros((len(step_sigmas), len(branches) - 1))
     for term in guidance.terms:
         chosen = np.flatnonzero(term.window.select(step_sigmas))
@@ -41,9 +44,7 @@ def resolve_weights(guidance: Guidance, branches: tuple[Branch, ...], sigmas: np
             continue
         for rank, step in enumerate(chosen):
             position = rank / (len(chosen) - 1) if len(chosen) > 1 else 0.5
-            weights[step, branches.index(term.branch) - 1] += term.weight(
-                *map(float, (sigmas[step], position, sigmas[step + 1]))
-            )
+            weights[step, branches.index(term.branch) - 1] += term.weight(float(step_sigmas[step]), position, float(ends[step]))
     return weights, warnings
 
 

@@ -267,7 +267,7 @@ class ParsedRule:
 
     @property
     def summary(self) -> str:
-        return " + ".join(part.summary for part in self.parts)
+        return " + ".join(filter(None, (part.summary for part in self.parts)))
 
     def of_sample(self, sample: int) -> str:
         """What of the rule is that of one sample of its batch alone, as ``scale 2``; empty where all share it."""

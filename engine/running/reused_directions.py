@@ -31,7 +31,8 @@ class ReusedDirections:
         self.kernels, self.kept, self.places = kernels, plan.kept, plan.places
         kept, places = len(plan.kept), plan.places
         self.directions = torch.zeros(kept, places, *shape, dtype=torch.float32, device=device)
-        self.since = torch.zeros(shape[0], dtype=torch.int64, device=device)  # the call at which a sample started
+        # the call at which a sample started: of no use where a direction is held as it is
+        self.since = torch.zeros(shape[0] if kept and places > 1 else 0, dtype=torch.int64, device=device)
         self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)
         self.weight_table = table(kept * places * plan.reused_channels)
         self.evaluated_table = table(kept)  # 1 where a call evaluates a kept branch
@@ -52,7 +53,8 @@ class ReusedDirections:
     def start_anew(self, samples: Tensor, call: Tensor) -> None:
         """Samples [B] bool know no directions but those that are computed from their ``call`` [B] int64 on."""
         self.fresh.copy_(samples)
-        self.since.copy_(torch.where(samples, call, self.since))
+        if self.since.numel():
+            self.since.copy_(torch.where(samples, call, self.since))
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""

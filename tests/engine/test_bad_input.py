@@ -374,7 +374,7 @@ def refused(model, tmp_path, monkeypatch):
 
 ARGUMENTS = [
     (["-g", "cgf"], "'cgf'; known: none, cfg"),
-    (["-g", "cgf"], "apg; did you mean 'cfg'?"),
+    (["-g", "cgf"], "did you mean 'cfg'?"),
     (["-g", "cfg=2"], "; write cfg:scale=2"),
     (["-g", "slg(.5)"], "; write slg:weight=.5"),
     (["-g", "cfg:2"], "written option=value, as in cfg:scale=2, got '2'"),

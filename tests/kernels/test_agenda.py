@@ -96,7 +96,8 @@ def test_a_form_counts_as_often_as_it_occurs():
     )
     assert share(text) < share(image) / 4  # 333 tokens against 4096
     alone = [case for case in cases(size) if case.branches == 1]
-    assert {case.operation for case in alone} == {"embed_patches", "readout_update", "modulated_norm", norm, "gated_residual"}
+    of_unguided = {"embed_patches", "readout_update", "modulated_norm", norm, "gated_residual"}
+    assert {case.operation for case in alone} == of_unguided | {"attention_lse", "merge_normalized"}  # and of NAG by itself
     assert all(map(is_rare, alone))
     single = next(one for one in cases(SIZES[2]) if one.operation == norm)
     assert calls(single) == 2 * single.size.layers

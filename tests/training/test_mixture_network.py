@@ -147,7 +147,7 @@ def test_gradients_of_a_guided_velocity_are_those_of_the_exact_one(engine, netwo
         denoised = engine.denoiser(rule, LABELS)(given, torch.full((5,), sigma, dtype=torch.float64))
         (denoised * towards).sum().backward()
         naive = ExactSampler(networks, rule, torch.tensor(LABELS), [sigma, 0.0])
-        naive.kept, naive.ages, naive.average = {}, {}, {}
+        naive.kept, naive.ages, naive.memories, naive.calls = {}, {}, {}, 0
         expected = exact - sigma * naive.velocity(exact, sigma, 0)
         (expected * towards).sum().backward()
         assert (given.grad - exact.grad).abs().max() <= STATE * exact.grad.abs().max()

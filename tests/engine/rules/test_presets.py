@@ -94,6 +94,7 @@ VALUES = {
     "channels": st.integers(1, 16),
     "model": st.sampled_from(["weak", "small"]),
     "refresh": st.integers(1, 50),
+    "stop": st.floats(-0.99, 0.99),
     "order": st.integers(0, 3),
     "calls": st.sets(st.integers(1, 60), min_size=1).map(sorted).map(tuple),
     "phi": st.floats(0, 1),
@@ -132,7 +133,7 @@ VALUES = {
     "template": st.sampled_from(["{}", "a leaf of {}, in autumn"]),
 }
 NEEDS = {"gain": "form", "template": "classes"}  # options that mean nothing without another
-OF_ONE_RULE = {("nag", "scale"): st.floats(1, 1e6)}
+OF_ONE_RULE = {("nag", "scale"): st.floats(1, 1e6), ("cfgpp", "scale"): st.floats(0.01, 10)}
 
 
 @st.composite
@@ -141,6 +142,8 @@ def named_rules(draw):
     kind = KINDS[name]
     chosen = [*kind.needed, *(option for option in kind.optional if draw(st.booleans()))]
     chosen = [option for option in chosen if NEEDS.get(option, option) in chosen]
+    if "stop" in chosen:  # a term that stops is evaluated at every call before
+        chosen = [option for option in chosen if option not in ("calls", "refresh", "order")]
     if "calls" in chosen and "refresh" in chosen:
         chosen.remove(draw(st.sampled_from(["calls", "refresh"])))
     return NamedRule(name, tuple((option, draw(OF_ONE_RULE.get((name, option), VALUES[option]))) for option in chosen))
