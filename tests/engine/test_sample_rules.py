@@ -253,7 +253,7 @@ def test_one_number_for_each_is_no_matter_for_loops_that_have_one(pipe):
 
 def tables(program) -> list[tuple[int, ...]]:
     combination = program.combination
-    found = (program.call_table, program.time_table, combination.reuse_table, combination.correction_table)
+    found = (program.call_table, program.time_table, combination.reused.weight_table, combination.correction_table)
     return [tuple(table.rows.shape) for table in found]
 
 

@@ -352,7 +352,7 @@ def test_what_compilation_chose_is_not_recorded_as_timed(monkeypatch, tmp_path):
 
 
 def test_equal_shapes_are_timed_once_and_count_for_all(card):
-    alike = tune.users(SERVED)[ATTENTION]
+    alike = [case for case in tune.users(SERVED)[ATTENTION] if case.operation == "attention"]
     found = agenda.weighed(alike, 1.0)
     assert [one.case.size.name for one in found] == ["SD3-medium 1024", "SD3.5-large 1024"]
     assert sum(one.share for one in found) == pytest.approx(agenda.value(alike))
@@ -366,13 +366,13 @@ def test_a_candidate_is_judged_by_what_it_costs_all_models(card, monkeypatch, ga
     first, second = candidates.candidates(ATTENTION)[:2]
     monkeypatch.setattr(tune, "candidates", lambda key: (first, second))
     monkeypatch.setattr(tune, "TIMED_SHARE", 1.0)
-    medium, large = agenda.weighed(tune.users(SERVED)[ATTENTION], 1.0)
+    medium, large, *_ = agenda.weighed(tune.users(SERVED)[ATTENTION], 1.0)
 
     def seconds(case, function) -> float:
         if isinstance(function, str) or launch_config(*ATTENTION, SERVED) == first:
             return 1.0
         gain = {medium.case: -0.1, large.case: 0.1 * gained * medium.weight / large.weight}
-        return 1.0 - next(value for one, value in gain.items() if one.name == case.name)
+        return 1.0 - next((value for one, value in gain.items() if one.name == case.name), 0.0)
 
     card.seconds = seconds
     card.run("--only", "attention")

@@ -148,7 +148,7 @@ def test_a_step_can_be_captured(pair, kind):
 
 
 class PerturbedProcessor:
-    """An attention processor for diffusers' blocks, after the definitions: V, zero, image queries blurred or alone."""
+    """An attention processor for diffusers' blocks, after the definitions: V, zero, image queries blurred, alone or moved."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -172,6 +172,9 @@ class PerturbedProcessor:
             mask[:tokens, :tokens] = torch.full((tokens, tokens), -torch.inf).fill_diagonal_(0)
         out = v if self.kind == "attention_identity" else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.transpose(1, 2).flatten(2)
+        if self.kind == "attention_shuffle":
+            order = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))
+            out = torch.cat([out[:, :tokens][:, order], out[:, tokens:]], dim=1)
         image, text = attn.to_out[0](out[:, :tokens]), out[:, tokens:]
         if not attn.context_pre_only and encoder_hidden_states is not None:
             text = attn.to_add_out(text)

@@ -52,6 +52,9 @@ def attend(image: list[Tensor], text: list[Tensor] | None, kind: str) -> tuple[T
         scores[:, :, :tokens, :tokens] = scores[:, :, :tokens, :tokens].masked_fill(apart, -math.inf)
     out = v if kind == "attention_identity" else scores.softmax(dim=-1) @ v
     out = out.transpose(1, 2).flatten(2)
+    if kind == "attention_shuffle":
+        order = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))
+        out = torch.cat([out[:, :tokens][:, order], out[:, tokens:]], dim=1)
     return out[:, :tokens], None if text is None else out[:, tokens:]
 
 

@@ -228,7 +228,9 @@ class NaiveSampler:
 
     def moment(self, correction) -> float:
         """The variance of a step back where FBG's guidance is strongest, in the variance-exploding levels."""
-        peak, count = getattr(correction, "peak", 0.5), len(self.sigmas) - 1
+        if correction.name != "fbg":
+            return 0.0
+        peak, count = correction.peak, len(self.sigmas) - 1
         variances = []
         for s, t in zip(self.sigmas, self.sigmas[1:], strict=False):
             later = t / (1 - t)

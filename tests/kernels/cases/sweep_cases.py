@@ -186,7 +186,8 @@ def test_the_sizes_are_those_that_matter():
 
 def test_every_kernel_has_a_case():
     """A new entry of the record needs a case in the catalogue, and has with it all that is tested here."""
-    assert {case.operation for case in named(SIZES)} == set(OPERATIONS) - set(FOLLOWERS) - set(WITHOUT_TRITON)
+    following = set(FOLLOWERS) - {"attention_lse"}  # of which one alone has a kernel of its own
+    assert {case.operation for case in named(SIZES)} == set(OPERATIONS) - following - set(WITHOUT_TRITON)
 
 
 # --- the sweep can fail ------------------------------------------------------------------------------------------------
