@@ -42,15 +42,21 @@ def dot(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum())
 
 
+def length(a: Tensor) -> float:
+    """Above zero: the reference may be the sample's own class, and the direction nothing."""
+    return max(float(a.norm()), 1e-30)
+
+
 def zero_star(s: Sample, correction, memory: dict) -> Sample:
-    return replace(s, d=s.c - dot(s.c, s.u) / dot(s.u, s.u) * s.u)
+    square = dot(s.u, s.u)
+    return replace(s, d=s.c - dot(s.c, s.u) / square * s.u if square else s.c)
 
 
 def apg(s: Sample, correction, memory: dict) -> Sample:
     c0, u0 = s.estimate(s.c), s.estimate(s.u)
     d = c0 - u0 + correction.momentum * memory.get("average", 0.0)
     memory["average"] = d
-    d = d * min(1.0, correction.radius / float(d.norm()))
+    d = d * min(1.0, correction.radius / length(d))
     parallel = dot(d, c0) / dot(c0, c0) * c0
     return replace(s, d=s.as_output(d - parallel + correction.eta * parallel))
 
@@ -66,14 +72,14 @@ def mambo(s: Sample, correction, memory: dict) -> Sample:
 
 
 def power_law(s: Sample, correction, memory: dict) -> Sample:
-    return replace(s, w=s.w * float(s.d.norm()) ** correction.alpha)
+    return replace(s, w=s.w * length(s.d) ** correction.alpha)
 
 
 def beta(s: Sample, correction, memory: dict) -> Sample:
     p = s.step / (s.steps - 1) if s.steps > 1 else 0.0
     a, b = correction.a, correction.b
     density = p ** (a - 1) * (1 - p) ** (b - 1) * math.gamma(a + b) / (math.gamma(a) * math.gamma(b))
-    guided = s.u + (1 + s.w) * density * s.d / float(s.d.norm()) ** correction.gamma
+    guided = s.u + (1 + s.w) * density * s.d / length(s.d) ** correction.gamma
     return replace(s, d=guided - s.c, w=1.0)
 
 
