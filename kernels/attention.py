@@ -60,6 +60,7 @@ def perturbed_attention(q: Tensor, k: Tensor, v: Tensor, kind: str, attend: Call
 
 
 @cache
+@torch.inference_mode(False)  # kept for the life of the process: also for runs with gradients
 def token_order(tokens: int, device: torch.device) -> Tensor:
     """A fixed permutation [L] int64 of so many tokens, the same everywhere."""
     return torch.randperm(tokens, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
@@ -254,19 +255,23 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None) -> Tensor:
     # fp32 products run without tensor cores, on registers: their tiles must be small
     shape_class = FULL_PRECISION if q.dtype == torch.float32 else attention_class(head_dim, k.shape[2])
     config = launch_config("attention", shape_class, architecture(q.device))
-    strides = [x.stride(i) for x in (q, k, v) for i in (0, 1, 2)]
-    align = 8 if all(stride % 8 == 0 for stride in strides) else 1
-    names = (f"{name}_{axis}" for name in "qkv" for axis in ("row", "head", "token"))
     out = torch.empty(rows, queries, heads * head_dim, dtype=q.dtype, device=q.device)
     arguments = {"p_q": q, "p_k": k, "p_v": v, "p_o": out, "p_lse": out if lse is None else lse}
     arguments |= {"queries": queries, "keys": k.shape[2], "LSE": lse is not None}
-    arguments |= dict(zip(names, (stride // align for stride in strides), strict=True))
+    arguments |= stride_arguments(q=q, k=k, v=v)
     arguments |= {"scale_log2": head_dim**-0.5 * math.log2(math.e), "HEADS": heads, "K": head_dim, "PART": part}
-    arguments |= {"REST": rest, "BLOCK_Q": config.block_q, "BLOCK_K": config.block_k}
-    arguments |= {"ALIGN": align, "PRECISION": "ieee"}
+    arguments |= {"REST": rest, "BLOCK_Q": config.block_q, "BLOCK_K": config.block_k, "PRECISION": "ieee"}
     grid = (-(-queries // config.block_q), rows * heads)
     launch(attention_kernel, grid, arguments, config.warps, config.stages)
     return out
+
+
+def stride_arguments(**operands: Tensor) -> dict[str, int]:
+    """``NAME_row``, ``NAME_head``, ``NAME_token`` of each [R, H, T, K], in units of ``ALIGN`` numbers: 8 where all allow it."""
+    axes = ("row", "head", "token")
+    strides = {f"{name}_{axis}": x.stride(i) for name, x in operands.items() for i, axis in enumerate(axes)}
+    align = 8 if all(stride % 8 == 0 for stride in strides.values()) else 1
+    return {name: stride // align for name, stride in strides.items()} | {"ALIGN": align}
 
 
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, backends: tuple = ()) -> Tensor:

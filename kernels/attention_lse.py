@@ -61,6 +61,8 @@ def _taken(q: Tensor, k: Tensor, v: Tensor, backends: tuple) -> object:
     if q.device.type == "meta":
         half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0
         return next((each for each in backends if half or each == SDPBackend.EFFICIENT_ATTENTION), SDPBackend.MATH)
+    if q.shape[3] % 8:  # the flash operator itself does not pad, as scaled_dot_product_attention does around it
+        backends = tuple(each for each in backends if each != SDPBackend.FLASH_ATTENTION)
     parameters = cuda.SDPAParams(q, k, v, None, 0.0, False, False)
     takes = {
         SDPBackend.CUDNN_ATTENTION: cuda.can_use_cudnn_attention,

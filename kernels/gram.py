@@ -127,7 +127,7 @@ def linear_combination_kernel(
     b_x = load_states(p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, o_k, o_x, m_e, COUNT, RELATIVE)
     for output in tl.static_range(OUTPUTS):
         b_a = tl.load(p_a + (sample * OUTPUTS + output) * COUNT + o_k, mask=o_k < COUNT, other=0.0)
-        tl.store(p_out + output * samples * elements + o_x, tl.sum(b_a[:, None] * b_x, 0), mask=m_e)
+        tl.store(p_out + (output * samples + sample) * elements + o_e, tl.sum(b_a[:, None] * b_x, 0), mask=m_e)
 
 
 def _arguments(relative: tuple[int, ...], states: Sequence[Tensor]) -> dict:

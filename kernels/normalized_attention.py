@@ -35,15 +35,15 @@ def normalized_guidance(positive: Tensor, negative: Tensor, numbers: Tensor) -> 
     return torch.lerp(positive, guided * shrink, alpha)
 
 
-def normalized_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor) -> Tensor:
+def normalized_attention(q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, attend: Callable = attention) -> Tensor:
     """The joint attention of L = ``tokens`` image tokens and two texts, [R, L + 2 M, H K]; numbers [R, 3] phi, tau, alpha.
 
-    By two whole attentions, as published.
+    By two whole attentions ``attend``, as published.
     """
     text = _text_tokens(q, tokens)
     first, image = slice(tokens + text), slice(tokens)
-    positive = attention(q[:, :, first], k[:, :, first], v[:, :, first])
-    negative = attention(*(torch.cat([x[:, :, image], x[:, :, tokens + text :]], dim=2) for x in (q, k, v)))
+    positive = attend(q[:, :, first], k[:, :, first], v[:, :, first])
+    negative = attend(*(torch.cat([x[:, :, image], x[:, :, tokens + text :]], dim=2) for x in (q, k, v)))
     dtype = torch.promote_types(q.dtype, torch.float32)
     guided = normalized_guidance(positive[:, image].to(dtype), negative[:, image].to(dtype), numbers.to(dtype))
     return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attention import MAX_HEAD_DIM, attention, split_head_dim
+from .attention import MAX_HEAD_DIM, attention, split_head_dim, stride_arguments
 from .launch_lookup import launch_config
 from .shape_class import FULL_PRECISION, attention_class
 from .triton_runtime import architecture, dense, jit, launch, tl
@@ -132,14 +132,11 @@ def query_spread_triton(q: Tensor, k: Tensor, count: int) -> Tensor:
     part, rest = split_head_dim(head_dim)
     shape_class = FULL_PRECISION if q.dtype == torch.float32 else attention_class(head_dim, tokens)
     config = launch_config("attention", shape_class, architecture(q.device))  # whose tiles are larger: these fit too
-    strides = [x.stride(i) for x in (q, k) for i in (0, 1, 2)]
-    align = 8 if all(stride % 8 == 0 for stride in strides) else 1
-    names = (f"{name}_{axis}" for name in "qk" for axis in ("row", "head", "token"))
     out = torch.empty(rows, heads, tokens, dtype=torch.float32, device=q.device)
     arguments = {"p_q": q, "p_k": k, "p_o": out, "tokens": tokens}
-    arguments |= dict(zip(names, (stride // align for stride in strides), strict=True))
+    arguments |= stride_arguments(q=q, k=k)
     arguments |= {"scale": head_dim**-0.5, "HEADS": heads, "COUNT": count, "K": head_dim, "PART": part, "REST": rest}
-    arguments |= {"BLOCK_Q": config.block_q, "BLOCK_K": config.block_k, "ALIGN": align, "PRECISION": "ieee"}
+    arguments |= {"BLOCK_Q": config.block_q, "BLOCK_K": config.block_k, "PRECISION": "ieee"}
     launch(spread_kernel, (-(-tokens // config.block_q), rows * heads), arguments, config.warps, config.stages)
     return out
 

@@ -6,12 +6,13 @@ and the negative one's, next to each other.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from segue.kernels.normalized_attention import normalized_guidance
+from segue.kernels.normalized_attention import normalized_attention
 from segue.kernels.record import Kernels
 
 from .rows import FULL, Segment
@@ -119,23 +120,10 @@ def attend_two_texts(
         if segment.operation == FULL:
             parts.append(kernels.normalized_attention(*operands, tokens, numbers[rows]))
         else:
-            parts.append(_perturbed_with_two_texts(*operands, tokens, numbers[rows], kernels, segment.operation))
+            whole = (Segment(0, segment.stop - segment.start, segment.operation),)
+            attend = partial(attend_joint, tokens=tokens, kernels=kernels, segments=whole)
+            parts.append(normalized_attention(*operands, tokens, numbers[rows], attend))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _perturbed_with_two_texts(
-    q: Tensor, k: Tensor, v: Tensor, tokens: int, numbers: Tensor, kernels: Kernels, operation: str
-) -> Tensor:
-    second, whole = tokens + (q.shape[2] - tokens) // 2, (Segment(0, len(q), operation),)
-
-    def attended(text: slice) -> Tensor:
-        one_q, one_k, one_v = (torch.cat([x[:, :, :tokens], x[:, :, text]], dim=2) for x in (q, k, v))
-        return attend_joint(one_q, one_k, one_v, tokens, kernels, whole)
-
-    positive, negative = attended(slice(tokens, second)), attended(slice(second, None))
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    guided = normalized_guidance(positive[:, :tokens].to(dtype), negative[:, :tokens].to(dtype), numbers.to(dtype))
-    return torch.cat([guided.to(q.dtype), positive[:, tokens:], negative[:, tokens:]], dim=1)
 
 
 def image_segments(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:

@@ -195,6 +195,8 @@ class SiTSpec(ModelSpec):
         parse_attention(self.attention)
         if not isfinite(self.class_weight):
             raise ValueError(f"class_weight must be finite, got {self.class_weight}")
+        if self.class_weight != 1 and not self.parents:
+            raise ValueError(f"class_weight {self.class_weight} weighs classes beside superclasses, and there are none")
 
     @property
     def ancestors(self) -> tuple[tuple[int, ...], ...]:

@@ -1,9 +1,7 @@
-"""Pictures in frequency: enlarged by zeros, reduced by leaving high frequencies out, and a gain over radial frequency."""
+"""Pictures in frequency: enlarged by zeros, reduced by leaving high frequencies out, and their power by radial frequency."""
 
 import torch
 from torch import Tensor
-
-from .spec import positive_integer
 
 
 def enlarge(x: Tensor, height: int, width: int) -> Tensor:
@@ -56,33 +54,17 @@ def _along(x: Tensor, size: int, dim: int) -> Tensor:
     return torch.fft.irfft(bins, n=size, dim=dim) * (size / own)
 
 
-def radial_frequency(height: int, width: int, device: torch.device | None = None) -> Tensor:
+def radial_frequency(height: int, width: int) -> Tensor:
     """The distance from zero of every frequency of ``rfft2``, [H, W // 2 + 1] fp32; 1 is the Nyquist frequency of an axis."""
-    rows = torch.fft.fftfreq(height, 0.5, device=device)[:, None]
-    return torch.hypot(rows, torch.fft.rfftfreq(width, 0.5, device=device)[None]).float()
-
-
-def raised_part(x: Tensor, beta: Tensor, cutoff: Tensor) -> Tensor:
-    """What ``x`` [B, C, H, W] gains by ``1 + beta smoothstep((r - cutoff) / (1 - cutoff))`` over radial frequency ``r``.
-
-    beta, cutoff [B], cutoff in [0, 1].  Nothing below ``cutoff``, so never of the mean; ``beta`` times all from the Nyquist
-    frequency on; exactly zero where ``beta`` is.  Computed in fp32, or fp64 if ``x`` is.  Reconstruction after EFDiT (arXiv
-    2512.05152).
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    height, width = x.shape[-2:]
-    beta, cutoff = (number.to(wide.dtype)[:, None, None, None] for number in (beta, cutoff))
-    above = radial_frequency(height, width, x.device) - cutoff
-    t = (above / (1 - cutoff).clamp_min(torch.finfo(wide.dtype).tiny)).clamp(0, 1)
-    return torch.fft.irfft2(torch.fft.rfft2(wide) * (beta * t * t * (3 - 2 * t)), s=x.shape[-2:]).to(x.dtype)
+    return torch.hypot(torch.fft.fftfreq(height, 0.5)[:, None], torch.fft.rfftfreq(width, 0.5)[None])
 
 
 def radial_spectrum(x: Tensor) -> Tensor:
     """The mean power of pictures [B, C, H, W] by radial frequency, [min(H, W) // 2 + 1] fp64: rings of one cycle a picture."""
-    power = torch.fft.rfft2(x.double(), norm="ortho").abs().square().mean(dim=(0, 1))
+    power = torch.fft.rfft2(x.double().cpu(), norm="ortho").abs().square().mean(dim=(0, 1))
     height, width = x.shape[-2:]
     rings = (radial_frequency(height, width) * (min(height, width) / 2)).round().long()
-    count = positive_integer("the number of rings", min(height, width) // 2 + 1)
+    count = min(height, width) // 2 + 1
     kept = rings < count
     twice = torch.full_like(power, 2.0)  # rfft2 holds one of each pair
     twice[:, 0] = 1.0

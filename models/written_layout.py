@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention_kind import FULL_ATTENTION
 from .diffusers_layout import FIXED, dit_sources
 from .official_layout import EXIT_SETTING, official_name, path_setting
 from .sit import SiT
@@ -21,6 +22,7 @@ def official_family(spec: SiTSpec) -> str:
         "an embedder in every block": spec.per_block_embedding,
         "several early-exit heads": len(spec.exits) > 1,
         "affine norms": spec.affine_norms,
+        "another attention than the full one": spec.attention != FULL_ATTENTION,
         "other numerics than the official code": (spec.frequency_shift, spec.mlp_norm_eps) != (0.0, 1e-6),
         "no square grid": spec.height != spec.width,
     }
@@ -96,6 +98,7 @@ def _check_diffusers(spec: SiTSpec) -> None:
         "frequency shift": (spec.frequency_shift, 1.0),
         "superclasses": (spec.parents, ()),
         "affine norms": (spec.affine_norms, False),
+        "attention": (spec.attention, FULL_ATTENTION),
         "early-exit heads": (spec.exits, ()),
         "norm of queries and keys": (spec.qk_norm, False),
         "width": (spec.width, spec.height),

@@ -286,12 +286,14 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
 
 def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
     """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0.  weights [steps, ...]."""
-    clean = [correction for correction in guidance.corrections if correction.space == "x0"]
-    if clean and ((sigmas == 0)[:, None] & ((weights != 0) | clean[0].alone)).any():
-        raise ValueError(
-            f"{clean[0]} acts on clean estimates, which at level 0 are the sample itself in every branch: "
-            "give its term Window.sigma(0, 1), which begins above"
-        )
+    at_zero = sigmas == 0
+    weighs = bool((weights[at_zero] != 0).any())
+    for correction in guidance.corrections:
+        if correction.space == "x0" and at_zero.any() and (weighs or correction.alone):
+            above = "begin the levels above" if correction.alone else "give its term Window.sigma(0, 1), which begins above"
+            raise ValueError(
+                f"{correction} acts on clean estimates, which at level 0 are the sample itself in every branch: {above}"
+            )
 
 
 def _check_condition(branch: Branch, spec: ModelSpec) -> None:

@@ -35,7 +35,7 @@ ENTRIES: dict[str, Entry] = {
     "exit": Entry("c + w (c - k), k by an early-exit head", "2512.24176"),
     "ag": Entry("c + w (c - k), k of a weaker network", "2406.02507"),
     "nag": Entry("a norm(s z+ - (s - 1) z-) + (1 - a) z+ in attention", "2505.21179"),
-    "gfcg": Entry("c + (w - 1) (1 - p) (c - v_rival), and two swaps", "2411.15393", "reconstruction"),
+    "gfcg": Entry("c + w (1 - p) (c - v_rival), and two swaps", "2411.15393", "reconstruction"),
     "icg": Entry("u + s (c - u), u of a random other class", "2407.02687"),
     "sgg": Entry("cfg above a noise level, slg below", "2603.20584"),
     "sgg-exit": Entry("cfg above a noise level, exit below", "2603.20584"),

@@ -68,7 +68,7 @@ def ICG(
 ) -> Guidance:
     """Independent condition guidance ``v_u + s (v_c - v_u)``, ``u`` any other class: s = 1 is off.  Source: arXiv 2407.02687.
 
-    The class is drawn anew for every sample and call, from the sample's seed.  ``channels`` as in :func:`.guidance.CFG`,
+    The class is drawn anew for every sample and call, from the sample's seed.  ``channels`` as in :func:`.linear_rules.CFG`,
     ``classes`` and ``template`` as in :func:`GFCG`.
     """
     draw = RandomCondition(class_prompts(classes, template))

@@ -1,8 +1,7 @@
 """Guidance rules as sums of terms: ``v = v_c + sum_k w_k(sigma) (v_c - v_k)``.
 
 A term names a branch ``k`` (which condition, which network), a weight over the noise level and a window.  Rules add:
-``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.  Where a scale, a weight or a
-delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sample of the batch: ``CFG([2.0, 4.0])``.
+``CFG(4.5, window=...) + SkipLayer(3.0, layers=(7, 8, 9), window=...)`` is segmented guidance.
 """
 
 import itertools
@@ -277,6 +276,11 @@ Unguided = Guidance
 
 
 Scale = Numbers | Callable[[float], float] | Callable[[float, float], float]
+
+
+def correcting(correction: Correction) -> Guidance:
+    """The rule of one correction and no term, to be added to others."""
+    return Guidance(corrections=(correction,))
 
 
 def weight_of(value: Scale, delta: Numbers, offset: float = 0.0) -> Weight:

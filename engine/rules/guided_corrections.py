@@ -8,12 +8,8 @@ import numpy as np
 
 from ..argument_names import refuses_unknown
 from .correction import HISTORY, WHOLE, CallLevels, Correction, set_numbers, within
-from .guidance import Guidance
+from .guidance import Guidance, correcting
 from .per_sample import Number, Numbers, as_kept, shared
-
-
-def _rule(correction: Correction) -> Guidance:
-    return Guidance(corrections=(correction,))
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ def Rescale(phi: Numbers) -> Guidance:
 
     Acts on the network's own output.  Added to a rule: ``CFG(7.0) + Rescale(0.7)``.
     """
-    return _rule(RescaledDeviation(as_kept(phi)))
+    return correcting(RescaledDeviation(as_kept(phi)))
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def Renorm(rho: Numbers = 1.0) -> Guidance:
 
     Source: CFG-Renorm of Lumina-Image 2.0 (arXiv 2503.21758).
     """
-    return _rule(CappedNorm(as_kept(rho)))
+    return correcting(CappedNorm(as_kept(rho)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def EnergyPreserving(phi: Numbers = 1.0) -> Guidance:
 
     The published variant that leaves out the outer percentiles of the elements is not here.  Source: EP-CFG (arXiv 2412.09966).
     """
-    return _rule(PreservedEnergy(as_kept(phi)))
+    return correcting(PreservedEnergy(as_kept(phi)))
 
 
 @dataclass(frozen=True)
@@ -141,4 +137,4 @@ def HiGS(
     ``cutoff`` of the highest, smoothly, and weighs what is parallel to ``x`` by ``eta``.  No further evaluation: it may stand
     alone.  *After* HiGS (arXiv 2509.22300): the smooth cut is a reconstruction.
     """
-    return _rule(HistoryGuidance(*map(as_kept, (weight, alpha, low, high, eta, cutoff))))
+    return correcting(HistoryGuidance(*map(as_kept, (weight, alpha, low, high, eta, cutoff))))

@@ -14,14 +14,10 @@ import numpy as np
 from ..argument_names import refuses_unknown
 from ..numeric_input import whole_number
 from .correction import FREQUENCIES, CallLevels, Correction, set_numbers, within
-from .guidance import Guidance
+from .guidance import Guidance, correcting
 from .per_sample import Number, Numbers, as_kept, shared
 
 UNBOUNDED = (-math.inf, math.inf)
-
-
-def _rule(correction: Correction) -> Guidance:
-    return Guidance(corrections=(correction,))
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ def CFGZeroStar(zero_steps: int | Sequence[int] = 0) -> Guidance:
     In the first ``zero_steps`` the velocity is zero and nothing is evaluated.  For networks that predict velocities.
     Source: CFG-Zero* (arXiv 2503.18886).
     """
-    return _rule(OptimizedScale(cast(int, as_kept(zero_steps))))
+    return correcting(OptimizedScale(cast(int, as_kept(zero_steps))))
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def APG(momentum: Numbers, radius: Numbers, eta: Numbers) -> Guidance:
     ``D = c - u`` plus ``momentum`` times the D before, its norm clipped to ``radius`` (``inf``: not), split along ``c``.
     Other implementations write ``c + s (...)`` or ``u + s (...)``.
     """
-    return _rule(AdaptiveProjection(as_kept(momentum), as_kept(radius), as_kept(eta)))
+    return correcting(AdaptiveProjection(as_kept(momentum), as_kept(radius), as_kept(eta)))
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ def TCFG() -> Guidance:
 
     On the network's own output.  Source: TCFG (arXiv 2503.18137).
     """
-    return _rule(TangentialDamping())
+    return correcting(TangentialDamping())
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def MAMBO(alpha: Numbers = 8.0) -> Guidance:
 
     On the network's own output, published for velocities.  Source: MAMBO-G (arXiv 2508.03442).
     """
-    return _rule(MagnitudeDamping(as_kept(alpha)))
+    return correcting(MagnitudeDamping(as_kept(alpha)))
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def PowerLawCFG(alpha: Numbers = 0.9) -> Guidance:
 
     On the network's own output; the paper measures the norm of scores.  Source: arXiv 2502.07849.
     """
-    return _rule(PowerLaw(as_kept(alpha)))
+    return correcting(PowerLaw(as_kept(alpha)))
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ def BetaCFG(a: Numbers = 2.0, b: Numbers = 2.0, gamma: Numbers = 1.0) -> Guidanc
     On the network's own output.  The norm grows with the size of a sample: tune ``s`` anew.  With a and b above 1 the first
     and the last step follow the reference alone, as published.  Source: beta-CFG (arXiv 2502.10574).
     """
-    return _rule(NormalizedBeta(as_kept(a), as_kept(b), as_kept(gamma)))
+    return correcting(NormalizedBeta(as_kept(a), as_kept(b), as_kept(gamma)))
 
 
 @dataclass(frozen=True)
@@ -209,7 +205,7 @@ def ADG(max_angle: Numbers = math.pi / 3) -> Guidance:
 
     ``e`` is the part of ``c`` that is orthogonal to ``u``.  Source: Angle Domain Guidance (arXiv 2506.11039).
     """
-    return _rule(AngleDomain(as_kept(max_angle)))
+    return correcting(AngleDomain(as_kept(max_angle)))
 
 
 @dataclass(frozen=True)
@@ -244,7 +240,7 @@ def FDG(low: Numbers, levels: int = 2) -> Guidance:
     The published scales ``w_high, w_low`` are ``CFG(w_high) + FDG((w_low - 1) / (w_high - 1))``.  Of the pyramid's ``levels``
     the lowest is the low part.  On the network's own output.  Source: FDG (arXiv 2506.19713), two scales.
     """
-    return _rule(FrequencyDecoupled(as_kept(low), levels))
+    return correcting(FrequencyDecoupled(as_kept(low), levels))
 
 
 @dataclass(frozen=True)
@@ -273,7 +269,7 @@ def FreSca(low: Numbers = 1.0, high: Numbers = 1.25, cutoff: float = 0.3) -> Gui
     ``cutoff``: the share of the frequencies of each axis that are low, a square around the mean.  On the network's own output.
     Source: FreSca (arXiv 2504.02154).
     """
-    return _rule(FrequencyScaled(as_kept(low), as_kept(high), as_kept(cutoff)))
+    return correcting(FrequencyScaled(as_kept(low), as_kept(high), as_kept(cutoff)))
 
 
 @dataclass(frozen=True)
@@ -329,4 +325,4 @@ def FBG(pi: Numbers = 0.95, start: Numbers = 0.5, peak: Numbers = 0.4, most: Num
     which guidance sets in and is strongest.  *After* FBG (arXiv 2506.06085): the step that is explained is Euler's of the
     call's own levels, whatever the solver.  Published for variance-exploding chains, to which levels are converted.
     """
-    return _rule(Feedback(as_kept(pi), as_kept(start), as_kept(peak), as_kept(most)))
+    return correcting(Feedback(as_kept(pi), as_kept(start), as_kept(peak), as_kept(most)))

@@ -22,7 +22,7 @@ NAMES = {
     "none": Named("Unguided"),
     "cfg": Named("Classifier-free guidance", ("scale",), (*_TERM, "reference", "channels", "stop")),
     "slg": Named("Skip-layer guidance", _WEAK, _TERM),
-    "cfgpp": Named("CFG++", ("scale",), ("window", "reference")),
+    "cfgpp": Named("CFG++", ("scale",), ("window", *_REUSE, "reference", "stop")),
     "tpg": Named("Shuffled-attention guidance", _WEAK, _TERM),
     "pag": Named("Perturbed-attention guidance", _WEAK, _TERM),
     "pag-image": Named("Perturbed-attention guidance, text kept", _WEAK, _TERM),

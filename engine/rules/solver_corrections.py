@@ -7,7 +7,7 @@ import numpy as np
 
 from ..argument_names import refuses_unknown
 from .correction import STEP, CallLevels, Correction, set_numbers
-from .guidance import Guidance
+from .guidance import Guidance, correcting
 from .per_sample import Number, Numbers, as_kept, shared
 
 
@@ -55,7 +55,7 @@ def TSR(k: Numbers = 0.95, width: Numbers = 1.0) -> Guidance:
     ``w`` is ``width``.  Of the guided velocity, whatever the rule; it costs nothing.  Source: temporal score rescaling
     (arXiv 2510.01184).
     """
-    return Guidance(corrections=(TerminalScale(as_kept(k), as_kept(width)),))
+    return correcting(TerminalScale(as_kept(k), as_kept(width)))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def EpsilonScaling(factor: Numbers) -> Guidance:
 
     Of the guided velocity, whatever the rule; it costs nothing.  Source: epsilon scaling (arXiv 2308.15321).
     """
-    return Guidance(corrections=(NoiseScale(as_kept(factor)),))
+    return correcting(NoiseScale(as_kept(factor)))
 
 
 def scaled_rows(table: np.ndarray, sigmas: np.ndarray, corrections: tuple[Correction, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..argument_names import refuses_unknown
 from .correction import REFINEMENT, CallLevels, Correction, set_numbers
-from .guidance import Guidance
+from .guidance import Guidance, correcting
 from .per_sample import Number, Numbers, as_kept, shared
 
 
@@ -45,4 +45,4 @@ def SpectralRefine(beta: Numbers, cutoff: Numbers = 0.5, high: Numbers = 0.3) ->
     zeros and reducing again is the identity, so within the loop this gain is all that a linear pair of enhancement and
     degradation does: it raises what is there and invents nothing.  A reconstruction after EFDiT (arXiv 2512.05152).
     """
-    return Guidance(corrections=(SpectralRefinement(as_kept(beta), as_kept(cutoff), as_kept(high)),))
+    return correcting(SpectralRefinement(as_kept(beta), as_kept(cutoff), as_kept(high)))

@@ -23,8 +23,8 @@ class PlusPlus:
     scale: float
 
     def __call__(self, sigma: float, next_sigma: float) -> float:
-        """``scale * sigma (1 - next_sigma) / (sigma - next_sigma)``."""
-        return self.scale * sigma * (1 - next_sigma) / (sigma - next_sigma)
+        """``scale * sigma (1 - next_sigma) / (sigma - next_sigma)``; a step of no length is unguided."""
+        return 1.0 if sigma == next_sigma else self.scale * sigma * (1 - next_sigma) / (sigma - next_sigma)
 
 
 def takes_two_levels(function: Callable) -> bool:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from segue.kernels.record import DIFFERENTIABLE, Kernels
-from segue.models.spectrum import raised_part
 
 from ..planning.plan import Plan
 from ..rules.correction import Correction
@@ -19,7 +18,7 @@ from ..rules.reference_corrections import FrequencyDecoupled, FrequencyScaled
 from ..rules.spectral_refinement import SpectralRefinement
 from .call_table import CallTable
 from .corrections import REFERENCE, WHOLE, Guided, Numbers, history
-from .filters import fourier_part, pyramid_part
+from .filters import fourier_part, pyramid_part, raised_part
 from .reused_directions import ReusedDirections
 from .stopping import StoppingBranches
 from .vectors import Span, Vector
@@ -60,7 +59,7 @@ class Combination:
         kernels: Kernels,
     ):
         """``table`` makes one of a width; ``shape`` [B, C, H, W] is that of the state."""
-        self.kernels, self.kept, self.reference = kernels, plan.kept, plan.reference
+        self.kernels, self.reference = kernels, plan.reference
         self.reused = ReusedDirections(plan, shape, table, device, kernels)
         self.stopping = StoppingBranches(plan, shape[0], table, device, kernels)
         self.corrections = plan.corrections  # of which only the kinds matter: their numbers are in the table
@@ -73,15 +72,15 @@ class Combination:
             for i, correction in enumerate(self.corrections)
             if correction.memory
         }
-        self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # see forget
+        averages = any(isinstance(correction, HistoryGuidance) for correction in self.corrections)
+        self.begun = torch.zeros(shape[0] if averages else 0, **single)  # 1 where a sample's average holds an estimate
         self.correction_table = table(len(FORM) + sum(map(len, self.names)))
 
     def load(self, samples: Sequence[Plan]) -> None:
         """Put the numbers of a run into the tables and forget the run before; one plan for all samples, or one for each."""
         self.reused.load(samples)
         self.correction_table.fill([correction_rows(plan) for plan in samples])
-        self.fresh.zero_()
-        for memory in (*self.reused.memory(), *self.memories.values()):
+        for memory in (*self.reused.memory(), *self.memories.values(), self.begun):
             memory.zero_()
         self.stopping.load(samples)
 
@@ -90,24 +89,23 @@ class Combination:
 
         That call must evaluate the kept branches that weigh something there; for other samples the tables say what it keeps.
         """
-        put(self.fresh, samples)
-        self.reused.start_anew(self.fresh, call)
-        self.stopping.start_anew(self.fresh)
+        fresh = self.reused.fresh
+        put(fresh, samples)
+        self.reused.start_anew(call)
+        self.stopping.start_anew(fresh)
         if samples.any():
-            for memory in (self.reused.directions, *self.memories.values()):
+            for memory in (self.reused.directions, *self.memories.values(), self.begun):
                 if memory.numel():
-                    memory.masked_fill_(self.fresh if memory.dim() == 1 else self.fresh[:, None, None, None], 0.0)
+                    memory.masked_fill_(fresh if memory.dim() == 1 else fresh[:, None, None, None], 0.0)
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""
-        return *self.reused.memory(), *self.memories.values(), self.stopping.stopped
+        return *self.reused.memory(), *self.memories.values(), self.begun, self.stopping.stopped
 
     def recording(self) -> "Combination":
         """The same tables and memory, combined by functions that have derivatives."""
         recording = copy.copy(self)
         recording.kernels = DIFFERENTIABLE
-        recording.reused = copy.copy(self.reused)
-        recording.reused.kernels = DIFFERENTIABLE
         return recording
 
     def combine(self, y: Tensor, outputs: Mapping[int, Tensor], coefficients: Tensor, call: Tensor) -> Tensor:
@@ -128,15 +126,16 @@ class Combination:
                 change = weight[:, :, None, None] * (output - conditional)
                 others = change if others is None else others + change
         self.stopping.look(conditional, outputs, call)
-        if self.kept:
+        if self.reused.kept:
             others = self.reused.added_to(torch.zeros_like(conditional) if others is None else others, call)
         total = self._corrected(y, conditional, outputs.get(corrected), others, form, numbers)
+        whole = coefficients.sum(1)  # one, or zero at a silent call
         for i, correction in enumerate(self.corrections):
             if isinstance(correction, HistoryGuidance):
-                total = self._with_history(i, y, total, form, numbers[i])
+                total = self._with_history(i, y, total, form, numbers[i], whole[:, 0])
             elif isinstance(correction, SpectralRefinement):
                 total = _refined(y, total, form, numbers[i])
-        return total * coefficients.sum(1)[:, :, None, None]  # one, or zero at a silent call
+        return total * whole[:, :, None, None]
 
     def _numbers(self, row: Tensor) -> list[Numbers]:
         """The numbers of each correction at this call; row [B, ...] of the table."""
@@ -161,7 +160,7 @@ class Combination:
         if reference is None and (others is None or not whole):
             return conditional if others is None else conditional + others
         acting = [] if reference is None else [i for i, own in enumerate(self.corrections) if type(own) in REFERENCE]
-        states, place = {"conditional": conditional}, {}
+        states = {"conditional": conditional}
         if reference is not None:
             states["reference"] = reference
         if others is not None:
@@ -208,11 +207,15 @@ class Combination:
                 self.memories[i].copy_(torch.where(weighs, left, memory).detach())
         return (c + guided.weight * guided.direction).where(weighs, c), written
 
-    def _with_history(self, i: int, y: Tensor, total: Tensor, form: Sequence[Tensor], numbers: Numbers) -> Tensor:
-        """The guided output pushed away from the estimates of the calls before."""
+    def _with_history(
+        self, i: int, y: Tensor, total: Tensor, form: Sequence[Tensor], numbers: Numbers, whole: Tensor
+    ) -> Tensor:
+        """The guided output pushed away from the estimates of the calls before, but for silent ones: ``whole`` [B] is 0."""
         clean, slope = (number[:, None, None, None] for number in form[:2])
-        change, average = history(self.kernels, torch.addcmul(clean * y, slope, total), self.memories[i], numbers)
-        self.memories[i].copy_(average.detach())
+        estimate = torch.addcmul(clean * y, slope, total)
+        change, average = history(self.kernels, estimate, self.memories[i], self.begun, numbers)
+        self.memories[i].copy_(torch.where(whole[:, None, None, None] == 0, self.memories[i], average.detach()))
+        self.begun.copy_(torch.maximum(self.begun, whole))
         return total + change / torch.where(slope == 0, 1.0, slope)
 
 

@@ -58,9 +58,14 @@ def optimized_scale(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Gui
 def adaptive_projection(guided: Guided, numbers: Numbers, average: Vector) -> tuple[Guided, Vector]:
     clean = guided.estimate(guided.conditional)
     kept = guided.slope * guided.direction + numbers["momentum"] * average
-    shrink = ratio(numbers["radius"], kept.norm()).clamp_max(1)
+    shrink = capped(numbers["radius"], kept.norm())
     parallel = ratio(kept.dot(clean), clean.square())
     return guided.towards(shrink * (kept + (numbers["eta"] - 1) * parallel * clean)), kept
+
+
+def capped(limit: Tensor, value: Tensor) -> Tensor:
+    """The factor that brings ``value`` [B] down to ``limit`` [B]; 1 below it, also in gradients where the limit is infinite."""
+    return ratio(torch.minimum(limit, value), value)
 
 
 def tangential_damping(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided, None]:
@@ -148,7 +153,7 @@ def rescaled_deviation(g: Vector, c: Vector, numbers: Numbers) -> Vector:
 
 
 def capped_norm(g: Vector, c: Vector, numbers: Numbers) -> Vector:
-    return g * ratio(numbers["rho"] * c.norm(), g.norm()).clamp_max(1)
+    return g * capped(numbers["rho"], ratio(g.norm(), c.norm()))
 
 
 def preserved_energy(g: Vector, c: Vector, numbers: Numbers) -> Vector:
@@ -162,11 +167,14 @@ WHOLE: dict[type[Correction], Callable[[Vector, Vector, Numbers], Vector]] = {
 }
 
 
-def history(kernels: Kernels, x: Tensor, average: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    """The change of the clean estimates x [B, C, H, W] away from ``average``, and the average that the next call finds."""
+def history(kernels: Kernels, x: Tensor, average: Tensor, begun: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """The change of the clean estimates x [B, C, H, W] away from ``average``, and the average that the next call finds.
+
+    ``begun`` [B]: 0 where the average holds nothing yet, 1 elsewhere.
+    """
     span = Span(kernels, (x, cosine_high_part(x - average, numbers["cutoff"])))
     own, difference = span.unit(0), span.unit(1)
     parallel = ratio(difference.dot(own), own.square())
-    (change,) = span.written(numbers["weight"] * (difference + (numbers["eta"] - 1) * parallel * own))
-    alpha = torch.maximum(numbers["alpha"], numbers["first"])[:, None, None, None]
-    return change, torch.lerp(average, x, alpha)
+    (change,) = span.written(begun * numbers["weight"] * (difference + (numbers["eta"] - 1) * parallel * own))
+    alpha = torch.maximum(numbers["alpha"], torch.maximum(numbers["first"], 1 - begun))
+    return change, torch.lerp(average, x, alpha[:, None, None, None])

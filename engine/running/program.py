@@ -387,7 +387,7 @@ class Program:
     def forget(self, samples: np.ndarray) -> None:
         """Let the guidance of ``samples`` [B] bool start anew; see :meth:`.combination.Combination.forget`."""
         self.combination.forget(samples, self.call)
-        self.draws.forget(self.combination.fresh)
+        self.draws.forget(self.combination.reused.fresh)
 
 
 def _weight_slot(branch: Branch, plan: Plan) -> int | None:

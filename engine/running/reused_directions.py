@@ -33,7 +33,7 @@ class ReusedDirections:
         self.directions = torch.zeros(kept, places, *shape, dtype=torch.float32, device=device)
         # the call at which a sample started: of no use where a direction is held as it is
         self.since = torch.zeros(shape[0] if kept and places > 1 else 0, dtype=torch.int64, device=device)
-        self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self.fresh = torch.zeros(shape[0], dtype=torch.bool, device=device)  # which samples start anew at the coming call
         self.weight_table = table(kept * places * plan.reused_channels)
         self.evaluated_table = table(kept)  # 1 where a call evaluates a kept branch
         self.place_table = table(kept * places if places > 1 else 0)  # 1 at the place of the newest direction
@@ -50,11 +50,10 @@ class ReusedDirections:
             self.oldest_table.fill([plan.reuse.oldest[:, kept] for plan in samples])
         self.fresh.zero_()
 
-    def start_anew(self, samples: Tensor, call: Tensor) -> None:
-        """Samples [B] bool know no directions but those that are computed from their ``call`` [B] int64 on."""
-        self.fresh.copy_(samples)
+    def start_anew(self, call: Tensor) -> None:
+        """The samples that are ``fresh`` know no directions but those that are computed from their ``call`` [B] int64 on."""
         if self.since.numel():
-            self.since.copy_(torch.where(samples, call, self.since))
+            self.since.copy_(torch.where(self.fresh, call, self.since))
 
     def memory(self) -> tuple[Tensor, ...]:
         """What a call leaves for those after it."""

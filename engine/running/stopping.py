@@ -97,7 +97,7 @@ class StopPoll:
         if self.waits:
             self.known = self.branches.ended().tolist()
         elif self.arriving is None and self.calls % POLL_EVERY == 0:
-            copy = torch.empty(len(self.known), dtype=torch.bool, pin_memory=True)
+            copy = torch.empty(len(self.known), dtype=torch.bool, device="cpu", pin_memory=True)
             copy.copy_(self.branches.ended(), non_blocking=True)
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.branches.stopped.device))

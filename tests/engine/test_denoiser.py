@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_sit
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
-from segue import APG, CFG, SGG, Engine, SkipLayer, Window
+from segue import APG, CFG, SGG, Engine, HiGS, SkipLayer, Window
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 ERROR = 2e-5  # the loop divides by sigma and multiplies again: a few more roundings per call than the engine
@@ -34,6 +34,16 @@ def euler_over_denoised(denoiser, x, sigmas):
     for levels in zip(sigmas, sigmas[1:], strict=False):
         x = euler_step(denoiser, x, *(torch.full((len(x),), level) for level in levels))
     return x
+
+
+@pytest.mark.parametrize("first", (0, 3))
+def test_an_average_begins_with_the_first_estimate_wherever_a_loop_begins(engine, first):
+    """A loop that begins late has no estimate before: its first call is without history guidance, not away from zero."""
+    x = torch.randn(3, 4, 6, 10, generator=torch.Generator().manual_seed(1))
+    with_history, plain = (engine.denoiser(rule, LABELS, schedule=LEVELS) for rule in (CFG(3.0) + HiGS(2.0, low=0.1), CFG(3.0)))
+    level, after = (torch.full((3,), LEVELS[i]) for i in (first, first + 1))
+    assert torch.allclose(with_history(x, level), plain(x, level), rtol=1e-4, atol=1e-5)
+    assert (with_history(x, after) - plain(x, after)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["levels known", "levels as they come"])

@@ -10,7 +10,7 @@ from naive_sampler import NaiveSampler
 from tiny_models import tiny_sit
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
-from segue import APG, CFG, SGG, Engine, Schedule, SkipLayer, Window
+from segue import APG, CFG, SGG, Engine, Schedule, SkipLayer, SpectralRefine, Window
 from segue.engine.planning.schedule import flow_shift
 
 LABELS = [0, 3, 5]
@@ -105,6 +105,10 @@ def test_what_cannot_rise_says_so(engine):
         ValueError, match=r"clean estimates, which at level 0 are the sample itself .* give its term Window\.sigma\(0, 1\)"
     ):
         engine.sample(LABELS, CFG(2.0) + APG(0.0, 3.0, 0.0), schedule=RISING, latents=picture())
+    above = CFG(2.0, window=Window.sigma(0, 1)) + APG(0.0, 3.0, 0.0)
+    engine.sample(LABELS, above, schedule=RISING, latents=picture())
+    with pytest.raises(ValueError, match=r"SpectralRefinement .* at level 0 .* begin the levels above"):
+        engine.sample(LABELS, above + SpectralRefine(0.2), schedule=RISING, latents=picture())
 
 
 # --- other loops ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Pictures in frequency: enlarged and reduced, back-projected, refined; odd and even sizes."""
+"""Pictures in frequency: enlarged and reduced, back-projected; odd and even sizes."""
 
 import math
 
 import pytest
 import torch
 
-from segue.models.spectrum import back_projected, enlarge, radial_frequency, radial_spectrum, raised_part, reduce
+from segue.models.spectrum import back_projected, enlarge, radial_frequency, radial_spectrum, reduce
 
 SIZES = [(5, 6, 9, 13), (6, 7, 12, 14), (8, 8, 16, 16), (7, 8, 7, 9), (1, 3, 2, 7), (32, 32, 64, 64)]
 
@@ -40,23 +40,6 @@ def test_waves_of_the_ground_stay_where_they_are(own, size):
 def test_frequencies_beyond_the_smaller_size_are_left_out():
     large = torch.cos(2 * math.pi * 5 * (torch.arange(16, dtype=torch.float64) + 0.5) / 16)[None]
     assert reduce(large, 1, 9).abs().max() < 1e-12, "5 cycles do not fit into 9 pixels, and are not folded either"
-
-
-@pytest.mark.parametrize("size", ((8, 8), (7, 9), (6, 5)), ids=str)
-def test_refinement_raises_each_frequency_by_its_gain(size, seed):
-    """Against the gain applied to the whole transform; nothing at beta 0, nothing below the radius, not the mean."""
-    x = pictures(seed, 3, 2, *size)
-    beta, radius = torch.tensor([0.0, 0.6, -0.5]), torch.tensor([0.5, 0.3, 0.0])
-    change = raised_part(x, beta, radius)
-    assert not change[0].any()
-    rows = torch.fft.fftfreq(size[0], 0.5, dtype=torch.float64)[:, None]
-    r = (rows.square() + torch.fft.fftfreq(size[1], 0.5, dtype=torch.float64)[None].square()).sqrt()
-    for own in (1, 2):
-        t = ((r - radius[own]) / (1 - radius[own])).clamp(0, 1)
-        gain = 1 + beta[own] * t**2 * (3 - 2 * t)
-        expected = torch.fft.ifft2(torch.fft.fft2(x[own]) * gain).real
-        assert torch.allclose(x[own] + change[own], expected, atol=1e-6)  # the radius is kept in fp32
-    assert torch.allclose(change.mean((2, 3)), torch.zeros(3, 2, dtype=torch.float64), atol=1e-12)
 
 
 def test_the_radial_spectrum_is_the_power_of_a_wave(seed):

@@ -95,6 +95,7 @@ def test_every_tier_is_a_reference(condition, seed):
         ({"tiers": ((0, 0),)}, "tier 2 must name an ancestor of each of 7 classes, got 2"),
         ({"parents": ()}, "tiers stand above superclasses, and there are none"),
         ({"class_weight": float("nan")}, "class_weight must be finite, got nan"),
+        ({"class_weight": 0.5, "parents": (), "tiers": ()}, "class_weight 0.5 weighs classes beside superclasses"),
     ),
 )
 def test_what_is_no_tree_is_refused(changes, words):

@@ -1,10 +1,12 @@
-"""Corrections of a rule: their limits, what they refuse, and capture.  Their numbers are held by the random-plan oracle."""
+"""Corrections of a rule: each against the naive sampler, their limits, what they refuse, and capture."""
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from naive_sampler import NaiveSampler
 from tiny_models import tiny_sit
 
 from segue import (
@@ -73,6 +75,25 @@ def draw(engine, rule, **options):
     return draw_run(engine, rule, **options).latents
 
 
+@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("which", (0, 1))
+def test_a_correction_equals_that_of_the_naive_sampler(engine, name, which):
+    """Also after steps in which the rule is silent, whose states hold no estimate to remember."""
+    double = {"main": copy.deepcopy(engine.models["main"]).double()}
+    corrections = CORRECTIONS[name][which].corrections
+    silent = () if name == "zero-star" else CFGZeroStar(2).corrections
+    for chosen in (corrections, silent + corrections):
+        rule = CFG(2.5) + Guidance(corrections=tuple(sorted(chosen, key=lambda correction: correction.place)))
+        plan = engine.plan(rule, steps=6)
+        noise = engine.draw_noise(plan, SEEDS)
+        found = engine.sample(LABELS, rule, steps=6, noise=noise).latents
+        expected = NaiveSampler(double, rule, torch.tensor(LABELS), list(plan.schedule.sigmas)).run("euler", noise, None)
+        plain = engine.sample(LABELS, CFG(2.5), steps=6, noise=noise).latents
+        size = expected.abs().max()
+        assert (found - expected).abs().max() < 2e-5 * size
+        assert (plain - expected).abs().max() > 1e-3 * size, "the correction does something"
+
+
 @pytest.mark.parametrize("nothing", filter(None, NEUTRAL), ids=str)
 def test_without_effect_a_correction_leaves_the_rule_as_it_is(engine, nothing):
     rule = CFG(3.0) + Guidance(corrections=(nothing,))
@@ -81,10 +102,10 @@ def test_without_effect_a_correction_leaves_the_rule_as_it_is(engine, nothing):
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_a_scale_of_one_is_unguided_to_the_bit(engine, name):
-    """A correction corrects what terms add: nothing, where they weigh nothing; history guidance by its own weight."""
+    """A correction corrects what terms add: nothing, where they weigh nothing; one that may stand alone by its own weight."""
     rule = CORRECTIONS[name][0]
-    kept = [correction for correction in rule.corrections if not correction.alone]
-    rule = CFG(1.0) + Guidance(corrections=tuple(kept)) + (HiGS(0.0) if len(kept) < len(rule.corrections) else Guidance())
+    kept = (type(correction).neutral() if correction.alone else correction for correction in rule.corrections)
+    rule = CFG(1.0) + Guidance(corrections=tuple(kept))
     rule = CFG(1.0) + CFGZeroStar() if name == "zero-star" else rule
     assert torch.equal(draw(engine, rule), draw(engine, None))
 

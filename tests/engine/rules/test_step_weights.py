@@ -26,7 +26,7 @@ def test_cfg_plus_plus_guides_the_estimate_and_takes_the_noise_of_the_reference(
     levels = [*run.plan.sigmas, run.plan.last_sigma]
     conditional = engine.denoiser(None, LABELS, schedule=levels)
     reference = engine.denoiser(CFG(0.0), LABELS, schedule=levels)
-    x = engine.noised_start(run.plan, engine.draw_noise(run.plan, SEEDS), torch.zeros(3, 4, 6, 10)) / levels[0] * levels[0]
+    x = engine.noised_start(run.plan, engine.draw_noise(run.plan, SEEDS), torch.zeros(3, 4, 6, 10))
     for sigma, after in zip(levels, levels[1:], strict=False):
         level = torch.full((3,), sigma)
         c, u = conditional(x, level), reference(x, level)
@@ -46,7 +46,14 @@ def test_the_weight_is_the_formula_of_both_levels(engine):
 
 def test_its_text_makes_it_again():
     rule = CFGPlusPlus(0.6, condition="parent")
-    assert rule_text(rule) == "cfgpp:scale=0.6,reference=parent" and parse_rule(rule_text(rule)).guidance == rule
+    assert rule_text(rule) == "cfgpp:scale=0.6,reference=parent"
+    for own in (rule, rule.adaptive(0.99), rule.reused(2, order=1), rule.reused(calls=[1, 4])):
+        assert parse_rule(rule_text(own)).guidance == own
+
+
+def test_a_step_of_no_length_is_unguided(engine):
+    plan = engine.plan(CFGPlusPlus(0.6), schedule=[1.0, 0.5, 0.5, 0.0])
+    assert (plan.weights[:, 0] == 0).tolist() == [False, True, False]
 
 
 def test_a_weight_of_two_levels_needs_the_schedule(engine):
