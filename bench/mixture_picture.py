@@ -1,7 +1,6 @@
 """The method in one look: trajectories of four rules over a known density, and where in the noise each rule acts."""
 
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from segue.engine.images import save_png
 
+from .figures import new_figure, picture_of
 from .mixture_study import LevelSizes, RuleScores, Study, draw
 
 TARGET = 0  # the class whose trajectories are drawn
@@ -34,20 +34,10 @@ def draw_picture(path: Path, study: Study, scores: list[RuleScores], sizes: list
     ``scores`` of the rules of the study, on ``samples`` points, are its captions; ``sizes`` its curves.  ``ValueError`` without
     matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("the picture needs matplotlib, which is not installed (pip install 'segue[plots]')") from None
-    from matplotlib.figure import Figure
-
-    style = {"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa0a8"}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(12.4, 6.75), dpi=DPI, facecolor="white")
+    with new_figure(12.4, 6.75, DPI, layout=None) as figure:
         fill(figure, study, scores, sizes)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png")
-    # flat colours and one gradient: a palette halves the file and nobody sees it
-    picture = Image.open(buffer).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        # flat colours and one gradient: a palette halves the file and nobody sees it
+        picture = picture_of(figure).quantize(COLOURS, dither=Image.Dither.NONE)
     record = {"study": study.numbers(), "samples": samples, "scores": [asdict(own) for own in scores]}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture, path, f"segue bench mixture, {study.name}, {samples} samples", record)

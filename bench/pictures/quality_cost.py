@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segue.engine.images import save_png
 from segue.engine.rules.presets import default_rules, parse_rule
 from segue.models.spec import ModelSpec
 
+from ..figures import new_figure, picture_of
 from ..quality.interval import interval_of
 from ..quality.judges import short_name
 from ..quality.rows import REAL, metric_by
@@ -80,18 +79,10 @@ def front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
 
 def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> None:
     """A panel for every score of every judge into a PNG at ``path``; ``ValueError`` without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("the picture needs matplotlib, which is not installed (pip install 'segue[plots]')") from None
-    from matplotlib.figure import Figure
-
     names = names_of(spec)
     panels = [(measured, score) for measured in seen for score in SIDES if points_of(measured, score, names)]
-    style = {"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa0a8"}
-    with matplotlib.rc_context(style):
-        lines = -(-len(panels) // len(SIDES))
-        figure = Figure(figsize=(SIZE[0], SIZE[1] * lines), dpi=DPI, facecolor="white", layout="constrained")
+    lines = -(-len(panels) // len(SIDES))
+    with new_figure(SIZE[0], SIZE[1] * lines, DPI) as figure:
         axes = figure.subplots(lines, min(len(panels), len(SIDES)), squeeze=False).flat
         for own, (measured, score) in zip(axes, panels, strict=False):
             made = made_points(measured, score, names)
@@ -99,10 +90,9 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
         told = DIAMONDS if any(measured.made for measured in seen) else ""
         said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}{told}"
         figure.supxlabel(said, fontsize=8.5, color=GREY)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png")
+        picture = picture_of(figure)
     record = {"model": seen[0].case.networks, "rules": seen[0].rules, "judges": [measured.judge for measured in seen]}
-    save_png(Image.open(buffer).convert("RGB"), path, f"segue bench quality, {spec.name}", record)
+    save_png(picture, path, f"segue bench quality, {spec.name}", record)
 
 
 def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point], made: Sequence[Point] = ()) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,30 +10,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segue.engine.engine import Engine
+from segue.engine.rules.presets import parse_rule
 from segue.models.classifiers import load_classifier
 from segue.models.spectrum import enlarge, radial_spectrum
 from segue.training.data.herbarium import Herbarium
 
 from ..allocator import DEFAULT
+from ..quality.judges import named_judge
 from ..quality.rows import RowForm, held_rows, metric_by
 from ..quality.time_limit import OutOfTimeError, TimeLimit
+from ..quality.trial import networks_of
 from ..rows import Environment, Row, append_rows, check_writable
 from ..runs import command_line
 from ..scores.detail import HighFrequencies, Quarters
 from ..scores.extractors import features_of
 from ..scores.judge import Judge
-from ..scores.units import FRECHET, UNITS
+from ..scores.units import FRECHET
 from ..suites import UNFINISHED
 from ..telemetry import environment
 from .efdit_page import COMMAND, LARGER, REAL_LEAVES, SPARSE, SPECTRUM, TIERED, TIMED, TITLE, efdit_content
 from .efdit_runs import fine_tuned, tiered_and_flat
 from .efdit_spectrum import draw_spectrum
-from .efdit_times import attention_times
+from .efdit_times import TIMED_PARTS, TIMES, attention_times
 from .inference import show
 from .page import check_folder
 
 PARTS = ("upscaling", "attention", "time", "tiers")
-REAL_SEED = 77  # of the stream of real leaves, which no training reads
+JUDGE, CPU = "herbarium-judge", torch.device("cpu")
+REAL_SEED = 77  # of the stream of real leaves; trainings here have seeds of their own, from 0
 AT_ONCE = 48
 
 
@@ -57,9 +62,10 @@ class EFDiTOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    @property
-    def drawn(self) -> str:
-        return f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {self.rule}"
+    def drawn(self, engine: Engine) -> str:
+        """What every case ends with: how samples are drawn, with all numbers of the rule."""
+        rule = parse_rule(self.rule, engine.spec).text
+        return f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {rule}"
 
 
 @dataclass
@@ -75,8 +81,23 @@ class EFDiT:
     figures: Path | None = None
     held: dict = field(default_factory=dict)
 
-    def form(self, what: str) -> RowForm:
-        return RowForm(self.where, f"{what}, {self.options.drawn}", "float32")
+    @cached_property
+    def base(self) -> Engine:
+        """The network that draws, or that those which draw are made of."""
+        return Engine.from_pretrained("herbarium", device=CPU)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Who sees pictures of 32 pixels."""
+        return named_judge(JUDGE, CPU)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """The judge's features [M, F] of real leaves of 32 pixels, four for every sample."""
+        return features_of(real_leaves(4 * self.options.samples, 32, REAL_SEED), self.judge.features)
+
+    def form(self, what: str, parents: tuple[int, ...] = ()) -> RowForm:
+        return RowForm(self.where, f"{what}, {networks_of(self.base)}, {self.options.drawn(self.base)}", "float32", parents)
 
     def missing(self, form: RowForm, variant: str, judge: Judge, metric: str = FRECHET) -> bool:
         """Whether the file lacks that score."""
@@ -103,11 +124,10 @@ class EFDiT:
         wanted = ("enhancer", "bicubic", "zero-padding")
         if not any(self.missing(form, variant, judge) for variant in wanted for judge in judges):
             return
-        engine = Engine.from_pretrained("herbarium", device="cpu")
-        small, _ = self.draw(engine)
+        small, _ = self.draw(self.base)
         size = [2 * side for side in small.shape[-2:]]
         made = {
-            "enhancer": engine.upscaler(2)(small),
+            "enhancer": self.base.upscaler(2)(small),
             "bicubic": F.interpolate(small, size=size, mode="bicubic"),
             "zero-padding": enlarge(small, *size),
             REAL_LEAVES: real_leaves(self.options.samples, size[0], REAL_SEED + 1),
@@ -124,48 +144,40 @@ class EFDiT:
 
     def attention(self) -> None:
         """The judge's scores of full and of ProbSparse attention, before and after fine-tuning with it."""
-        form, judge = self.form(SPARSE), leaf_judge()
-        variants = {"full": {}, "probsparse": {"attention": "probsparse"}, f"probsparse, {self.options.tuning} steps": {}}
-        if not any(self.missing(form, variant, judge) for variant in variants):
-            return
-        real = features_of(real_leaves(4 * self.options.samples, 32, REAL_SEED), judge.features)
-        for variant, options in variants.items():
-            if self.missing(form, variant, judge):
-                tuned = ", " in variant
-                source = fine_tuned(self.runs, self.options.tuning, self.limit, self.echo) if tuned else "herbarium"
-                pictures, labels = self.draw(Engine.from_pretrained(source, device="cpu", **options))
-                self.keep(form.judged(variant, judge, judge.view(pictures), labels, real))
+        form = self.form(SPARSE)
+        variants: dict[str, Callable[[], Engine]] = {
+            "full": lambda: self.base,
+            "probsparse": lambda: Engine.from_pretrained("herbarium", device=CPU, attention="probsparse"),
+            f"probsparse, {self.options.tuning} steps": self._fine_tuned,
+        }
+        for variant, opened in variants.items():
+            if self.missing(form, variant, self.judge):
+                pictures, labels = self.draw(opened())
+                self.keep(form.judged(variant, self.judge, self.judge.view(pictures), labels, self.real))
+
+    def _fine_tuned(self) -> Engine:
+        return Engine.from_pretrained(fine_tuned(self.runs, self.options.tuning, self.limit, self.echo), device=CPU)
 
     def time(self) -> None:
         """Ratios of ProbSparse over full attention at 1024 tokens of the width of DiT-XL, interleaved."""
         form = RowForm(self.where, TIMED, "float32")
-        rows = [form.row("probsparse over full", metric, "ratio", found) for metric, found in attention_times().items()]
-        self.keep([row for row in rows if form.key(row.variant, row.metric) not in self.held])
+        if not all(form.key(TIMES, metric) in self.held for metric in TIMED_PARTS):
+            self.keep([form.row(TIMES, metric, "ratio", found) for metric, found in attention_times().items()])
 
     def tiers(self) -> None:
         """Accuracy of species and genus of networks with a tiered and with a flat embedding, of few images a species."""
-        o, judge, parents = self.options, leaf_judge(), Herbarium.parents
+        o = self.options
+        form = self.form(f"{TIERED}, {o.training} steps", Herbarium.parents)
         for name, path in tiered_and_flat(self.runs, o.training, o.seeds, self.limit, self.echo):
-            form = RowForm(self.where, f"{TIERED}, {o.training} steps, {o.drawn}", "float32", parents)
-            if self.missing(form, name, judge):
-                pictures, labels = self.draw(Engine.from_pretrained(path(), device="cpu"))
-                scores = judge.scores(
-                    pictures, labels, features_of(real_leaves(4 * o.samples, 32, REAL_SEED), judge.features), parents
-                )
-                self.keep(
-                    [form.interval_row(name, metric_by(m, judge.name), UNITS[m], i, o.samples) for m, i in scores.items()]
-                )
+            if self.missing(form, name, self.judge):
+                pictures, labels = self.draw(Engine.from_pretrained(path(), device=CPU))
+                self.keep(form.judged(name, self.judge, self.judge.view(pictures), labels, self.real))
 
 
 def larger_judges() -> tuple[Judge, Judge]:
     """Who sees pictures of 64 pixels: random convolutions of their high frequencies, the leaf judge in their quarters."""
-    quarters = Quarters(load_classifier("herbarium-judge"))
-    return Judge("high frequencies", HighFrequencies()), Judge("herbarium-judge in quarters", quarters)
-
-
-def leaf_judge() -> Judge:
-    classifier = load_classifier("herbarium-judge")
-    return Judge("herbarium-judge", classifier.features, classifier)
+    quarters = Judge(f"quarters of {named_judge(JUDGE, CPU).name}", Quarters(load_classifier(JUDGE)))
+    return Judge("high frequencies", HighFrequencies()), quarters
 
 
 def real_leaves(count: int, size: int, seed: int) -> Tensor:
@@ -185,7 +197,7 @@ def reproduce_efdit(
 ) -> int:
     """Measure what is missing within ``minutes``, write the page or print it; returns the exit code."""
     check_writable(out)
-    where = environment(torch.device("cpu"), command_line(), DEFAULT)
+    where = environment(CPU, command_line(), DEFAULT)
     check_folder(into, where)
     study = EFDiT(options, where, out, runs, TimeLimit(minutes), echo, into, held_rows(out))
     code = 0
@@ -195,6 +207,6 @@ def reproduce_efdit(
     except OutOfTimeError as error:
         echo(f"{error}; the same command goes on there")
         code = UNFINISHED
-    content = efdit_content(list(held_rows(out).values()), options.drawn, f"segue reproduce {COMMAND}")
+    content = efdit_content(list(held_rows(out).values()), options.drawn(study.base), f"segue reproduce {COMMAND}")
     show(content, into, COMMAND, TITLE, echo)
     return code

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..quality.interval import interval_of
+from ..quality.judges import short_name
 from ..quality.rows import split_metric
 from ..quality.tables import judged_metrics, metric_title, shown
 from ..rows import Row
@@ -59,7 +60,7 @@ def _claims(case: str, rows: Sequence[Row]) -> list[Claim]:
                     one, two = found["enhancer", metric], found[other, metric]
                     says = f"the enhancer is nearer to real leaves than {other}"
                     measured = f"{shown(one)} against {shown(two)}"
-                    claims.append(Claim(split_metric(metric)[1], says, measured, by_intervals(one, two, -1)))
+                    claims.append(Claim(short_name(split_metric(metric)[1]), says, measured, by_intervals(one, two, -1)))
     if case == TIERED:
         for score in (ACCURACY, SUPERCLASS):
             values = {row.variant: row.value for row in rows if split_metric(row.metric)[0] == score}

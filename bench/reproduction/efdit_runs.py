@@ -11,6 +11,7 @@ from torch import Tensor
 from segue.models.attention_kind import PROBSPARSE, spec_with_attention
 from segue.models.spec import SiTSpec
 from segue.training.data.herbarium import Herbarium
+from segue.training.data.leaves import draw_leaves
 from segue.training.data.source import Source
 from segue.training.export import export_run
 from segue.training.loop import Trainer
@@ -19,6 +20,7 @@ from segue.training.recipes import get_recipe
 from segue.training.run_folder import RunFolder
 from segue.training.settings import TrainSettings
 from segue.training.starting_weights import starting_weights
+from segue.training.streams import stream_generator
 
 from ..quality.time_limit import OutOfTimeError, TimeLimit
 from .objective_runs import train_within
@@ -36,13 +38,11 @@ class FewLeaves(Herbarium):
         super().__init__()
         if not tiered:
             self.parents = ()
-        from segue.training.data.leaves import draw_leaves
-
         self.labels = torch.arange(self.num_classes).repeat(each)
         self.leaves = draw_leaves(self.labels, torch.Generator().manual_seed(seed))
 
     def batch(self, index: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(self.labels), (size,), generator=torch.Generator().manual_seed(1_000_003 * seed + index))
+        chosen = torch.randint(len(self.labels), (size,), generator=stream_generator(seed, index))
         return self.leaves[chosen], self.labels[chosen]
 
 

@@ -12,13 +12,16 @@ from segue.models.sizes import dit_spec
 from ..timing import Statistic, host_timer, interleave, paired_ratio
 
 PIXELS, ROUNDS = 512, 7
+SPEC = dit_spec("XL/2", PIXELS)
+TOKENS = SPEC.tokens(SPEC.height, SPEC.width)
+TIMES = "probsparse over full"
+TIMED_PARTS = ATTENTION, BLOCK = f"seconds, attention of {TOKENS} tokens", f"seconds, block of {TOKENS} tokens"
 
 
 @torch.inference_mode()
 def attention_times(rounds: int = ROUNDS) -> dict[str, Statistic]:
     """Ratios of seconds, ProbSparse over full, by what was timed: one row of a DiT-XL/2 at 512 pixels."""
-    spec = dit_spec("XL/2", PIXELS)
-    tokens = spec.tokens(spec.height, spec.width)
+    spec, tokens = SPEC, TOKENS
     kernels = select_kernels(torch.device("cpu"), torch.float32).kernels
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, tokens, spec.heads, spec.head_dim, generator=generator).transpose(2, 3)
@@ -27,11 +30,11 @@ def attention_times(rounds: int = ROUNDS) -> dict[str, Statistic]:
     budgets = sparse_block.attn.sparse.budgets(tokens)
     h, modulation = torch.randn(1, tokens, spec.dim, generator=generator), torch.zeros(1, 6 * spec.dim)
     cases = {
-        f"attention of {tokens} tokens": (
+        ATTENTION: (
             lambda: kernels.attention(q, k, v),
             lambda: kernels.sparse_attention(q, k, v, *budgets),
         ),
-        f"block of {tokens} tokens": (
+        BLOCK: (
             lambda: dense_block(h.clone(), modulation, kernels),
             lambda: sparse_block(h.clone(), modulation, kernels),
         ),
@@ -39,5 +42,5 @@ def attention_times(rounds: int = ROUNDS) -> dict[str, Statistic]:
     found = {}
     for name, (dense, sparse_one) in cases.items():
         seconds = interleave({"full": dense, PROBSPARSE: sparse_one}, host_timer, rounds)
-        found[f"seconds, {name}"] = paired_ratio(seconds[PROBSPARSE], seconds["full"])
+        found[name] = paired_ratio(seconds[PROBSPARSE], seconds["full"])
     return found

@@ -1,14 +1,12 @@
 """A picture of accuracy and Frechet distance over the switch of segmented guidance, with intervals, as every judge sees it."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from segue.engine.images import save_png
 
+from ..figures import new_figure, picture_of
 from ..pictures.quality_cost import GREY, GRID, INK, SIDES
 from ..quality.judges import short_name
 from ..quality.rows import split_metric
@@ -28,22 +26,14 @@ def draw_switch(path: Path, scored: ScoredRules, switched: Sequence[str], beside
     there = [text for text in switched if scored.has(text)]
     if not there:
         return False
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("the picture needs matplotlib, which is not installed (pip install 'segue[plots]')") from None
-    from matplotlib.figure import Figure
-
     metrics = scored.metrics
     lines = -(-len(metrics) // 2)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9.6, 3.7 * lines), dpi=DPI, facecolor="white", layout="constrained")
+    with new_figure(9.6, 3.7 * lines, DPI) as figure:
         for axes, metric in zip(figure.subplots(lines, min(2, len(metrics)), squeeze=False).flat, metrics, strict=False):
             _panel(axes, scored, metric, there, beside)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png")
+        picture = picture_of(figure)
     record = {"rules": there, "metrics": metrics}
-    save_png(Image.open(buffer).convert("RGB"), path, "segue reproduce inference, the switch", record)
+    save_png(picture, path, "segue reproduce inference, the switch", record)
     return True
 
 

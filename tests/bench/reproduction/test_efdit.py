@@ -1,5 +1,6 @@
 """``segue reproduce efdit``: who sees detail, what is measured once, and what the page claims."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,12 +9,15 @@ from segue.bench.reproduction import efdit
 from segue.bench.reproduction.efdit import EFDiTOptions, real_leaves, reproduce_efdit
 from segue.bench.reproduction.efdit_page import LARGER, TIERED, TIMED, efdit_content
 from segue.bench.reproduction.efdit_runs import FewLeaves
+from segue.bench.reproduction.efdit_spectrum import draw_spectrum
+from segue.bench.reproduction.efdit_times import TIMED_PARTS
 from segue.bench.rows import read_rows
 from segue.bench.scores.detail import HighFrequencies, Quarters
 from segue.bench.scores.intervals import Interval
 from segue.bench.timing import Statistic
+from segue.engine.images import read_png
 from segue.models.classifiers import load_classifier
-from segue.models.spectrum import enlarge, reduce
+from segue.models.spectrum import enlarge, radial_spectrum, reduce
 
 
 def test_high_frequencies_see_nothing_else(seed):
@@ -39,13 +43,23 @@ def test_few_leaves_come_again_and_flat_labels_tell_no_genus(seed):
 
 def test_what_is_measured_is_measured_once(tmp_path, monkeypatch):
     """Two parts with few samples: rows, a page that says what is missing, and nothing again."""
-    monkeypatch.setattr(efdit, "attention_times", lambda: {"seconds, attention": Statistic(0.2, 0.1, 0.3, 3)})
+    times = iter([{metric: Statistic(0.2, 0.1, 0.3, 3) for metric in TIMED_PARTS}])
+    monkeypatch.setattr(efdit, "attention_times", lambda: next(times))
     options, said = EFDiTOptions(20, 1, 1, "none", parts=("time", "upscaling")), []
     for _ in range(2):
         assert reproduce_efdit(options, tmp_path / "rows.jsonl", tmp_path / "runs", None, None, said.append) == 0
     rows = read_rows(tmp_path / "rows.jsonl")
     assert len({row.key for row in rows}) == len(rows) and {"enhancer", "bicubic"} <= {row.variant for row in rows}
+    assert all("herbarium c16b4dcab837365c, 20 samples" in row.case for row in rows if row.variant == "enhancer")
+    assert any("herbarium-judge@" in row.metric for row in rows)
     assert "| larger pictures | 20 |" in said[-1] and "0.20 (0.10 to 0.30)" in said[-1]
+
+
+def test_the_picture_of_spectra_holds_its_numbers(tmp_path, seed):
+    spectrum = radial_spectrum(real_leaves(2, 16, seed))
+    draw_spectrum(tmp_path / "spectrum.png", dict.fromkeys("abcd", spectrum))
+    picture, record = read_png(tmp_path / "spectrum.png")
+    assert np.asarray(picture).std() > 0 and record == dict.fromkeys("abcd", spectrum.tolist())
 
 
 def test_the_page_claims_by_intervals_and_in_all_seeds(environment):
