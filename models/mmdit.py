@@ -288,6 +288,15 @@ class MMDiT(nn.Module):
         spec = self.spec
         return [*(sum(spec.modulation_chunks(layer)) * spec.dim for layer in range(spec.depth)), 2 * spec.dim]
 
+    def gate_columns(self) -> Tensor:
+        """The block whose gate each column of the modulation is, [W] int64; ``depth`` for the columns that are no gates."""
+        depth, columns = self.spec.depth, []
+        for layer in range(depth):
+            image, text = self.spec.modulation_chunks(layer)
+            gates = {2, 5, 8, image + 2, image + 5} if image > 6 else {2, 5, image + 2, image + 5}
+            columns += [layer if chunk in gates else depth for chunk in range(image + text)]
+        return torch.tensor([*columns, depth, depth]).repeat_interleave(self.spec.dim)
+
     @property
     def modulation_width(self) -> int:
         return sum(self.modulation_sizes)

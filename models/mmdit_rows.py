@@ -10,6 +10,7 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
 from .drawn_rows import PromptPool, rows_of, write_drawn
+from .gated_rows import close_gates, open_gates, with_closed_gates
 from .joint_attention import JoinedTexts
 from .mmdit import MMDiT, TextCondition
 from .read_rows import BranchReader, Head, StateUpdate
@@ -27,9 +28,14 @@ class RowTexts:
     numbers: Tensor
 
     @classmethod
-    def of(cls, model: MMDiT, modulation: Tensor, layout: RowLayout, numbers: Tensor) -> "RowTexts":
-        """modulation [(J + 1) B, W] of the row blocks and of the second texts; numbers [B, 3] of every sample."""
-        per_text, _ = model.split_modulation(text_modulation(modulation, layout, len(numbers)))
+    def of(
+        cls, model: MMDiT, modulation: Tensor, layout: RowLayout, numbers: Tensor, factors: Mapping[int, Tensor]
+    ) -> "RowTexts":
+        """modulation [(J + 1) B, W] of the row blocks and of the second texts; numbers [B, 3] of every sample.
+
+        factors [B, W] of gated row blocks, for the second texts; the blocks' own have them.
+        """
+        per_text, _ = model.split_modulation(text_modulation(modulation, layout, len(numbers), factors))
         return cls(per_text, numbers.repeat(len(layout.blocks), 1))
 
     def part(self, layer: int, rows: slice, texts: slice) -> JoinedTexts:
@@ -80,6 +86,7 @@ class MMDiTRows:
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width).clone()
+        self.gates = model.gate_columns().to(weight.device)
         self.drawn, self.classes = dict(drawn or {}), dict(classes or {})
         self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.pools = {slot: weight.new_zeros(self.classes[slot] + batch, text, spec.dim) for slot in self.drawn}
@@ -138,13 +145,14 @@ class MMDiTRows:
         update: StateUpdate | None = None,
         scale: Tensor | None = None,
         normalized: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> Tensor | None:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
         x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
         [B, branches, C] where a rule treats channels differently; None keeps the branches apart, [branches, B, C, H, W]
         fp32.  See :class:`.read_rows.BranchReader`.  normalized [B, 3] fp32: scale, tau and alpha of normalized attention
-        guidance, for a layout with joined texts.
+        guidance, for a layout with joined texts; opened: as :func:`.gated_rows.open_gates`, for one with gated rows.
         """
         model, batch, kernels = self.model, self.batch, self.kernels
         slots = *layout.conditions, *layout.joined.values()
@@ -152,7 +160,9 @@ class MMDiTRows:
             kernels, self.table, clock, self.condition_index, self.conditions, slots, out=self.modulation
         )
         write_drawn(modulation, layout.conditions, self.drawn, batch, lambda slot: self._drawn_modulation(slot, clock))
-        joined = RowTexts.of(model, modulation, layout, normalized) if layout.joined else None
+        factors = open_gates(layout, opened, self.gates, modulation.dtype)
+        close_gates(modulation, factors)
+        joined = RowTexts.of(model, modulation, layout, normalized, factors) if layout.joined else None
         per_block, final = model.split_modulation(modulation[: len(layout.blocks) * batch])
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         roots, patches = len(layout.roots), model.x_embedder.proj
@@ -206,17 +216,20 @@ class MMDiTRows:
         layout: RowLayout,
         scale: Tensor | None = None,
         normalized: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> list[Tensor]:
         """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
 
-        x, scale, normalized as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
+        x, scale, normalized, opened as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
         """
         batch, spec = self.batch, model.spec
         slots = *layout.conditions, *layout.joined.values()
         pooled = torch.cat([recordable(conditions[slot].pooled).to(x.device) for slot in slots])
         modulation = model.modulation(model.embed_condition(time.repeat(len(slots)), pooled))
+        factors = open_gates(layout, opened, self.gates, modulation.dtype)
+        modulation = with_closed_gates(modulation, factors, batch)
         per_block, final = model.split_modulation(modulation[: len(layout.blocks) * batch])
-        joined = RowTexts.of(model, modulation, layout, normalized) if layout.joined else None
+        joined = RowTexts.of(model, modulation, layout, normalized, factors) if layout.joined else None
         hidden = model.embed(x if scale is None else x * scale[:, None, None, None], self.positions)
         texts = [model.embed_context(recordable(text.context).to(x.device)) for text in conditions]
 

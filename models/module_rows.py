@@ -80,6 +80,18 @@ def check_layout(layout: RowLayout) -> None:
                     raise ValueError(f"a transformer that runs through its own modules has no {segment.operation}; only skip")
 
 
+def _changed(layout: RowLayout, opened: Tensor | None, batch: int) -> Tensor | None:
+    """Whether each block changes each row, [J B, depth] bool; None where every block changes all that it runs for.
+
+    The modules compute gates of their own, so what a closed block leaves is put back.
+    """
+    if opened is None:
+        return None
+    whole = torch.ones_like(opened[:, 0])
+    changed = [opened[:, layout.gated[row]] if row in layout.gated else whole for row in range(len(layout.blocks))]
+    return torch.cat(changed) > 0
+
+
 class ModuleRows:
     """The forward of a :class:`ModuleNetwork` over live rows, with the interface of ``MMDiTRows``.
 
@@ -140,12 +152,14 @@ class ModuleRows:
         coefficients: Tensor | None,
         update: StateUpdate | None = None,
         scale: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> Tensor:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32.
 
         x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
         [B, branches, C] where a rule treats channels differently; None keeps the branches apart, [branches, B, C, H, W]
         fp32.  Branches are combined after the projection, which may be anything, so an ``update`` is left to the caller.
+        opened [B, G, depth], 1 or 0: the blocks that the gated rows of ``layout`` are changed by.
         """
         check_layout(layout)
         transformer, batch, slots = self.network.transformer, self.batch, layout.conditions
@@ -161,7 +175,7 @@ class ModuleRows:
         attention = self._attention_inputs(time, slots)
         if scale is not None:
             x = x * scale[:, None, None, None]
-        started = list(layout.roots)
+        started, changed = list(layout.roots), _changed(layout, opened, batch)
         hidden[: len(started)].copy_(transformer.pos_embed(x.to(self.dtype)))
         start_text(context, tuple(used.index(slot) for slot in slots[: len(started)]), text)
         for layer, (block, schedule) in enumerate(zip(transformer.transformer_blocks, layout.layers, strict=True)):
@@ -172,7 +186,7 @@ class ModuleRows:
             for group in schedule.groups:
                 rows, _ = group_rows(group, batch)
                 part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in attention.items()}
-                self._block(block, rows, embedding[rows], part)
+                self._block(block, rows, embedding[rows], part, None if changed is None else changed[rows, layer, None, None])
             self._add_residuals(layer, hidden, started, slots)
         return self._read(hidden, embedding, layout, coefficients)
 
@@ -184,10 +198,11 @@ class ModuleRows:
         conditions: Sequence[TextCondition],
         layout: RowLayout,
         scale: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> list[Tensor]:
         """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
 
-        x, scale as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
+        x, scale, opened as :meth:`forward`; time [B] fp32; conditions as :meth:`load`.
         """
         check_layout(layout)
         transformer, batch, slots = network.transformer, self.batch, layout.conditions
@@ -197,11 +212,16 @@ class ModuleRows:
         attention = self._attention_inputs(time, slots)
         hidden = transformer.pos_embed((x if scale is None else x * scale[:, None, None, None]).to(self.dtype))
 
+        changed = _changed(layout, opened, batch)
+
         def run_block(layer: int, states: States, rows: slice, segments: tuple[Segment, ...]) -> States:
-            image, text = states
             part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in attention.items()}
-            after, image = self._call(transformer.transformer_blocks[layer], image, text, embedding[rows], part)
-            return image, text if after is None else after
+            text, image = self._call(transformer.transformer_blocks[layer], *states, embedding[rows], part)
+            after = image, states[1] if text is None else text
+            if changed is None:
+                return after
+            here = changed[rows, layer, None, None]
+            return torch.where(here, after[0], states[0]), torch.where(here, after[1], states[1])
 
         def add_residual(layer: int, row: int, states: States) -> States:
             residual = self._residual(layer, slots[row])
@@ -236,12 +256,14 @@ class ModuleRows:
         self.text = context.new_empty(rows, *context.shape[2:])  # [R, M, D]
         self._sized = True
 
-    def _block(self, block: nn.Module, rows: slice, embedding: Tensor, attention: Mapping[str, Any]) -> None:
-        """One block over a range of rows; the last one returns no text."""
+    def _block(
+        self, block: nn.Module, rows: slice, embedding: Tensor, attention: Mapping[str, Any], changed: Tensor | None = None
+    ) -> None:
+        """One block over a range of rows, of which only ``changed`` [R, 1, 1] bool keep it; the last one returns no text."""
         text, hidden = self._call(block, self.hidden[rows], self.text[rows], embedding, attention)
-        self.hidden[rows].copy_(hidden)
-        if text is not None:
-            self.text[rows].copy_(text)
+        for state, found in ((self.hidden, hidden), (self.text, text)):
+            if found is not None:
+                state[rows].copy_(found if changed is None else torch.where(changed, found, state[rows]))
 
     @staticmethod
     def _call(

@@ -13,15 +13,20 @@ from segue.kernels.attention import PERTURBATIONS
 
 FULL = "full"
 SKIP = "skip"
-OPERATIONS = (FULL, SKIP, *PERTURBATIONS)
+GATED = "gated"  # as full, with gates that a call may close
+OPERATIONS = (FULL, SKIP, GATED, *PERTURBATIONS)
 
 
 @dataclass(frozen=True)
 class Path:
-    """One branch through one network: ``condition`` is a slot index, ``operations`` has one entry per layer that runs."""
+    """One branch through one network: ``condition`` is a slot index, ``operations`` has one entry per layer that runs.
+
+    ``gate``: which of a call's lists of open blocks holds for the layers that are gated.
+    """
 
     condition: int
     operations: tuple[str, ...]
+    gate: int | None = None
 
     @classmethod
     def full(cls, condition: int, depth: int) -> "Path":
@@ -33,7 +38,7 @@ class Path:
             return 0
         length = 0
         for mine, theirs in zip(self.operations, other.operations, strict=False):
-            if mine != theirs:
+            if mine != theirs or (mine == GATED and self.gate != other.gate):
                 break
             length += 1
         return length
@@ -155,6 +160,11 @@ class RowLayout:
         """The condition slot of every row block."""
         return tuple(block.condition for block in self.blocks)
 
+    @cached_property
+    def gated(self) -> dict[int, int]:
+        """The row blocks whose gates a call may close, and by which of its lists of open blocks."""
+        return {i: block.gate for i, block in enumerate(self.blocks) if block.gate is not None}
+
     @property
     def roots(self) -> tuple[int, ...]:
         """Row blocks that start from the embedded sample."""
@@ -183,7 +193,8 @@ class RowLayout:
         for i, (block, start) in enumerate(zip(self.blocks, self._starts, strict=True)):
             if not start <= layer < len(block.operations) or block.operations[layer] == SKIP:
                 continue
-            segment = Segment(i, i + 1, block.operations[layer], block.condition in self.joined)
+            operation = FULL if block.operations[layer] == GATED else block.operations[layer]
+            segment = Segment(i, i + 1, operation, block.condition in self.joined)
             last = groups[-1][-1] if groups else None
             if last is None or last.stop != i:
                 groups.append([segment])

@@ -299,6 +299,13 @@ class SiT(nn.Module):
         heads = (self.final_layer, *self.exit_layers.values())
         return torch.cat(parts + [head.adaLN_modulation(conditions[0]) for head in heads], dim=-1)
 
+    def gate_columns(self) -> Tensor:
+        """The block whose gate each column of the modulation is, [W] int64; ``depth`` for the columns that are no gates."""
+        spec, block = self.spec, torch.arange(self.spec.depth)[:, None]
+        per_block = torch.full((spec.depth, 6), spec.depth).index_copy(1, torch.tensor([2, 5]), block.expand(-1, 2))
+        columns = torch.cat([per_block.flatten(), torch.full((2 + 2 * len(spec.exits),), spec.depth)])
+        return columns.repeat_interleave(spec.dim)
+
     def run_weights(self) -> Iterator[Tensor]:
         """What a run computes with once: the embedders of times and labels, the modulation, the position table."""
         for block in self.blocks:

@@ -9,6 +9,7 @@ from segue.kernels.combine import unpatchify
 from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
 from .drawn_rows import write_drawn
+from .gated_rows import close_gates, open_gates, with_closed_gates
 from .read_rows import BranchReader, Head, StateUpdate
 from .recorded_rows import branch_states
 from .residuals import RowCarries
@@ -62,6 +63,7 @@ class SiTRows:
         self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.positions = model.positions(height, width).to(weight, copy=True)
         self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
+        self.gates = model.gate_columns().to(weight.device)
         self.variance: Tensor | None = None
         if variance:
             self.variance = torch.zeros(batch, spec.channels, height, width, dtype=torch.float32, device=weight.device)
@@ -119,17 +121,20 @@ class SiTRows:
         coefficients: Tensor | None,
         update: StateUpdate | None = None,
         scale: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> Tensor | None:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, C, H, W] fp32; None where it went into ``update`` already.
 
         x [B, C, H, W] fp32, which ``scale`` [B] fp32 turns into the network's input; coefficients [B, branches] fp32, or
-        [B, branches, C] where a rule treats channels differently; see :class:`.read_rows.BranchReader`.
+        [B, branches, C] where a rule treats channels differently; see :class:`.read_rows.BranchReader`.  opened: as
+        :func:`.gated_rows.open_gates`, for a layout with gated rows.
         """
         model, batch, kernels = self.model, self.batch, self.kernels
         modulation = start_modulation(
             kernels, self.table, clock, self.label_index, self.labels, layout.conditions, out=self.modulation
         )
         write_drawn(modulation, layout.conditions, self.drawn, batch, lambda slot: self._drawn_modulation(slot, clock))
+        close_gates(modulation, open_gates(layout, opened, self.gates, modulation.dtype))
         per_block, final, exits = model.split_modulation(modulation)
         hidden = self.hidden.view(-1, batch, *self.hidden.shape[1:])  # [J, B, L, D]
         reader = BranchReader(kernels, hidden, layout, coefficients, model.spec, (self.height, self.width), update)
@@ -172,14 +177,16 @@ class SiTRows:
         conditions: Sequence[Tensor],
         layout: RowLayout,
         scale: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> list[Tensor]:
         """The outputs of the branches of ``layout``, each [B, C, H, W] fp32, with gradients; see :mod:`.recorded_rows`.
 
-        x, scale as :meth:`forward`; time [B] fp32; conditions: labels [B] int64 for each slot.
+        x, scale, opened as :meth:`forward`; time [B] fp32; conditions: labels [B] int64 for each slot.
         """
         batch, spec = self.batch, model.spec
         labels = torch.cat([conditions[slot].to(x.device) for slot in layout.conditions])
         modulation = model.modulation(time.repeat(len(layout.blocks)), labels)
+        modulation = with_closed_gates(modulation, open_gates(layout, opened, self.gates, modulation.dtype), batch)
         per_block, final, exits = model.split_modulation(modulation)
         hidden = model.embed(x if scale is None else x * scale[:, None, None, None])
         states = branch_states(

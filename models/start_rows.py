@@ -1,6 +1,6 @@
 """The beginning of a call: what each row block takes from the conditions of its sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -86,16 +86,18 @@ def start_texts(context: Tensor, layout: RowLayout, text: Tensor) -> None:
             own[:, place].copy_(context[taken])
 
 
-def text_modulation(modulation: Tensor, layout: RowLayout, batch: int) -> Tensor:
+def text_modulation(modulation: Tensor, layout: RowLayout, batch: int, factors: Mapping[int, Tensor]) -> Tensor:
     """The modulation of every row of text, [R', W].
 
-    modulation [(J + S) B, W]: of the row blocks of ``layout``, then of its S second texts, which are one for each sample.
+    modulation [(J + S) B, W]: of the row blocks of ``layout``, then of its S second texts, which are one for each sample;
+    factors [B, W]: by what that of a second text is multiplied beside some row blocks.
     """
     blocks, second = modulation.unflatten(0, (-1, batch)), list(layout.joined)
     rows = []
     for row, condition in enumerate(layout.conditions):
         own = [blocks[row]]
         if condition in layout.joined:
-            own.append(blocks[len(layout.blocks) + second.index(condition)])
+            other = blocks[len(layout.blocks) + second.index(condition)]
+            own.append(other * factors[row] if row in factors else other)
         rows.append(torch.stack(own, dim=1).flatten(0, 1))
     return torch.cat(rows)

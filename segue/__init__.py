@@ -43,6 +43,7 @@ _MODULES = {
     "segue.engine.rules.linear_rules": (
         "CFG",
         "NAG",
+        "S2",
         "SGG",
         "AutoGuidance",
         "CFGPlusPlus",

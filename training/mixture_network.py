@@ -90,6 +90,7 @@ class MixtureRows:
         coefficients: Tensor | None,
         update: StateUpdate | None = None,
         scale: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> Tensor:
         """``sum_i c_i v_i`` over the branches of ``layout``, [B, 2, 1, 1] fp32; an ``update`` is left to the caller.
 
@@ -111,6 +112,7 @@ class MixtureRows:
         conditions: Sequence[Tensor],
         layout: RowLayout,
         scale: Tensor | None = None,
+        opened: Tensor | None = None,
     ) -> list[Tensor]:
         """The outputs of the branches of ``layout``, each [B, 2, 1, 1] fp32, with gradients of ``x``.
 

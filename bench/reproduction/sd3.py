@@ -16,7 +16,7 @@ from segue.engine.images import read_png, save_png
 from segue.engine.planning.plan import Plan
 from segue.engine.prompts.engine import PromptEngine
 from segue.engine.rules.preset_numbers import preset_name
-from segue.engine.rules.presets import KINDS, ParsedRule, parse_rule
+from segue.engine.rules.presets import ParsedRule, parse_rule
 
 from ..allocator import DEFAULT
 from ..named_callable import named_callable
@@ -36,7 +36,7 @@ from .page import check_folder
 from .scorers import PictureScorer, scores_of
 from .sd3_page import COMMAND, SUITE, TITLE, sd3_content
 
-# slg with a colon is skip-layer guidance alone; the name alone is Stability's sum with CFG
+# slg with a colon is skip-layer guidance alone; the name alone is Stability's sum with CFG, as s2 is its paper's
 RULES = {"none": "none", "cfg": "cfg", "slg": "slg:", "s2": "s2", "sgg": "sgg"}
 SCORED_AT_ONCE = 16
 
@@ -54,12 +54,9 @@ def read_prompts(path: Path, count: int | None) -> list[str]:
 
 
 def chosen_rules(texts: Sequence[str] | None, engine: PromptEngine, echo: Callable[[str], None]) -> dict[str, ParsedRule]:
-    """The rules by the names that tables use; by default the published ones that there are, each with the model's numbers."""
+    """The rules by the names that tables use; by default the published ones, each with the model's numbers."""
     found = {}
     for name, text in RULES.items() if not texts else ((text, text) for text in texts):
-        if not texts and text.partition(":")[0] not in KINDS:
-            echo(f"{name} is left out: there is no such rule yet")
-            continue
         found[name] = parse_rule(text, engine.spec)
         for note in found[name].notes:
             echo(f"note: {note}")
@@ -146,16 +143,14 @@ class PromptComparison:
             self.echo(f"{name}: {rule.text}, {len(missing)} of {len(self.prompts)} pictures to draw")
         work = self.plan(rule).cost.evaluations
         for indices in _chunks(missing, self.batch):
-            self.limit.check(name, work * len(indices))
-            began = self.limit.now()
-            prompts, seeds = [self.prompts[i] for i in indices], [self.first_seed + i for i in indices]
-            run = self.engine.generate(prompts, guidance=rule.guidance, seeds=seeds, **self.drawing)
-            for index, image in zip(indices, run.images, strict=True):
-                path = self.image_path(name, index)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with whole_file(path) as part:
-                    save_png(image, part, f"{self.prompts[index]}, {rule.text}", self.record(rule, index))
-            self.limit.spend(work * len(indices), self.limit.now() - began)
+            with self.limit.piece(name, work * len(indices)):
+                prompts, seeds = [self.prompts[i] for i in indices], [self.first_seed + i for i in indices]
+                run = self.engine.generate(prompts, guidance=rule.guidance, seeds=seeds, **self.drawing)
+                for index, image in zip(indices, run.images, strict=True):
+                    path = self.image_path(name, index)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with whole_file(path) as part:
+                        save_png(image, part, f"{self.prompts[index]}, {rule.text}", self.record(rule, index))
 
     def score(self, name: str, rule: ParsedRule) -> None:
         """The rows of a rule that the file lacks: a score of every picture by every scorer, and the cost."""

@@ -16,6 +16,7 @@ from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
 from ..rules.branch import NEGATIVE_TEXT, Branch, Exit, Perturb
 from ..rules.drawn import Draw, RandomCondition
+from ..rules.dropped_blocks import DropBlocks
 from ..rules.guidance import Guidance
 from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
@@ -279,6 +280,14 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         for layer in branch.network.layers:
             if layer >= spec.depth:
                 raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
+    if isinstance(branch.network, DropBlocks):
+        for layer in branch.network.protected or ():
+            if layer >= spec.depth:
+                raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
+        count, candidates = branch.network.count(spec.depth), len(branch.network.candidates(spec.depth))
+        if count > candidates:
+            blocks = f"{branch.network.share:.3g} of the {spec.depth} blocks of {spec.name}"
+            raise ValueError(f"{blocks} are {count}, and only {candidates} are not protected")
     if isinstance(branch.network, Exit) and branch.network.layer not in spec.exits:
         known = ", ".join(map(str, spec.exits)) or "none"
         raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segue.models.parameterization import Parameterization
-from segue.models.rows import FULL, SKIP, Path, RowLayout
+from segue.models.rows import FULL, GATED, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
@@ -18,6 +18,7 @@ from ..rules.branch import NEGATIVE_TEXT, Branch, Exit, Perturb
 from ..rules.calibration import Calibration
 from ..rules.correction import STEP, WHOLE, CallLevels, Correction
 from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
+from ..rules.dropped_blocks import DropBlocks
 from ..rules.guidance import Guidance
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
@@ -272,6 +273,23 @@ class Plan:
         """The live set that evaluates one branch as ``live`` does: with the text that is joined there, if one is."""
         return (branch, *(i for i in live if self.branches[i].is_text))
 
+    @property
+    def dropping(self) -> tuple[int, ...]:
+        """The branches that leave out blocks at random."""
+        return tuple(i for i, branch in enumerate(self.branches) if isinstance(branch.network, DropBlocks))
+
+    def opened(self) -> np.ndarray:
+        """``[N, G, depth]``, 1 for the blocks that each branch of :attr:`dropping` keeps at a call, 0 for the others.
+
+        The depth is that of the deepest network.  Of a plan of one rule.
+        """
+        opened = np.ones((self.calls, len(self.dropping), max(spec.depth for spec in self.specs.values())))
+        for place, i in enumerate(self.dropping):
+            network, depth = self.branches[i].network, self.specs[self.branches[i].model].depth
+            for call, step in enumerate(self.steps.tolist()):
+                opened[call, place, network.dropped(depth, step)] = 0.0
+        return opened
+
     def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:
         """The slot of the text that the rows of a slot meet beside their own: of conditional rows of the sampled network."""
         if model != "main" or not any(self.branches[i].is_text for i in live):
@@ -287,7 +305,9 @@ class Plan:
         key = (live, model)
         if key not in self._layouts:
             depth = self.specs[model].depth
-            paths = tuple(branch_path(self.branches[i], self.conditions, depth) for i in self.members(live, model))
+            gates = {i: gate for gate, i in enumerate(self.dropping)}
+            members = self.members(live, model)
+            paths = tuple(branch_path(self.branches[i], self.conditions, depth, gates.get(i)) for i in members)
             self._layouts[key] = RowLayout(paths, depth, self._joined(live, model))
         return self._layouts[key]
 
@@ -354,15 +374,18 @@ class Plan:
         return plan_html(self)
 
 
-def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int) -> Path:
-    """A branch as one operation per layer."""
-    operations = [FULL] * depth
-    if isinstance(branch.network, Exit):
-        operations = operations[: branch.network.layer]
-    elif isinstance(branch.network, Perturb):
-        for layer in branch.network.layers:
-            operations[layer] = SKIP if branch.network.kind == "skip" else branch.network.kind
-    return Path(conditions.index(branch.condition), tuple(operations))
+def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int, gate: int | None = None) -> Path:
+    """A branch as one operation per layer; ``gate``: which list of open blocks is that of a branch that leaves out blocks."""
+    operations, network = [FULL] * depth, branch.network
+    if isinstance(network, Exit):
+        operations = operations[: network.layer]
+    elif isinstance(network, Perturb):
+        for layer in network.layers:
+            operations[layer] = SKIP if network.kind == "skip" else network.kind
+    elif isinstance(network, DropBlocks):
+        for layer in network.candidates(depth):
+            operations[layer] = GATED
+    return Path(conditions.index(branch.condition), tuple(operations), gate)
 
 
 def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:

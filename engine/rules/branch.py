@@ -7,19 +7,10 @@ from segue.models.spec import PARENT, tier_of
 
 from ..numeric_input import whole_number
 from .drawn import Chooser, Draw
+from .dropped_blocks import DropBlocks
+from .layers import checked_layers
 
 PERTURB_KINDS = ("skip", *PERTURBATIONS)
-
-
-def _check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
-    layers = tuple(layers) if hasattr(layers, "__iter__") else (layers,)
-    layers = tuple(whole_number(layer, "layers must be integers") for layer in layers)
-    for layer in layers:
-        if layer < 0:
-            raise ValueError(f"layers are counted from 0, got {layer}")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"layers must be distinct, got {layers}")
-    return tuple(sorted(layers))
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Perturb:
     def __post_init__(self):
         if self.kind not in PERTURB_KINDS:
             raise ValueError(f"unknown perturbation {self.kind!r}; known: {', '.join(PERTURB_KINDS)}")
-        object.__setattr__(self, "layers", _check_layers(self.layers))
+        object.__setattr__(self, "layers", checked_layers(self.layers))
 
 
 @dataclass(frozen=True)
@@ -73,12 +64,12 @@ class Branch:
 
     ``condition`` is ``"cond"``, ``"uncond"`` (the null label or the negative prompt), ``"parent"`` (the superclass;
     ``"parent:2"`` the tier above it, and so on), an integer label, or a :class:`.drawn.Draw` of labels; ``network`` is None
-    (the full network), a :class:`Perturb`, an :class:`Exit`, a :class:`JoinedText`, or a :class:`.drawn.Chooser`, which adds
-    nothing; ``model`` names a network of the engine.
+    (the full network), a :class:`Perturb`, an :class:`Exit`, a :class:`.dropped_blocks.DropBlocks`, a :class:`JoinedText`, or
+    a :class:`.drawn.Chooser`, which adds nothing; ``model`` names a network of the engine.
     """
 
     condition: str | int | Draw = "cond"
-    network: Perturb | Exit | JoinedText | Chooser | None = None
+    network: Perturb | Exit | DropBlocks | JoinedText | Chooser | None = None
     model: str = "main"
 
     def __post_init__(self):
@@ -91,7 +82,7 @@ class Branch:
             raise ValueError(f"unknown condition {self.condition!r}; known: {known}")
         if tier_of(self.condition) == 1:
             object.__setattr__(self, "condition", PARENT)  # not also "parent:1"
-        if not isinstance(self.network, Perturb | Exit | JoinedText | Chooser | None):
+        if not isinstance(self.network, Perturb | Exit | DropBlocks | JoinedText | Chooser | None):
             raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
         if not isinstance(self.model, str):
             raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
@@ -120,6 +111,8 @@ class Branch:
             name += f" {self.network.kind} {','.join(map(str, self.network.layers))}"
         elif isinstance(self.network, Exit):
             name += f" exit {self.network.layer}"
+        elif isinstance(self.network, DropBlocks):
+            name += f" {self.network}"
         elif self.is_text:
             name += " text"
         return name if self.model == "main" else f"{name} of {self.model}"

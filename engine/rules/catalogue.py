@@ -32,6 +32,7 @@ ENTRIES: dict[str, Entry] = {
     "pag-image": Entry("as pag, attention to text kept", "2403.17377", "carried over", "as diffusers has it for SD3"),
     "stg": Entry("c + w (c - k), k without attention", "2411.18664"),
     "seg": Entry("c + w (c - k), k with mean queries", "2408.00760", "carried over", "the limit of infinite blur"),
+    "s2": Entry("c + w (c - k), k without random blocks", "2508.12880", "reconstruction", "of which blocks are never left out"),
     "exit": Entry("c + w (c - k), k by an early-exit head", "2512.24176"),
     "ag": Entry("c + w (c - k), k of a weaker network", "2406.02507"),
     "nag": Entry("a norm(s z+ - (s - 1) z-) + (1 - a) z+ in attention", "2505.21179"),

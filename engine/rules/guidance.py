@@ -19,6 +19,7 @@ from .calibration import Calibration, read_calibration
 from .call_scale import CallScale
 from .correction import FREQUENCIES, Correction
 from .drawn import Draw
+from .dropped_blocks import DropBlocks
 from .normalized_attention import NormalizedAttention
 from .per_sample import Number, Numbers, as_kept, common_count, each, picked, samples_of, shared, shown
 from .reuse import EXACT, Reuse
@@ -203,6 +204,8 @@ class Guidance:
                 return f"the reuse of directions, computed {term.reuse},"
             if term.stop is not None:
                 return f"the stop at cosine {term.stop:g}"
+            if isinstance(term.branch.network, DropBlocks):
+                return f"the branch {term.branch}, which draws them at every step,"
             if isinstance(term.branch.condition, Draw) and (what := term.branch.condition.needs_schedule()):
                 return what
         for part in self.attention:

@@ -12,6 +12,7 @@ from ..argument_names import refuses_unknown
 from ..numeric_input import number_or_each, real_number
 from .branch import Branch, Exit, Perturb
 from .call_scale import CALL, CallScale
+from .dropped_blocks import SHARE, DropBlocks
 from .guidance import Guidance, Scale, Term, Weight, weight_of
 from .normalized_attention import ALPHA, TAU, NormalizedAttention
 from .per_sample import Numbers, as_kept
@@ -80,6 +81,26 @@ def PerturbedLayers(
 ) -> Guidance:
     """Guidance ``v + w (v_c - v_k)`` by a weak branch with perturbed layers; see :class:`Perturb` for ``kind``."""
     return _one_term(Branch(network=Perturb(kind, layers)), weight_of(weight, delta), window)
+
+
+@refuses_unknown()
+def S2(
+    weight: Scale,
+    *,
+    share: float = SHARE,
+    seed: int = 0,
+    protected: tuple[int, ...] | None = None,
+    delta: Numbers = 0.0,
+    window: Window | str | None = None,
+) -> Guidance:
+    """S2-Guidance ``v + w (v_c - v_k)``: ``k`` leaves out a random ``share`` of the blocks, drawn anew at every step.
+
+    The draws are those of ``seed``, the same for all samples; ``protected`` blocks are never left out, by default the first and
+    the last one.  A block that is left out is computed, and its gates are zero, so that one captured step serves all draws:
+    the branch costs a whole row.  Usually beside CFG.  Source: arXiv 2508.12880, whose code is not published: which blocks it
+    protects is not known here.
+    """
+    return _one_term(Branch(network=DropBlocks(share, seed, protected)), weight_of(weight, delta), window)
 
 
 @refuses_unknown()

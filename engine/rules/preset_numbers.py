@@ -16,6 +16,7 @@ _SD3: dict[str, dict[str, Any]] = {
     "cfg": {"scale": 4.5},
     "nag": {"scale": 5.0},  # of its authors' examples
     "slg": {"weight": 2.8, "layers": (7, 8, 9)},
+    "s2": {"weight": 0.25},  # our own: small beside CFG; the published number could not be read
     "sgg": {"scale": 4.5, "weight": 3.0, "layers": (7, 8, 9), "switch": Window.fraction(0.0, 0.5)},
 }
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -36,8 +37,9 @@ WITHHELD = {  # why a model has no default for an option that its relatives have
 # A name alone that stands for a sum on some models: the rules of the sum, with the options that differ from the defaults.
 # slg: as Stability ships it, on top of classifier-free guidance (the defaults of diffusers' StableDiffusion3Pipeline, which
 # acts at steps i from 0 with 0.01 n < i < 0.2 n; at n = 100, 200, ... this window begins one step earlier).
-_STABILITY = {"slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}}}
-RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZES, _STABILITY)
+# s2: as its paper has it, on top of classifier-free guidance.
+_SUMS_OF_SD3 = {"slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}}, "s2": {"cfg": {}, "s2": {}}}
+RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZES, _SUMS_OF_SD3)
 
 
 # Usual numbers, for a model that has none of its own: of prompts as SD3's and diffusers' own, of classes mild ones, about what

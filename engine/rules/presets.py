@@ -25,10 +25,10 @@ from .call_scale import CALL
 from .gfcg import GFCG, ICG
 from .guidance import Guidance, Unguided
 from .integers import parse_integers
-from .linear_rules import CFG, NAG, SGG, AutoGuidance, CFGPlusPlus, EarlyExit, PerturbedLayers, SkipLayer
+from .linear_rules import CFG, NAG, S2, SGG, AutoGuidance, CFGPlusPlus, EarlyExit, PerturbedLayers, SkipLayer
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
-from .rule_text import PERTURBING, REUSE, named_text, rule_text, value_text
+from .rule_text import NONE, PERTURBING, REUSE, named_text, rule_text, value_text
 from .spectral_refinement import SpectralRefine
 from .tuned_numbers import tuned_rules
 from .window import Window, segments
@@ -75,6 +75,11 @@ def parse_reference(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
+def parse_protected(text: str) -> tuple[int, ...]:
+    """Layers, or ``none``."""
+    return () if text == NONE else parse_layers(text)
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(name.strip() for name in text.split(","))
@@ -103,6 +108,9 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "delta": parse_numbers,
     "layers": parse_layers,
     "layer": parse_integer,
+    "share": number_from_text,
+    "seed": parse_integer,
+    "protected": parse_protected,
     "switch": parse_switch,
     "window": Window.parse,
     "reference": parse_reference,
@@ -156,6 +164,7 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "cfg": _cfg,
     "slg": SkipLayer,
     **{name: _perturbed(name) for name in ("pag", "pag-image", "tpg", "stg", "seg")},
+    "s2": S2,
     "exit": EarlyExit,
     "ag": AutoGuidance,
     "cfgpp": lambda scale, reference="uncond", **options: CFGPlusPlus(scale, condition=reference, **options),

@@ -28,6 +28,7 @@ NAMES = {
     "pag-image": Named("Perturbed-attention guidance, text kept", _WEAK, _TERM),
     "stg": Named("Skipped-attention guidance", _WEAK, _TERM),
     "seg": Named("Blurred-attention guidance", _WEAK, _TERM),
+    "s2": Named("Stochastic self-guidance", ("weight",), ("share", "seed", "protected", *_TERM)),
     "exit": Named("Early-exit guidance", ("weight", "layer"), _TERM),
     "ag": Named("Autoguidance", ("weight",), (*_TERM, "model")),
     "nag": Named("Normalized attention guidance", ("scale",), ("tau", "alpha", "window")),

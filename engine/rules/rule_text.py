@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from .call_scale import CALL, CallScale
 from .drawn import ClassifierReference, Draw
 from .drawn_text import WITHOUT_TEXT, Named, Options, drawn_rule
+from .dropped_blocks import DropBlocks
 from .integers import ranges_text
 from .per_sample import each
 from .reuse import EXACT, Reuse
@@ -29,6 +31,7 @@ PERTURBING = {  # names of rules by the perturbation of their weak branch
 }
 SEGMENTED = {"slg": "sgg", "exit": "sgg-exit"}  # by the name of the weak rule
 DECIMALS = 12
+NONE = "none"  # no layers
 SEPARATOR = " | "  # between the rules of samples
 REUSE = ("refresh", "order", "calls")  # the options that say when directions are computed
 
@@ -44,8 +47,10 @@ def value_text(option: str, value: Any) -> str:
         return "all" if value.kind == "all" else f"{value.kind}:{','.join(map(number_text, bounds))}"
     if option == "calls":
         return ranges_text(value)
+    if isinstance(value, tuple) and option in ("layers", "protected"):
+        return ",".join(map(str, value)) or NONE
     if isinstance(value, tuple):  # of one sample: a comma behind it
-        return ",".join(value_text(option, each) for each in value) + "," * (option != "layers" and len(value) == 1)
+        return ",".join(value_text(option, each) for each in value) + "," * (len(value) == 1)
     return number_text(value) if isinstance(value, float) else str(value)
 
 
@@ -126,6 +131,12 @@ def _named(term: "Term") -> Named | None:
         if network is not None or not _is_plain(branch.model):
             return None
         name, options = "ag", {"weight": value, "model": branch.model}
+    elif isinstance(network, DropBlocks):
+        name, options = (
+            "s2",
+            {"weight": value}
+            | {field.name: own for field in fields(network) if (own := getattr(network, field.name)) != field.default},
+        )
     elif branch.perturbed_layers:
         name, options = PERTURBING[network.kind], {"weight": value, "layers": network.layers}
     else:

@@ -51,16 +51,14 @@ class Guided:
 
 def optimized_scale(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided, None]:
     u = guided.reference
-    fitted = ratio(guided.conditional.dot(u), u.square())
-    return replace(guided, direction=guided.conditional - fitted * u), None
+    return replace(guided, direction=guided.conditional - guided.conditional.along(u) * u), None
 
 
 def adaptive_projection(guided: Guided, numbers: Numbers, average: Vector) -> tuple[Guided, Vector]:
     clean = guided.estimate(guided.conditional)
     kept = guided.slope * guided.direction + numbers["momentum"] * average
     shrink = capped(numbers["radius"], kept.norm())
-    parallel = ratio(kept.dot(clean), clean.square())
-    return guided.towards(shrink * (kept + (numbers["eta"] - 1) * parallel * clean)), kept
+    return guided.towards(shrink * (kept + (numbers["eta"] - 1) * kept.along(clean) * clean)), kept
 
 
 def capped(limit: Tensor, value: Tensor) -> Tensor:
@@ -96,9 +94,8 @@ def angle_domain(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided
     c, u = guided.estimate(guided.conditional), guided.estimate(guided.reference)
     away = guided.slope * guided.direction  # c - u
     # the part of c orthogonal to u, from their difference, which is small beside both
-    along = ratio(away.dot(u), u.square())
-    orthogonal = away - along * u
-    angle = torch.atan2(orthogonal.norm() * u.norm(), c.dot(u))
+    orthogonal = away - away.along(u) * u
+    angle = torch.atan2(orthogonal.norm() * u.known_square().sqrt(), c.dot(u))
     turned = torch.minimum(guided.weight * angle, numbers["max_angle"])
     sine = angle.sin()
     factor = torch.where(sine > SMALL_SINE, turned.sin() / sine.clamp_min(SMALL_SINE), guided.weight)
@@ -174,7 +171,7 @@ def history(kernels: Kernels, x: Tensor, average: Tensor, begun: Tensor, numbers
     """
     span = Span(kernels, (x, cosine_high_part(x - average, numbers["cutoff"])))
     own, difference = span.unit(0), span.unit(1)
-    parallel = ratio(difference.dot(own), own.square())
-    (change,) = span.written(begun * numbers["weight"] * (difference + (numbers["eta"] - 1) * parallel * own))
+    parallel = difference.along(own) * own
+    (change,) = span.written(begun * numbers["weight"] * (difference + (numbers["eta"] - 1) * parallel))
     alpha = torch.maximum(numbers["alpha"], torch.maximum(numbers["first"], 1 - begun))
     return change, torch.lerp(average, x, alpha[:, None, None, None])

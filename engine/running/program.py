@@ -31,6 +31,7 @@ from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, HostStep
 from ..rules.branch import NEGATIVE_TEXT, Branch
 from ..rules.drawn import Chooser, ClassifierReference, Draw
+from ..rules.dropped_blocks import DropBlocks
 from .call_table import CallTable
 from .combination import Combination
 from .draws import Draws
@@ -83,7 +84,9 @@ class ProgramKey:
 
 
 def without_numbers(branch: Branch) -> Branch:
-    """A branch as a program is built for it: of a drawn one, without the numbers that are loaded."""
+    """A branch as a program is built for it: without the numbers of what is drawn, which are loaded."""
+    if isinstance(branch.network, DropBlocks):
+        branch = replace(branch, network=branch.network.skeleton)
     if isinstance(branch.network, Chooser):
         return replace(branch, network=Chooser(branch.network.draw.skeleton))
     return replace(branch, condition=branch.condition.skeleton) if isinstance(branch.condition, Draw) else branch
@@ -121,6 +124,8 @@ class Program:
         self.time_table = table(1, dtype=torch.int64)
         self.spread_table = table(int(key.learned_variance))
         self.attention_table = table(len(NEUTRAL) if NEGATIVE_TEXT in key.branches else 0)
+        self.opened = plan.opened().shape[1:]  # lists of open blocks, depth
+        self.opened_table = table(math.prod(self.opened))
         self.combination = Combination(plan, shape, table, device, kernels)
         classifiers = {draw: resolved_classifier(draw.classifier, plan.spec, device, decode) for draw in plan.classifier_flops}
         for draw, classifier in classifiers.items():
@@ -200,6 +205,7 @@ class Program:
             [own.attention[:, : self.attention_table.rows.shape[2]] for own in samples],
             beyond=NEUTRAL[: self.attention_table.rows.shape[2]],
         )
+        self.opened_table.fill([own.opened().reshape(own.calls, -1) for own in samples], beyond=1.0)
         self.combination.load(samples)
         self.draws.load(samples, conditions, seeds)
         self._slots = [_weight_slot(branch, plan) for branch in plan.branches]
@@ -352,8 +358,15 @@ class Program:
         )
 
     def numbers_inside(self, layout: RowLayout) -> dict[str, Tensor]:
-        """What the rows of a layout take of the rule itself: [B, 3] numbers of NAG where a text is joined to some."""
-        return {"normalized": self.attention_table.at(self.kernels, self.call)} if layout.joined else {}
+        """What the rows of a layout take of the rule itself: [B, 3] numbers of NAG where a text is joined to some, and
+
+        lists [B, G, depth] of open blocks where some may leave out blocks.
+        """
+        inside = {"normalized": self.attention_table.at(self.kernels, self.call)} if layout.joined else {}
+        if layout.gated:
+            opened = self.opened_table.at(self.kernels, self.call).unflatten(1, self.opened)
+            inside["opened"] = opened[:, :, : layout.depth]
+        return inside
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
         """The outputs of the live branches that have one at the current state, each [B, C, H, W] fp32."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from segue.kernels.record import Kernels
 
 TINY = 1e-30  # a zero vector has no direction: its ratios are zero, not NaN
+ROUNDING = 1e-6  # of a square in fp32, relative to that of the lengths that it is the difference of
 
 
 class Span:
@@ -78,6 +79,16 @@ class Vector:
     def norm(self) -> Tensor:
         """``|a|``, [B]."""
         return self.square().sqrt()
+
+    def known_square(self) -> Tensor:
+        """``<a, a>``, [B], but where the states cancel to less than their rounding no less than that: to be divided by."""
+        means, products = self.span.moments
+        lengths = (products.diagonal(dim1=1, dim2=2) + self.span.elements * means.square()).clamp_min(TINY).sqrt()
+        return torch.maximum(self.square(), ROUNDING * (self.coefficients.abs() * lengths).sum(1).square())
+
+    def along(self, other: "Vector") -> Tensor:
+        """How much of ``other`` is in this vector, ``<a, b> / <b, b>``, [B]; little of one that is next to nothing."""
+        return self.dot(other) / other.known_square()
 
     def deviation(self) -> Tensor:
         """The standard deviation over the elements of each sample, [B], with n - 1 as in PyTorch."""

@@ -11,7 +11,7 @@ from tiny_sd3 import T5_TOKENS, add_ip_adapter, tiny_pipeline
 from torch.autograd import forward_ad
 
 import segue
-from segue import APG, CFG, AutoGuidance, CFGZeroStar, EarlyExit, Engine, PerturbedLayers, Renorm, Rescale, SkipLayer
+from segue import APG, CFG, S2, AutoGuidance, CFGZeroStar, EarlyExit, Engine, PerturbedLayers, Renorm, Rescale, SkipLayer
 from segue.engine.prompts.engine import PromptEngine
 from segue.models.mmdit_diffusers import from_diffusers
 
@@ -33,6 +33,7 @@ RULES = {
     "rescale": CFG(3.0) + Rescale(0.7),
     "average": CFG(3.0) + APG(-0.5, 2.0, 0.3),
     "no bounds": CFG(3.0) + APG(-0.5, math.inf, 0.3) + Renorm(math.inf),
+    "dropped": CFG(2.0) + S2(1.5, share=0.4, protected=(0,)),
     "reused": CFG(3.0).reused(2) + SkipLayer(2.0, (1,)),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import textbook_solvers
 import torch
-from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows
+from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows, path_of
 from tiny_models import tiny_sit
 
 from segue import (
@@ -20,6 +20,7 @@ from segue import (
     FBG,
     FDG,
     MAMBO,
+    S2,
     TCFG,
     TSR,
     AutoGuidance,
@@ -42,7 +43,6 @@ from segue import (
     Window,
 )
 from segue.engine.planning.compile import Request, compile_batch
-from segue.engine.planning.plan import branch_path
 from segue.engine.planning.schedule import Schedule
 from segue.engine.rules.correction import FREQUENCIES, Correction
 from segue.engine.rules.guidance import Term, Weight
@@ -121,7 +121,7 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     window = random_window(rng, steps)
     weight = rng.choice((0.0, round(rng.uniform(-0.5, 2.0), 2), lambda sigma: 1.5 * sigma * (1 - sigma)))
     delta = 0.0 if callable(weight) or weight == 0.0 else rng.choice((0.0, 0.5, -0.3))
-    kind = rng.choice(("cfg", "cfg", "parent", "label", "skip", "skip", "skip", "perturb", "exit", "weak"))
+    kind = rng.choice(("cfg", "cfg", "parent", "label", "skip", "skip", "skip", "perturb", "drop", "exit", "weak"))
     if kind in ("cfg", "parent", "label"):
         condition = {"cfg": "uncond", "parent": "parent", "label": rng.randrange(spec.num_classes)}[kind]
         if kind == "cfg" and rng.random() < 0.2:
@@ -132,6 +132,9 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
         return EarlyExit(weight, rng.choice(spec.exits), delta=delta, window=window)
     if kind == "weak":
         return AutoGuidance(weight, delta=delta, window=window)
+    if kind == "drop":
+        protected = tuple(rng.sample(range(spec.depth), rng.choice((0, 1, spec.depth // 2))))
+        return S2(weight, share=rng.choice((0.1, 0.5)), seed=rng.randrange(3), protected=protected, delta=delta, window=window)
     layers = tuple(rng.sample(range(spec.depth), rng.choice((0, 1, 1, 2, 2, 3, spec.depth))))
     if kind == "skip":
         return SkipLayer(weight, layers, delta=delta, window=window)
@@ -214,7 +217,7 @@ def check_counts(engine: Engine, plan, counters: dict, batch: int, labels, seeds
         for name, rows in ran.items():
             depth = plan.specs[name].depth
             members = [plan.branches[i] for i in plan.members(live, name)]
-            paths = [(branch.condition, branch_path(branch, plan.conditions, depth).operations) for branch in members]
+            paths = [path_of(branch, plan.conditions, depth) for branch in members]
             fewest, alone = executed_rows(paths, depth), distinct_evaluations(paths)
             assert rows == [batch * count for count in fewest]
             if members:

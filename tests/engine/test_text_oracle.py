@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from naive_mmdit import Nag, naive_velocity
-from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows, in_window
+from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows, in_window, path_of
 from tiny_models import randomize
 from torch import Tensor
 
-from segue import CFG, NAG, Guidance, PerturbedLayers, Window, flow_shift
+from segue import CFG, NAG, S2, Guidance, PerturbedLayers, Window, flow_shift
 from segue.engine.core import EngineCore
 from segue.engine.planning.compile import compile_plan
-from segue.engine.planning.plan import branch_path
 from segue.engine.rules.branch import Branch
+from segue.engine.rules.dropped_blocks import DropBlocks
 from segue.engine.velocity import GuidedVelocity
 from segue.kernels.attention import PERTURBATIONS
 from segue.models.mmdit import MMDiT, TextCondition
@@ -61,7 +61,11 @@ class NaiveTextSampler(NaiveSampler):
             if in_window(part.window, self.step, count, self.sigmas[self.step]):
                 numbers = (torch.full((len(y),), value).double() for value in (part.scale, part.tau, part.alpha))
                 nag = Nag(self.prompts["uncond"], *numbers)
-        kind, layers = (branch.network.kind, branch.network.layers) if branch.network else ("", ())
+        network, kind, layers = branch.network, "", ()
+        if isinstance(network, DropBlocks):
+            kind, layers = "skip", network.dropped(self.models["main"].spec.depth, self.step)
+        elif network is not None:
+            kind, layers = network.kind, network.layers
         return naive_velocity(self.models["main"], y, sigma, self.prompts[branch.condition], kind, layers, nag)
 
 
@@ -86,8 +90,11 @@ def random_rule(rng: random.Random, depth: int, steps: int, batch: int) -> Guida
     for _ in range(rng.randint(0, 2)):
         window = rng.choice((None, Window.fraction(0.0, 0.5), Window.sigma(0.4, 1.0)))
         weight = round(rng.uniform(-0.5, 2.0), 2)
-        if rng.random() < 0.4:
+        kind = rng.random()
+        if kind < 0.3:
             rule += CFG(1 + weight, window=window)
+        elif kind < 0.5:
+            rule += S2(weight, share=0.4, seed=rng.randrange(9), protected=rng.choice(((), (0,))), window=window)
         else:
             layers = tuple(rng.sample(range(depth), rng.choice((1, 1, 2, depth))))
             rule += PerturbedLayers(weight, layers, kind=rng.choice(("skip", "skip", *PERTURBATIONS)), window=window)
@@ -121,7 +128,7 @@ def check_counts(engine: EngineCore, plan, prompts, x: Tensor) -> Tensor:
         program.step(live)
         images, seconds = counter.take()
         members = [plan.branches[i] for i in plan.outputs(live)]
-        paths = [(branch.condition, branch_path(branch, plan.conditions, plan.spec.depth).operations) for branch in members]
+        paths = [path_of(branch, plan.conditions, plan.spec.depth) for branch in members]
         conditional = [path for path in paths if path[0] == "cond"] if len(members) < len(live) else []
         assert images == [batch * count for count in executed_rows(paths, plan.spec.depth)]
         assert seconds == [batch * count for count in executed_rows(conditional, plan.spec.depth)]

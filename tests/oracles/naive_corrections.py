@@ -85,9 +85,10 @@ def beta(s: Sample, correction, memory: dict) -> Sample:
 
 def adg(s: Sample, correction, memory: dict) -> Sample:
     c0, u0 = s.estimate(s.c), s.estimate(s.u)
-    theta = math.acos(min(1.0, dot(c0, u0) / float(c0.norm() * u0.norm())))
+    known = max(length(u0), 1e-3 * (length(c0) + length(c0 - u0)))  # a reference of no length has no direction
+    theta = math.acos(min(1.0, dot(c0, u0) / (length(c0) * known)))
     turned = min(s.w * theta, correction.max_angle)
-    e = c0 - dot(u0, c0) / dot(u0, u0) * u0
+    e = c0 - dot(u0, c0) / known**2 * u0
     factor = math.sin(turned) / math.sin(theta) if math.sin(theta) > 1e-3 else s.w
     return replace(s, d=s.as_output(math.cos(turned) * c0 + factor * e - c0), w=1.0)
 
@@ -149,7 +150,8 @@ def fbg(s: Sample, correction, memory: dict) -> Sample:
             errors = [float(((stepped - clean) ** 2).sum()) for clean in (c0, u0)]
         offset = math.log((1 - correction.pi) * 3 / 2) / ((1 - correction.start) * count)
         temperature = abs(2 * memory["moment"] * offset / 10)
-        log_p = log_p - temperature / (2 * variance) * (errors[0] - errors[1]) + offset
+        pull = temperature / (2 * variance) if variance > 1e-12 else 0.0  # a second stage of a step goes nowhere
+        log_p = log_p - pull * (errors[0] - errors[1]) + offset
         least = math.log((1 - correction.pi) * correction.most / (correction.most - 1))
         memory["posterior"] = min(max(log_p, least), 3.0)
     return replace(s, w=scale - 1)

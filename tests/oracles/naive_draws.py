@@ -12,6 +12,18 @@ from segue.engine.rules.branch import Branch
 from segue.engine.rules.drawn import ClassifierReference
 
 
+def waving_classifier(classes: int = 6, seed: int = 3, waves: float = 3.0) -> Callable[[Tensor], Tensor]:
+    """Logits [B, classes] that turn with the direction of the estimates; in the precision of these."""
+
+    def classifier(clean: Tensor) -> Tensor:
+        flat = clean.flatten(1)
+        values = flat.shape[1]
+        weight = torch.randn(values, classes, generator=torch.Generator().manual_seed(seed)) / values**0.5
+        return 4 * (waves * (flat / flat.square().mean(1, keepdim=True).sqrt()) @ weight.to(clean)).sin()
+
+    return classifier
+
+
 def choice(logits: list[float], own: int, draw: ClassifierReference) -> tuple[int | None, float]:
     """The rival, or None for the plain reference, and the factor of the weight; of one sample."""
     exponentials = [math.exp((logit - max(logits)) / draw.temperature) for logit in logits]

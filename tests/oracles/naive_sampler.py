@@ -11,12 +11,14 @@ import torch
 from naive_corrections import Sample, corrected
 from torch import Tensor
 
+from segue.engine.planning.plan import branch_path
 from segue.engine.rules.branch import Branch, Exit, Perturb
+from segue.engine.rules.dropped_blocks import DropBlocks
 from segue.engine.rules.guidance import Guidance
 from segue.engine.rules.step_weight import StepWeight
 from segue.engine.rules.window import Window
 from segue.kernels.record import DIFFERENTIABLE
-from segue.models.rows import Segment
+from segue.models.rows import GATED, Segment
 from segue.models.sit import SiT
 
 ROUNDING = 1e-12  # what is left of a weight and a delta that cancel is none
@@ -33,8 +35,10 @@ def branch_labels(branch: Branch, labels: Tensor, spec) -> Tensor:
     return torch.full_like(labels, branch.condition)
 
 
-def full_forward(model: SiT, x: Tensor, time: float, labels: Tensor, network: Perturb | Exit | None) -> Tensor:
-    """One branch, all layers, all output channels: [B, C_out, H, W]."""
+def full_forward(
+    model: SiT, x: Tensor, time: float, labels: Tensor, network: Perturb | Exit | DropBlocks | None, step: int = 0
+) -> Tensor:
+    """One branch at a step, all layers, all output channels: [B, C_out, H, W]."""
     spec, batch = model.spec, x.shape[0]
     modulation = model.modulation(torch.full((batch,), time, dtype=torch.float64), labels)
     per_block, final, exits = model.split_modulation(modulation)
@@ -42,6 +46,8 @@ def full_forward(model: SiT, x: Tensor, time: float, labels: Tensor, network: Pe
     for layer, block in enumerate(model.blocks):
         if isinstance(network, Exit) and network.layer == layer:
             return patches_to_image(model.exit_layers[str(layer)](h, exits[layer]), spec, x)
+        if isinstance(network, DropBlocks) and layer in network.dropped(spec.depth, step):
+            continue
         segments: tuple[Segment, ...] = ()
         if isinstance(network, Perturb) and layer in network.layers:
             if network.kind == "skip":
@@ -108,6 +114,7 @@ class NaiveSampler:
     sigmas: list[float]
 
     def __post_init__(self):
+        self.step = 0
         spec = self.models["main"].spec
         self.discrete, self.cosine = spec.time == "discrete", spec.path == "cosine"
         if self.discrete:
@@ -144,10 +151,10 @@ class NaiveSampler:
         if self.discrete:
             index = self.indices[self.sigmas.index(sigma)]
             x = sum(self.levels[index]) * y  # the variance-preserving state
-            return full_forward(model, x, float(index), labels, branch.network)
+            return full_forward(model, x, float(index), labels, branch.network, self.step)
         alpha, s, time = circle(sigma) if self.cosine else (1 - sigma, sigma, sigma)
         time = {"sigma": time, "data_time": 1 - time}[model.spec.time]
-        return full_forward(model, (alpha + s) * y, time, labels, branch.network)
+        return full_forward(model, (alpha + s) * y, time, labels, branch.network, self.step)
 
     def as_velocity(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
         """The velocity ``eps - x0`` that an output means."""
@@ -163,7 +170,7 @@ class NaiveSampler:
 
     def velocity(self, y: Tensor, sigma: float, step: int) -> Tensor:
         """The guided velocity; a branch that is reused runs at some of the consecutive calls that weigh it."""
-        self.calls += 1
+        self.calls, self.step = self.calls + 1, step
         if step < self.guidance.zero_steps:
             return torch.zeros_like(y)
         conditional = self.output(Branch(), y, sigma)
@@ -324,6 +331,13 @@ class NaiveSampler:
             estimate = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous[0]
         h = lam(t) - lam(s)
         return t / s * y - (1 - t) * math.expm1(-h) * estimate, (x0, s)
+
+
+def path_of(branch: Branch, conditions, depth: int) -> tuple[object, tuple[str, ...]]:
+    """The condition of a branch and what it does at every layer; blocks that it may leave out are its own."""
+    path = branch_path(branch, conditions, depth)
+    own = {GATED: f"{GATED} {branch.network}"}
+    return branch.condition, tuple(own.get(operation, operation) for operation in path.operations)
 
 
 def executed_rows(paths: list[tuple[object, tuple[str, ...]]], depth: int) -> list[int]:

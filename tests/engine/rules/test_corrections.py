@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from naive_sampler import NaiveSampler
+from recorded_captures import Recorder
 from tiny_models import tiny_sit
 
 from segue import (
@@ -33,7 +34,6 @@ from segue import (
     SpectralRefine,
     Window,
 )
-from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 # each with other numbers of the same kind
@@ -158,26 +158,19 @@ def test_captured_steps_equal_eager_ones_and_other_numbers_need_no_new_program(e
     rule = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5) + correction
     expected = draw(engine, rule)
     plan = engine.plan(rule, steps=6)
-    program, captured = engine.load(plan, LABELS, SEEDS, engine.draw_noise(plan, SEEDS)), []
-
-    def capture(function):
-        for _ in range(WARM_UP_STEPS):
-            function()
-        captured.append(function)
-        return CapturedStep(function, 0)
-
-    program.use_graphs(capture)
+    program, recorder = engine.load(plan, LABELS, SEEDS, engine.draw_noise(plan, SEEDS)), Recorder()
+    program.use_graphs(recorder)
     for live in plan.live:
         program.advance(live)
     assert torch.equal(program.x, expected)
-    count = len(captured)
+    count = recorder.captures
     other = SGG(CFG(2.0), SkipLayer(1.0, (1, 3)), 0.5) + others
     plan = engine.plan(other, steps=6)
     engine.release(program)
     assert engine.load(plan, LABELS, SEEDS, engine.draw_noise(plan, SEEDS)) is program
     for live in plan.live:
         program.advance(live)
-    assert len(captured) == count
+    assert recorder.captures == count
     result = program.x.clone()
     program.graphs = None
     engine.release(program)
