@@ -11,7 +11,7 @@ from segue.__main__ import app
 from segue.engine.rules.presets import KINDS
 from segue.engine.rules.rule_names import NAMES
 
-OF_EVERY_TERM = {"delta", "window", "refresh", "order", "calls"}
+OF_MOST_RULES = ("window", "delta", "refresh", "order", "calls")
 
 
 def lines(page: str, first: str) -> list[list[str]]:
@@ -39,8 +39,17 @@ def test_every_rule_is_told_with_the_options_that_are_its_own():
     corrections = {name for name, named in NAMES.items() if named.correction}
     for name, options in told.items():
         kind = KINDS[name]
-        own = {*kind.needed, *kind.optional} - OF_EVERY_TERM
+        own = {*kind.needed, *kind.optional} - {*OF_MOST_RULES}
         if name in corrections:
             assert own <= options
         else:  # rules that share a line share its words
             assert own <= options <= own | {"layer", "layers"}
+
+
+@pytest.mark.parametrize("option", OF_MOST_RULES)
+def test_options_of_most_rules_are_told_with_the_rules_that_have_them_not(option):
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    told = page[page.index("Rules that are no corrections also take") :]
+    without = re.search(r"\bnot ([^)]*)\)", told[told.index(f"`{option}`") :])[1]
+    rules = {name for name, named in NAMES.items() if not named.correction and name != "none"}
+    assert set(re.findall(r"`([\w-]+)`", without)) == {name for name in rules if option not in KINDS[name].optional}

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from naive_sampler import NaiveSampler
+from recorded_captures import Recorder
 from tiny_models import tiny_sit
 
 from segue import APG, CFG, ICG, Engine, Rescale, SkipLayer, Window, parse_rule
-from segue.engine.rules.branch import UNCOND, Branch
-from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
+from segue.engine.rules.branch import UNCOND, Branch, Perturb
 from segue.engine.running.stopping import StopPoll
 
 LABELS, SEEDS, STEPS = [0, 3, 5], [7, 8, 9], 9
@@ -23,8 +23,11 @@ def engine(request):
     return Engine(tiny_sit(**request.param), device="cpu")
 
 
-def naive(engine, scale, stop, window, noise, schedule):
-    """One sample in fp64: Euler by hand, a flag that stops the reference after the call whose cosine passes; and its calls."""
+def naive(engine, scale, stop, window, noise, schedule, skipped=()):
+    """One sample in fp64: Euler by hand, a flag that stops the reference after the call whose cosine passes; and its calls.
+
+    ``skipped``: the layers of another term, of weight 1, that does not stop.
+    """
     sampler = NaiveSampler(
         {"main": copy.deepcopy(engine.models["main"]).double()}, None, torch.tensor([0]), list(schedule.sigmas)
     )
@@ -40,6 +43,8 @@ def naive(engine, scale, stop, window, noise, schedule):
                 u = sampler.output(UNCOND, y, s)
                 guided, count = u + scale * (c - u), count + 1
                 stopped = float((c * u).sum() / (c.norm() * u.norm())) > stop
+            if skipped:
+                guided = guided + c - sampler.output(Branch(network=Perturb("skip", skipped)), y, s)
             y = y + (t - s) * sampler.as_velocity(guided, y, s)
         states.append(y)
         calls.append(count)
@@ -90,22 +95,20 @@ def test_captured_steps_stop_too_and_a_late_look_changes_nothing(engine):
     plan = engine.plan(rule, steps=STEPS)
     noise = engine.draw_noise(plan, SEEDS)
     expected = engine.sample(LABELS, rule, steps=STEPS, seeds=SEEDS).latents
-
-    def capture(function):
-        for _ in range(WARM_UP_STEPS):
-            function()
-        return CapturedStep(function, 0)
-
+    _, counts = naive(engine, 3.0, STOP, Window(), noise, plan.schedule, (1,))
+    assert min(counts) < max(counts) < STEPS  # all stop before the end, not at once
     for late in (0, 3, STEPS):
         program = engine.load(plan, LABELS, SEEDS, noise)
-        program.use_graphs(capture)
-        poll, known = StopPoll(program.combination.stopping), []
+        program.use_graphs(Recorder())
+        poll, known, guided = StopPoll(program.combination.stopping), [], torch.zeros(3)
         for live in plan.live:
             known.append(list(poll.known))
+            guided += ~program.combination.stopping.stopped[0]
             poll.known = known[max(0, len(known) - 1 - late)]
             program.advance(poll.live(live))
             poll.after_call()
         program.graphs = None
+        assert guided.tolist() == counts
         assert torch.allclose(program.x, expected, rtol=1e-4, atol=1e-5)  # batches of two and of three rows round differently
 
 

@@ -86,7 +86,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     save_model(classifier(CONVOLUTIONAL), path)
     tensors = load_file(path)
     save_file(tensors, path)
-    with pytest.raises(ValueError, match=r"c\.safetensors states no classifier in its header"):
+    with pytest.raises(ValueError, match=r"c\.safetensors is not a classifier; its header states no network"):
         load_classifier(path)
     wrong = json.dumps(CONVOLUTIONAL.to_dict() | {"num_classes": 6, "parents": []})
     save_file(tensors, path, {"spec": wrong})

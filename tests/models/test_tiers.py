@@ -17,6 +17,12 @@ from segue.models.weights import load_network, read_spec, save_model
 TREE = {"num_classes": 7, "parents": (0, 0, 1, 1, 2, 3, 3), "tiers": ((0, 0, 1, 1, 1, 0, 0), (0, 0, 0, 0, 0, 0, 0))}
 
 
+def states(seed, batch):
+    """Noise [B, C, H, W] and times [B], of other numbers than the weights."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.randn(batch, 4, 6, 10, generator=generator), torch.rand(batch, generator=generator)
+
+
 def test_the_embedding_is_the_sum_over_the_tiers(seed):
     """Against the definition, one label at a time: classes, members of each tier, the null label."""
     model = tiny_sit(seed, **TREE, class_weight=0.7)
@@ -56,7 +62,7 @@ def test_files_keep_tiers_and_affine_norms(seed, tmp_path):
     save_model(model, tmp_path / "tiered.safetensors")
     again, _ = load_network(tmp_path / "tiered.safetensors")
     assert again.spec == model.spec and read_spec(json.loads(json.dumps(model.spec.to_dict())), "it") == model.spec
-    x, time, labels = torch.randn(3, 4, 6, 10), torch.rand(3), torch.tensor([0, 9, 14])
+    x, time, labels = *states(seed, 3), torch.tensor([0, 9, 14])
     assert torch.equal(again(x, time, labels), model(x, time, labels))
 
 
@@ -121,14 +127,15 @@ def test_affine_norms_begin_as_the_identity(seed):
     affine = SiT(SiTSpec(**vars(plain.spec) | {"affine_norms": True})).eval().requires_grad_(False)
     missing = affine.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert len(missing) == 4 * plain.spec.depth and all(".norm1." in name or ".norm2." in name for name in missing)
-    x, time, labels = torch.randn(2, 4, 6, 10), torch.rand(2), torch.tensor([0, 5])
+    x, time, labels = *states(seed, 2), torch.tensor([0, 5])
     assert torch.equal(affine(x, time, labels), plain(x, time, labels))
 
 
 def test_affine_norms_are_folded_into_shift_and_scale(seed):
     """``(w n + b) (1 + scale) + shift`` in fp64, as a network with norms of its own would compute it."""
     block = randomize(tiny_sit(seed, affine_norms=True).blocks[0], seed + 1).double()
-    h, condition = torch.randn(2, 7, 32, dtype=torch.float64), torch.randn(2, 32, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed + 2)
+    h, condition = (torch.randn(*shape, generator=generator).double() for shape in ((2, 7, 32), (2, 32)))
     plain, folded = block.adaLN_modulation(condition), block.modulation(condition)
     for own, norm in ((0, block.norm1), (3, block.norm2)):
         shift, scale = plain[:, None].chunk(6, dim=-1)[own : own + 2]

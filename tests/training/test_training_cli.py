@@ -207,4 +207,6 @@ def test_a_classifier_is_trained_and_exported_by_the_same_commands(monkeypatch, 
     assert code == 0 and "tiny-classifier, 0.01 M parameters" in output, output
     whole, small = load_classifier(tmp_path / "run"), load_classifier(tmp_path / "c.safetensors")
     assert small.spec == TINY_CLASSIFIER
+    code, output = train(tmp_path / "run", "--resume", "--class-dropout", 0.1)
+    assert code == 2 and "tiny-classifier is a classifier, which takes no --class-dropout" in output, output
     assert all(torch.equal(value.half().float(), small.state_dict()[name]) for name, value in whole.state_dict().items())

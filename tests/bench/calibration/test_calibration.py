@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from typer.testing import CliRunner
 from segue import APG, CFG, SGG, Engine, SkipLayer, Window, parse_rule
 from segue.__main__ import app
 from segue.bench.calibration.calibrate import Budget, Calibrator
-from segue.bench.calibration.finished import Draw, Finished, distances, error, error_interval
+from segue.bench.calibration.finished import Finished, distances, error, error_interval
 from segue.bench.calibration.left_out import measure_left_out
 from segue.bench.calibration.placement import Placement, Placements
 from segue.bench.calibration.search import Search, Wanted
+from segue.bench.quality.draw import Draw
 from segue.bench.rows import read_rows
 from segue.engine.rules.calibration import Calibration, read_calibration
 from segue.engine.rules.rule_text import rule_text
@@ -69,7 +71,7 @@ def test_one_call_left_out_is_predicted_as_it_was_measured(engine, placements, l
     finished = Finished(engine, placements.exact, Draw(5, 0, 3))
     exact = finished.samples(RULE)
     unguided = distances(finished.samples(None), exact)
-    for branch, call in left_out.changes[::3]:
+    for branch, call in placements.changes[::3]:
         placement = placements.all_calls().without(branch, call)
         found = error(distances(finished.samples(placements.rule(placement)), exact), unguided)
         # both are differences of fp32 samples, some 1e-3 of these, whose rounding is 1e-6
@@ -100,6 +102,24 @@ def test_a_search_keeps_to_what_is_wanted_and_no_exchange_is_better(placements, 
     dearer = Wanted(cost=1.5) if wanted.cost is not None else Wanted(error=wanted.error / 2)
     other = search.best(dearer)[0]
     assert left_out.predicted(other) <= left_out.predicted(best) and placements.cost(other) >= placements.cost(best)
+
+
+@pytest.mark.parametrize("steady", [0.12, 0.0])
+def test_a_search_for_an_error_goes_on_past_rounds_with_nothing_new(engine, monkeypatch, steady):
+    """Where finished samples err a little more than was wanted: until a placement has the error, or nothing is left out."""
+    calibrator = Calibrator(engine, engine.plan(RULE, steps=STEPS), Budget(Draw(5, 0), Draw(5, 100), 99), lambda line: None)
+    everything, wanted = calibrator.placements.all_calls(), Wanted(error=0.2)
+    cheap, better = (everything.with_calls(0, everything.calls[0][:count]) for count in (1, 2))
+    errors = {calibrator.placements.rule(cheap): 0.202, calibrator.placements.rule(better): 0.1}
+
+    def best(aim):
+        if aim.error > 0.15:
+            return [cheap]
+        return [better] if aim.error < steady else [everything] if aim.error < 0.01 else [cheap]
+
+    monkeypatch.setattr(calibrator, "_search", SimpleNamespace(best=best, neighbours=lambda placement, wanted: []))
+    monkeypatch.setattr(calibrator, "error", lambda rule, draw: errors.get(rule, 0.3))  # that of all calls, by rounding, too
+    assert calibrator.best(wanted) == (better if steady else cheap)
 
 
 def test_the_error_is_a_ratio_of_medians_with_an_interval_of_sets():
@@ -154,7 +174,10 @@ def refusals(engine, made):
         "unguided": (lambda: Placements(engine.plan(None, steps=4)), "evaluates no branch twice in a row"),
         "reused": (lambda: Placements(engine.plan(RULE.reused(2), steps=4)), "begins with the exact rule"),
         "reference": (lambda: Placements(engine.plan(CFG(2.0) + APG(0.0, 1.0, 0.0), steps=4)), "needs its reference"),
-        "seeds": (lambda: Budget(Draw(6, 0), Draw(5, 5)), "what is searched on must not judge: seeds 5 to 5 are in both"),
+        "seeds": (
+            lambda: Budget(Draw(6, 0), Draw(5, 5)),
+            "what is searched on must not judge: seeds 5 to 5 are in both, 6 from 0 and 5 from 5",
+        ),
         "name": (lambda: RULE.calibrated("nowhere.json"), "no calibration 'nowhere.json': neither a file nor one of sgg"),
     }
 
@@ -227,33 +250,42 @@ def test_commands_write_a_calibration_and_go_by_it(tmp_path, monkeypatch):
         assert words in run(*arguments, code=2).stderr
 
 
+def test_an_error_that_was_not_reached_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "mine.safetensors")
+    monkeypatch.setattr(Calibrator, "best", lambda calibrator, wanted: calibrator.placements.fewest((0,)))
+    few = ["--samples", "6", "--judge-samples", "5", "--batch", "6", "--steps", "4", "--json"]
+    arguments = ["calibrate", "--model", "mine.safetensors", "-g", "cfg:scale=2", "--error", "0.001", *few, "--out", "own.json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    error = json.loads(result.stdout)["error"]
+    assert f"warning: its error is {error:.3f} on the samples that judge, and error 0.001 was wanted\n" in result.stderr
+
+
 def test_rows_of_reuse_are_measured_once_and_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "mine.safetensors")
     rule = "cfg:scale=2,window=steps:1,5"
-    command = [
-        "reproduce",
-        "reused",
-        "--model",
-        "mine.safetensors",
-        "--steps",
-        "5",
-        "-g",
-        rule,
-        "--cost",
-        "1.5",
-        "--batch",
-        "96",
-    ]
-    command += ["--samples", "10", "--judge-samples", "96", "--tries", "1", "--out", "rows.jsonl"]
+    common = ["reproduce", "reused", "--model", "mine.safetensors", "--steps", "5", "--cost", "1.5", "--out", "rows.jsonl"]
+    common += ["--samples", "10", "--judge-samples", "96", "--batch", "96", "--tries", "1"]
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, [*common, *arguments])
+        assert result.exit_code == code, result.stderr or result.exception
+        return result.stdout
+
     for _ in range(2):
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.stderr or result.exception
+        shown = run("-g", rule)
     rows = [row for row in read_rows(tmp_path / "rows.jsonl") if row.suite == "reused"]
     variants = ["exact", "every 2 calls, order 0", "every 2 calls, order 1", "cost 1.5"]
     assert [row.variant for row in rows] == [name for name in variants for _ in range(2)]
-    table = result.stdout[result.stdout.index("| directions |") :]
-    assert "| every 2 calls, order 1 | 1.5" in table and f"`{rule},refresh=2,order=1`" in table
+    table = shown[shown.index("| directions |") :]
+    assert "| every 2 calls, order 1 | 1.5" in table and f"`{rule},refresh=2,order=1`" in table and "missing" not in table
+    later = run("-g", "cfg:scale=3", "--limit-minutes", "1e-9", code=3)  # nothing is begun, and what is there stays
+    assert "exact: not begun" in later and table.split("\n\n")[0] in later
+    again = "segue reproduce reused -g cfg:scale=3 --model mine.safetensors --steps 5 --judge-samples 96 --out rows.jsonl"
+    assert "| missing (fewer than 96 samples) |" in later and f"exact | 0 | `{again}` |" in later
+    assert f"cost 1.5 | 0 | `{again} --cost 1.5` |" in later and len(read_rows(tmp_path / "rows.jsonl")) == len(rows) + 1
 
 
 def test_windows_with_pauses_keep_the_first_call_of_each_segment(engine):

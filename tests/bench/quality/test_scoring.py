@@ -292,10 +292,10 @@ def test_a_scale_that_is_missing_is_found_without_drawing_the_rule_again(engine,
 
 
 def test_a_piece_that_would_end_too_late_does_not_begin():
-    minutes = iter([0, 10, 30, 30])
+    minutes = iter([0, 0, 0, 30, 30, 30])
     limit = TimeLimit(minutes=50, now=lambda: 60 * next(minutes))
-    limit.check("first", 72)
-    limit.spend(72, 60 * 30)
+    with limit.piece("first", 72):
+        pass
     limit.check("smaller", 47)
     with pytest.raises(OutOfTimeError, match=r"cfg: not begun, 1200 s left of 50 minutes, 3600 s needed"):
         limit.check("cfg", 144)

@@ -11,12 +11,14 @@ from segue.bench.reproduction.durations import durations_of, timed
 from segue.bench.reproduction.inference_page import inference_claims, inference_content
 from segue.bench.reproduction.interval_cfg import IntervalCFG
 from segue.bench.reproduction.page import LEAST, Content, check_folder, empty_block, write_page
+from segue.bench.reproduction.reused_page import ERROR, SUITE, reused_content
 from segue.bench.reproduction.rule_list import OwnRule
 from segue.bench.reproduction.scored_rules import BETTER, LEVEL, WORSE, ScoredRules
 from segue.bench.reproduction.switch_picture import draw_switch
-from segue.bench.rows import append_rows
+from segue.bench.rows import append_rows, make_row
 from segue.bench.scores.intervals import Interval
-from segue.bench.timing import once
+from segue.bench.tables import GUIDED
+from segue.bench.timing import Statistic, once
 from segue.engine.images import read_png
 from segue.engine.rules.presets import parse_rule
 
@@ -167,3 +169,16 @@ def test_runs_that_added_rows_are_timed_and_others_are_not(environment, tmp_path
 def test_real_samples_have_their_line(environment):
     rows = scored(environment, LEAST, {}, {REAL: 0.01, "none": 0.5})
     assert f"| {REAL} |" in inference_content(rows, OWN[:1], [], "segue score", None, case(LEAST)).text()
+
+
+def test_the_page_of_reused_directions_keeps_every_case_of_the_networks_and_lists_what_is_missing(environment):
+    def rows(case, variant, samples):
+        error = make_row(environment, SUITE, case, variant, ERROR, "relative", Statistic(0.1, 0.08, 0.12, samples), "float32")
+        return [make_row(environment, SUITE, case, variant, GUIDED, "x", once(1.5), "float32"), error]
+
+    held = [*rows("net 1, cfg", "cost 1.5", 96), *rows("net 1, sgg", "cost 1.5", 95), *rows("net 12, ag", "cost 1.5", 96)]
+    asked = {("net 1, sgg", "cost 1.5"): "again", ("net 1, sgg", "exact"): "begin", ("net 1, cfg", "cost 1.5"): "nothing"}
+    text = reused_content(held, "net 1", asked).text()
+    assert "**net 1, cfg**" in text and "0.100 (0.041 to 0.159)" in text  # Student's at 60 %, of 5 sets, made that at 95 %
+    assert "**net 1, sgg**" not in text and "net 12" not in text
+    assert "| sgg: cost 1.5 | 95 | `again` |\n| sgg: exact | 0 | `begin` |" in text and "nothing" not in text

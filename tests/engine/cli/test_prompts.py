@@ -197,6 +197,11 @@ def test_the_plan_of_a_folder_is_the_engines_and_needs_no_weights(segue, pipelin
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((pipeline / part).read_bytes())
     assert planned(segue, "--model", "tiny-sd3", *flags) == expected
+    listed = json.loads(segue("guidance", "--model", "tiny-sd3", "--steps", "6", "--json").stdout)["rules"]
+    costs = {rule["name"]: rule["cost"] for rule in listed}
+    for rule in ("cfg", "cfgpp:scale=0.6", "nag"):  # by the levels of the folder's scheduler, as there
+        plan = planned(segue, "--model", "tiny-sd3", "--steps", "6", "-g", rule)
+        assert (plan["schedule"], plan["cost"]["relative"]) == (expected["schedule"], costs[rule.split(":")[0]])
     alone = planned(segue, "--model", "tiny-sd3/transformer", "-g", RULE, "--schedule", "shift=3")
     assert (alone["schedule"], alone["cost"]["evaluations"]) == ("shift 3", 56)
 
@@ -235,6 +240,8 @@ REFUSED = [
     (["sample", *START, "--dtype", "float3"], "'float3'"),
     (["sample", *START, "--model", "transformer"], TRANSFORMER),
     (["sample", *START, "--model", "sd3.5-medium"], "sd3.5-medium is a size, which segue plan takes"),
+    (["calibrate", "--cost", "1.2", "--out", "c.json"], "tiny-sd3 draws from prompts; calibrations are searched on models of"),
+    (["sample", "--count", "4", "--out", "c.npz"], "tiny-sd3 draws from prompts; an .npz file holds samples of classes"),
     (["plan", "--model", "sd3.5-large"], LARGE),
     (["plan", "--model", "sd3.5-large", "-g", "slg"], "needs layers: model 'sd3.5-large' has no default for it, because"),
     (["plan", "--model", "sd3.5-large", "--family", "sit"], "--family sit does not apply"),

@@ -120,6 +120,7 @@ def test_a_classifier_of_pictures_of_another_size_is_refused():
     plan = engine.plan("gfcg", steps=3)
     work = 129692928  # of the bundled classifier, by PyTorch's own count
     assert plan.call_cost(plan.live[1])[2] - plan.call_cost(plan.live[2])[2] == work + _projection(engine.spec)
+    assert work / engine.spec.forward_flops(32, 32) == pytest.approx(0.25, abs=0.01)  # as docs/guidance.md says
 
 
 def _projection(spec) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from attached_runs import PATHS, forced, relative_error
 from counted_rows import counted_rows
-from naive_draws import choice
+from naive_draws import choice, waving_classifier
 from step_trace import check_step
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
@@ -19,13 +19,7 @@ from tests.tolerances import ATTACHED_RUN
 NAMES, TEMPLATE = ("an oak", "an elm", "a bay"), "see {}, so"
 PROMPTS, OWN, SEEDS, STEPS = ["see an elm", "old an oak", "a bay"], [1, 0, 2], [5, 6, 7], 4
 CLASSES = {"classes": NAMES, "template": TEMPLATE}
-
-
-def classifier(clean):
-    """Logits [B, 3] that turn with the direction of the estimates."""
-    weight = torch.randn(clean[0].numel(), 3, generator=torch.Generator().manual_seed(1)) / 8
-    flat = clean.flatten(1)
-    return 4 * (flat / flat.square().mean(1, keepdim=True).sqrt() @ weight.to(clean)).sin()
+CLASSIFIER = waving_classifier(len(NAMES), seed=1, waves=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def naive(engine, rule, sigmas):
     for call, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         conditional = velocity(x, sigma, list(zip(own.positive.context, own.positive.pooled, strict=True)))
         found = (
-            [choice(row, k, draw) for row, k in zip(classifier(x - sigma * conditional).tolist(), OWN, strict=True)]
+            [choice(row, k, draw) for row, k in zip(CLASSIFIER(x - sigma * conditional).tolist(), OWN, strict=True)]
             if (hasattr(draw, "lag"))
             else [(int(other_classes(seed, len(sigmas) - 1, k, 3)[call]), 1.0) for seed, k in zip(SEEDS, OWN, strict=True)]
         )
@@ -74,10 +68,10 @@ def naive(engine, rule, sigmas):
 
 
 RULES = {
-    "rival, lag 0": GFCG(1.5, classifier=classifier, lag=0, **CLASSES),
-    "rival, lag 1": GFCG(1.5, classifier=classifier, **CLASSES),
-    "swap, lag 0": GFCG(1.5, classifier=classifier, form="cfg-swap", lag=0, **CLASSES),
-    "swap, lag 1": GFCG(1.5, classifier=classifier, form="cfg-swap", **CLASSES),
+    "rival, lag 0": GFCG(1.5, classifier=CLASSIFIER, lag=0, **CLASSES),
+    "rival, lag 1": GFCG(1.5, classifier=CLASSIFIER, **CLASSES),
+    "swap, lag 0": GFCG(1.5, classifier=CLASSIFIER, form="cfg-swap", lag=0, **CLASSES),
+    "swap, lag 1": GFCG(1.5, classifier=CLASSIFIER, form="cfg-swap", **CLASSES),
     "random": ICG(2.5, **CLASSES),
 }
 
@@ -144,7 +138,7 @@ def test_what_prompts_cannot_do_is_one_sentence(engine):
         (ICG(2.0), embedded, "which takes prompts, is drawn from classes"),
         (RULES["random"], PromptEmbeddings(embedded.positive), "came without texts"),
         (RULES["swap, lag 1"], embedded, "hold no negative prompt"),
-        (GFCG(1.0, classifier=classifier, classes=NAMES[:2]), embedded, "tells 3 classes apart, and the rule names 2"),
+        (GFCG(1.0, classifier=CLASSIFIER, classes=NAMES[:2]), embedded, "tells 3 classes apart, and the rule names 2"),
         (GFCG(1.0, classifier="herbarium-classifier", **CLASSES), embedded, "tells 48 classes apart, and the rule names 3"),
     ):
         with pytest.raises(ValueError, match=words), counted_rows() as rows:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from attached_runs import draw, relative_error
 from counted_rows import counted_rows, planned_rows
+from recorded_captures import Recorder
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 import segue
 from segue import APG, CFG, Engine, SkipLayer, Window
 from segue.engine.adapters.scheduler_solver import SchedulerSolver, scheduler_run, timed_scheduler
 from segue.engine.planning.schedule import from_scheduler
-from segue.engine.running.graph import CapturedStep
 from segue.kernels.philox import normal_noise
 
 RUN = 1e-5  # two fp32 networks that sum in another order, over a run; see ATTACHED_RUN
@@ -247,7 +247,7 @@ def test_a_loaded_program_steps_as_the_run_does(engine, use):
     for live in run.plan.live:
         program.advance(live)
     assert torch.equal(program.x, run.latents)
-    program.use_graphs(lambda function: function() or CapturedStep(function, 0))  # warms up once, as a capture does
+    program.use_graphs(Recorder())
     program.load(run.plan, engine.draw_noise(run.plan, SEEDS), engine._conditions(run.plan, embeddings), SEEDS)
     for live in run.plan.live:
         program.advance(live)

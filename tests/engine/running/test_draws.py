@@ -1,12 +1,14 @@
 """Labels that are drawn in the step: against loops over samples in fp64, by their limits, and by what the plan counts."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from counted_rows import counted_rows
-from naive_draws import NaiveDraws
+from naive_corrections import Sample, corrected
+from naive_draws import NaiveDraws, waving_classifier
 from step_trace import OnDevice, check_step
 from tiny_models import tiny_sit
 
@@ -22,17 +24,6 @@ KINDS = {
     "flow": {},
     "dit": {"prediction": "epsilon", "time": "discrete", "out_channels": 8, "frequency_shift": 1.0, "parents": ()},
 }
-
-
-def waving_classifier(classes=6, values=240, gain=4.0, seed=3):
-    """Logits [B, classes] that turn with the direction of the estimates; in the precision of these."""
-    weight = torch.randn(values, classes, generator=torch.Generator().manual_seed(seed)) / values**0.5
-
-    def classifier(clean):
-        flat = clean.flatten(1)
-        return gain * (3 * (flat / flat.square().mean(1, keepdim=True).sqrt()) @ weight.to(clean)).sin()
-
-    return classifier
 
 
 CLASSIFIER = waving_classifier()
@@ -205,9 +196,22 @@ def test_coefficients_of_a_plain_reference_are_those_of_the_table_to_the_bit(eng
     for call in range(4):
         table = program.looked_up()[1]
         weighed = program.begin_draws(table)
-        rival = program.plan.branches.index(rule.terms[1].branch)
+        swap, rival = (program.plan.branches.index(term.branch) for term in rule.terms)
         assert (weighed[:, rival] == 0).all()
+        assert torch.equal(weighed[:, swap], table[:, swap]) and torch.allclose(weighed[:, swap], torch.tensor(-0.7))
         assert (weighed.sum(1) == 1).all() if call else torch.equal(weighed, table)
+        program.step(program.plan.live[call])
+
+
+def test_coefficients_of_a_swap_are_raised_by_the_gain(engine):
+    """By a classifier that is sure of other classes; at the first call nothing is chosen."""
+    rule = GFCG(0.7, classifier=sure_of([1, 2, 3]), form="ag-swap", gain=2.0)
+    program = engine.load(engine.plan(rule, steps=3), LABELS, SEEDS, drawn_noise(engine))
+    swap = program.plan.branches.index(rule.terms[0].branch)
+    for call in range(3):
+        weighed, weight = program.begin_draws(program.looked_up()[1]), 0.7 * (3 if call else 1)
+        assert torch.allclose(weighed[:, swap], torch.tensor(-weight))
+        assert torch.allclose(weighed[:, 0], torch.tensor(1 + weight))
         program.step(program.plan.live[call])
 
 
@@ -404,12 +408,47 @@ def test_what_cannot_run_is_refused_before_any_work(engine, rule, words):
 def test_a_reference_that_changes_does_not_stop(engine):
     with pytest.raises(ValueError, match="stops terms with another condition, such as CFG's, not that of random label"):
         (CFG(2.0) + ICG(2.0)).adaptive(0.9)
-    rule = CFG(2.0).adaptive(0.5) + GFCG(1.0, classifier=CLASSIFIER, form="ag-swap", lag=0)
-    assert torch.isfinite(engine.sample(LABELS, rule, steps=4, seeds=SEEDS).latents).all()
+    beside = GFCG(1.0, classifier=CLASSIFIER, form="ag-swap", lag=0)
+    stopping, once = CFG(2.0).adaptive(-0.999) + beside, CFG(2.0, window=Window.steps(1, 1)) + beside
+    found, expected = (engine.sample(LABELS, rule, steps=4, seeds=SEEDS).latents for rule in (stopping, once))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
-def test_corrections_that_suit_a_drawn_reference(engine):
-    for rule in (ICG(2.0) + APG(0.0, 1.0, 0.5), ICG(2.0) + CFGZeroStar(1), GFCG(1.0, classifier=CLASSIFIER) + Rescale(0.5)):
-        assert torch.isfinite(engine.sample(LABELS, rule, steps=4, seeds=SEEDS).latents).all()
+CORRECTED = {  # drawn terms of weight 1
+    "apg": (ICG(2.0), APG(-0.5, 1.0, 0.5)),
+    "zero-star": (ICG(2.0), CFGZeroStar(1)),
+    "rescale": (GFCG(1.0, classifier=CLASSIFIER), Rescale(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_corrections_that_suit_a_drawn_reference(engine, name):
+    """Along the way of the corrected run: what the term alone adds there, corrected sample by sample in fp64."""
+    rule, correction = CORRECTED[name]
+    noise = drawn_noise(engine)
+    found = engine.sample(LABELS, rule + correction, schedule=LEVELS, seeds=[0, 1, 2], noise=noise).latents
+    plain, drawn = (engine.denoiser(own, LABELS, schedule=LEVELS) for own in (None, rule))
+    x, memories, steps = noise, [[{}] for _ in LABELS], len(LEVELS) - 1
+    for step, (level, following) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
+        c, guided = (denoiser.velocity(x, torch.full((3,), level)).double() for denoiser in (plain, drawn))
+        velocity = torch.zeros_like(c)
+        for i, y in enumerate(x.double()):
+            place = level, following, step, steps, lambda output, y=y, level=level: y - level * output
+            sample = Sample(c[i], guided[i] - c[i], 1.0, y, *place)
+            velocity[i] = corrected(sample, torch.zeros_like(y), correction.corrections, True, memories[i])
+        x = x + (following - level) * velocity.float() * (step >= correction.zero_steps)
+    torch.testing.assert_close(found, x, rtol=0, atol=5e-5)
+    uncorrected = engine.sample(LABELS, rule, schedule=LEVELS, seeds=[0, 1, 2], noise=noise).latents
+    assert (found - uncorrected).abs().max() > 1e-2
+
+
+def test_a_correction_that_changes_nothing_leaves_a_drawn_reference(engine):
+    found, plain = (
+        engine.sample(LABELS, own, steps=4, seeds=SEEDS).latents for own in (ICG(2.0) + APG(0.0, math.inf, 1.0), ICG(2.0))
+    )
+    torch.testing.assert_close(found, plain, rtol=0, atol=2e-5)
+
+
+def test_a_correction_takes_the_reference_that_is_not_drawn(engine):
     weak = GFCG(0.5, classifier=CLASSIFIER, form="ag-swap") + CFG(2.0) + APG(0.0, 1.0, 0.5)
     assert engine.plan(weak, steps=4).branches[engine.plan(weak, steps=4).reference].condition == "uncond"

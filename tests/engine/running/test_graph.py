@@ -8,33 +8,13 @@ import pytest
 import torch
 from live_sets import engine_of
 from live_sets import load as load_run
+from recorded_captures import Recorder
 from tiny_models import tiny_sit
 
 from segue import CFG, SGG, Engine, SkipLayer, Window
-from segue.engine.running.graph import WARM_UP_STEPS, CapturedStep
 
 RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 2)), 0.5)
 ALLOCATED_AT_ONCE = 512  # bytes: what the caching allocator rounds up to
-
-
-class Recorder:
-    """Captures by remembering the function; warms up like the real one."""
-
-    def __init__(self, fail_at: int | None = None):
-        self.captures, self.replays, self.fail_at = 0, 0, fail_at
-
-    def __call__(self, function):
-        for _ in range(WARM_UP_STEPS):
-            function()
-        self.captures += 1
-        if self.captures == self.fail_at:
-            raise RuntimeError("capture failed")
-
-        def replay():
-            self.replays += 1
-            function()
-
-        return CapturedStep(replay, 0)
 
 
 def load(engine, plan, seed=0):

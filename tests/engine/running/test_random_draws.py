@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from counted_rows import counted_rows
-from naive_draws import NaiveDraws
+from naive_draws import NaiveDraws, waving_classifier
 from tiny_models import tiny_sit
 
 from segue import CFG, GFCG, ICG, AutoGuidance, Engine, Guidance, SkipLayer, Window
@@ -18,13 +18,7 @@ CLASSES = 6
 # fp32 against fp64, up to 16 calls: a choice's factor adds the rounding of its logits, a few times that of the outputs
 ERROR = 2e-4
 QUICK, CASES = 8, 120
-
-
-def classifier(clean):
-    """Logits [B, 6] that turn with the direction of the estimates."""
-    weight = torch.randn(clean[0].numel(), CLASSES, generator=torch.Generator().manual_seed(8)) / clean[0].numel() ** 0.5
-    flat = clean.flatten(1)
-    return 4 * (3 * (flat / flat.square().mean(1, keepdim=True).sqrt()) @ weight.to(clean)).sin()
+CLASSIFIER = waving_classifier(CLASSES, seed=8)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ def random_draw(rng: random.Random, steps: int, channels: int | None) -> Guidanc
     form = rng.choice(("rival", "cfg-swap", "ag-swap"))
     return GFCG(
         round(rng.uniform(0.2, 1.2), 2),
-        classifier=classifier,
+        classifier=CLASSIFIER,
         form=form,
         gain=rng.choice((0.0, 1.0)) if form == "ag-swap" else 0.0,
         lag=rng.choice((0, 1)),
@@ -104,7 +98,7 @@ def check_case(pairs, case: int) -> None:
         torch.tensor(labels),
         list(schedule.sigmas),
         drawn.terms,
-        classifier,
+        CLASSIFIER,
         tuple(plan.steps.tolist()),
         others,
     )

@@ -61,8 +61,10 @@ def test_with_outlier_channels(case: Case, dtype, device, seed, judge):
 
 
 def test_every_operation_meets_outliers():
-    served = {case.operation for case in CASES} | set(QUANTISED)
-    assert served | set(dispatch.FOLLOWERS) == set(dispatch.OPERATIONS) - set(dispatch.WITHOUT_TRITON)
+    following = set(dispatch.FOLLOWERS) - {"attention_lse"}  # of which one alone has a kernel of its own
+    with_kernels = set(dispatch.OPERATIONS) - following - set(dispatch.WITHOUT_TRITON)
+    assert {case.operation for case in CASES} == with_kernels - set(QUANTISED)
+    assert set(QUANTISED) <= with_kernels
 
 
 def test_the_outliers_are_there(device):

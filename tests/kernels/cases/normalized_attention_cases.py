@@ -106,7 +106,7 @@ def test_each_text_attends_to_the_image_and_itself(normal):
 def test_limits(normal):
     """Scale 1 and alpha 0 give z+ bit for bit; a wide bound gives the extrapolation; the norm never passes the bound."""
     z, w = normal(2, 3, 11, 32)
-    ones = torch.ones(3)
+    ones = torch.ones(3, device=z.device)
 
     def numbers(scale, tau, alpha):
         return torch.stack([scale * ones, tau * ones, alpha * ones], dim=1)
