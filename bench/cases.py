@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.engine.core import EngineCore, resolve_plan
+from segue.engine.planning.condition_labels import condition_labels
 from segue.engine.planning.plan import Plan
 from segue.engine.rules.guidance import Guidance
 from segue.engine.rules.presets import parse_rule
@@ -17,7 +18,7 @@ from segue.models.mmdit import TextCondition
 from segue.models.registry import make_network
 from segue.models.sd3_sizes import SD3_SIZES, sd3_spec
 from segue.models.sizes import VAE_FACTOR, dit_spec, sit_spec
-from segue.models.spec import ModelSpec, SiTSpec, tier_of
+from segue.models.spec import ModelSpec, SiTSpec
 from segue.models.weights import load_model
 
 SEED = 20603
@@ -190,8 +191,7 @@ def random_conditions(
 ) -> Mapping[str | int, Tensor | TextCondition]:
     """Labels [B], or random prompt embeddings, for every named condition."""
     if isinstance(spec, SiTSpec):
-        labels = torch.arange(batch) % spec.num_classes
-        return {name: _labels(spec, name, labels) for name in names}
+        return condition_labels(spec, names, [index % spec.num_classes for index in range(batch)])
     made = {}
     for index, name in enumerate(names):
         generator = torch.Generator(device).manual_seed(SEED + index)
@@ -199,13 +199,3 @@ def random_conditions(
         context = torch.randn(shape, generator=generator, device=device).to(dtype)
         made[name] = TextCondition(context, torch.randn(batch, spec.pooled_dim, generator=generator, device=device).to(dtype))
     return made
-
-
-def _labels(spec: SiTSpec, name: str | int, labels: Tensor) -> Tensor:
-    if name == "cond":
-        return labels
-    if name == "uncond":
-        return torch.full_like(labels, spec.null_label)
-    if tier := tier_of(name):
-        return torch.tensor([spec.parent_label(int(label), tier) for label in labels])
-    return torch.full_like(labels, int(name))

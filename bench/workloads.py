@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segue.engine.core import EngineCore
 from segue.engine.planning.plan import Plan
+from segue.engine.rules.dropped_blocks import DropBlocks
 from segue.engine.rules.guidance import Guidance
 
 from .cases import BUNDLED, BenchModel, NotApplicable, Workload
@@ -67,6 +68,8 @@ def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], cal
                     )
                 if any(branch.is_text for branch in plan.branches):
                     raise ValueError(f"the published algorithm, which gates all rules, has no NAG, got {rule!r}")
+                if plan.draws or any(isinstance(branch.network, DropBlocks) for branch in plan.branches):
+                    raise ValueError(f"the published algorithm, which gates all rules, draws nothing at a call, got {rule!r}")
 
 
 def applicable(session: Session, model: BenchModel, rule: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.models.attention_kind import parse_attention, with_attention
-from segue.models.spec import SiTSpec, tier_of
+from segue.models.spec import SiTSpec
 from segue.models.wrapped_modules import unwrapped
 
 from .adapters.dit_pipeline import check_dit, is_dit
@@ -25,13 +25,13 @@ from .device import outside_autocast, resolve_device, resolve_dtype
 from .images import latents_to_images
 from .labels import check_labels, pipe_class_names, saved_class_names
 from .linears import check_linears
+from .planning.condition_labels import condition_labels
 from .planning.plan import Condition, Plan, checked_size
 from .planning.plan_warnings import warn_of
 from .planning.schedule import as_schedule
 from .planning.solver_rows import Solver
 from .records.sample_run import SampleRun
 from .rules.batch import RulesLike
-from .rules.drawn import Draw, plain_condition
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
@@ -351,22 +351,7 @@ class Engine(EngineCore):
         return self.models["main"].spec
 
     def _conditions(self, plan: Plan, labels: Sequence[int]) -> dict[Condition, Tensor]:
-        """Labels [B] for every condition of a plan; of drawn ones those where nothing was chosen."""
-        spec, count = self.spec, len(labels)
-        table: dict[Condition, list[int]] = {}
-        for condition in plan.conditions:
-            if isinstance(condition, Draw):
-                own = plain_condition(condition) == "cond"
-                table[condition] = list(labels) if own else [spec.null_label] * count
-            elif condition == "cond":
-                table[condition] = list(labels)
-            elif condition == "uncond":
-                table[condition] = [spec.null_label] * count
-            elif tier := tier_of(condition):
-                table[condition] = [spec.parent_label(label, tier) for label in labels]
-            else:
-                table[condition] = [int(condition)] * count
-        return {name: torch.tensor(values, device="cpu") for name, values in table.items()}
+        return condition_labels(self.spec, plan.conditions, labels)
 
 
 def _loaded(source: str | Path, how: dict[str, Any], models: Mapping[str, Any] | None, vae: Any) -> Any:

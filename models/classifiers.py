@@ -3,27 +3,24 @@
 Neither keeps running statistics, so there is no mode in which a score would differ from another.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .bundled import CLASSIFIERS, classifier_file
-from .checkpoint_files import read_checkpoint
+from .small_networks import SmallSpec, load_small
 from .spec import positive_integer
-from .weights import SPEC_KEY
 
 Family = Literal["convolutional", "transformer"]
 GROUPS = 8  # of channels that are normalised together
 
 
 @dataclass(frozen=True)
-class ClassifierSpec:
+class ClassifierSpec(SmallSpec):
     """Sizes of a classifier.
 
     ``convolutional``: ``widths`` are the channels at full, half, ... resolution, ``depth`` the residual blocks of each.
@@ -31,7 +28,9 @@ class ClassifierSpec:
     ``parents[c]`` is the superclass of class ``c``.
     """
 
-    name: str
+    kind: ClassVar[str] = "a classifier"
+    told_by: ClassVar[frozenset[str]] = frozenset({"family", "widths"})
+
     family: Family
     channels: int
     size: int
@@ -60,9 +59,6 @@ class ClassifierSpec:
             given = len(getattr(self, name))
             if given and given != self.num_classes:
                 raise ValueError(f"{name} must have one entry for each of {self.num_classes} classes, got {given}")
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 class Classifier(nn.Module):
@@ -177,24 +173,4 @@ def load_classifier(source: str | Path) -> Classifier:
     Raises ``ValueError`` or ``FileNotFoundError`` with one sentence; a bundled one also if it was made beside another model.
     """
     path = classifier_file(source) if isinstance(source, str) and source in CLASSIFIERS else Path(source)
-    checkpoint = read_checkpoint(path)
-    model = Classifier(_stored_spec(checkpoint.path, checkpoint.metadata))
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
-    except RuntimeError as error:
-        raise ValueError(f"the tensors in {path} do not fit {model.spec.name}: {str(error).splitlines()[1].strip()}") from error
-    return model.requires_grad_(False).eval()
-
-
-def _stored_spec(path: Path, metadata: Mapping[str, str]) -> ClassifierSpec:
-    try:
-        values = json.loads(metadata[SPEC_KEY])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} states no classifier in its header") from error
-    known = {field.name for field in fields(ClassifierSpec)}
-    if not isinstance(values, dict) or not {"family", "widths"} <= values.keys() <= known:
-        raise ValueError(f"{path} is not a classifier; its header describes another network")
-    try:
-        return ClassifierSpec(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the spec in {path} is not valid: {error}") from error
+    return load_small(path, ClassifierSpec, Classifier)

@@ -1,26 +1,25 @@
 """A small convolutional network that gives pictures the frequencies that their size has no room for: twice as large."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .bundled import ENHANCERS, enhancer_file
-from .checkpoint_files import read_checkpoint
+from .small_networks import SmallSpec, load_small
 from .spec import positive_integer
 from .spectrum import back_projected, enlarge
-from .weights import SPEC_KEY
 
 
 @dataclass(frozen=True)
-class EnhancerSpec:
+class EnhancerSpec(SmallSpec):
     """Sizes of an enhancer: pictures of ``channels``, ``depth`` residual blocks of ``width`` channels, ``factor`` a side."""
 
-    name: str
+    kind: ClassVar[str] = "an enhancer"
+    told_by: ClassVar[frozenset[str]] = frozenset({"width", "depth", "factor"})
+
     channels: int
     width: int
     depth: int
@@ -31,15 +30,6 @@ class EnhancerSpec:
             object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
         if self.factor < 2:
             raise ValueError(f"an enhancer enlarges by a factor of at least 2, got {self.factor}")
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def describes(cls, values: Any) -> bool:
-        """Whether JSON values name the fields of an enhancer, and no others."""
-        known = {field.name for field in fields(cls)}
-        return isinstance(values, dict) and {"width", "depth", "factor"} <= values.keys() <= known
 
 
 class _ResidualBlock(nn.Module):
@@ -88,23 +78,4 @@ def load_enhancer(source: str | Path) -> Enhancer:
     Raises ``ValueError`` or ``FileNotFoundError`` with one sentence.
     """
     path = enhancer_file(source) if isinstance(source, str) and source in ENHANCERS else Path(source)
-    checkpoint = read_checkpoint(path)
-    model = Enhancer(_stored_spec(checkpoint.path, checkpoint.metadata))
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
-    except RuntimeError as error:
-        raise ValueError(f"the tensors in {path} do not fit {model.spec.name}: {str(error).splitlines()[1].strip()}") from error
-    return model.requires_grad_(False).eval()
-
-
-def _stored_spec(path: Path, metadata: Mapping[str, str]) -> EnhancerSpec:
-    try:
-        values = json.loads(metadata[SPEC_KEY])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} states no enhancer in its header") from error
-    if not EnhancerSpec.describes(values):
-        raise ValueError(f"{path} is not an enhancer; its header describes another network")
-    try:
-        return EnhancerSpec(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the spec in {path} is not valid: {error}") from error
+    return load_small(path, EnhancerSpec, Enhancer)

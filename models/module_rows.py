@@ -211,17 +211,17 @@ class ModuleRows:
         context, embedding = self._embedded(prompts, used, slots, time)
         attention = self._attention_inputs(time, slots)
         hidden = transformer.pos_embed((x if scale is None else x * scale[:, None, None, None]).to(self.dtype))
-
         changed = _changed(layout, opened, batch)
 
         def run_block(layer: int, states: States, rows: slice, segments: tuple[Segment, ...]) -> States:
             part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in attention.items()}
-            text, image = self._call(transformer.transformer_blocks[layer], *states, embedding[rows], part)
-            after = image, states[1] if text is None else text
+            image, text = states
+            after, found = self._call(transformer.transformer_blocks[layer], image, text, embedding[rows], part)
+            after = text if after is None else after
             if changed is None:
-                return after
+                return found, after
             here = changed[rows, layer, None, None]
-            return torch.where(here, after[0], states[0]), torch.where(here, after[1], states[1])
+            return torch.where(here, found, image), torch.where(here, after, text)
 
         def add_residual(layer: int, row: int, states: States) -> States:
             residual = self._residual(layer, slots[row])

@@ -14,6 +14,7 @@ from segue.kernels.attention import PERTURBATIONS
 FULL = "full"
 SKIP = "skip"
 GATED = "gated"  # as full, with gates that a call may close
+NO_GATE = -1
 OPERATIONS = (FULL, SKIP, GATED, *PERTURBATIONS)
 
 
@@ -26,7 +27,7 @@ class Path:
 
     condition: int
     operations: tuple[str, ...]
-    gate: int | None = None
+    gate: int = NO_GATE
 
     @classmethod
     def full(cls, condition: int, depth: int) -> "Path":
@@ -163,7 +164,7 @@ class RowLayout:
     @cached_property
     def gated(self) -> dict[int, int]:
         """The row blocks whose gates a call may close, and by which of its lists of open blocks."""
-        return {i: block.gate for i, block in enumerate(self.blocks) if block.gate is not None}
+        return {i: block.gate for i, block in enumerate(self.blocks) if block.gate != NO_GATE}
 
     @property
     def roots(self) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ _MODULES = {
         "BetaCFG",
         "CFGZeroStar",
         "FreSca",
+        "PerpNeg",
         "PowerLawCFG",
     ),
     "segue.engine.rules.presets": ("parse_rule",),

@@ -44,6 +44,7 @@ from segue.engine.rules.reference_corrections import (
     BetaCFG as BetaCFG,
     CFGZeroStar as CFGZeroStar,
     FreSca as FreSca,
+    PerpNeg as PerpNeg,
     PowerLawCFG as PowerLawCFG,
 )
 from segue.engine.rules.spectral_refinement import SpectralRefine as SpectralRefine
@@ -61,6 +62,7 @@ from segue.engine.rules.guidance import (
 from segue.engine.rules.linear_rules import (
     CFG as CFG,
     NAG as NAG,
+    S2 as S2,
     SGG as SGG,
     AutoGuidance as AutoGuidance,
     CFGPlusPlus as CFGPlusPlus,

@@ -58,9 +58,7 @@ _CHOOSER = ClassifierSpec(
 )
 _JUDGE = replace(_CHOOSER, name="herbarium-judge", family="transformer", widths=(64,), depth=4)
 _ENHANCER = EnhancerSpec(name="herbarium-enhancer", channels=3, width=32, depth=4)
-_ENHANCEMENT = TrainSettings(
-    steps=4_000, batch_size=16, learning_rate=2e-3, ema=0.99, dtype="float32", checkpoint_every=250
-)  # for 25 minutes of one CPU core
+_ENHANCEMENT = TrainSettings(steps=4_000, batch_size=16, learning_rate=2e-3, ema=0.99, dtype="float32", checkpoint_every=250)
 _CLASSIFICATION = TrainSettings(steps=12_000, batch_size=128, weight_decay=0.01, checkpoint_every=250)
 
 # the weak sibling has a fifth of the parameters and an eighth of the steps: what it gets wrong is what autoguidance corrects;

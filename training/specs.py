@@ -1,6 +1,6 @@
 """The network of a run: read from its record, made for a source of samples by a recipe's sizes or a published one's."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from segue.models.classifiers import ClassifierSpec
@@ -15,11 +15,9 @@ from .task import Spec
 
 def spec_of(values: Any, where: str) -> Spec:
     """The spec in a run's record, JSON values that were read from ``where``; ``ValueError`` where it is none."""
-    known = {field.name for field in fields(ClassifierSpec)}
-    if isinstance(values, dict) and {"family", "widths"} <= values.keys() <= known:
-        return ClassifierSpec(**values)
-    if EnhancerSpec.describes(values):
-        return EnhancerSpec(**values)
+    for kind in (ClassifierSpec, EnhancerSpec):
+        if kind.describes(values):
+            return kind(**values)
     return read_spec(values, where)
 
 

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from .data.source import Source
     from .loop import Trainer
     from .run_folder import Start
+    from .task import Spec
+
+# settings that no other network has, and the options that set them
+OF_VELOCITIES = {
+    "from": "--from",
+    "size": "--size",
+    "exit_layer": "--exit-layer",
+    "affine_norms": "--affine-norms",
+    "attention": "--attention",
+    "exit_weight": "--exit-weight",
+    "objective": "--objective",
+    "everything": "--dropout",
+    "species": "--class-dropout",
+}
 
 
 def train(
@@ -191,7 +205,6 @@ def _begun(
 ) -> "Trainer":
     """The trainer of a new run: the recipe's network, fitted to the data, of another size, or a checkpoint's."""
     from segue.models.attention_kind import spec_with_attention
-    from segue.models.classifiers import ClassifierSpec
     from segue.models.spec import SiTSpec
 
     from .loop import Trainer
@@ -209,15 +222,12 @@ def _begun(
     _refuse_without_from(network)
     spec = fitted(chosen.spec, source) if "data" in network else chosen.spec
     initial, facts = {}, {"command": network | {"recipe": recipe or "herbarium"}}
-    if not isinstance(spec, SiTSpec):
-        if found := {"from", "size", "exit_layer", "affine_norms", "attention"} & network.keys():
-            kind = "a classifier" if isinstance(spec, ClassifierSpec) else "an enhancer"
-            raise ValueError(f"the recipe {recipe} is of {kind}, which takes no {sorted(found)[0]}")
-    elif "from" in network:
+    _refuse_of_velocities(spec, network | settings | dropouts)
+    if "from" in network:
         begun = _starting(network, source)
         spec, initial, facts = begun.spec, begun.tensors, facts | {"from": begun.facts}
         _say(f"from {begun}")
-    else:
+    elif isinstance(spec, SiTSpec):
         spec = sized(spec, network["size"]) if "size" in network else spec
         spec = replace(spec, exits=(network["exit_layer"],)) if "exit_layer" in network else spec
         spec = replace(spec, affine_norms=network.get("affine_norms", False))
@@ -258,6 +268,7 @@ def _resumed(
     spec, facts = spec_of(record["spec"], f"the run in {out}"), record.get("facts", {})
     if recipe is not None and recipe != spec.name:
         raise ValueError(f"{out} holds a run of {spec.name}, not of {recipe}")
+    _refuse_of_velocities(spec, settings | dropouts)
     command = facts.get("command", {}) | network
     source = _source(command) if "data" in command else get_recipe(command.get("recipe", "herbarium")).source
     values = record["settings"]
@@ -297,6 +308,15 @@ def _starting(network: dict[str, Any], source: "Source"):
         raise ValueError(f"--from takes the sizes of its checkpoint: leave out --size, got {network['size']!r}")
     hints = {name: network.get(name) for name in ("family", "heads", "exit_layer")}
     return starting_weights(network["from"], source, **hints, affine_norms=network.get("affine_norms", False))
+
+
+def _refuse_of_velocities(spec: "Spec", options: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for an option of networks that predict a velocity where ``spec`` is of none."""
+    from segue.models.spec import SiTSpec
+
+    for name, shown in OF_VELOCITIES.items():
+        if name in options and not isinstance(spec, SiTSpec):
+            raise ValueError(f"{spec.name} is {spec.kind}, which takes no {shown}")
 
 
 def _refuse_without_from(network: dict[str, Any]) -> None:

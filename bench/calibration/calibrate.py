@@ -1,14 +1,15 @@
 """``segue calibrate``: from a rule and a wanted cost or error to a file that says which calls evaluate its branches."""
 
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from segue.engine.cli.options import RunOptions, Source
-from segue.engine.cli.session import make_plan, open_engine
+from segue.engine.cli.session import make_plan, open_engine, refuse_prompt_model
 from segue.engine.engine import Engine
 from segue.engine.files import check_writable, refuse_existing, whole_file
 from segue.engine.planning.plan import Plan
@@ -19,10 +20,11 @@ from segue.engine.rules.rule_text import rule_text
 from segue.engine.running.progress import progress_bar
 from segue.models.fingerprint import rounded_fingerprint
 
+from ..quality.draw import Draw
 from ..runs import command_line
 from ..scores.intervals import LEVEL, Interval
 from ..timing import Statistic
-from .finished import Draw, Finished, distances, error, error_interval
+from .finished import Finished, distances, error, error_interval, run_of
 from .left_out import measure_left_out
 from .placement import Placement, Placements
 from .search import Search, Wanted
@@ -42,14 +44,12 @@ class Budget:
     def __post_init__(self):
         if not isinstance(self.tries, int) or self.tries < 1:
             raise ValueError(f"tries must be a whole number of at least 1, got {self.tries!r}")
-        common = set(self.search.seeds) & set(self.judgement.seeds)
-        if common:
-            raise ValueError(f"what is searched on must not judge: seeds {min(common)} to {max(common)} are in both")
+        self.search.check_apart(self.judgement)
 
     @property
     def measured(self) -> Draw:
         """The samples on which each call is left out."""
-        return Draw(max(5, self.search.samples // MEASURED), self.search.first_seed, self.search.batch)
+        return replace(self.search, samples=max(Draw.least, self.search.samples // MEASURED))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +88,8 @@ class Calibrator:
     def search(self) -> Search:
         """Predictions by what leaving out each call does, measured when they are first asked for."""
         if self._search is None:
-            free = sum(len(self.placements.free(k)) for k in range(len(self.placements.weighed)))
-            batches = -(-self.budget.measured.samples // self.budget.measured.batch)
-            with progress_bar("calls left out", free * batches) as advance:
+            runs = len(self.placements.changes) * self.budget.measured.batches
+            with progress_bar("calls left out", runs) as advance:
                 left_out = measure_left_out(self.engine, self.placements, self.budget.measured, advance)
             known: dict[Placement, float] = {}
 
@@ -105,20 +104,19 @@ class Calibrator:
     def best(self, wanted: Wanted) -> Placement:
         """The placement of least error on the samples of the search; for a wanted error the cheapest that has it.
 
-        For an error that none of those tried has, the search goes on for a smaller one.
+        For an error that none of those tried has, the search goes on for smaller ones, until nothing is left out.
         """
         self.check(wanted)
         search, aim = self.search(), wanted
         tried: dict[Placement, float] = {}
         while len(tried) < self.budget.tries:
-            before = len(tried)
-            for placement in search.best(aim)[:FIRST_TRIED]:
+            found = search.best(aim)[: min(FIRST_TRIED, self.budget.tries - len(tried))]
+            for placement in found:
                 self._try(placement, tried)
-            if wanted.cost is not None or min(tried.values()) <= wanted.error:
+            least = min(tried.values())
+            if wanted.error is None or least <= wanted.error or found[0].calls == self.placements.weighed:
                 break
-            if len(tried) == before:  # nothing new: the best that there is
-                break
-            aim = Wanted(error=aim.error * min(0.9, wanted.error / min(tried.values())))
+            aim = Wanted(error=aim.error * min(0.9, wanted.error / least))
         for placement in search.neighbours(self._chosen(tried, wanted), wanted):
             if len(tried) >= self.budget.tries:
                 break
@@ -142,14 +140,25 @@ class Calibrator:
 
     def judged(self, rule: Guidance) -> Judged:
         """An approximate rule on the samples that judge."""
-        options = {"schedule": self.exact.schedule, "solver": self.exact.solver}
-        cost = self.engine.plan(rule, height=self.exact.height, width=self.exact.width, **options).cost.relative
+        cost = self.engine.plan(rule, **run_of(self.exact)).cost.relative
         return Judged(rule, cost, *self._moved(rule, self.budget.judgement))
 
     def unguided_distance(self) -> Statistic:
         """The relative distances of unguided samples from exact ones: median, 20th and 80th percentile."""
         _, unguided = self._drawn(self.budget.judgement)
         return Statistic.of(unguided.numpy())
+
+    def exact_work(self, draw: Draw) -> float:
+        """How many unguided samples take as long as the exact and the unguided ones of ``draw``, where these are missing."""
+        return 0.0 if draw in self._exact else draw.samples * (self.exact.cost.relative + 1)
+
+    def search_work(self) -> float:
+        """About how many unguided samples take as long as :meth:`best`."""
+        exact, search = self.exact.cost.relative, self.budget.search
+        work = self.exact_work(search) + self.budget.tries * search.samples * exact
+        if self._search is None:  # a run that leaves a call out begins there, on average in the middle
+            work += self.budget.measured.samples * exact * (1 + len(self.placements.changes) / 2)
+        return work
 
     def _moved(self, rule: Guidance, draw: Draw) -> tuple[Tensor, Tensor]:
         """Distances [samples] of a rule's finished samples and of unguided ones from the exact ones."""
@@ -205,9 +214,8 @@ def calibrate_model(
     if not force:
         refuse_existing(out)
     check_writable(out, folder=False)
+    refuse_prompt_model(source, "calibrations are searched on models of classes")
     engine = open_engine(source)
-    if not isinstance(engine, Engine):
-        raise ValueError(f"{source.name} draws from prompts: calibrations are searched on models of classes")
     parsed = parse_rule(rule, engine.spec)
     exact = make_plan(engine, parsed, run)
 
@@ -222,6 +230,8 @@ def calibrate_model(
     made = calibrator.calibration(calibrator.judged(calibrator.placements.rule(placement)))
     with whole_file(out) as part:
         part.write_text(made.to_json(), encoding="utf-8")
+    if wanted.error is not None and made.error > wanted.error:
+        print(f"warning: its error is {made.error:.3f} on the samples that judge, and {wanted} was wanted", file=sys.stderr)
     if as_json:
         print(json.dumps({"file": str(out)} | made.to_dict()))
         return

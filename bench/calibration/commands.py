@@ -61,8 +61,8 @@ def calibrate(
 
     segue calibrate -g cfg:scale=2 --error 0.08 --steps 20 --out cfg.json
     """
+    from ..quality.draw import Draw
     from .calibrate import Budget, calibrate_model
-    from .finished import Draw
     from .search import Wanted
 
     budget = Budget(Draw(samples, seed, batch), Draw(judge_samples, judge_seed, batch), tries)

@@ -19,7 +19,8 @@ from segue.engine.engine import Engine
 from segue.engine.planning.reuse import extrapolations
 from segue.engine.running.program import Program
 
-from .finished import Draw
+from ..quality.draw import Draw
+from .finished import distances, run_of
 from .placement import Placement, Placements
 
 
@@ -27,13 +28,12 @@ from .placement import Placement, Placements
 class LeftOut:
     """Measured on S samples, in fp64.
 
-    ``products`` [S, M, M]: of what the M changes do to a sample, each per unit of the gain of its call.
+    ``products`` [S, M, M]: of what the M changes of ``placements`` do to a sample, each per unit of the gain of its call.
     ``gains`` [S, N, K]: how much further a finished sample is for an error of one in a direction.  ``scale`` [S]: the norm of
     the exact samples; ``unguided`` [S]: relative distances of the unguided ones.
     """
 
     placements: Placements
-    changes: tuple[tuple[int, int], ...]  # (branch, call) of each of the M
     products: np.ndarray
     gains: np.ndarray
     scale: np.ndarray
@@ -50,9 +50,9 @@ class LeftOut:
         """How much of each change the errors of one branch hold, [S, M]."""
         key = branch, calls, order
         if key not in self._known:
-            plan, moved = self.placements.exact, np.zeros((len(self.scale), len(self.changes)))
-            first = next((place for place, (k, _) in enumerate(self.changes) if k == branch), 0)
-            places = {call: first + i for i, call in enumerate(self.placements.free(branch))}
+            plan, changes = self.placements.exact, self.placements.changes
+            moved = np.zeros((len(self.scale), len(changes)))
+            places = {call: place for place, (k, call) in enumerate(changes) if k == branch}
             evaluated = np.isin(np.arange(plan.calls), calls)
             found = extrapolations(plan.weights[:, branch], evaluated, plan.sigmas, order)
             for call, (nodes, factors) in found.items():
@@ -71,17 +71,14 @@ def measure_left_out(engine: Engine, placements: Placements, draw: Draw, advance
 
     Each run begins with the state of the exact one at the call that is left out.
     """
-    changes = tuple((k, call) for k in range(len(placements.weighed)) for call in placements.free(k))
-    parts = [
-        _measured(engine, placements, changes, labels, seeds, advance)
-        for labels, seeds in draw.batches(engine.spec.num_classes)
-    ]
+    drawn = draw.parts(engine.spec.num_classes)
+    parts = [_measured(engine, placements, labels, seeds, advance) for labels, seeds in drawn]
     products, gains, scale, unguided = zip(*parts, strict=True)
     whole = np.concatenate(products), np.concatenate(gains), np.concatenate(scale)
-    return LeftOut(placements, changes, *whole, torch.cat(unguided))
+    return LeftOut(placements, *whole, torch.cat(unguided))
 
 
-def _measured(engine, placements, changes, labels, seeds, advance):
+def _measured(engine, placements, labels, seeds, advance):
     """The fields of a :class:`LeftOut` for one batch."""
     plan = engine_plan(engine, placements, placements.all_calls())
     noise = engine.draw_noise(plan, seeds)
@@ -94,7 +91,7 @@ def _measured(engine, placements, changes, labels, seeds, advance):
     exact = _flat(program)
     engine.release(program)
     moved, gains = [], np.zeros((len(labels), plan.calls, len(placements.weighed)))
-    for k, call in changes:
+    for k, call in placements.changes:
         own = engine_plan(engine, placements, placements.all_calls().without(k, call))
         program = engine.load(own, labels, seeds, noise)
         for tensor, value in zip(program.state(), states[call], strict=True):
@@ -108,16 +105,13 @@ def _measured(engine, placements, changes, labels, seeds, advance):
         moved.append(difference / gain.clamp_min(1e-30)[:, None])
         advance()
     unit = torch.stack(moved, dim=1)  # [B, M, F]
-    plain = engine.sample(labels, None, seeds=seeds, schedule=plan.schedule, solver=plan.solver, noise=noise)
-    apart = (plain.latents.double().cpu().flatten(1) - exact).norm(dim=1) / exact.norm(dim=1)
-    return (unit @ unit.mT).numpy(), gains, exact.norm(dim=1).numpy(), apart
+    plain = engine.sample(labels, None, seeds=seeds, noise=noise, **run_of(plan)).latents.double().cpu().flatten(1)
+    return (unit @ unit.mT).numpy(), gains, exact.norm(dim=1).numpy(), distances(plain, exact)
 
 
 def engine_plan(engine: Engine, placements: Placements, placement: Placement):
-    """The plan of a placement, on the schedule, by the solver and in the size of the exact one."""
-    exact = placements.exact
-    size = {"height": exact.height, "width": exact.width}
-    return engine.plan(placements.rule(placement), schedule=exact.schedule, solver=exact.solver, **size)
+    """The plan of a placement, on the run of the exact one."""
+    return engine.plan(placements.rule(placement), **run_of(placements.exact))
 
 
 def _flat(program: Program) -> Tensor:

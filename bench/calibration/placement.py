@@ -63,6 +63,11 @@ class Placements:
         """The calls of a branch that may be left out."""
         return tuple(call for call in self.weighed[branch] if call not in self.needed[branch])
 
+    @cached_property
+    def changes(self) -> tuple[tuple[int, int], ...]:
+        """All that may be left out, branch by branch: (branch, call)."""
+        return tuple((k, call) for k in range(len(self.weighed)) for call in self.free(k))
+
     def all_calls(self, order: int = 0) -> Placement:
         """Nothing left out."""
         return Placement(self.weighed, (order,) * len(self.weighed))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations, product
 
 from segue.engine.numeric_input import real_number
@@ -58,15 +59,17 @@ class Search:
 
     def _joined(self, wanted: Wanted) -> list[Placement]:
         """Placements of all branches, of those that are best for each alone; for a cost the best first."""
-        everything = self.placements.all_calls()
         made = []
-        for choice in product(*map(self._of_branch, range(len(everything.calls)))):
+        for choice in product(*self._of_branches):
             calls, orders = zip(*choice, strict=True)
             made.append(Placement(calls, orders))
         if wanted.cost is not None:
             return sorted((own for own in made if self.placements.cost(own) <= wanted.cost), key=self.predicted)
-        enough = [own for own in made if self.predicted(own) <= wanted.error]
-        return enough or [replace(everything, orders=(0,) * len(everything.orders))]
+        return [own for own in made if self.predicted(own) <= wanted.error]  # at least that of all calls, which has none
+
+    @cached_property
+    def _of_branches(self) -> list[list[tuple[tuple[int, ...], int]]]:
+        return list(map(self._of_branch, range(len(self.placements.weighed))))
 
     def _of_branch(self, branch: int) -> list[tuple[tuple[int, ...], int]]:
         """Calls and order of one branch that are best for each number of calls while all others are exact."""

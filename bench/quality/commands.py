@@ -147,8 +147,7 @@ def score(
         score_pictures(pictures, panel, device, out, shown)
     else:
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing
-        how_long = (out, limit_minutes, effective_scale, shown, beside_cfg, calibration)
-        _exit(score_model(source, guidance, panel, trial, *how_long))
+        _exit(score_model(source, guidance, panel, trial, out, limit_minutes, effective_scale, shown, beside_cfg, calibration))
 
 
 def tune_scales(

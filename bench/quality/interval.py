@@ -18,16 +18,16 @@ def standard_error(row: Row) -> float:
     return max(row.p80 - row.value, row.value - row.p20) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
 
 
-def interval_of(row: Row, level: float = LEVEL) -> Interval:
-    """The interval of a row's value: Wilson's for a share, Student's over disjoint sets for other scores.
+def student_interval(row: Row, least: float = -math.inf, level: float = LEVEL) -> Interval:
+    """Student's interval of a row's value, found on disjoint sets: as wide on both sides, but it ends at ``least``."""
+    half = standard_error(row) * student_quantile((1 + level) / 2, SETS - 1)
+    return Interval(row.value, min(row.value, max(least, row.value - half)), row.value + half)
 
-    Student's is as wide on both sides, also where a score cannot be so low: it ends at the least that the score can be.
-    """
+
+def interval_of(row: Row, level: float = LEVEL) -> Interval:
+    """The interval of a row's value: Wilson's for a share, Student's for other scores, down to the least that one can be."""
     if row.suite != SUITE:
         raise ValueError(f"a row of the suite {SUITE} is needed, got one of {row.suite}")
     if row.unit == SHARE:
         return wilson(round(row.value * row.n), row.n, level)
-    wider = student_quantile((1 + level) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
-    half = wider * max(row.p80 - row.value, row.value - row.p20)
-    least = LEAST.get(row.metric.split(BY)[0], -math.inf)
-    return Interval(row.value, min(row.value, max(least, row.value - half)), row.value + half)
+    return student_interval(row, LEAST.get(row.metric.split(BY)[0], -math.inf), level)

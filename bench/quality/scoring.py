@@ -4,7 +4,6 @@ Rows of the suite ``quality`` go into one file, ``out/quality.jsonl`` unless ano
 metric a score by a judge; its spread is an interval of confidence, see :mod:`.interval`.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,11 +93,9 @@ class Scorer:
             rows = [row for row in self._cost(rule, plan.cost) if key_of(row) not in kept]
             wants_scale = self.effective and self.form.key(rule.text, EFFECTIVE) not in kept
             if judges or wants_scale:
-                began, work = time.perf_counter(), plan.cost.evaluations * self.trial.samples * bool(judges)
-                self.limit.check(rule.text, work)
-                rows += self._effective_scale(rule) if wants_scale else []
-                rows += self._judged(rule, judges, plan.calls) if judges else []
-                self.limit.spend(work, time.perf_counter() - began)
+                with self.limit.piece(rule.text, plan.cost.evaluations * self.trial.samples * bool(judges)):
+                    rows += self._effective_scale(rule) if wants_scale else []
+                    rows += self._judged(rule, judges, plan.calls) if judges else []
             append_rows(self.path, rows)
             kept |= {key_of(row): row for row in rows}
             for line in summary(rows):

@@ -1,7 +1,8 @@
 """A limit of time for work that is done piece by piece: no piece begins that would not end in time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -31,6 +32,14 @@ class TimeLimit:
     def spend(self, work: float, seconds: float) -> None:
         """A piece of so much work took so long."""
         self._work, self._seconds = self._work + work, self._seconds + seconds
+
+    @contextmanager
+    def piece(self, what: str, work: float) -> Iterator[None]:
+        """Around a piece of so much work: :meth:`check` before it, :meth:`spend` after it."""
+        self.check(what, work)
+        began = self.now()
+        yield
+        self.spend(work, self.now() - began)
 
     def check(self, what: str, work: float) -> None:
         """Raise :class:`OutOfTimeError` if a piece of so much work would end too late."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,33 +17,24 @@ from segue.engine.running.progress import Counting
 from segue.models.fingerprint import fingerprint
 
 from ..scores.intervals import SETS
+from .draw import Draw
 
 _DRAWN = re.compile(r"(.+), (\d+) samples from seed (\d+), (\d+) steps, (\S+), beside (.+)")  # a case
 
 
 @dataclass(frozen=True)
-class Trial:
-    """``samples`` of all classes in turn, from the seeds that begin at ``first_seed``, at most ``batch`` at once.
+class Trial(Draw):
+    """Samples of all classes in turn, by so many ``steps`` of a ``solver``."""
 
-    Batches are of one size, or differ by one.  Seeds of a search and of its judgement must be apart.
-    """
+    least: ClassVar[int] = 2 * SETS
 
-    samples: int
     steps: int = 28
     solver: str = "euler"
-    first_seed: int = 0
-    batch: int = 32
 
     def __post_init__(self):
-        for name, least in (("samples", 2 * SETS), ("steps", 1), ("batch", 1), ("first_seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        super().__post_init__()
+        self.check(steps=1)
         get_solver(self.solver)
-
-    @property
-    def seeds(self) -> range:
-        return range(self.first_seed, self.first_seed + self.samples)
 
     def labels(self, classes: int) -> list[int]:
         """The class of every sample: all in turn."""
@@ -56,10 +48,6 @@ class Trial:
     def plan(self, engine: Engine, rule: ParsedRule) -> Plan:
         return engine.plan(rule.guidance, self.steps, solver=self.solver)
 
-    @property
-    def batches(self) -> int:
-        return -(-self.samples // self.batch)
-
     def draw(
         self, engine: Engine, rule: ParsedRule, advance: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,10 +55,7 @@ class Trial:
 
         ``advance`` is called after every call of the network, :attr:`batches` times as often as a run has calls.
         """
-        every = np.array(self.labels(engine.spec.num_classes))
-        for indices in np.array_split(np.arange(self.samples), self.batches):
-            labels = every[indices].tolist()
-            seeds = (self.first_seed + indices).tolist()
+        for labels, seeds in self.parts(engine.spec.num_classes):
             options = {"steps": self.steps, "solver": self.solver, "callback": Counting(None, advance)}
             run = engine.sample(labels, rule.guidance, seeds=seeds, **options)
             yield pictures_of(run), torch.tensor(labels)
@@ -96,7 +81,7 @@ def parse_case(case: str) -> Case | None:
     if found is None:
         return None
     networks, samples, seed, steps, solver, real = found.groups()
-    return Case(networks, Trial(int(samples), int(steps), solver, int(seed)), real)
+    return Case(networks, Trial(int(samples), int(seed), steps=int(steps), solver=solver), real)
 
 
 def pictures_of(run: SampleRun) -> Tensor:

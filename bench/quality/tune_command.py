@@ -40,12 +40,7 @@ class Budget:
     def trials(self, batch: int) -> tuple[Trial, Trial]:
         """Both; raises ``ValueError`` where they have seeds in common."""
         search, judgement = (Trial(**{"batch": batch} | drawn) for drawn in (self.search, self.judgement))
-        common = range(max(search.first_seed, judgement.first_seed), min(search.seeds.stop, judgement.seeds.stop))
-        if common:
-            raise ValueError(
-                f"what is searched on must not judge: seeds {common.start} to {common.stop - 1} are in both, "
-                f"{search.samples} from {search.first_seed} and {judgement.samples} from {judgement.first_seed}"
-            )
+        search.check_apart(judgement)
         return search, judgement
 
 

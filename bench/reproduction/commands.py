@@ -272,7 +272,7 @@ def reused(
     """
     from ..calibration.calibrate import Budget
     from ..calibration.commands import JUDGED_FROM as HELD_OUT
-    from ..calibration.finished import Draw
+    from ..quality.draw import Draw
     from .reused import reproduce_reused
 
     source = o.Source(model, device=device, dtype=dtype or DTYPE, weak=weak)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from segue.engine.rules.presets import parse_rule
 from segue.engine.running.progress import progress_bar
 
 from ..allocator import DEFAULT
+from ..calibration.finished import distances
 from ..quality.origins import DISTILLED, Origin
 from ..quality.real_samples import RealSamples
 from ..quality.rows import held_rows
@@ -63,14 +63,11 @@ class Distances:
         calls = sum(self.trial.plan(engine, parse_rule(rule, engine.spec)).calls for engine, rule in variants.values())
         calls += self.trial.plan(self.base, parse_rule(self.rule, self.base.spec)).calls
         found: dict[str, list[Tensor]] = {name: [] for name in variants}
-        every = np.array(self.trial.labels(self.base.spec.num_classes))
         with progress_bar("distances", calls * self.trial.batches) as advance:
-            for indices in np.array_split(np.arange(self.trial.samples), self.trial.batches):
-                labels, seeds = every[indices].tolist(), (self.trial.first_seed + indices).tolist()
+            for labels, seeds in self.trial.parts(self.base.spec.num_classes):
                 exact = self._finished(self.base, self.rule, labels, seeds, advance)
                 for name, (engine, rule) in variants.items():
-                    moved = self._finished(engine, rule, labels, seeds, advance) - exact
-                    found[name].append(moved.norm(dim=1) / exact.norm(dim=1))
+                    found[name].append(distances(self._finished(engine, rule, labels, seeds, advance), exact))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _finished(self, engine: Engine, rule: str, labels: list[int], seeds: list[int], advance: Callable[[], None]) -> Tensor:

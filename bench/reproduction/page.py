@@ -27,24 +27,28 @@ class Missing:
 
 @dataclass(frozen=True)
 class Content:
-    """What a page says: tables and sentences in order, the claims, what is missing, and the rows that all of it is made of."""
+    """What a page says: tables and sentences in order, the claims, what is missing, and the rows that all of it is made of.
+
+    Its tables hold nothing of fewer than ``least`` samples.
+    """
 
     parts: Sequence[str]
     claims: Sequence[Claim] = ()
     missing: Sequence[Missing] = ()
     rows: Sequence[Row] = ()
+    least: int = LEAST
 
     def text(self) -> str:
         """All of it, for a block of a page."""
         parts = [part for part in self.parts if part] or ["Nothing is measured yet."]
-        parts += [table for table in (claim_table(self.claims), missing_table(self.missing)) if table]
+        parts += [table for table in (claim_table(self.claims), missing_table(self.missing, self.least)) if table]
         return "\n\n".join([*parts, *([footing(self.rows)] if self.rows else [])])
 
 
-def missing_table(missing: Sequence[Missing]) -> str:
+def missing_table(missing: Sequence[Missing], least: int) -> str:
     """What a table does not hold, for want of samples, and how to draw it."""
     lines = [[each.what, str(each.samples), f"`{each.command}`"] for each in missing]
-    return markdown_table((f"missing (fewer than {LEAST} samples)", "samples", "command"), lines)
+    return markdown_table((f"missing (fewer than {least} samples)", "samples", "command"), lines)
 
 
 def footing(rows: Sequence[Row]) -> str:

@@ -1,12 +1,11 @@
 """The page on reused directions: every rule with directions held, extrapolated, and computed at the calls of a search."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ..quality.interval import SPREAD_LEVEL
+from ..quality.interval import student_interval
 from ..rows import Row
-from ..scores.intervals import LEVEL, SETS, student_quantile
 from ..tables import GUIDED, markdown_table
-from .page import Content
+from .page import Content, Missing
 
 SUITE, COMMAND, TITLE = "reused", "reused", "Reused directions"
 ERROR, EXACT = "error of finished samples", "exact"
@@ -18,25 +17,35 @@ def regular(refresh: int, order: int) -> str:
     return f"every {refresh} calls, order {order}"
 
 
-def reused_content(rows: Sequence[Row], cases: Sequence[str]) -> Content:
-    """A table for every case, of its rows."""
+def reused_content(rows: Sequence[Row], networks: str, asked: Mapping[tuple[str, str], str]) -> Content:
+    """A table for every case of ``networks``, of its rows.
+
+    What is missing is so among ``asked``: by case and variant the command that measures it.
+    """
+    mine = [row for row in rows if row.suite == SUITE and row.case.startswith(f"{networks}, ")]
     parts, used = [], []
-    for case in cases:
-        own = [row for row in rows if row.suite == SUITE and row.case == case and (row.metric != ERROR or row.n >= LEAST)]
+    for case in dict.fromkeys(row.case for row in mine):
+        own = [row for row in mine if row.case == case and (row.metric != ERROR or row.n >= LEAST)]
         variants = dict.fromkeys(row.variant for row in own if row.metric == ERROR)
         if variants:
             found = {(row.variant, row.metric): row for row in own}
             lines = [_line(found, variant) for variant in variants]
             parts += [f"**{case}**", markdown_table(("directions", "cost", "error (95 %)", "rule"), lines)]
             used += own
-    return Content(parts, rows=[*used, *(row for row in rows if row.suite == "duration")] if used else [])
+    samples = {(row.case, row.variant): row.n for row in mine if row.metric == ERROR}
+    missing = [
+        Missing(f"{key[0].removeprefix(f'{networks}, ')}: {key[1]}", samples.get(key, 0), command)
+        for key, command in asked.items()
+        if samples.get(key, 0) < LEAST
+    ]
+    durations = [row for row in rows if row.suite == "duration"]
+    return Content(parts, missing=missing, rows=[*used, *durations] if used else [], least=LEAST)
 
 
 def _line(found: dict[tuple[str, str], Row], variant: str) -> list[str]:
     cost, error = found[variant, GUIDED], found[variant, ERROR]
     if variant == EXACT:
         return [variant, f"{cost.value:.3f}x", f"0; unguided differs by {error.value:.4f}", ""]
-    wider = student_quantile((1 + LEVEL) / 2, SETS - 1) / student_quantile((1 + SPREAD_LEVEL) / 2, SETS - 1)
-    half = (error.p80 - error.value) * wider
-    shown = f"{error.value:.3f} ({max(0.0, error.value - half):.3f} to {error.value + half:.3f})"
+    interval = student_interval(error, least=0.0)
+    shown = f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
     return [variant, f"{cost.value:.3f}x", shown, f"`{error.note}`"]

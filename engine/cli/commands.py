@@ -110,7 +110,7 @@ def sample(
     from .stream import archive_of, refuse_shards, write_samples
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = replace(o.with_adapter(source, adapter, adapter_scale, attention), upscale=upscale)
+    source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention, upscale=upscale)
     rule = o.RuleOptions.of(
         guidance,
         calibration,
@@ -200,7 +200,7 @@ def compare(
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = o.with_adapter(source, adapter, adapter_scale, attention)
+    source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention)
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
         refuse_calibration(calibration)
@@ -265,7 +265,7 @@ def plan(
     )
     text = o.PromptOptions(height=height, width=width)
     source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
-    source = o.with_adapter(source, None, None, attention)
+    source = replace(source, attention=attention)
     show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
 
 

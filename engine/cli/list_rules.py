@@ -1,21 +1,17 @@
 """``segue guidance``: every named rule with its formula, its source, and what it costs on a model."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from segue.models.spec import ModelSpec
-
-from ..core import resolve_plan
-from ..planning.plan import Plan
 from ..rules.catalogue import ENTRIES
 from ..rules.presets import parse_rule
 from ..rules.rule_names import NAMES
-from .options import Source
-from .show_plan import SD3_SCHEDULE, find_specs
+from .options import RunOptions, Source
+from .planned_model import PlannedModel
 
 ON_TOP_OF = "cfg"  # what corrections are added to
 
@@ -40,13 +36,13 @@ class Listed:
 
 def list_rules(source: Source, steps: int | None, as_json: bool) -> None:
     """Print every rule with the numbers of the model, or the usual ones."""
-    specs = find_specs(source)
-    listed = list(_listed(specs, steps))
+    model = PlannedModel.of(source)
+    listed = list(_listed(model, steps))
     if as_json:
-        print(json.dumps({"model": specs["main"].name, "rules": [asdict(rule) for rule in listed]}))
+        print(json.dumps({"model": model.main.name, "rules": [asdict(rule) for rule in listed]}))
         return
     console = Console()
-    table = Table(title=f"guidance on {specs['main'].name}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"guidance on {model.main.name}", title_justify="left", box=None, pad_edge=False)
     for column, numeric in (
         ("rule", False),
         ("formula", False),
@@ -70,24 +66,18 @@ def list_rules(source: Source, steps: int | None, as_json: bool) -> None:
     )
 
 
-def _listed(specs: Mapping[str, ModelSpec], steps: int | None) -> Iterator[Listed]:
+def _listed(model: PlannedModel, steps: int | None) -> Iterator[Listed]:
     for name, entry in ENTRIES.items():
         standing = f"{entry.standing}: {entry.note}" if entry.note else entry.standing
         text = f"{ON_TOP_OF} + {_shortest(name)}" if NAMES[name].correction else _shortest(name)
         told = name, NAMES[name].title, entry.formula, standing, entry.source
         try:
-            plan, rule = _planned(specs, text, steps)
+            parsed = parse_rule(text, model.main)
+            plan = model.plan(parsed.guidance, RunOptions(steps))
         except ValueError as error:
             yield Listed(*told, None, None, None, str(error))
         else:
-            yield Listed(*told, rule, plan.cost.evaluations, plan.cost.relative)
-
-
-def _planned(specs: Mapping[str, ModelSpec], text: str, steps: int | None) -> tuple[Plan, str]:
-    """The plan of a rule by its text, and the text with every number."""
-    parsed = parse_rule(text, specs["main"])
-    schedule = SD3_SCHEDULE if specs["main"].text_tokens else None
-    return resolve_plan(specs, parsed.guidance, steps, schedule), parsed.text
+            yield Listed(*told, parsed.text, plan.cost.evaluations, plan.cost.relative)
 
 
 def _shortest(name: str) -> str:
@@ -98,10 +88,10 @@ def _shortest(name: str) -> str:
 EXAMPLES = {  # numbers of corrections, and of rules that no usual number fits
     "apg": "apg:momentum=-0.5,radius=15,eta=0",
     "fdg": "fdg:low=0.5",
+    "perp-neg": "cfg:scale=1.5,reference=1 + perp-neg",
     "rescale": "rescale:phi=0.7",
     "epsilon": "epsilon:factor=1.005",
     "higs": "higs:weight=1",
     "cfgpp": "cfgpp:scale=0.6",
-    "nag": "nag:scale=5",
     "gfcg": "gfcg:weight=0.5,classifier=herbarium-classifier",
 }

@@ -1,7 +1,7 @@
 """Options that several commands share: their types for typer, and what they are once collected."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -317,11 +317,6 @@ class Source:
     def further(self) -> dict[str, str]:
         """Where further networks are, by name."""
         return dict(self.models or {}) | ({} if self.weak is None else {WEAK: self.weak})
-
-
-def with_adapter(source: Source, adapter: str | None, scale: float | None, attention: str | None = None) -> Source:
-    """``source`` with an adapter in the weights of its model, and with another attention in its blocks."""
-    return replace(source, adapter=adapter, adapter_scale=scale, attention=attention)
 
 
 @dataclass(frozen=True)

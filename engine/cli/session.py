@@ -74,6 +74,14 @@ def refuse_size(name: str) -> None:
         raise ValueError(f"{name} is a size, which segue plan takes; drawing needs a checkpoint")
 
 
+def refuse_prompt_model(source: Source, reason: str) -> None:
+    """Raise ``ValueError``, before any weights are read, for a published size and for a saved SD3."""
+    refuse_size(source.name)
+    saved = SavedSD3.read(local_source(source.name, reading_of(source), weights=False))
+    if saved is not None:
+        raise ValueError(f"{saved.spec.name} draws from prompts; {reason}")
+
+
 def published_spec(name: str) -> ModelSpec | None:
     """The spec of a published size such as ``SiT-XL/2-512`` or ``sd3.5-medium/``, or None for any other name."""
     size = name.rstrip("/\\")

@@ -16,7 +16,6 @@ from ..planning.plan import Plan
 from ..planning.plan_warnings import already_told
 from ..records.provenance import Origin
 from ..running.progress import Counting, progress_bar
-from ..sources import local_source
 from .jobs import refuse_prompts
 from .npz_file import NpzFile, Shard, remove_samples, to_pixels
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
@@ -27,9 +26,8 @@ from .session import (
     make_plan,
     open_engine,
     print_warnings,
-    reading_of,
     refuse_options,
-    refuse_size,
+    refuse_prompt_model,
 )
 
 BATCH = {"cuda": 256}
@@ -106,8 +104,7 @@ def write_samples(
     shards = (0 if rank is None else rank, 1 if world is None else world)
     count = _check(path, output, run, shards[1])
     Shard(count, 1, *shards)  # a rank that is none raises before the model is read
-    refuse_size(source.name)
-    _refuse_prompts(source)
+    refuse_prompt_model(source, "an .npz file holds samples of classes")
     refuse_options(source, ("upscale",), f"{path} holds samples as they are drawn")
     engine = open_engine(source)
     refuse_prompts(engine.spec, text)
@@ -144,14 +141,6 @@ def _check(path: Path, output: Output, run: RunOptions, world: int) -> int:
     check_batch(run.max_batch)
     check_writable(path, folder=False)
     return run.count
-
-
-def _refuse_prompts(source: Source) -> None:
-    from ..prompts.saved_pipeline import SavedSD3
-
-    saved = SavedSD3.read(local_source(source.name, reading_of(source), weights=False))
-    if saved is not None:
-        raise ValueError(f"{saved.spec.name} draws from prompts; an .npz file holds samples of classes")
 
 
 def _labels(engine: Engine, run: RunOptions) -> tuple[int, ...]:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from segue.models.parameterization import Parameterization
-from segue.models.rows import FULL, GATED, SKIP, Path, RowLayout
+from segue.models.rows import FULL, GATED, NO_GATE, SKIP, Path, RowLayout
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
@@ -285,9 +285,9 @@ class Plan:
         """
         opened = np.ones((self.calls, len(self.dropping), max(spec.depth for spec in self.specs.values())))
         for place, i in enumerate(self.dropping):
-            network, depth = self.branches[i].network, self.specs[self.branches[i].model].depth
+            network = cast(DropBlocks, self.branches[i].network)
             for call, step in enumerate(self.steps.tolist()):
-                opened[call, place, network.dropped(depth, step)] = 0.0
+                opened[call, place, network.dropped(self.specs[self.branches[i].model].depth, step)] = 0.0
         return opened
 
     def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:
@@ -307,7 +307,7 @@ class Plan:
             depth = self.specs[model].depth
             gates = {i: gate for gate, i in enumerate(self.dropping)}
             members = self.members(live, model)
-            paths = tuple(branch_path(self.branches[i], self.conditions, depth, gates.get(i)) for i in members)
+            paths = tuple(branch_path(self.branches[i], self.conditions, depth, gates.get(i, NO_GATE)) for i in members)
             self._layouts[key] = RowLayout(paths, depth, self._joined(live, model))
         return self._layouts[key]
 
@@ -374,7 +374,7 @@ class Plan:
         return plan_html(self)
 
 
-def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int, gate: int | None = None) -> Path:
+def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int, gate: int = NO_GATE) -> Path:
     """A branch as one operation per layer; ``gate``: which list of open blocks is that of a branch that leaves out blocks."""
     operations, network = [FULL] * depth, branch.network
     if isinstance(network, Exit):

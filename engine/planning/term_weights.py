@@ -7,10 +7,11 @@ import numpy as np
 
 from segue.models.spec import ModelSpec
 
-from ..rules.branch import COND, NEGATIVE_TEXT, Branch
+from ..rules.branch import COND, NEGATIVE_TEXT, UNCOND, Branch
 from ..rules.drawn import ClassifierReference
 from ..rules.guidance import Guidance, Term
 from ..rules.normalized_attention import NormalizedAttention
+from ..rules.reference_corrections import Perpendicular
 from .choices import with_choosers
 
 
@@ -105,10 +106,14 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     corrections = [correction for correction in guidance.corrections if correction.needs_reference]
     if not corrections:
         return None
-    correction = corrections[0]
+    correction, perpendicular = corrections[0], any(isinstance(own, Perpendicular) for own in corrections)
     others = [
         i for i, branch in enumerate(branches) if branch.condition != "cond" and branch.model == "main" and not branch.is_text
     ]
+    if perpendicular:
+        others = [i for i in others if branches[i] == UNCOND]
+    if perpendicular and not others:
+        raise ValueError(f"{correction} is perpendicular to the term of uncond, and the rule has none")
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")

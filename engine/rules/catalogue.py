@@ -47,6 +47,7 @@ ENTRIES: dict[str, Entry] = {
     "power-law": Entry("c + (s - 1) |D|^alpha D", "2502.07849", "carried over", "norms of outputs, not of scores"),
     "beta": Entry("u + s beta(p) D / |D|^gamma", "2502.10574"),
     "adg": Entry("c turned away from u by (s - 1) angles", "2506.11039"),
+    "perp-neg": Entry("c + (s - 1) D + the other terms without their part along D", "2304.04968"),
     "fdg": Entry("c + (s - 1) (D_high + low D_low), a pyramid", "2506.19713"),
     "fresca": Entry("c + (s - 1) (low D_low + high D_high), Fourier", "2504.02154"),
     "fbg": Entry(

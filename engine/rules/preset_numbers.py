@@ -38,7 +38,10 @@ WITHHELD = {  # why a model has no default for an option that its relatives have
 # slg: as Stability ships it, on top of classifier-free guidance (the defaults of diffusers' StableDiffusion3Pipeline, which
 # acts at steps i from 0 with 0.01 n < i < 0.2 n; at n = 100, 200, ... this window begins one step earlier).
 # s2: as its paper has it, on top of classifier-free guidance.
-_SUMS_OF_SD3 = {"slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}}, "s2": {"cfg": {}, "s2": {}}}
+_SUMS_OF_SD3: dict[str, dict[str, dict[str, Any]]] = {
+    "slg": {"cfg": {}, "slg": {"window": Window.fraction(0.01, 0.2)}},
+    "s2": {"cfg": {}, "s2": {}},
+}
 RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZES, _SUMS_OF_SD3)
 
 

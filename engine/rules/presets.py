@@ -180,6 +180,7 @@ BUILDERS: dict[str, Callable[..., Guidance]] = {
     "power-law": reference.PowerLawCFG,
     "beta": reference.BetaCFG,
     "adg": reference.ADG,
+    "perp-neg": reference.PerpNeg,
     "fdg": reference.FDG,
     "fresca": reference.FreSca,
     "fbg": reference.FBG,

@@ -209,6 +209,23 @@ def ADG(max_angle: Numbers = math.pi / 3) -> Guidance:
 
 
 @dataclass(frozen=True)
+class Perpendicular(Correction):
+    """Perp-Neg: of what the other terms add only the part that is perpendicular to ``D``."""
+
+    name = "perp-neg"
+
+
+@refuses_unknown()
+def PerpNeg() -> Guidance:
+    """``c + (s - 1) D + E - (<E, D> / <D, D>) D`` with ``E`` the sum of the terms beside that of ``uncond``.
+
+    ``CFG(s) + CFG(1 + w, condition=n) + PerpNeg()`` is ``u + s (D - v perp(n - u))`` with ``w = s v``: away from the label
+    ``n``, but not from what it shares with the condition.  On the network's own output.  Source: Perp-Neg (arXiv 2304.04968).
+    """
+    return correcting(Perpendicular())
+
+
+@dataclass(frozen=True)
 class FrequencyDecoupled(Correction):
     """FDG: the low frequencies of the direction weighed apart from the high ones."""
 

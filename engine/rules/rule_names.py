@@ -43,6 +43,7 @@ NAMES = {
     "power-law": Named("power law", (), ("alpha",), correction=True),
     "beta": Named("normalised, by a beta density", (), ("a", "b", "gamma"), correction=True),
     "adg": Named("angle domain", (), ("max_angle",), correction=True),
+    "perp-neg": Named("perpendicular negatives", correction=True),
     "fdg": Named("frequencies decoupled", ("low",), ("levels",), correction=True),
     "fresca": Named("frequencies scaled", (), ("low", "high", "cutoff"), correction=True),
     "fbg": Named("feedback", (), ("pi", "start", "peak", "most"), correction=True),

@@ -14,10 +14,10 @@ from segue.kernels.record import DIFFERENTIABLE, Kernels
 from ..planning.plan import Plan
 from ..rules.correction import Correction
 from ..rules.guided_corrections import HistoryGuidance
-from ..rules.reference_corrections import FrequencyDecoupled, FrequencyScaled
+from ..rules.reference_corrections import FrequencyDecoupled, FrequencyScaled, Perpendicular
 from ..rules.spectral_refinement import SpectralRefinement
 from .call_table import CallTable
-from .corrections import REFERENCE, WHOLE, Guided, Numbers, history
+from .corrections import REFERENCE, WHOLE, Guided, Numbers, history, perpendicular
 from .filters import fourier_part, pyramid_part, raised_part
 from .reused_directions import ReusedDirections
 from .stopping import StoppingBranches
@@ -180,7 +180,10 @@ class Combination:
         if reference is not None:
             g, written = self._referred(span, place, acting, form, numbers)
         if others is not None:
-            g = g + span.unit(place["others"])
+            added = span.unit(place["others"])
+            if reference is not None and any(isinstance(correction, Perpendicular) for correction in self.corrections):
+                added = perpendicular(added, span.unit(1)).where(form[2] != 0, added)
+            g = g + added
         for i in whole:
             g = WHOLE[type(self.corrections[i])](g, c, numbers[i])
         total, *kept = span.written(g, *written.values())

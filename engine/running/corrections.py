@@ -129,6 +129,11 @@ def feedback(guided: Guided, numbers: Numbers, posterior: Tensor) -> tuple[Guide
     return replace(guided, weight=scale - 1), posterior
 
 
+def perpendicular(others: Vector, direction: Vector) -> Vector:
+    """What is left of the other terms without their part along the direction of the reference."""
+    return others - others.along(direction) * direction
+
+
 MOST_LIKELY = 3.0  # of the logarithm, in the published code
 
 REFERENCE: dict[type[Correction], Callable[[Guided, Numbers, Any], tuple[Guided, Any]]] = {

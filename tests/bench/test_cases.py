@@ -88,6 +88,14 @@ def test_a_batch_is_drawn_with_every_sample_its_own(text, size):
     assert draw().data_ptr() == drawn.data_ptr()  # in the same program: a draw builds and captures nothing anew
 
 
+def test_a_reference_that_is_drawn_begins_with_the_label_of_the_sample():
+    workload = Workload.make(BenchModel.parse("sit-s/2@64:48"), 3, CPU, torch.float32)
+    plan = workload.plan(workload.model.rule("icg:scale=2"), 2)
+    conditions = workload.conditions(plan)
+    assert len(plan.draws) == 1 and torch.equal(conditions[plan.draws[0]], conditions["cond"])
+    assert not torch.equal(workload.sampler(plan)(), workload.sampler(workload.plan(workload.model.rule("none"), 2))())
+
+
 def test_half_precision_is_judged_against_single():
     """bf16 on the CPU: the engine errs like plain modules do, and far more than the bound for fp32 allows."""
     model = BenchModel.parse("sit-s/2@64:48")

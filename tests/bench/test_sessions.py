@@ -106,6 +106,9 @@ def test_a_rule_that_the_published_algorithm_does_not_have_is_refused(make_sessi
     for rule in ("cfg:scale=2+zero-star:zero_steps=1", "sgg:scale=3,weight=1,layers=3,switch=fraction:0.5,refresh=2"):
         with pytest.raises(ValueError, match="has no corrections and no reuse"):
             run_suite("cost", make_session(None, models=(TINY,), rules=(rule,), steps=8))
+    for rule in ("icg:scale=2", "s2:weight=1,share=0.3"):
+        with pytest.raises(ValueError, match=f"which gates all rules, draws nothing at a call, got '{rule}'"):
+            run_suite("step", make_session(None, models=(TINY,), rules=(rule,), steps=8))
 
 
 def test_a_stage_that_draws_something_else_is_not_timed(monkeypatch, make_session, flop_timer):

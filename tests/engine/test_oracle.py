@@ -34,6 +34,7 @@ from segue import (
     FreSca,
     Guidance,
     HiGS,
+    PerpNeg,
     PerturbedLayers,
     PowerLawCFG,
     Renorm,
@@ -44,6 +45,7 @@ from segue import (
 )
 from segue.engine.planning.compile import Request, compile_batch
 from segue.engine.planning.schedule import Schedule
+from segue.engine.rules.branch import UNCOND
 from segue.engine.rules.correction import FREQUENCIES, Correction
 from segue.engine.rules.guidance import Term, Weight
 from segue.kernels.philox import normal_noise
@@ -160,6 +162,9 @@ def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance
     if rng.random() < 0.4:
         return Guidance()
     others = {term.branch for term in guidance.terms if term.branch.condition != "cond"}
+    if UNCOND in others and len(guidance.terms) > 1 and rng.random() < 0.5:
+        exact = all(term.channels is None and term.reuse.is_exact for term in guidance.terms if term.branch == UNCOND)
+        return PerpNeg() if exact else Guidance()
     referred, whole = [], [Rescale(rng.uniform(0, 1)), Renorm(rng.uniform(1, 1.2)), EnergyPreserving(rng.uniform(0, 1))]
     whole.append(HiGS(rng.uniform(0, 2), rng.uniform(0.3, 1), 0.1, 0.95, rng.choice((1.0, 0.3)), rng.uniform(0, 0.5)))
     whole.append(SpectralRefine(rng.uniform(-0.5, 0.5), rng.uniform(0, 0.9), rng.uniform(0.2, 1)))

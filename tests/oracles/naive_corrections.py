@@ -226,6 +226,8 @@ WHOLE = {"rescale": rescale, "renorm": renorm, "energy": energy, "higs": higs, "
 
 def corrected(s: Sample, others: Tensor, corrections: tuple[Correction, ...], guided: bool, memories: list[dict]) -> Tensor:
     """``c + w d + others`` of one sample through its corrections; ``guided``: whether the reference weighs something."""
+    if guided and any(correction.name == "perp-neg" for correction in corrections):
+        others = others - dot(others, s.d) / length(s.d) ** 2 * s.d
     for correction, memory in zip(corrections, memories, strict=True):
         if guided and correction.name in REFERENCE:
             s = REFERENCE[correction.name](s, correction, memory)

@@ -176,6 +176,7 @@ class NaiveSampler:
         conditional = self.output(Branch(), y, sigma)
         others, direction, scale = torch.zeros_like(y), torch.zeros_like(y), 0.0
         referred = any(correction.needs_reference for correction in self.guidance.corrections)
+        perpendicular = any(correction.name == "perp-neg" for correction in self.guidance.corrections)
         terms: dict[Branch, list] = {}
         for term in self.guidance.terms:
             terms.setdefault(term.branch, []).append(term)
@@ -193,7 +194,7 @@ class NaiveSampler:
                 self.kept[branch].append((sigma, found))
             else:
                 found = extrapolated(self.kept[branch][-reuse.order - 1 :], sigma)
-            if referred and branch.condition != "cond":
+            if referred and branch.condition != "cond" and (not perpendicular or branch.condition == "uncond"):
                 direction, scale = found, weight
                 continue
             difference = weight * found

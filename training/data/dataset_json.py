@@ -13,12 +13,8 @@ from segue.models.checkpoint_files import read_json
 from .classes import Classes, listed
 
 FILE = "dataset.json"
-CLASS_NAMES, PARENTS, PARENT_NAMES, TIERS = (
-    "class_names",
-    "parents",
-    "parent_names",
-    "tiers",
-)  # keys of Segue's own beside the labels
+# keys of Segue's own beside the labels
+CLASS_NAMES, PARENTS, PARENT_NAMES, TIERS = "class_names", "parents", "parent_names", "tiers"
 
 
 @dataclass(frozen=True)

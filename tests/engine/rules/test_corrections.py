@@ -27,6 +27,7 @@ from segue import (
     FreSca,
     Guidance,
     HiGS,
+    PerpNeg,
     PowerLawCFG,
     Renorm,
     Rescale,
@@ -231,3 +232,25 @@ def test_the_fit_is_for_velocities():
         Engine(tiny_sit(path="cosine"), device="cpu").plan(CFG(2.0) + CFGZeroStar(), steps=4)
     latents = noisy.sample(LABELS, CFG(3.0, window=Window.steps(1, 2)) + Rescale(0.5), steps=4, seeds=SEEDS).latents
     assert torch.isfinite(latents).all()
+
+
+def test_perpendicular_negatives_are_the_published_ones(engine):
+    """``u + s (D - v perp(n - u))`` at one call, written as its paper does."""
+    s, v, negative, levels = 3.0, 0.7, 4, [0.7, 0.3]
+    rule = CFG(s) + CFG(1 + s * v, condition=negative) + PerpNeg()
+    noise = engine.draw_noise(engine.plan(rule, schedule=levels), SEEDS)
+
+    def velocity(own, rule=None):
+        """That of the one Euler step."""
+        return (noise - engine.sample(own, rule, schedule=levels, noise=noise).latents).double() / (levels[0] - levels[1])
+
+    c, u, n = velocity(LABELS), velocity(LABELS, CFG(0.0)), velocity([negative] * 3)
+    positive, other = c - u, n - u
+    share = (other * positive).sum((1, 2, 3)) / (positive * positive).sum((1, 2, 3))
+    expected = u + s * (positive - v * (other - share[:, None, None, None] * positive))
+    assert (velocity(LABELS, rule) - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+def test_perpendicular_negatives_need_the_term_that_they_are_perpendicular_to(engine):
+    with pytest.raises(ValueError, match=r"Perpendicular \(\) is perpendicular to the term of uncond, and the rule has none"):
+        engine.plan(CFG(2.0, condition=3) + PerpNeg())

@@ -18,6 +18,7 @@ from segue.training.mixture_network import leaf_network
 CLASSES, DEPTH, STEPS = 4, 3, 8
 LABELS, SEEDS = [0, 3, 1, 2, 0], [5, 6, 7, 8, 9]
 ERROR = 2e-5  # of the fp32 state of a run; the network is fp64
+HIGH = "window=sigma:0.4,1"  # below, the class is known, and the direction to it less than the rounding of fp32
 ON_CFG = {  # corrections, on top of cfg:scale=2.5
     "zero-star": "zero_steps=1",
     "apg": "momentum=-0.5,radius=2,eta=0.3",
@@ -46,6 +47,7 @@ RULES = {
     "sgg-exit": parse_rule("sgg-exit:scale=2.5,weight=0.8,layer=2,switch=0.5"),
     "gfcg": GFCG(1.2, classifier=waving_classifier(CLASSES), form="cfg-swap", lag=0),
     "icg": ICG(1.8),
+    "perp-neg": parse_rule(f"cfg:scale=2.5,{HIGH} + cfg:scale=1.8,reference=1,{HIGH} + perp-neg"),
     **{name: parse_rule(f"cfg:scale=2.5 + {name}:{numbers}" if numbers else f"cfg:scale=2.5 + {name}")
        for name, numbers in ON_CFG.items()},
 }  # fmt: skip
