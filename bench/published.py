@@ -118,6 +118,8 @@ class StagedSampler:
     def __init__(
         self, models: Mapping[str, nn.Module], plan: Plan, batch: int, stages: Stages = PUBLISHED, kernels: Kernels = REFERENCE
     ):
+        if plan.dropping:
+            raise ValueError("the published algorithm leaves out the same blocks at every step")
         if plan.solver.stochastic:
             raise ValueError(f"the staged sampler has no in-loop noise, got the solver {plan.solver.name!r}")
         self.plan, self.batch, self.stages, self.kernels = plan, batch, stages, kernels

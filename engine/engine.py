@@ -311,11 +311,11 @@ class Engine(EngineCore):
         Give ``schedule`` (the levels the sampler will visit, falling to 0 or rising) for windows in steps or fractions, or to
         make all tables at once; a sampler in half precision may round them.  A denoiser sees levels only: at the edge of a
         window the second call of a Heun step is guided as the step that starts at its level, where the engine's own Heun
-        guides both calls of a step alike.  What a rule remembers (APG's average, reused directions) goes from a level to the
-        next of ``schedule``, and to the same level asked for again, which is another stage of a step (Heun's); at any other
-        level a sample's run starts anew.  Each denoiser has a program, and so a memory, of its own.  Gradients through it are
-        true; where none are wanted, call it under ``torch.no_grad()``, as samplers do.  Under autocast it computes as the
-        caller's loop does.
+        guides both calls of a step alike; so it is with the blocks that S2 leaves out.  What a rule remembers (APG's average,
+        reused directions) goes from a level to the next of ``schedule``, and to the same level asked for again, another stage
+        of a step (Heun's); at any other level a sample's run starts anew.  Each denoiser has a program, and so a memory,
+        of its own.  Gradients through it are true; where none are wanted, call it under ``torch.no_grad()``, as samplers do.
+        Under autocast it computes as the caller's loop does.
         """
         labels = check_labels(labels, self.spec)
         size = checked_size(self.spec, height, width)

@@ -14,8 +14,10 @@ def open_gates(layout: RowLayout, opened: Tensor | None, gates: Tensor, dtype: t
     opened [B, G, depth], 1 or 0, of each list of open blocks; gates [W] int64, the block whose gate each column is, ``depth``
     for the others; ``dtype``: that of the modulation.
     """
-    if opened is None:
+    if not layout.gated:
         return {}
+    if opened is None:
+        raise ValueError("a layout with gated rows needs the lists of open blocks")
     factors = torch.cat([opened, torch.ones_like(opened[..., :1])], dim=-1).to(dtype)
     return {row: factors[:, gate].index_select(1, gates) for row, gate in layout.gated.items()}
 

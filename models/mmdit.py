@@ -295,7 +295,7 @@ class MMDiT(nn.Module):
             image, text = self.spec.modulation_chunks(layer)
             gates = {2, 5, 8, image + 2, image + 5} if image > 6 else {2, 5, image + 2, image + 5}
             columns += [layer if chunk in gates else depth for chunk in range(image + text)]
-        return torch.tensor([*columns, depth, depth]).repeat_interleave(self.spec.dim)
+        return torch.tensor([*columns, depth, depth], device="cpu").repeat_interleave(self.spec.dim)
 
     @property
     def modulation_width(self) -> int:

@@ -85,8 +85,10 @@ def _changed(layout: RowLayout, opened: Tensor | None, batch: int) -> Tensor | N
 
     The modules compute gates of their own, so what a closed block leaves is put back.
     """
-    if opened is None:
+    if not layout.gated:
         return None
+    if opened is None:
+        raise ValueError("a layout with gated rows needs the lists of open blocks")
     whole = torch.ones_like(opened[:, 0])
     changed = [opened[:, layout.gated[row]] if row in layout.gated else whole for row in range(len(layout.blocks))]
     return torch.cat(changed) > 0

@@ -129,6 +129,8 @@ class RowLayout:
         for path in self.paths:
             if not 1 <= len(path.operations) <= self.depth:
                 raise ValueError(f"a path must have 1 to {self.depth} layers, got {len(path.operations)}")
+            if (GATED in path.operations) != (path.gate != NO_GATE):
+                raise ValueError(f"a path that is gated somewhere has a list of open blocks, got {path}")
             for operation in path.operations:
                 if operation not in OPERATIONS:
                     raise ValueError(f"unknown layer operation {operation!r}; known: {', '.join(OPERATIONS)}")

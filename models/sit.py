@@ -301,10 +301,10 @@ class SiT(nn.Module):
 
     def gate_columns(self) -> Tensor:
         """The block whose gate each column of the modulation is, [W] int64; ``depth`` for the columns that are no gates."""
-        spec, block = self.spec, torch.arange(self.spec.depth)[:, None]
-        per_block = torch.full((spec.depth, 6), spec.depth).index_copy(1, torch.tensor([2, 5]), block.expand(-1, 2))
-        columns = torch.cat([per_block.flatten(), torch.full((2 + 2 * len(spec.exits),), spec.depth)])
-        return columns.repeat_interleave(spec.dim)
+        spec = self.spec
+        columns = [layer if chunk in (2, 5) else spec.depth for layer in range(spec.depth) for chunk in range(6)]
+        columns += [spec.depth] * (2 + 2 * len(spec.exits))
+        return torch.tensor(columns, device="cpu").repeat_interleave(spec.dim)
 
     def run_weights(self) -> Iterator[Tensor]:
         """What a run computes with once: the embedders of times and labels, the modulation, the position table."""

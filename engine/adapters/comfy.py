@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..planning.term_weights import resolve_weights, rule_branches
 from ..rules.branch import UNCOND
+from ..rules.dropped_blocks import DropBlocks
 from ..rules.guidance import Guidance
 from ..rules.integers import parse_integers
 from ..rules.linear_rules import CFG, SGG, SkipLayer
@@ -71,6 +72,8 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
     ``args`` are those of ComfyUI's hook: ``conds`` = [positive, negative or None], ``input`` x, ``sigma`` [B], ``model``,
     ``model_options``.
     """
+    if rule.corrections or any(isinstance(term.branch.network, DropBlocks) for term in rule.terms):
+        raise ValueError(f"this hook adds terms that leave out the same blocks at every step, got {rule}")
     if rule.attention:
         raise ValueError(
             "this hook evaluates whole conditions, and NAG acts inside the attention: use ComfyUI's own node for it"

@@ -14,7 +14,7 @@ from segue.models.spec import ModelSpec, tier_of
 
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
-from ..rules.branch import NEGATIVE_TEXT, Branch, Exit, Perturb
+from ..rules.branch import NEGATIVE_TEXT, Branch, Exit
 from ..rules.drawn import Draw, RandomCondition
 from ..rules.dropped_blocks import DropBlocks
 from ..rules.guidance import Guidance
@@ -276,14 +276,11 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
     same = ("channels", "patch", "prediction", "time", "path", "num_classes", "parents", "tiers", "text_dim", "pooled_dim")
     if any(getattr(spec, name, None) != getattr(main, name, None) for name in same):
         raise ValueError(f"network {branch.model!r} differs from the main one in one of: {', '.join(same)}")
-    if isinstance(branch.network, Perturb):
-        for layer in branch.network.layers:
-            if layer >= spec.depth:
-                raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
+    protected = (branch.network.protected or ()) if isinstance(branch.network, DropBlocks) else ()
+    for layer in (*branch.perturbed_layers, *protected):
+        if layer >= spec.depth:
+            raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
     if isinstance(branch.network, DropBlocks):
-        for layer in branch.network.protected or ():
-            if layer >= spec.depth:
-                raise ValueError(f"layer {layer} does not exist: {spec.name} has layers 0 to {spec.depth - 1}")
         count, candidates = branch.network.count(spec.depth), len(branch.network.candidates(spec.depth))
         if count > candidates:
             blocks = f"{branch.network.share:.3g} of the {spec.depth} blocks of {spec.name}"
@@ -313,6 +310,8 @@ def _check_condition(branch: Branch, spec: ModelSpec) -> None:
         raise ValueError(f"the condition {branch.condition!r} is out of range: {spec.name} has tiers 1 to {above}")
     if isinstance(branch.condition, int):
         classes = getattr(spec, "num_classes", 0)
+        if spec.text_tokens:
+            raise ValueError(f"the condition {branch.condition} is a label, and {spec.name} takes prompts")
         if not 0 <= branch.condition < classes:
             raise ValueError(f"label {branch.condition} is out of range: {spec.name} has classes 0 to {classes - 1}")
 

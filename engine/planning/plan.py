@@ -278,16 +278,23 @@ class Plan:
         """The branches that leave out blocks at random."""
         return tuple(i for i, branch in enumerate(self.branches) if isinstance(branch.network, DropBlocks))
 
+    @property
+    def gate_lists(self) -> tuple[int, int]:
+        """(G, depth) of :attr:`opened`; the depth is that of the deepest network."""
+        return len(self.dropping), max(spec.depth for spec in self.specs.values())
+
+    @cached_property
     def opened(self) -> np.ndarray:
         """``[N, G, depth]``, 1 for the blocks that each branch of :attr:`dropping` keeps at a call, 0 for the others.
 
-        The depth is that of the deepest network.  Of a plan of one rule.
+        Of a plan of one rule.
         """
-        opened = np.ones((self.calls, len(self.dropping), max(spec.depth for spec in self.specs.values())))
+        opened = np.ones((self.calls, *self.gate_lists))
         for place, i in enumerate(self.dropping):
-            network = cast(DropBlocks, self.branches[i].network)
+            network, depth = cast(DropBlocks, self.branches[i].network), self.specs[self.branches[i].model].depth
+            dropped = network.dropped(depth, int(self.steps.max()) + 1)
             for call, step in enumerate(self.steps.tolist()):
-                opened[call, place, network.dropped(self.specs[self.branches[i].model].depth, step)] = 0.0
+                opened[call, place, dropped[step]] = 0.0
         return opened
 
     def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:

@@ -78,6 +78,9 @@ def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps:
         for correction in guidance.corrections
         if all(branch.is_text for branch in branches[1:]) and not correction.alone
     ]
+    for correction in guidance.corrections:
+        if isinstance(correction, Perpendicular) and {term.branch for term in guidance.terms} <= {UNCOND}:
+            warnings.append(f"{correction} is about terms beside that of uncond, and the rule has none: it changes nothing")
     if guidance.zero_steps >= steps:
         (silent,) = (correction for correction in guidance.corrections if correction.zero_steps)
         warnings.append(f"{silent} leaves none of {steps} steps a velocity: nothing is evaluated and the noise is returned")
@@ -106,14 +109,20 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
     corrections = [correction for correction in guidance.corrections if correction.needs_reference]
     if not corrections:
         return None
-    correction, perpendicular = corrections[0], any(isinstance(own, Perpendicular) for own in corrections)
+    correction = corrections[0]
+    perpendicular = next((own for own in corrections if isinstance(own, Perpendicular)), None)
     others = [
         i for i, branch in enumerate(branches) if branch.condition != "cond" and branch.model == "main" and not branch.is_text
     ]
-    if perpendicular:
+    if perpendicular is not None:
         others = [i for i in others if branches[i] == UNCOND]
-    if perpendicular and not others:
-        raise ValueError(f"{correction} is perpendicular to the term of uncond, and the rule has none")
+        if not others:
+            raise ValueError(f"{perpendicular} is about the term of uncond, and the rule has none")
+        for term in guidance.terms:
+            if term.channels is not None and term.channels < spec.channels:
+                raise ValueError(
+                    f"{perpendicular} reduces over all {spec.channels} latent channels, and a term guides {term.channels}"
+                )
     if len(others) != 1:
         whose = "the rule has" if rule_branches([guidance]) == branches else "the rules of the batch have"
         raise ValueError(f"{correction} corrects one term with another condition, and {whose} {len(others)}")
@@ -126,8 +135,11 @@ def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: Mod
             f"{corrections[0]} scales a term by the rule's number, and that of the {branches[others[0]]} is its classifier's"
         )
     terms = [term for term in guidance.terms if term.branch == branches[others[0]]]
-    if any(term.channels is not None for term in terms):
-        raise ValueError(f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them")
+    if any(term.channels is not None and term.channels < spec.channels for term in terms):
+        raise ValueError(
+            f"{corrections[0]} reduces over all latent channels, and {branches[others[0]]} guides some of them: give "
+            f"channels={spec.channels}"
+        )
     if not all(term.reuse.is_exact for term in terms):
         raise ValueError(f"{corrections[0]} needs {branches[others[0]]} at every call, and the rule reuses its directions")
     return others[0]

@@ -83,7 +83,9 @@ class Branch:
         if tier_of(self.condition) == 1:
             object.__setattr__(self, "condition", PARENT)  # not also "parent:1"
         if not isinstance(self.network, Perturb | Exit | DropBlocks | JoinedText | Chooser | None):
-            raise TypeError(f"the network of a branch must be None (the full one), a Perturb or an Exit, got {self.network!r}")
+            raise TypeError(
+                f"the network of a branch must be None (the full one), a Perturb, an Exit or a DropBlocks, got {self.network!r}"
+            )
         if not isinstance(self.model, str):
             raise TypeError(f"the model of a branch must be the name of a network, got {self.model!r}")
 

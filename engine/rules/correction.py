@@ -58,7 +58,7 @@ class Correction:
 
     def __str__(self) -> str:
         numbers = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self))
-        return f"{type(self).__name__} ({numbers})"
+        return f"{type(self).__name__} ({numbers})" if numbers else type(self).__name__
 
     @property
     def needs_reference(self) -> bool:

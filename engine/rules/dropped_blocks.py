@@ -36,7 +36,8 @@ class DropBlocks:
             object.__setattr__(self, "protected", checked_layers(self.protected))
 
     def __str__(self) -> str:
-        return f"without {self.share:.3g} of its blocks" + (f" from seed {self.seed}" if self.seed else "")
+        kept = "" if self.protected is None else f" but {','.join(map(str, self.protected)) or 'none'}"
+        return f"without {self.share:.3g} of its blocks{kept}" + (f" from seed {self.seed}" if self.seed else "")
 
     @property
     def skeleton(self) -> "DropBlocks":
@@ -52,12 +53,12 @@ class DropBlocks:
         """How many are left out at a step: the share of all blocks, rounded, and at least one."""
         return max(1, round(self.share * depth))
 
-    def dropped(self, depth: int, step: int) -> tuple[int, ...]:
-        """The blocks that are left out at a step, ascending; each set of that size is as likely.
+    def dropped(self, depth: int, steps: int) -> list[tuple[int, ...]]:
+        """The blocks that are left out at each of the steps, ascending; each set of that size is as likely.
 
         The words of Philox under ``seed`` at the counter of the step order the candidates, and the first ones go.
         """
-        candidates = self.candidates(depth)
-        key = torch.tensor([self.seed], dtype=torch.int64, device="cpu")
-        words = random_words(key, torch.tensor([COUNTER + step], dtype=torch.int64, device="cpu"), depth)[0].tolist()
-        return tuple(sorted(sorted(candidates, key=words.__getitem__)[: self.count(depth)]))
+        candidates, count = self.candidates(depth), self.count(depth)
+        key = torch.tensor([self.seed], dtype=torch.int64, device="cpu").expand(steps)
+        words = random_words(key, torch.arange(COUNTER, COUNTER + steps, device="cpu"), depth).tolist()
+        return [tuple(sorted(sorted(candidates, key=own.__getitem__)[:count])) for own in words]

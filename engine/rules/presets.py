@@ -77,7 +77,10 @@ def parse_reference(text: str) -> str | int:
 
 def parse_protected(text: str) -> tuple[int, ...]:
     """Layers, or ``none``."""
-    return () if text == NONE else parse_layers(text)
+    try:
+        return () if text == NONE else parse_layers(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or none") from None
 
 
 def parse_names(text: str) -> tuple[str, ...]:

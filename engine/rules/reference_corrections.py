@@ -220,7 +220,9 @@ def PerpNeg() -> Guidance:
     """``c + (s - 1) D + E - (<E, D> / <D, D>) D`` with ``E`` the sum of the terms beside that of ``uncond``.
 
     ``CFG(s) + CFG(1 + w, condition=n) + PerpNeg()`` is ``u + s (D - v perp(n - u))`` with ``w = s v``: away from the label
-    ``n``, but not from what it shares with the condition.  On the network's own output.  Source: Perp-Neg (arXiv 2304.04968).
+    ``n``, but not from what it shares with the condition.  Where the term of ``uncond`` weighs nothing there is no ``D`` to be
+    perpendicular to, and the other terms are added whole.  On the network's own output.  SD3 has one negative prompt, which is
+    ``uncond``: the published use is for labels.  Source: Perp-Neg (arXiv 2304.04968).
     """
     return correcting(Perpendicular())
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from .call_scale import CALL, CallScale
@@ -106,7 +105,7 @@ def _described(rule: "Guidance") -> tuple[str, str]:
 def _named(term: "Term") -> Named | None:
     """The name and the options of the rule that a term is; None if no name has its branch."""
     branch, weight = term.branch, term.weight
-    network: Any = branch.network  # a Perturb where it has layers, else an Exit
+    network: Any = branch.network  # a Perturb where it has layers, a DropBlocks, or an Exit
     value = weight.base if weight.function is None else WITHOUT_TEXT
     options: Options
     if isinstance(branch.condition, Draw):
@@ -132,11 +131,7 @@ def _named(term: "Term") -> Named | None:
             return None
         name, options = "ag", {"weight": value, "model": branch.model}
     elif isinstance(network, DropBlocks):
-        name, options = (
-            "s2",
-            {"weight": value}
-            | {field.name: own for field in fields(network) if (own := getattr(network, field.name)) != field.default},
-        )
+        name, options = "s2", {"weight": value} | _drop_options(network)
     elif branch.perturbed_layers:
         name, options = PERTURBING[network.kind], {"weight": value, "layers": network.layers}
     else:
@@ -148,6 +143,12 @@ def _named(term: "Term") -> Named | None:
     if term.stop is not None:
         options["stop"] = term.stop
     return name, options | _reuse_options(term.reuse)
+
+
+def _drop_options(network: DropBlocks) -> Options:
+    """The options that make the draws of a network again; share and seed always, whatever their defaults become."""
+    options: Options = {"share": network.share, "seed": network.seed}
+    return options | ({} if network.protected is None else {"protected": network.protected})
 
 
 def _reuse_options(reuse: Reuse) -> Options:

@@ -63,6 +63,7 @@ class Combination:
         self.reused = ReusedDirections(plan, shape, table, device, kernels)
         self.stopping = StoppingBranches(plan, shape[0], table, device, kernels)
         self.corrections = plan.corrections  # of which only the kinds matter: their numbers are in the table
+        self.perpendicular = any(isinstance(correction, Perpendicular) for correction in self.corrections)
         own = plan.samples[0] if plan.samples else plan
         self.names = [tuple(correction.numbers(own.call_levels)) for correction in own.corrections]
         single: dict[str, Any] = {"dtype": torch.float32, "device": device}
@@ -181,7 +182,7 @@ class Combination:
             g, written = self._referred(span, place, acting, form, numbers)
         if others is not None:
             added = span.unit(place["others"])
-            if reference is not None and any(isinstance(correction, Perpendicular) for correction in self.corrections):
+            if reference is not None and self.perpendicular:
                 added = perpendicular(added, span.unit(1)).where(form[2] != 0, added)
             g = g + added
         for i in whole:

@@ -40,7 +40,7 @@ from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 
 @dataclass(frozen=True)
 class ProgramKey:
-    """What a program is specialised on.  Weights, windows, sigmas, labels and seeds are not in it.
+    """What a program is specialised on.  Weights, windows, sigmas, labels, seeds and draws are not in it.
 
     ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``places`` how
     many are kept of each, ``adaptive`` are those that stop, ``corrections`` are their kinds, not their numbers;
@@ -124,8 +124,8 @@ class Program:
         self.time_table = table(1, dtype=torch.int64)
         self.spread_table = table(int(key.learned_variance))
         self.attention_table = table(len(NEUTRAL) if NEGATIVE_TEXT in key.branches else 0)
-        self.opened = plan.opened().shape[1:]  # lists of open blocks, depth
-        self.opened_table = table(math.prod(self.opened))
+        self.gate_lists = plan.gate_lists
+        self.opened_table = table(math.prod(self.gate_lists))
         self.combination = Combination(plan, shape, table, device, kernels)
         classifiers = {draw: resolved_classifier(draw.classifier, plan.spec, device, decode) for draw in plan.classifier_flops}
         for draw, classifier in classifiers.items():
@@ -205,7 +205,7 @@ class Program:
             [own.attention[:, : self.attention_table.rows.shape[2]] for own in samples],
             beyond=NEUTRAL[: self.attention_table.rows.shape[2]],
         )
-        self.opened_table.fill([own.opened().reshape(own.calls, -1) for own in samples], beyond=1.0)
+        self.opened_table.fill([own.opened.reshape(own.calls, -1) for own in samples], beyond=1.0)
         self.combination.load(samples)
         self.draws.load(samples, conditions, seeds)
         self._slots = [_weight_slot(branch, plan) for branch in plan.branches]
@@ -358,13 +358,14 @@ class Program:
         )
 
     def numbers_inside(self, layout: RowLayout) -> dict[str, Tensor]:
-        """What the rows of a layout take of the rule itself: [B, 3] numbers of NAG where a text is joined to some, and
+        """What the rows of a layout take of the rule itself.
 
-        lists [B, G, depth] of open blocks where some may leave out blocks.
+        ``normalized`` [B, 3], numbers of NAG, where a text is joined to some; ``opened`` [B, G, depth], the blocks that the
+        call keeps, where some leave out blocks.
         """
         inside = {"normalized": self.attention_table.at(self.kernels, self.call)} if layout.joined else {}
         if layout.gated:
-            opened = self.opened_table.at(self.kernels, self.call).unflatten(1, self.opened)
+            opened = self.opened_table.at(self.kernels, self.call).unflatten(1, self.gate_lists)
             inside["opened"] = opened[:, :, : layout.depth]
         return inside
 

@@ -100,7 +100,7 @@ RULES = [
     (lambda: CFG(3.0, condition=1.5), TypeError, "integer label, got 1.5"),
     (lambda: CFG(3.0, condition=None), TypeError, "None"),
     (lambda: CFG(3.0, condition=True), TypeError, "True"),
-    (lambda: Branch(network="skip"), TypeError, "a Perturb or an Exit, got 'skip'"),
+    (lambda: Branch(network="skip"), TypeError, "a Perturb, an Exit or a DropBlocks, got 'skip'"),
     (lambda: Branch(network=(2, 3)), TypeError, r"\(2, 3\)"),
     (lambda: Branch(model=1), TypeError, "name of a network, got 1"),
     (lambda: Term("uncond", Weight(2.0)), TypeError, "'uncond'"),

@@ -6,10 +6,12 @@ from itertools import combinations
 
 import pytest
 import torch
+from recorded_captures import Recorder
 from tiny_models import tiny_sit
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
 
 from segue import CFG, NAG, S2, Engine, parse_rule
+from segue.engine.planning.condition_labels import condition_labels
 from segue.engine.rules.dropped_blocks import DropBlocks
 from segue.engine.running.program import ProgramKey
 
@@ -23,7 +25,7 @@ def engine():
 
 def test_every_set_of_blocks_that_is_not_protected_is_as_likely():
     drop, steps = DropBlocks(0.3, seed=5, protected=(0, 3)), 4000
-    drawn = Counter(drop.dropped(7, step) for step in range(steps))
+    drawn = Counter(drop.dropped(7, steps))
     wanted = list(combinations((1, 2, 4, 5, 6), 2))
     assert set(drawn) == set(wanted)
     share = 1 / len(wanted)
@@ -32,7 +34,7 @@ def test_every_set_of_blocks_that_is_not_protected_is_as_likely():
 
 
 def test_draws_are_those_of_the_seed_and_the_step_alone():
-    draws = [[DropBlocks(0.1, seed).dropped(24, step) for step in range(28)] for seed in (0, 0, 1, 2**40)]
+    draws = [DropBlocks(0.1, seed).dropped(24, 28) for seed in (0, 0, 1, 2**40)]
     assert draws[0] == draws[1] and len({str(own) for own in draws}) == 3
     assert all(len(layers) == 2 and not {0, 23} & set(layers) for layers in draws[0])
     assert draws[0][:4] == [(4, 19), (6, 13), (14, 15), (9, 21)], "a picture is drawn again by its seed"
@@ -43,10 +45,10 @@ def test_a_table_tells_what_each_call_leaves_out(engine):
     """Both calls of a step of Heun's leave out the same."""
     drop = DropBlocks(0.4, 3)
     plan = engine.plan(CFG(2.0) + S2(0.5, share=0.4, seed=3), steps=3, solver="heun")
-    opened = plan.opened()
+    opened, dropped = plan.opened, drop.dropped(6, 3)
     assert opened.shape == (5, 1, 6) and plan.steps.tolist() == [0, 0, 1, 1, 2]
     for call, step in enumerate(plan.steps.tolist()):
-        assert [layer for layer in range(6) if not opened[call, 0, layer]] == list(drop.dropped(6, step))
+        assert [layer for layer in range(6) if not opened[call, 0, layer]] == list(dropped[step])
 
 
 def test_without_weight_it_is_unguided_to_the_bit(engine):
@@ -73,6 +75,21 @@ def test_a_batch_of_rules_of_their_own(engine):
     for i, rule in enumerate(rules):
         alone = engine.sample([i], rule, steps=3, seeds=[i + 1]).latents
         assert torch.allclose(found[i : i + 1], alone, atol=2e-5)
+
+
+def test_one_captured_step_replays_other_draws(engine):
+    """A later run loads its own table into the buffers that the first one was captured with."""
+    rules = [CFG(2.0) + S2(0.7, share=share, seed=seed) for share, seed in ((0.4, 1), (0.2, 5))]
+    plans = [engine.plan(rule, steps=4) for rule in rules]
+    program = engine.load(plans[0], LABELS, SEEDS)
+    program.use_graphs(recorder := Recorder())
+    for plan, rule in zip(plans, rules, strict=True):
+        noise = engine.draw_noise(plan, SEEDS)
+        program.load(plan, noise, condition_labels(engine.spec, plan.conditions, LABELS), SEEDS)
+        for live in plan.live:
+            program.advance(live)
+        assert torch.equal(program.x, engine.sample(LABELS, rule, steps=4, noise=noise).latents)
+    assert (recorder.captures, recorder.replays) == (1, 8)
 
 
 @pytest.mark.parametrize("rule", (CFG(3.0) + S2(0.5, share=0.4), S2(0.5, share=0.4, seed=3, protected=()) + NAG(4.0)), ids=str)

@@ -63,7 +63,7 @@ class NaiveTextSampler(NaiveSampler):
                 nag = Nag(self.prompts["uncond"], *numbers)
         network, kind, layers = branch.network, "", ()
         if isinstance(network, DropBlocks):
-            kind, layers = "skip", network.dropped(self.models["main"].spec.depth, self.step)
+            kind, layers = "skip", network.dropped(self.models["main"].spec.depth, self.step + 1)[self.step]
         elif network is not None:
             kind, layers = network.kind, network.layers
         return naive_velocity(self.models["main"], y, sigma, self.prompts[branch.condition], kind, layers, nag)

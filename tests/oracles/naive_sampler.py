@@ -46,7 +46,7 @@ def full_forward(
     for layer, block in enumerate(model.blocks):
         if isinstance(network, Exit) and network.layer == layer:
             return patches_to_image(model.exit_layers[str(layer)](h, exits[layer]), spec, x)
-        if isinstance(network, DropBlocks) and layer in network.dropped(spec.depth, step):
+        if isinstance(network, DropBlocks) and layer in network.dropped(spec.depth, step + 1)[step]:
             continue
         segments: tuple[Segment, ...] = ()
         if isinstance(network, Perturb) and layer in network.layers:
@@ -337,7 +337,7 @@ class NaiveSampler:
 def path_of(branch: Branch, conditions, depth: int) -> tuple[object, tuple[str, ...]]:
     """The condition of a branch and what it does at every layer; blocks that it may leave out are its own."""
     path = branch_path(branch, conditions, depth)
-    own = {GATED: f"{GATED} {branch.network}"}
+    own = {GATED: f"{GATED} {branch.network!r}"}
     return branch.condition, tuple(own.get(operation, operation) for operation in path.operations)
 
 
