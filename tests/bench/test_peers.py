@@ -167,7 +167,7 @@ def test_the_module_has_the_sizes_of_the_spec(loop):
     assert loop.draw("cfg")().shape == (2, spec.channels, spec.height, spec.width)
 
 
-@pytest.mark.parametrize("text", [SIT, SD3, "dit-xl/2@72:48", "sd3-medium@64:48"])
+@pytest.mark.parametrize("text", [SIT, SD3, "dit-xl/2@72:48", pytest.param("sd3-medium@64:48", marks=pytest.mark.slow)])
 def test_a_peer_with_our_weights_draws_our_sample(text):
     """Two independent codes on the same weights, noise and levels: every rule, to fp32 rounding."""
     pytest.importorskip("diffusers")

@@ -81,7 +81,7 @@ def test_one_captured_step_replays_other_draws(engine):
     """A later run loads its own table into the buffers that the first one was captured with."""
     rules = [CFG(2.0) + S2(0.7, share=share, seed=seed) for share, seed in ((0.4, 1), (0.2, 5))]
     plans = [engine.plan(rule, steps=4) for rule in rules]
-    program = engine.load(plans[0], LABELS, SEEDS)
+    program = engine.load(plans[0], LABELS, SEEDS, engine.draw_noise(plans[0], SEEDS))
     program.use_graphs(recorder := Recorder())
     for plan, rule in zip(plans, rules, strict=True):
         noise = engine.draw_noise(plan, SEEDS)

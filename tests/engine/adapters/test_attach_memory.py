@@ -82,7 +82,12 @@ TABLE = pytest.mark.xfail(strict=True, reason="the modulation table holds 32 cal
 
 @pytest.mark.parametrize(
     ("rule", "pixels", "batch"),
-    [("cfg", 1024, 1), ("sgg", 1024, 1), ("sgg", 1024, 4), ("sgg", 512, 2), pytest.param("sgg", 512, 8, marks=TABLE)],
+    [
+        ("sgg", 1024, 1),
+        ("sgg", 512, 2),
+        *(pytest.param(rule, 1024, batch, marks=pytest.mark.slow) for rule, batch in (("cfg", 1), ("sgg", 4))),
+        pytest.param("sgg", 512, 8, marks=[TABLE, pytest.mark.slow]),
+    ],
 )
 def test_at_the_size_of_sd35_medium(published, rule, pixels, batch):
     """28 steps in bf16; text encoders and VAE are left out, which makes the bound tighter."""

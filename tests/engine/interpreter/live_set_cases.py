@@ -96,8 +96,13 @@ def test_a_rule_that_guides_some_channels(architecture, monkeypatch):
         pair.step(live, monkeypatch)
 
 
-@pytest.mark.parametrize("channels", [None, 2])
-@pytest.mark.parametrize("architecture", ["sit", "sd3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("architecture", "channels"),
+    [("sit", None), ("sd3", 2), pytest.param("sit", 2, marks=SLOW), pytest.param("sd3", None, marks=SLOW)],
+)
 def test_more_branches_than_one_kernel_combines(architecture, channels, monkeypatch):
     pair = Pair(architecture, many_branches(engine_of(architecture, device="cpu").spec, channels), steps=1)
     pair.step(tuple(range(len(pair.plan.branches))), monkeypatch)
@@ -111,7 +116,7 @@ def test_a_run_of_every_kind_of_solver(solver, monkeypatch):
         pair.step(live, monkeypatch)
 
 
-@pytest.mark.parametrize("architecture", ["sit", "sd3.5-large"])
+@pytest.mark.parametrize("architecture", ["sit", pytest.param("sd3.5-large", marks=SLOW)])
 def test_directions_that_are_reused(architecture, monkeypatch):
     rule = (CFG(3.0) + SkipLayer(2.0, (1,)) + AutoGuidance(1.0)).reused(2)
     pair = Pair(architecture, rule, steps=4)
