@@ -131,7 +131,7 @@ def _named(term: "Term") -> Named | None:
             return None
         name, options = "ag", {"weight": value, "model": branch.model}
     elif isinstance(network, DropBlocks):
-        name, options = "s2", {"weight": value} | _drop_options(network)
+        name, options = "s2", _drop_options(network, value)
     elif branch.perturbed_layers:
         name, options = PERTURBING[network.kind], {"weight": value, "layers": network.layers}
     else:
@@ -145,9 +145,9 @@ def _named(term: "Term") -> Named | None:
     return name, options | _reuse_options(term.reuse)
 
 
-def _drop_options(network: DropBlocks) -> Options:
-    """The options that make the draws of a network again; share and seed always, whatever their defaults become."""
-    options: Options = {"share": network.share, "seed": network.seed}
+def _drop_options(network: DropBlocks, weight: Any) -> Options:
+    """The options that make the term of a network again; share and seed always, whatever their defaults become."""
+    options: Options = {"weight": weight, "share": network.share, "seed": network.seed}
     return options | ({} if network.protected is None else {"protected": network.protected})
 
 
