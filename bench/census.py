@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.engine.core import network_shapes
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.kernels.dispatch import Selection, parse_kernels, select_kernels
 from segue.kernels.launch_cost import MEMORY, launch_cost
 from segue.kernels.triton_runtime import Chip, Launch, trace_launches

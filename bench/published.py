@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.engine.planning.plan import Plan, branch_path
+from segue.engine.planning.branch_paths import branch_path
+from segue.engine.planning.plan import Plan
 from segue.engine.rules.branch import Perturb
 from segue.kernels.record import REFERENCE, Kernels
 from segue.models.registry import make_rows

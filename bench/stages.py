@@ -9,7 +9,8 @@ from segue.engine.core import EngineCore
 from segue.engine.linears import check_linears
 from segue.engine.planning.plan import Plan
 from segue.engine.running.graph import CudaCapture
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.engine.running.sampler import run_program
 from segue.kernels.dispatch import WITHOUT_KERNEL, Selection
 from segue.kernels.record import REFERENCE, Kernels

@@ -31,7 +31,8 @@ from .planning.solver_rows import Solver
 from .planning.solvers import get_solver
 from .rules.batch import RulesLike
 from .running.graph import CudaCapture
-from .running.program import Program, ProgramKey
+from .running.program import Program
+from .running.program_key import ProgramKey
 from .running.progress import Counting, progress_bar
 from .running.sampler import Callback, CallInfo, run_program
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .rows import RowLayout
 
 
-def open_gates(layout: RowLayout, opened: Tensor | None, gates: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
+def open_gates(layout: RowLayout, opened: Tensor | None, gates: Tensor | None, dtype: torch.dtype) -> dict[int, Tensor]:
     """Of every gated row block what its modulation [B, W] is multiplied by: one, and zero at the gates of closed blocks.
 
     opened [B, G, depth], 1 or 0, of each list of open blocks; gates [W] int64, the block whose gate each column is, ``depth``
@@ -16,8 +16,8 @@ def open_gates(layout: RowLayout, opened: Tensor | None, gates: Tensor, dtype: t
     """
     if not layout.gated:
         return {}
-    if opened is None:
-        raise ValueError("a layout with gated rows needs the lists of open blocks")
+    if opened is None or gates is None:
+        raise ValueError("a layout with gated rows needs rows that were made for them, and the lists of open blocks")
     factors = torch.cat([opened, torch.ones_like(opened[..., :1])], dim=-1).to(dtype)
     return {row: factors[:, gate].index_select(1, gates) for row, gate in layout.gated.items()}
 

@@ -65,12 +65,13 @@ class MMDiTRows:
         text_blocks: int | None = None,
         drawn: Mapping[int, Tensor] | None = None,
         classes: Mapping[int, int] | None = None,
+        gated: bool = False,
     ):
         """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct pooled texts.
 
         ``text_tokens`` is the prompt length M, by default the model's; ``text_blocks``: the texts of all row blocks, where some
         have two.  ``drawn``: slots whose labels [B] int64 every call reads from there, of a :class:`PromptPool` with as many
-        classes as ``classes`` says of the slot.
+        classes as ``classes`` says of the slot.  ``gated``: calls may close gates of some rows.
         """
         spec, weight = model.spec, model.final_layer.linear.weight
         spec.check_size(height, width)
@@ -86,7 +87,7 @@ class MMDiTRows:
         self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
         self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
         self.positions = model.position_table(height, width).clone()
-        self.gates = model.gate_columns().to(weight.device)
+        self.gates = model.gate_columns().to(weight.device) if gated else None
         self.drawn, self.classes = dict(drawn or {}), dict(classes or {})
         self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.pools = {slot: weight.new_zeros(self.classes[slot] + batch, text, spec.dim) for slot in self.drawn}

@@ -118,6 +118,7 @@ class ModuleRows:
         text_tokens: int | None = None,
         drawn: Mapping[int, Tensor] | None = None,
         classes: Mapping[int, int] | None = None,
+        gated: bool = False,
     ):
         """``row_blocks`` and ``slots`` size the buffers; ``times``, ``conditions``, ``text_tokens``, ``classes`` follow a run.
 

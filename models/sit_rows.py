@@ -40,11 +40,12 @@ class SiTRows:
         kernels: Kernels = REFERENCE,
         variance: bool = False,
         drawn: Mapping[int, Tensor] | None = None,
+        gated: bool = False,
     ):
         """``slots`` conditions per sample; capacity for ``times`` distinct times and ``conditions`` distinct labels.
 
         ``drawn``: slots whose labels [B] int64 every call reads from there; the modulation of their rows is its own work, since
-        a table of all labels would be too large (11 GB for DiT-XL/2).
+        a table of all labels would be too large (11 GB for DiT-XL/2).  ``gated``: calls may close gates of some rows.
 
         With ``variance`` every call leaves in ``self.variance`` [B, C, H, W] fp32 what the first branch of its layout says of
         the variance: the second half of the output's channels, without guidance.
@@ -63,7 +64,7 @@ class SiTRows:
         self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.positions = model.positions(height, width).to(weight, copy=True)
         self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
-        self.gates = model.gate_columns().to(weight.device)
+        self.gates = model.gate_columns().to(weight.device) if gated else None
         self.variance: Tensor | None = None
         if variance:
             self.variance = torch.zeros(batch, spec.channels, height, width, dtype=torch.float32, device=weight.device)

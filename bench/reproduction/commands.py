@@ -329,7 +329,7 @@ def efdit(
     samples: SamplesOption = JUDGED,
     seed: SeedOption = 200_000,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 28,
-    guidance: Annotated[str, typer.Option("--guidance", "-g", help="The rule that samples are drawn by.")] = "sgg-exit",
+    guidance: Annotated[str, typer.Option("--guidance", "-g", help="The rule that all but tiers is drawn by.")] = "sgg-exit",
     tuning: Annotated[int, typer.Option(help="Steps of fine-tuning with ProbSparse attention.")] = 300,
     training: Annotated[int, typer.Option(help="Steps of each network with tiered or flat labels.")] = 1_000,
     seeds: Annotated[int, typer.Option(help="Pairs of such networks.")] = 3,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segue.engine.engine import Engine
-from segue.engine.rules.presets import parse_rule
+from segue.engine.rules.presets import ParsedRule, parse_rule
 from segue.models.classifiers import load_classifier
 from segue.models.spectrum import enlarge, radial_spectrum
 from segue.training.data.herbarium import Herbarium
@@ -39,6 +39,7 @@ PARTS = ("upscaling", "attention", "time", "tiers")
 JUDGE, CPU = "herbarium-judge", torch.device("cpu")
 REAL_SEED = 77  # of the stream of real leaves; trainings here have seeds of their own, from 0
 AT_ONCE = 48
+TIER_RULE = "cfg"  # of the small networks with tiered and flat labels, which have no early-exit head
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,9 @@ class EFDiTOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    def drawn(self, engine: Engine) -> str:
-        """What every case ends with: how samples are drawn, with all numbers of the rule."""
-        rule = parse_rule(self.rule, engine.spec).text
-        return f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {rule}"
+    def drawn(self, rule: ParsedRule) -> str:
+        """What a case ends with: how its samples are drawn, with all numbers of the rule."""
+        return f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {rule.text}"
 
 
 @dataclass
@@ -83,7 +83,7 @@ class EFDiT:
 
     @cached_property
     def base(self) -> Engine:
-        """The network that draws, or that those which draw are made of."""
+        """The network that draws, or that those which draw are made of; its numbers are those of the rules."""
         return Engine.from_pretrained("herbarium", device=CPU)
 
     @cached_property
@@ -96,8 +96,19 @@ class EFDiT:
         """The judge's features [M, F] of real leaves of 32 pixels, four for every sample."""
         return features_of(real_leaves(4 * self.options.samples, 32, REAL_SEED), self.judge.features)
 
-    def form(self, what: str, parents: tuple[int, ...] = ()) -> RowForm:
-        return RowForm(self.where, f"{what}, {networks_of(self.base)}, {self.options.drawn(self.base)}", "float32", parents)
+    @cached_property
+    def rules(self) -> dict[str, ParsedRule]:
+        """By what samples are drawn, for each kind of case."""
+        rule, tiers = (parse_rule(text, self.base.spec) for text in (self.options.rule, TIER_RULE))
+        return {LARGER: rule, SPARSE: rule, TIERED: tiers}
+
+    @property
+    def drawn(self) -> dict[str, str]:
+        """What the cases of each kind end with."""
+        return {kind: self.options.drawn(rule) for kind, rule in self.rules.items()}
+
+    def form(self, kind: str, networks: str, parents: tuple[int, ...] = ()) -> RowForm:
+        return RowForm(self.where, f"{kind}, {networks}, {self.drawn[kind]}", "float32", parents)
 
     def missing(self, form: RowForm, variant: str, judge: Judge, metric: str = FRECHET) -> bool:
         """Whether the file lacks that score."""
@@ -108,23 +119,23 @@ class EFDiT:
         for row in rows:
             self.echo(str(row))
 
-    def draw(self, engine: Engine) -> tuple[Tensor, Tensor]:
+    def draw(self, engine: Engine, kind: str) -> tuple[Tensor, Tensor]:
         """Samples [N, C, H, W] in [-1, 1] and their labels, all classes in turn."""
         o, made = self.options, []
         labels = torch.arange(o.samples) % engine.spec.num_classes
         for first in range(0, o.samples, AT_ONCE):
             self.limit.check(f"samples of {engine.spec.name}", 0.0)
             part = labels[first : first + AT_ONCE].tolist()
-            made.append(engine.sample(part, o.rule, steps=o.steps, seeds=o.first_seed + first).latents.cpu())
+            made.append(engine.sample(part, self.rules[kind].guidance, steps=o.steps, seeds=o.first_seed + first).latents.cpu())
         return torch.cat(made).clamp(-1, 1), labels
 
     def upscaling(self) -> None:
         """Frechet distances at twice the size: the enhancer, bicubic interpolation, zeros in frequency, other real leaves."""
-        form, judges = self.form(LARGER), larger_judges()
+        form, judges = self.form(LARGER, networks_of(self.base)), larger_judges()
         wanted = ("enhancer", "bicubic", "zero-padding")
         if not any(self.missing(form, variant, judge) for variant in wanted for judge in judges):
             return
-        small, _ = self.draw(self.base)
+        small, _ = self.draw(self.base, LARGER)
         size = [2 * side for side in small.shape[-2:]]
         made = {
             "enhancer": self.base.upscaler(2)(small),
@@ -144,7 +155,7 @@ class EFDiT:
 
     def attention(self) -> None:
         """The judge's scores of full and of ProbSparse attention, before and after fine-tuning with it."""
-        form = self.form(SPARSE)
+        form = self.form(SPARSE, networks_of(self.base))
         variants: dict[str, Callable[[], Engine]] = {
             "full": lambda: self.base,
             "probsparse": lambda: Engine.from_pretrained("herbarium", device=CPU, attention="probsparse"),
@@ -152,7 +163,7 @@ class EFDiT:
         }
         for variant, opened in variants.items():
             if self.missing(form, variant, self.judge):
-                pictures, labels = self.draw(opened())
+                pictures, labels = self.draw(opened(), SPARSE)
                 self.keep(form.judged(variant, self.judge, self.judge.view(pictures), labels, self.real))
 
     def _fine_tuned(self) -> Engine:
@@ -167,10 +178,10 @@ class EFDiT:
     def tiers(self) -> None:
         """Accuracy of species and genus of networks with a tiered and with a flat embedding, of few images a species."""
         o = self.options
-        form = self.form(f"{TIERED}, {o.training} steps", Herbarium.parents)
+        form = self.form(TIERED, f"{o.training} training steps", Herbarium.parents)
         for name, path in tiered_and_flat(self.runs, o.training, o.seeds, self.limit, self.echo):
             if self.missing(form, name, self.judge):
-                pictures, labels = self.draw(Engine.from_pretrained(path(), device=CPU))
+                pictures, labels = self.draw(Engine.from_pretrained(path(), device=CPU), TIERED)
                 self.keep(form.judged(name, self.judge, self.judge.view(pictures), labels, self.real))
 
 
@@ -207,6 +218,6 @@ def reproduce_efdit(
     except OutOfTimeError as error:
         echo(f"{error}; the same command goes on there")
         code = UNFINISHED
-    content = efdit_content(list(held_rows(out).values()), options.drawn(study.base), f"segue reproduce {COMMAND}")
+    content = efdit_content(list(held_rows(out).values()), study.drawn, f"segue reproduce {COMMAND}")
     show(content, into, COMMAND, TITLE, echo)
     return code

@@ -1,6 +1,6 @@
 """The page on fine-grained networks: larger pictures, ProbSparse attention, tiered labels, with claims by intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..quality.interval import interval_of
 from ..quality.judges import short_name
@@ -17,11 +17,11 @@ LARGER, SPARSE, TIERED = "herbarium at 64 pixels", "herbarium with ProbSparse at
 TIMED, REAL_LEAVES, SPECTRUM = "DiT-XL/2 at 512 pixels, one row", "real leaves", "efdit-spectrum.png"
 
 
-def efdit_content(rows: Sequence[Row], drawn: str, command: str) -> Content:
-    """Tables of the rows whose samples were ``drawn`` so, their claims, and what is missing."""
+def efdit_content(rows: Sequence[Row], drawn: Mapping[str, str], command: str) -> Content:
+    """Tables of the rows whose samples were ``drawn`` so, by kind of case, their claims, and what is missing."""
     parts, claims, missing, used = [], [], [], []
     for case, title in ((LARGER, "Larger pictures"), (SPARSE, "ProbSparse attention"), (TIERED, "Tiered labels")):
-        own = [row for row in rows if row.case.startswith(case) and row.case.endswith(drawn)]
+        own = [row for row in rows if row.case.startswith(case) and row.case.endswith(drawn[case])]
         there = [row for row in own if row.n >= LEAST]
         if not there:
             missing.append(Missing(title.lower(), max((row.n for row in own), default=0), command))

@@ -72,8 +72,10 @@ def guided_estimate(rule: Guidance, args: dict) -> Tensor:
     ``args`` are those of ComfyUI's hook: ``conds`` = [positive, negative or None], ``input`` x, ``sigma`` [B], ``model``,
     ``model_options``.
     """
-    if rule.corrections or any(isinstance(term.branch.network, DropBlocks) for term in rule.terms):
-        raise ValueError(f"this hook adds terms that leave out the same blocks at every step, got {rule}")
+    if rule.corrections:
+        raise ValueError(f"this hook adds terms and corrects nothing, got {rule}")
+    if any(isinstance(term.branch.network, DropBlocks) for term in rule.terms):
+        raise ValueError(f"this hook leaves out the same blocks at every step, got {rule}")
     if rule.attention:
         raise ValueError(
             "this hook evaluates whole conditions, and NAG acts inside the attention: use ComfyUI's own node for it"

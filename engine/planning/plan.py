@@ -4,22 +4,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from segue.models.parameterization import Parameterization
-from segue.models.rows import FULL, GATED, NO_GATE, SKIP, Path, RowLayout
+from segue.models.rows import NO_GATE, RowLayout
 from segue.models.spec import ModelSpec
 
 from ..numeric_input import whole_number
 from ..rules.batch import Rules, check_count, plain_rules
-from ..rules.branch import NEGATIVE_TEXT, Branch, Exit, Perturb
+from ..rules.branch import NEGATIVE_TEXT, Branch
 from ..rules.calibration import Calibration
 from ..rules.correction import STEP, WHOLE, CallLevels, Correction
 from ..rules.drawn import Chooser, ClassifierReference, Draw, plain_condition
 from ..rules.dropped_blocks import DropBlocks
 from ..rules.guidance import Guidance
+from .branch_paths import branch_path, opened_blocks
 from .plan_html import plan_html
 from .plan_text import plan_dict, plan_summary, plan_text
 from .reuse import ReuseTables, reuse_tables
@@ -289,13 +290,8 @@ class Plan:
 
         Of a plan of one rule.
         """
-        opened = np.ones((self.calls, *self.gate_lists))
-        for place, i in enumerate(self.dropping):
-            network, depth = cast(DropBlocks, self.branches[i].network), self.specs[self.branches[i].model].depth
-            dropped = network.dropped(depth, int(self.steps.max()) + 1)
-            for call, step in enumerate(self.steps.tolist()):
-                opened[call, place, dropped[step]] = 0.0
-        return opened
+        branches = [self.branches[i] for i in self.dropping]
+        return opened_blocks(branches, [self.specs[branch.model].depth for branch in branches], self.steps, self.gate_lists[1])
 
     def _joined(self, live: tuple[int, ...], model: str) -> dict[int, int]:
         """The slot of the text that the rows of a slot meet beside their own: of conditional rows of the sampled network."""
@@ -379,20 +375,6 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return plan_html(self)
-
-
-def branch_path(branch: Branch, conditions: tuple[Condition, ...], depth: int, gate: int = NO_GATE) -> Path:
-    """A branch as one operation per layer; ``gate``: which list of open blocks is that of a branch that leaves out blocks."""
-    operations, network = [FULL] * depth, branch.network
-    if isinstance(network, Exit):
-        operations = operations[: network.layer]
-    elif isinstance(network, Perturb):
-        for layer in network.layers:
-            operations[layer] = SKIP if network.kind == "skip" else network.kind
-    elif isinstance(network, DropBlocks):
-        for layer in network.candidates(depth):
-            operations[layer] = GATED
-    return Path(conditions.index(branch.condition), tuple(operations), gate)
 
 
 def checked_size(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from ..adapters.scheduler_calls import SchedulerCalls
 from ..adapters.scheduler_solver import begin_at
 from ..core import EngineCore
 from ..planning.plan import Plan
-from ..running.program import Program, ProgramKey
+from ..running.program import Program
+from ..running.program_key import ProgramKey
 from ..running.progress import Counting, progress_bar
 from ..running.sampler import Callback, CallInfo
 

@@ -98,8 +98,7 @@ def S2(
     The draws are those of ``seed``, the same for all samples; ``protected`` blocks are never left out, by default the first and
     the last one.  A block that is left out is computed, and its gates are zero, so that one captured step serves all draws: the
     branch costs a row from the first block on that may be left out, and one whose output is not finite is felt.  Usually beside
-    CFG.  Source: arXiv 2508.12880, whose code is not published: which blocks it
-    protects is not known here.
+    CFG.  Source: arXiv 2508.12880, whose code is not published: which blocks it protects is not known here.
     """
     return _one_term(Branch(network=DropBlocks(share, seed, protected)), weight_of(weight, delta), window)
 

@@ -16,131 +16,19 @@ from typing import Any
 from segue.models.spec import ModelSpec
 
 from ..argument_names import advice, did_you_mean
-from ..numeric_input import number_from_text
 from . import guided_corrections as guided
 from . import reference_corrections as reference
 from . import solver_corrections as scaling
 from .calibration import Calibration, read_calibration
-from .call_scale import CALL
 from .gfcg import GFCG, ICG
 from .guidance import Guidance, Unguided
-from .integers import parse_integers
 from .linear_rules import CFG, NAG, S2, SGG, AutoGuidance, CFGPlusPlus, EarlyExit, PerturbedLayers, SkipLayer
+from .option_values import PER_SAMPLE, parse_value, shown_value
 from .preset_numbers import DEFAULTS, RECIPES, WITHHELD, preset_name, usual_numbers
 from .rule_names import NAMES
-from .rule_text import NONE, PERTURBING, REUSE, named_text, rule_text, value_text
+from .rule_text import PERTURBING, REUSE, named_text, rule_text
 from .spectral_refinement import SpectralRefine
 from .tuned_numbers import tuned_rules
-from .window import Window, segments
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-
-def parse_integer(text: str) -> int:
-    numbers = parse_integers(text)
-    if len(numbers) != 1:
-        raise ValueError(f"expected one whole number, got {text!r}")
-    return numbers[0]
-
-
-def parse_each(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of one value for all samples, or of a list of one for each: ``2`` or ``2,4``; of a single sample ``2,``."""
-
-    def parsed(text: str) -> Any:
-        if "," not in text:
-            return parse(text)
-        *values, last = text.split(",")
-        return tuple(map(parse, [*values, last] if last.strip() else values))
-
-    return parsed
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    return tuple(parse_integers(text))
-
-
-def parse_scale(text: str) -> float | str:
-    """A number, or ``call``: the scale that an attached pipeline is called with."""
-    return CALL if text == CALL else number_from_text(text)
-
-
-def parse_switch(text: str) -> float | Window:
-    """A noise level, or the first segment as a window: ``fraction:F`` of the steps."""
-    first, _ = segments(text)
-    return first.low if first.kind == "sigma" else first
-
-
-def parse_reference(text: str) -> str | int:
-    """``uncond``, ``parent``, ``parent:N`` of the N-th tier above the class, or the number of a class."""
-    return int(text) if text.isdecimal() else text
-
-
-def parse_protected(text: str) -> tuple[int, ...]:
-    """Layers, or ``none``."""
-    try:
-        return () if text == NONE else parse_layers(text)
-    except ValueError as error:
-        raise ValueError(f"{error}; or none") from None
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(name.strip() for name in text.split(","))
-
-
-def parse_template(text: str) -> str:
-    """A text, in which a space follows every comma."""
-    return ", ".join(piece.strip() for piece in text.split(","))
-
-
-def _shown(option: str, value: Any) -> str:
-    """A value for a person to read."""
-    if isinstance(value, Window):
-        return str(value)
-    return value_text(option, value).replace(",", ", ")
-
-
-parse_numbers = parse_each(number_from_text)
-CORRECTION_NUMBERS = (
-    "phi", "momentum", "radius", "eta", "alpha", "a", "b", "gamma", "max_angle", "low", "high", "cutoff", "pi", "start", "peak",
-    "most", "rho", "k", "width", "factor", "beta",
-)  # fmt: skip
-PARSERS: dict[str, Callable[[str], Any]] = {
-    "scale": parse_each(parse_scale),
-    "weight": parse_numbers,
-    "delta": parse_numbers,
-    "layers": parse_layers,
-    "layer": parse_integer,
-    "share": number_from_text,
-    "seed": parse_integer,
-    "protected": parse_protected,
-    "switch": parse_switch,
-    "window": Window.parse,
-    "reference": parse_reference,
-    "channels": parse_integer,
-    "refresh": parse_integer,
-    "order": parse_integer,
-    "calls": parse_layers,
-    "stop": number_from_text,
-    "tau": parse_numbers,
-    "zero_steps": parse_each(parse_integer),
-    "levels": parse_integer,
-    "model": str,
-    **dict.fromkeys(CORRECTION_NUMBERS, parse_numbers),
-    "classifier": str,
-    "form": str,
-    "gain": number_from_text,
-    "lag": parse_integer,
-    "source": str,
-    "every": parse_integer,
-    "interval": Window.parse,
-    "temperature": number_from_text,
-    "classes": parse_names,
-    "template": parse_template,
-}
-PER_SAMPLE = ("scale", "weight", "delta", "tau", "zero_steps", *CORRECTION_NUMBERS)  # a tuple is one for each sample
-
-# --- rules -----------------------------------------------------------------------------------------------------------
 
 
 def _cfg(scale, reference="uncond", **options) -> Guidance:
@@ -237,12 +125,12 @@ class NamedRule:
     @property
     def summary(self) -> str:
         """The options for a person to read."""
-        return ", ".join(f"{option} {_shown(option, value)}" for option, value in self.options)
+        return ", ".join(f"{option} {shown_value(option, value)}" for option, value in self.options)
 
     def own_numbers(self, sample: int) -> list[str]:
         """The options of which samples have numbers that differ, with the number of one of them."""
         each = ((option, value) for option, value in self.options if option in PER_SAMPLE and isinstance(value, tuple))
-        return [f"{option} {_shown(option, value[sample])}" for option, value in each if len(set(value)) > 1]
+        return [f"{option} {shown_value(option, value[sample])}" for option, value in each if len(set(value)) > 1]
 
 
 @dataclass(frozen=True)
@@ -377,7 +265,7 @@ def _parse_one(
             said = f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}"
             raise ValueError(f"{said}; {near}" if near else said)
     values = {**default_options(model, name), **(changes or {})}
-    values |= {option: _parse_value(option, given[option]) for option in given}
+    values |= {option: parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
     usual = _usual(missing, model, spec)
     values |= usual
@@ -416,7 +304,7 @@ def default_options(model: str, name: str) -> dict[str, Any]:
     if tuned is None:
         return dict(DEFAULTS.get(model, {}).get(name, {}))
     _, _, options = tuned.get(name, name).partition(":")
-    return {option: _parse_value(option, value) for option, value in _split_options(name, options).items()}
+    return {option: parse_value(option, value) for option, value in _split_options(name, options).items()}
 
 
 def default_rules(model: str | ModelSpec) -> tuple[str, ...]:
@@ -443,21 +331,3 @@ def _split_options(name: str, text: str) -> dict[str, str]:
             raise ValueError(f"{last} of {name} is given twice, as {options[last]} and as {value.strip()}")
         options[last] = value.strip()
     return options
-
-
-def _parse_value(option: str, text: str) -> Any:
-    try:
-        return PARSERS[option](text)
-    except ValueError as error:
-        raise ValueError(f"{option}={text}: {error}{_falling(option, text)}") from None
-
-
-def _falling(option: str, text: str) -> str:
-    """How to write a scale or weight from one number to another, if ``text`` is such."""
-    ends = re.fullmatch(r"([\d.]+)\s*(?:-|to|\.\.|:)\s*([\d.]+)", text) if option in ("scale", "weight") else None
-    try:
-        first, last = map(float, ends.groups()) if ends else (0.0, 0.0)
-    except ValueError:
-        return ""
-    middle, delta = (f"{number:.12g}" for number in ((first + last) / 2, (first - last) / 2))
-    return f"; from {first:g} to {last:g} along the steps: {option}={middle},delta={delta}" if ends else ""

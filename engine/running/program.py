@@ -9,7 +9,6 @@ allocated here, so a step can be captured once and replayed.
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,66 +29,12 @@ from ..planning.classifiers import probed, resolved_classifier
 from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, HostStep
 from ..rules.branch import NEGATIVE_TEXT, Branch
-from ..rules.drawn import Chooser, ClassifierReference, Draw
-from ..rules.dropped_blocks import DropBlocks
+from ..rules.drawn import ClassifierReference
 from .call_table import CallTable
 from .combination import Combination
 from .draws import Draws
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
-
-
-@dataclass(frozen=True)
-class ProgramKey:
-    """What a program is specialised on.  Weights, windows, sigmas, labels, seeds and draws are not in it.
-
-    ``shared`` is whether one table serves all samples, ``kept`` are the branches whose directions are reused, ``places`` how
-    many are kept of each, ``adaptive`` are those that stop, ``corrections`` are their kinds, not their numbers;
-    ``earlier`` counts the calls before the previous one that the solver looks back to.
-    ``calls`` is a capacity: a program also serves shorter runs, so only a run of more calls than any before builds anew.
-    """
-
-    batch: int
-    shared: bool
-    height: int
-    width: int
-    branches: tuple[Branch, ...]
-    masks: tuple[int, ...]
-    kept: tuple[int, ...]
-    places: int
-    adaptive: tuple[int, ...]
-    corrections: tuple[tuple, ...]
-    stochastic: bool
-    learned_variance: bool
-    earlier: int
-    calls: int
-    conditions: int
-    text_tokens: int
-
-    @classmethod
-    def of(cls, plan: Plan, batch: int) -> "ProgramKey":
-        capacity = 32  # a table row of SD3.5-medium is a megabyte: room for common step counts, not more
-        while capacity < max(plan.calls, len(np.unique(np.concatenate(plan.times)))):
-            capacity *= 2
-        fixed = tuple(condition for condition in plan.conditions if not isinstance(condition, Draw))
-        conditions, text = plan.spec.distinct_conditions(fixed, batch), plan.spec.text_tokens
-        masks = tuple(int(mask) for mask in plan.masks)
-        kinds = tuple(correction.kind for correction in plan.corrections)
-        rule = tuple(map(without_numbers, plan.branches)), masks, plan.kept, plan.places, plan.adaptive, kinds
-        solver = plan.stochastic, plan.learned_variance, plan.earlier
-        return cls(batch, not plan.samples, plan.height, plan.width, *rule, *solver, capacity, conditions, text)
-
-    def serves(self, other: "ProgramKey") -> bool:
-        """Whether a program of this key can hold a run of the other."""
-        return self.calls >= other.calls and replace(other, calls=self.calls) == self
-
-
-def without_numbers(branch: Branch) -> Branch:
-    """A branch as a program is built for it: without the numbers of what is drawn, which are loaded."""
-    if isinstance(branch.network, DropBlocks):
-        branch = replace(branch, network=branch.network.skeleton)
-    if isinstance(branch.network, Chooser):
-        return replace(branch, network=Chooser(branch.network.draw.skeleton))
-    return replace(branch, condition=branch.condition.skeleton) if isinstance(branch.condition, Draw) else branch
+from .program_key import ProgramKey
 
 
 class Program:
@@ -151,6 +96,7 @@ class Program:
                 **({"text_tokens": key.text_tokens} if key.text_tokens else {}),
                 **({"text_blocks": sum(layout.texts)} if layout.joined else {}),
                 **({"variance": True} if key.learned_variance and name == "main" else {}),
+                **({"gated": True} if plan.dropping else {}),
                 **({"drawn": drawn} if drawn else {}),
                 **({"classes": classes} if classes else {}),
             )

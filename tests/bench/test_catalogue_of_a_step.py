@@ -8,7 +8,8 @@ import torch
 from segue.bench.cases import BenchModel
 from segue.bench.census import META, meta_network
 from segue.engine.core import network_shapes
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.kernels.catalogue import SIZES
 from segue.kernels.dispatch import select_kernels
 from segue.kernels.resources import Specialisation, traced

@@ -14,7 +14,8 @@ from segue.bench.cards import CARDS, this_chip
 from segue.bench.cases import BenchModel, Workload
 from segue.bench.census import CUDA, META, PLAIN, meta_network, step_kernels, take_census
 from segue.engine.core import network_shapes
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.kernels import dispatch
 from segue.kernels.dispatch import Selection, Shapes, select_kernels
 from segue.kernels.triton_runtime import Chip, trace_launches

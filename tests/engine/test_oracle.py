@@ -162,13 +162,12 @@ def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance
     if rng.random() < 0.4:
         return Guidance()
     others = {term.branch for term in guidance.terms if term.branch.condition != "cond"}
-    if UNCOND in others and len(guidance.terms) > 1 and rng.random() < 0.5:
-        exact = all(term.channels is None and term.reuse.is_exact for term in guidance.terms if term.branch == UNCOND)
-        return PerpNeg() if exact else Guidance()
+    exact = all(term.channels is None and term.reuse.is_exact for term in guidance.terms)
+    perpendicular = exact and UNCOND in others and len({term.branch for term in guidance.terms}) > 1 and rng.random() < 0.5
     referred, whole = [], [Rescale(rng.uniform(0, 1)), Renorm(rng.uniform(1, 1.2)), EnergyPreserving(rng.uniform(0, 1))]
     whole.append(HiGS(rng.uniform(0, 2), rng.uniform(0.3, 1), 0.1, 0.95, rng.choice((1.0, 0.3)), rng.uniform(0, 0.5)))
     whole.append(SpectralRefine(rng.uniform(-0.5, 0.5), rng.uniform(0, 0.9), rng.uniform(0.2, 1)))
-    if len(others) == 1 and all(term.channels is None and term.reuse.is_exact for term in guidance.terms):
+    if exact and (perpendicular or len(others) == 1):
         referred = [
             APG(rng.choice((0.0, -0.5, 0.3)), rng.choice((math.inf, 2.0)), rng.choice((0.0, 1.0, 0.5))),
             TCFG(), MAMBO(rng.uniform(0, 8)), PowerLawCFG(rng.uniform(-0.3, 0.3)), ADG(rng.uniform(0.2, 1.5)),
@@ -179,6 +178,7 @@ def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance
         if spec.prediction != "epsilon" and spec.path == "linear":
             referred.append(CFGZeroStar(rng.choice((0, 0, 1))))
     chosen = rng.sample(referred, min(len(referred), rng.choice((0, 1, 1, 2)))) + rng.sample(whole, rng.choice((0, 0, 1, 2)))
+    chosen += [PerpNeg()] if perpendicular else []
     chosen += rng.choice(([], [], [TSR(rng.uniform(0.8, 1.1), 2.0)], [EpsilonScaling(1.01)]))
     corrections = sorted((rule.corrections[0] for rule in chosen), key=lambda correction: correction.place)
     if [correction.place for correction in corrections].count(FREQUENCIES) > 1:

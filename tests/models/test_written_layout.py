@@ -60,6 +60,7 @@ def test_diffusers_reads_its_layout_and_computes_the_same(tmp_path, seed):
         ({"exits": (1, 2)}, "several early-exit heads"),
         ({"width": 16}, "no square grid"),
         ({"time": "data_time"}, "predicts velocity at data_time"),
+        ({"attention": "probsparse"}, "another attention than the full one, which the official layout cannot hold"),
     ),
 )
 def test_what_the_official_layout_cannot_hold_is_refused(changes, words):
@@ -70,4 +71,7 @@ def test_what_the_official_layout_cannot_hold_is_refused(changes, words):
 def test_diffusers_takes_its_own_kind_only(tmp_path):
     with pytest.raises(ValueError, match=r"frequency shift 0\.0; diffusers' DiT has 1.0"):
         write_diffusers(SiT(dit_spec("S/2", 64, **TINY)), tmp_path / "x")
+    own = {"frequency_shift": 1.0, "mlp_norm_eps": 1e-6, "per_block_embedding": True, "attention": "probsparse"}
+    with pytest.raises(ValueError, match="has attention 'probsparse'; diffusers' DiT has 'full'"):
+        write_diffusers(SiT(replace(dit_spec("S/2", 64, **TINY), **own)), tmp_path / "x")
     assert not (tmp_path / "x").exists()

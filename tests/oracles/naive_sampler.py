@@ -11,7 +11,7 @@ import torch
 from naive_corrections import Sample, corrected
 from torch import Tensor
 
-from segue.engine.planning.plan import branch_path
+from segue.engine.planning.branch_paths import branch_path
 from segue.engine.rules.branch import Branch, Exit, Perturb
 from segue.engine.rules.dropped_blocks import DropBlocks
 from segue.engine.rules.guidance import Guidance

@@ -7,7 +7,7 @@ import torch
 from segue.bench.quality.rows import RowForm
 from segue.bench.reproduction import efdit
 from segue.bench.reproduction.efdit import EFDiTOptions, real_leaves, reproduce_efdit
-from segue.bench.reproduction.efdit_page import LARGER, TIERED, TIMED, efdit_content
+from segue.bench.reproduction.efdit_page import LARGER, SPARSE, TIERED, TIMED, efdit_content
 from segue.bench.reproduction.efdit_runs import FewLeaves
 from segue.bench.reproduction.efdit_spectrum import draw_spectrum
 from segue.bench.reproduction.efdit_times import TIMED_PARTS
@@ -16,6 +16,7 @@ from segue.bench.scores.detail import HighFrequencies, Quarters
 from segue.bench.scores.intervals import Interval
 from segue.bench.timing import Statistic
 from segue.engine.images import read_png
+from segue.engine.rules.presets import parse_rule
 from segue.models.classifiers import load_classifier
 from segue.models.spectrum import enlarge, radial_spectrum, reduce
 
@@ -55,6 +56,17 @@ def test_what_is_measured_is_measured_once(tmp_path, monkeypatch):
     assert "| larger pictures | 20 |" in said[-1] and "0.20 (0.10 to 0.30)" in said[-1]
 
 
+def test_networks_that_are_trained_are_drawn_by_the_numbers_of_the_base(tmp_path):
+    """Also those without a head; in the rows as they were drawn."""
+    options, said = EFDiTOptions(20, 1, 1, "sgg-exit", tuning=1, training=1, seeds=1, parts=("attention", "tiers")), []
+    assert reproduce_efdit(options, tmp_path / "rows.jsonl", tmp_path / "runs", None, None, said.append) == 0
+    found = {row.variant: row.case for row in read_rows(tmp_path / "rows.jsonl")}
+    assert list(found) == ["full", "probsparse", "probsparse, 1 steps", "tiered, seed 0", "flat, seed 0"]
+    rules = [parse_rule(name, "herbarium").text for name in ("sgg-exit", "cfg")]
+    assert [case.endswith(rules[variant.endswith("seed 0")]) for variant, case in found.items()] == [True] * 5
+    assert "| probsparse attention | 20 |" in said[-1] and "| tiered labels | 20 |" in said[-1]
+
+
 def test_the_picture_of_spectra_holds_its_numbers(tmp_path, seed):
     spectrum = radial_spectrum(real_leaves(2, 16, seed))
     draw_spectrum(tmp_path / "spectrum.png", dict.fromkeys("abcd", spectrum))
@@ -72,7 +84,7 @@ def test_the_page_claims_by_intervals_and_in_all_seeds(environment):
     tiers = RowForm(environment, f"{TIERED}, drawn", "float32")
     for name, value in {"tiered, seed 0": 0.5, "flat, seed 0": 0.4, "tiered, seed 1": 0.4, "flat, seed 1": 0.45}.items():
         rows.append(tiers.interval_row(name, "accuracy by herbarium-judge", "share", Interval(value, 0.3, 0.6), 960))
-    content = efdit_content(rows, "drawn", "segue reproduce efdit")
+    content = efdit_content(rows, dict.fromkeys((LARGER, SPARSE, TIERED), "drawn"), "segue reproduce efdit")
     verdicts = {claim.says: claim.verdict for claim in content.claims}
     assert verdicts["the enhancer is nearer to real leaves than bicubic"] == "agrees"
     assert verdicts["the enhancer is nearer to real leaves than zero-padding"] == "cannot be told"

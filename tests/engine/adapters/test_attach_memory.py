@@ -16,7 +16,8 @@ from segue.engine.planning.compile import compile_plan
 from segue.engine.planning.plan import Plan
 from segue.engine.planning.schedule import flow_shift
 from segue.engine.planning.solvers import VELOCITY
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.models.mmdit import MMDiT
 from segue.models.sd3_sizes import sd3_spec
 

@@ -15,7 +15,8 @@ from tiny_models import tiny_sit
 from segue import APG, CFG, GFCG, ICG, SGG, AutoGuidance, CFGZeroStar, Engine, Guidance, Rescale, SkipLayer, Window
 from segue.engine.core import resolve_plan
 from segue.engine.running.draws import chosen_reference, other_classes
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 
 LABELS, SEEDS, STEPS = [0, 4, 2], [7, 8, 9], 4
 # fp32 against fp64: outputs agree to 1e-6, the logits of a steep classifier and a gain make some twenty times that of it

@@ -21,7 +21,8 @@ from tiny_models import tiny_sit
 
 from segue import APG, CFG, Engine, SkipLayer
 from segue.engine.core import resolve_plan
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.kernels import triton_runtime
 from segue.kernels.record import REFERENCE, TRITON
 

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue import CFG, SGG, AutoGuidance, EarlyExit, SkipLayer
 from segue.engine.planning.solver_rows import Solver, SolverRow
-from segue.engine.running.program import Program, ProgramKey
+from segue.engine.running.program import Program
+from segue.engine.running.program_key import ProgramKey
 from segue.kernels.dispatch import LIBRARY
 from segue.kernels.record import REFERENCE, TRITON
 from segue.kernels.triton_runtime import trace_launches
