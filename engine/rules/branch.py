@@ -26,7 +26,7 @@ class Perturb:
     ``attention_shuffle`` (after TPG, arXiv 2506.10036): the attention's outputs change places among image tokens, by a fixed
     permutation.  The paper moves the tokens themselves; in a transformer that would only move the patches of the output.
     ``attention_skip`` (STG-A): the attention gives nothing.  ``attention_blur`` (SEG with infinite blur): image tokens share
-    their mean query.
+    their mean query, after the norm of queries where there is one (diffusers' hook blurs before it).
     """
 
     kind: str

@@ -119,9 +119,9 @@ def naive_run(transformer, scheduler, weights, prompts, latents):
     return x, evaluations
 
 
-def one_call(transformer, guider, data, timestep=500.0):
+def one_call(transformer, guider, data, timestep=500.0, step=0, steps=1):
     """One pass of the loop body; returns the guided prediction and, per evaluation, whether the guider calls it positive."""
-    guider.set_state(step=0, num_inference_steps=1, timestep=torch.tensor(timestep))
+    guider.set_state(step=step, num_inference_steps=steps, timestep=torch.tensor(timestep))
     batches, seen = guider.prepare_inputs(data), []
     for batch in batches:
         guider.prepare_models(transformer)
