@@ -3,6 +3,7 @@
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -116,7 +117,7 @@ def inference(
         raise ValueError(f"--data {data} brings real samples: leave --real {real} out")
     if not page.replace("-", "").isalnum():
         raise ValueError(f"the name of a page is of letters, digits and hyphens, got {page!r}")
-    common = {name: value for name, value in {"steps": steps, "solver": solver, "batch": batch}.items() if value is not None}
+    common = stated(steps=steps, solver=solver, batch=batch)
     search = {"samples": search_samples, "first_seed": 0} | common
     budget = Budget(search, {"samples": samples, "first_seed": seed} | common)
     source = o.Source(model, family=family, heads=heads, weak=weak, device=device, dtype=dtype or DTYPE)
@@ -126,6 +127,49 @@ def inference(
     command = f"segue score --model {source.name} --samples {samples} --seed {seed}{named}{reals} --out {out}"
     roles, levels = Roles(extractor, Panel(judge, real, real_samples)), tuple(switch) if switch else SWITCHES
     exit_with(reproduce_inference(source, roles, found, budget, levels, out, limit_minutes, into, page, command))
+
+
+@reproduce.command()
+def rules(
+    model: o.ModelOption = None,
+    family: o.FamilyOption = None,
+    weak: o.WeakOption = None,
+    device: o.DeviceOption = None,
+    dtype: DtypeOption = None,
+    guidance: Annotated[
+        list[str] | None, typer.Option("--guidance", "-g", help="A name that is swept, or a rule; repeat it.  Default: all.")
+    ] = None,
+    factor: Annotated[
+        list[float] | None, typer.Option(help="A factor of a rule's numbers; repeat it.  Default: 1, 0.5 and 2.")
+    ] = None,
+    data: DataOption = None,
+    image_size: ImageSizeOption = None,
+    real: RealOption = None,
+    judge: JudgesOption = None,
+    samples: SamplesOption = JUDGED,
+    seed: SeedOption = JUDGED_FROM,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    batch: BatchOption = None,
+    out: ScoresOption = SCORES,
+    limit_minutes: LimitOption = None,
+    into: IntoOption = None,
+) -> None:
+    """Every named rule: evaluations, cost, time, effective scale and scores, the main ones at several strengths.
+
+    [bold]Example[/bold]
+
+    segue reproduce rules --limit-minutes 60 --into docs/reproduction
+    """
+    from .rule_sweep import FACTORS
+    from .rules import Sweep, reproduce_rules
+
+    source = o.Source(model, family=family, weak=weak, device=device, dtype=dtype or DTYPE)
+    drawing = stated(samples=samples, first_seed=seed, steps=steps, solver=solver, batch=batch)
+    judged = judged_by(judge, real, data, image_size)
+    command = f"segue reproduce rules --model {source.name} --samples {samples} --seed {seed} --out {out}"
+    sweep = Sweep(guidance, tuple(factor or FACTORS))
+    exit_with(reproduce_rules(source, sweep, drawing, judged, out, limit_minutes, into, command))
 
 
 @reproduce.command()
@@ -178,8 +222,7 @@ def training(
     from .training import GUIDED, ScoreOptions, reproduce_training
     from .training_page import WEAK
 
-    drawing = {"samples": samples, "first_seed": seed, "steps": steps, "batch": batch}
-    drawing = {name: value for name, value in drawing.items() if value is not None}
+    drawing = stated(samples=samples, first_seed=seed, steps=steps, batch=batch)
     found = open_source(data, size=image_size)
     scores = ScoreOptions(
         drawing, lambda engine: (judges_of(judge, engine), source_samples(data, image_size)), guidance or GUIDED, costs
@@ -228,19 +271,13 @@ def distilled(
 
     segue reproduce distilled --adapter sgg --into docs/reproduction
     """
-    from ..quality.score_command import Panel
-    from ..quality.source_samples import source_samples
     from .distilled import HELD_OUT, reproduce_distilled
-    from .inference import judges_of
 
-    common = {name: value for name, value in {"steps": steps, "solver": solver, "batch": batch}.items() if value is not None}
+    common = stated(steps=steps, solver=solver, batch=batch)
     scored, far = {"samples": samples, "first_seed": seed}, {"samples": distance_samples, "first_seed": HELD_OUT}
     source = o.Source(model, adapter=adapter, device=device, dtype=dtype or DTYPE)
 
-    def judged(engine):
-        found = Panel(judge, real).samples(engine) if data is None else source_samples(data, image_size)
-        return judges_of(judge, engine), found
-
+    judged = judged_by(judge, real, data, image_size)
     exit_with(reproduce_distilled(source, guidance, scored | common, far | common, judged, out, limit_minutes, into))
 
 
@@ -351,6 +388,24 @@ def efdit(
 
     options = EFDiTOptions(samples, seed, steps, guidance, tuning, training, seeds, tuple(part or PARTS))
     exit_with(reproduce_efdit(options, out, runs, limit_minutes, into))
+
+
+def stated(**options: object) -> dict:
+    """Those that the user named; the others have the defaults of who takes them."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def judged_by(judge: list[str] | None, real: str | None, data: str | None, size: int | None) -> Callable:
+    """What gives the judges and the real samples of an engine: those named, or the default ones of its model."""
+    from ..quality.score_command import Panel
+    from ..quality.source_samples import source_samples
+    from .inference import judges_of
+
+    def judged(engine):
+        found = Panel(judge, real).samples(engine) if data is None else source_samples(data, size)
+        return judges_of(judge, engine), found
+
+    return judged
 
 
 def exit_with(code: int) -> None:

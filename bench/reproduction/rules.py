@@ -1,0 +1,111 @@
+"""``segue reproduce rules``: every named rule on one model, the main ones over their strength, with a picture of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segue.engine.cli.options import Source
+from segue.engine.cli.session import open_engine
+from segue.engine.engine import Engine
+from segue.engine.images import save_png
+
+from ..allocator import DEFAULT
+from ..pictures.demo import Demo, default_classes
+from ..pictures.demo_command import scored_leaves
+from ..pictures.measured import Measured
+from ..quality.real_samples import RealSamples
+from ..quality.score_command import default_batch, draws_leaves
+from ..quality.scoring import Scorer
+from ..quality.time_limit import OutOfTimeError, TimeLimit
+from ..quality.trial import Trial, networks_of
+from ..quality.tuning import UNGUIDED
+from ..rows import check_writable, read_rows
+from ..runs import command_line
+from ..scores.judge import Judge
+from ..suites import UNFINISHED
+from ..telemetry import environment
+from .durations import rows_and_durations, timed
+from .inference import show
+from .page import check_folder
+from .rule_sweep import FACTORS, all_names, swept_rules
+from .rule_times import RuleTimes
+from .rules_page import COMMAND, TITLE, best_texts, rules_content
+
+PICTURE = "rules.png"
+TIMED_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Which rules are drawn, at which factors of their numbers."""
+
+    names: Sequence[str] | None
+    factors: Sequence[float]
+
+    def __post_init__(self):
+        for factor in self.factors:
+            if not factor > 0:
+                raise ValueError(f"numbers are multiplied with a positive factor, got {factor:g}")
+
+
+def reproduce_rules(
+    source: Source,
+    sweep: Sweep,
+    drawing: dict,
+    judged: Callable[[Engine], tuple[tuple[Judge, ...], RealSamples]],
+    out: Path,
+    minutes: float | None,
+    into: Path | None,
+    command: str,
+    echo: Callable[[str], None] = print,
+) -> int:
+    """Score what is missing within ``minutes``, write ``into/rules.md`` or print it; returns the exit code.
+
+    ``drawing`` are fields of a :class:`Trial`, ``command`` is what scores one more rule.  All rules are drawn at their own
+    numbers before any is drawn at others; the page is of all rules, also where only some are drawn.  Raises ``ValueError``
+    before any work.
+    """
+    limit = TimeLimit(minutes)
+    check_writable(out)
+    engine = open_engine(source)
+    where = environment(engine.device, command_line(), DEFAULT)
+    check_folder(into, where)
+    trial = Trial(**{"batch": default_batch(engine)} | drawing)
+    judges, real = judged(engine)
+    everything = all_names(engine, echo if sweep.names is None else lambda reason: None)
+    rules = swept_rules(engine, everything if sweep.names is None else [UNGUIDED, *sweep.names], sweep.factors)
+    shown = swept_rules(engine, [*everything, *(rule.name for rule in rules)], [*FACTORS, *sweep.factors])
+    scorer = Scorer(engine, judges, real, trial, where, out, True, limit, echo)
+    times = RuleTimes(engine, trial.steps, trial.solver, min(TIMED_BATCH, trial.batch), where, out)
+    timed_as = f"{COMMAND} {networks_of(engine)}"
+    code = 0
+    with timed(out, where, timed_as):
+        scorer.score_real()
+        try:
+            scorer.score([rule.own for rule in rules])
+            times.measure([rule.own for rule in rules], limit)
+            for factor in sweep.factors:
+                scorer.score([rule.texts[factor] for rule in rules if factor in rule.texts])
+        except OutOfTimeError as error:
+            echo(f"{error}; the same command goes on there")
+            code = UNFINISHED
+    rows = [row for row in rows_and_durations(out, timed_as) if row.case in (scorer.form.case, times.case, timed_as)]
+    picture = None if into is None else draw_rules(into, engine, scorer, best_texts(rows, shown))
+    show(rules_content(rows, shown, scorer.form.case, command, picture), into, COMMAND, TITLE, echo)
+    return code
+
+
+def draw_rules(into: Path, engine: Engine, scorer: Scorer, texts: Sequence[str]) -> str | None:
+    """A row of pictures for each of ``texts`` on the same noise, as a PNG in ``into``; its name.
+
+    None where nothing was scored, and where the classes are not those of the herbarium, whose judge says what pictures show.
+    """
+    judge = next((judge for judge in scorer.judges if judge.logits is not None), None)
+    if not texts or judge is None or not draws_leaves(engine):
+        return None
+    measured = Measured.of(read_rows(scorer.path), networks_of(engine), judge.name, scorer.path)
+    demo = Demo(engine, judge, scored_leaves, scorer.trial, default_classes(engine.spec.parents), measured)
+    lines = [demo.real_line(), *map(demo.line, texts)]
+    into.mkdir(parents=True, exist_ok=True)
+    save_png(demo.sheet(lines), into / PICTURE, demo.title(), {"rules": list(texts), "labels": list(demo.labels)})
+    return PICTURE

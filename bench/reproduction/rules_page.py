@@ -1,0 +1,77 @@
+"""The page on all named rules: each at the best of its strengths, and the main ones at every strength."""
+
+from collections.abc import Sequence
+
+from ..quality.rows import REAL
+from ..quality.scoring import EVALUATIONS
+from ..quality.tuning import UNGUIDED
+from ..rows import Row
+from ..scores.units import FRECHET
+from ..tables import markdown_table
+from .page import Content, Missing
+from .rule_sweep import Swept
+from .rule_times import RATIO
+from .rule_times import SUITE as TIMES
+from .scored_rules import ScoredRules, samples_of
+
+COMMAND, TITLE = "rules", "All rules on one model"
+LACKING = ""
+
+
+def best_text(scored: ScoredRules, rule: Swept) -> str | None:
+    """The text of least distance by the first judge, of those that were scored; None where none was."""
+    judge = next(iter(scored.judges), "")
+    found = {}
+    for text in rule.texts.values():
+        interval = scored.interval(text, FRECHET, judge)
+        if interval is not None:
+            found[text] = interval.value
+    return min(found, key=found.__getitem__, default=None)
+
+
+def best_texts(rows: Sequence[Row], rules: Sequence[Swept]) -> list[str]:
+    """The texts that the page shows, rule by rule."""
+    scored = ScoredRules.of(rows)
+    return [text for rule in rules if (text := best_text(scored, rule)) is not None]
+
+
+def rules_content(rows: Sequence[Row], rules: Sequence[Swept], case: str, command: str, picture: str | None) -> Content:
+    """What rows say of ``rules``; ``command`` scores a rule whose text is added to it."""
+    scored = ScoredRules.of(rows)
+    times = {row.variant: row for row in rows if row.suite == TIMES and row.metric == RATIO}
+    texts = {rule.name: text for rule in rules if (text := best_text(scored, rule)) is not None}
+    parts = []
+    if texts:
+        own = {rule.name: rule.own for rule in rules}
+        lines = [_line(scored, text, times.get(own[name])) for name, text in texts.items()]
+        first, cost, *others = scored.header()
+        header = [first, "evaluations", cost, "time", *others]
+        real = [_line(scored, REAL, None)] if scored.has(REAL) else []
+        parts = [f"**{case}**", markdown_table(header, [*lines, *real]), *_swept_parts(scored, rules)]
+        parts += [f"![The same leaves by every rule]({picture})"] if picture else []
+    counts = {row.variant: samples_of(row) for row in rows if " by " in row.metric}
+    wanted = [text for rule in rules for text in rule.texts.values()]
+    missing = [Missing(text, counts.get(text, 0), f'{command} -g "{text}"') for text in wanted if not scored.has(text)]
+    used = [row for row in scored.rows if row.variant in {*wanted, REAL}]
+    others = [row for row in rows if row.suite == "duration" or row in times.values()]
+    return Content(parts, missing=missing, rows=[*used, *others] if used else [])
+
+
+def _line(scored: ScoredRules, text: str, time: Row | None) -> list[str]:
+    first, cost, *others = scored.line(f"`{text}`" if text not in (UNGUIDED, REAL) else text, text)
+    evaluations = scored.table.get(text, {}).get(EVALUATIONS)
+    counted = LACKING if evaluations is None else f"{evaluations.value:g}"
+    return [first, counted, cost, LACKING if time is None else f"{time.value:.2f}x", *others]
+
+
+def _swept_parts(scored: ScoredRules, rules: Sequence[Swept]) -> list[str]:
+    """A table of the rules that were drawn at several strengths."""
+    lines = []
+    for rule in rules:
+        there = {factor: text for factor, text in sorted(rule.texts.items()) if scored.has(text)}
+        if len(there) > 1:
+            best = best_text(scored, rule)
+            lines += [scored.line(f"**`{text}`**" if text == best else f"`{text}`", text) for text in there.values()]
+    if not lines:
+        return []
+    return ["Strengths; that of least distance by the first judge in bold:", markdown_table(scored.header(), lines)]
