@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreted import SLOW_INTERPRETED, slow_interpreted
 from tiny_models import randomize, tiny_sit
 
 from segue import APG, CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, Rescale, SkipLayer, Window
@@ -88,12 +89,17 @@ def sit_engines():
 
 
 COVERED = ("blurred", "attention skipped", "three channels")  # by the live sets and by the cases of kernels
+COVERED_INTERPRETED = ("cfg, then both", "perturbed", "two networks")  # by the live sets alone
+
+
+def marks_of(rule: str):
+    return pytest.mark.slow if rule in COVERED else SLOW_INTERPRETED if rule in COVERED_INTERPRETED else ()
 
 
 @pytest.mark.parametrize(
     ("rule", "solver"),
     [
-        *(pytest.param(rule, "dpm++2m", marks=[pytest.mark.slow] if rule in COVERED else []) for rule in SIT_RULES),
+        *(pytest.param(rule, "dpm++2m", marks=marks_of(rule)) for rule in SIT_RULES),
         ("segmented", "euler-maruyama"),
     ],
 )
@@ -155,9 +161,9 @@ def tiny_mmdit(kind: str) -> MMDiT:
 @pytest.mark.parametrize(
     "kind, rules",
     [
-        ("sd3", ("segmented",)),
         ("sd3.5-medium", ("segmented", "perturbed")),
-        ("sd3.5-large", ("segmented",)),
+        slow_interpreted("sd3", ("segmented",)),
+        slow_interpreted("sd3.5-large", ("segmented",)),
         pytest.param("sd3.5-medium", tuple(RULES), marks=pytest.mark.slow),
     ],
 )

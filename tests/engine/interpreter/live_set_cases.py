@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreted import first_is_fast, slow_interpreted
 from live_sets import ARCHITECTURES, SOLVER_KINDS, engine_of, every_branch, live_sets, load, many_branches
 
 from segue import CFG, SGG, AutoGuidance, SkipLayer
@@ -13,6 +14,8 @@ DEVICE = "cpu" if interpreting() else "cuda"
 RELATIVE_ERROR = 2e-5
 REFERENCES = ("layer_norm", "scaled_dot_product_attention", "gelu")  # what reference functions are made of
 THOROUGH = ("sit", "sd3.5-medium")  # the steps of the others differ from these in one place each
+WITH_STATE = ("ddpm", "dpm++3m-sde", "unipc(order=3)")  # noise by a learned variance, noise and history, history alone
+ALIKE = ("sd3.5-large", "repa")  # whose steps have nothing that those of the others have not
 
 
 class Pair:
@@ -68,7 +71,7 @@ class Pair:
         return called, launches
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[slow_interpreted(a) if a in ALIKE else a for a in ARCHITECTURES])
 def pair(request):
     return Pair(request.param, steps=2)
 
@@ -86,7 +89,7 @@ def test_every_live_set(pair, monkeypatch):
         pair.step(live, monkeypatch)
 
 
-@pytest.mark.parametrize("architecture", ["dit", "sd3.5-medium"])
+@pytest.mark.parametrize("architecture", first_is_fast(["dit", "sd3.5-medium"]))
 def test_a_rule_that_guides_some_channels(architecture, monkeypatch):
     """Live sets with the restricted branch combine after the projection, those without it before."""
     rule = CFG(3.0, channels=2) + SkipLayer(2.0, (1,)) + AutoGuidance(1.0)
@@ -108,7 +111,7 @@ def test_more_branches_than_one_kernel_combines(architecture, channels, monkeypa
     pair.step(tuple(range(len(pair.plan.branches))), monkeypatch)
 
 
-@pytest.mark.parametrize("solver", SOLVER_KINDS)
+@pytest.mark.parametrize("solver", [s if s in WITH_STATE else slow_interpreted(s) for s in SOLVER_KINDS])
 def test_a_run_of_every_kind_of_solver(solver, monkeypatch):
     """To the end: history and noise pass from call to call."""
     pair = Pair("dit" if solver == "ddpm" else "repa", SGG(CFG(3.0), SkipLayer(2.0, (1,)), 0.5), steps=3, solver=solver)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interpreted import slow_interpreted
 
 from segue.kernels import adaln
 from segue.kernels.contracts import FP8_STEP
@@ -55,7 +56,7 @@ def test_the_bias_of_a_branch_against_fp64(name, shape, dtype, normal, judge):
     judge(call(getattr(adaln, f"{name}_triton")), call(getattr(adaln, name)), h, y, bias, *rest, exact=exact)
 
 
-@pytest.mark.parametrize("shape", LONG, ids=str)
+@pytest.mark.parametrize("shape", map(slow_interpreted, LONG), ids=str)
 def test_long_sequences_against_fp64(shape, dtype, normal, judge):
     name = "residual2_modulated_norm"
     judge(adaln.residual2_modulated_norm_triton, adaln.residual2_modulated_norm, *operands(normal, shape, dtype, name))

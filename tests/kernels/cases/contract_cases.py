@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from interpreted import once_fast
 from torch.utils._pytree import tree_leaves
 
 from segue.kernels import attention, dispatch, philox, qkv
@@ -51,7 +52,7 @@ def everything(function):
     return call
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", once_fast(CASES), ids=lambda case: case.name)
 def test_with_outlier_channels(case: Case, dtype, device, seed, judge):
     arguments = case.arguments(Outliers(device, dtype, seed))
     if case.operation in ("attention", "attention_lse"):

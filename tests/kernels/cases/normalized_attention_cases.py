@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interpreted import slow_interpreted
 from torch.nn.attention import SDPBackend
 
 from segue.kernels.attention import attention, attention_lse_triton, attention_triton, sdpa_order
@@ -76,7 +77,7 @@ def test_merge(shape, dtype, normal, judge):
     assert [launch.name for launch in launches] == ["merge_kernel"]
 
 
-@pytest.mark.parametrize("shape", JOINT, ids=str)
+@pytest.mark.parametrize("shape", [*JOINT[:2], *map(slow_interpreted, JOINT[2:])], ids=str)
 def test_parts_equal_two_whole_attentions(shape, normal, seed):
     rows, heads, tokens, text, head_dim = shape
     q, k, v = normal(3, rows, heads, tokens + 2 * text, head_dim).double()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from interpreted import once_fast
 from torch.utils.flop_counter import FlopCounterMode
 
 from segue.kernels.catalogue import Case, Factory, Size, cases
@@ -58,7 +59,7 @@ class Touched:
 
 
 @pytest.mark.skipif(not interpreting(), reason="counts in Triton's interpreter")
-@pytest.mark.parametrize("case", [case for case in CASES if not case.vendor], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", once_fast([case for case in CASES if not case.vendor]), ids=lambda case: case.name)
 def test_bytes_moved_are_those_that_a_kernel_touches(case: Case, device, seed, monkeypatch):
     """Each launch once: what it reads again comes from a cache."""
     arguments = case.arguments(Factory(device, torch.float16, seed))
