@@ -279,9 +279,9 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     def residual(make: Factory) -> tuple[Tensor, ...]:
         return make(rows, tokens, width), make(rows, tokens, 4 * width), *layer(make, 4 * width, width), make(rows, 1, width)
 
-    def grouped(make: Factory) -> tuple[Tensor, ...]:
-        streams = (make(rows, count, width) for count in (tokens, size.text))
-        return tuple(x for stream in streams for x in (stream, *layer(make, width, 3 * width)))
+    def grouped(make: Factory, inputs: int, outputs: int) -> tuple[Tensor, ...]:
+        streams = (make(rows, count, inputs) for count in (tokens, size.text))
+        return tuple(x for stream in streams for x in (stream, *layer(make, inputs, outputs)))
 
     def slices(make: Factory) -> tuple[Tensor, ...]:
         joint = make(rows, tokens + size.text, width)
@@ -294,9 +294,14 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     yield _case(mlp, "linear_gated_residual", size, residual, traffic, work, dtype=dtype)
     if size.text:
         counts = (count, rows * size.text)
-        traffic = sum(mlp.bytes_moved(n, width, 3 * width, itemsize) for n in counts)
-        work = mlp.flops(sum(counts), width, 3 * width)
-        yield _case(mlp, "grouped_linear", size, grouped, traffic, work, dtype=dtype)
+        for name, inputs, outputs, variant in (
+            ("grouped_linear", width, 3 * width, ""),
+            ("grouped_linear_gelu", width, 4 * width, ""),
+            ("grouped_linear", 4 * width, width, "4 D to D"),
+        ):
+            traffic = sum(mlp.bytes_moved(n, inputs, outputs, itemsize) for n in counts)
+            work, arguments = mlp.flops(sum(counts), inputs, outputs), partial(grouped, inputs=inputs, outputs=outputs)
+            yield _case(mlp, name, size, arguments, traffic, work, variant=variant, dtype=dtype)
         traffic = sum(mlp.bytes_moved(n, width, width, itemsize) for n in counts)
         work = mlp.flops(sum(counts), width, width)
         yield _case(mlp, "project_slices", size, slices, traffic, work, dtype=dtype, complete=mlp.with_biases)

@@ -41,10 +41,8 @@ def classify_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> str:
     return _product(x, weight, bias)
 
 
-def classify_streams(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor | None = None, *_others: Tensor | bool | None, gelu: bool = False
-) -> str:
-    """The class of a call of ``grouped_linear`` or ``project_slices``: that of its longer stream."""
+def classify_streams(x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor | None = None, *_others: Tensor | None) -> str:
+    """The class of a call of two streams, as of ``grouped_linear`` or ``project_slices``: that of the longer one."""
     return _product(x if x2 is None or x.numel() >= x2.numel() else x2, weight, bias)
 
 
@@ -58,6 +56,7 @@ CLASSIFIERS: dict[str, Callable[..., str]] = {
     "attention": classify_attention,
     "linear_gelu": classify_linear_gelu,
     "grouped_linear": classify_streams,
+    "grouped_linear_gelu": classify_streams,
     "project_slices": classify_streams,
     "fp8_linear": classify_fp8_linear,
 }

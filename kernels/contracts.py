@@ -94,6 +94,7 @@ CONTRACTS: dict[str, Contract] = {
     "linear_gelu": rounding("sum of products, bias and GELU in fp32, one rounding; PyTorch rounds before the GELU too"),
     "linear_gated_residual": rounding("sum of products, bias, gate and state in fp32, one rounding of the state"),
     "grouped_linear": rounding("sum of products and bias in fp32, one rounding"),
+    "grouped_linear_gelu": rounding("as linear_gelu"),
     "project_slices": rounding("sum of products in fp32, one rounding; a bias that is left to the residual is added in fp32"),
     "embed_patches": rounding("sum of products, bias and positions in fp32, one rounding; PyTorch rounds the tokens too"),
     "combine_then_project": rounding("norm and combination in fp32, rounded once to meet the weight, product kept in fp32"),
@@ -121,7 +122,7 @@ OF_BACKENDS: dict[tuple[str, str], Contract] = {
 }
 OF_BACKENDS |= {
     (operation, "onednn"): rounding("products summed in fp32, bias and GELU there too, one rounding")
-    for operation in ("linear", "linear_gelu", "grouped_linear", "project_slices")
+    for operation in ("linear", "linear_gelu", "grouped_linear", "grouped_linear_gelu", "project_slices")
 }
 OF_BACKENDS |= {
     (name, "compiled"): rounding("the reference's formula in one pass, in fp32 between loads and stores") for name in FUSED

@@ -35,6 +35,7 @@ VENDOR: dict[str, dict[str, Callable]] = {
     "linear": {"onednn": onednn.linear},
     "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt, "onednn": onednn.linear_gelu},
     "grouped_linear": {"onednn": onednn.grouped_linear},
+    "grouped_linear_gelu": {"onednn": onednn.grouped_linear_gelu},
     "project_slices": {"onednn": onednn.project_slices},
     "fp8_linear": {
         "scaled_mm": fp8.fp8_linear_scaled_mm,
@@ -51,6 +52,7 @@ LIBRARY = {
     "linear": "reference",
     "linear_gelu": "cublaslt",
     "grouped_linear": "reference",
+    "grouped_linear_gelu": "reference",
     "project_slices": "reference",
     "fp8_linear": "scaled_mm",
 }
@@ -308,6 +310,8 @@ def _composed(
     """:func:`_implementation`, and what follows a reference's product by the kernel that was chosen for it."""
     if (operation, name) == ("linear_gated_residual", "reference"):
         return partial(mlp.linear_gated_residual, residual=made["gated_residual"], product=made["linear"]), ""
+    if (operation, name) == ("grouped_linear_gelu", "reference"):
+        return partial(mlp.grouped_linear_gelu, product=made["linear_gelu"]), ""
     return _implementation(operation, name, device)
 
 

@@ -44,14 +44,20 @@ def linear_gated_residual(
 
 
 def grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two linear layers of one shape on two streams, optionally with GELU: those of image and text in a joint block.
+    """Two linear layers of one shape on two streams: those of image and text in a joint block.
 
-    x [R, L, D], x2 [R, M, D]; weights [E, D] -> [R, L, E], [R, M, E].
+    x [R, L, D], x2 [R', M, D]; weights [E, D] -> [R, L, E], [R', M, E].
     """
-    one = linear_gelu if gelu else linear
-    return one(x, weight, bias), one(x2, weight2, bias2)
+    return linear(x, weight, bias), linear(x2, weight2, bias2)
+
+
+def grouped_linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, product: Callable = linear_gelu
+) -> tuple[Tensor, Tensor]:
+    """:func:`grouped_linear` with GELU (tanh) behind both: the first layers of a joint block's MLPs.  ``product`` does each."""
+    return product(x, weight, bias), product(x2, weight2, bias2)
 
 
 Projected = tuple[Tensor, Tensor | None]  # the output [R, L, E] of a layer, and its bias where that is yet to be added
@@ -263,11 +269,24 @@ def linear_gated_residual_triton(h: Tensor, x: Tensor, weight: Tensor, bias: Ten
 
 
 def grouped_linear_triton(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, gelu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor
 ) -> tuple[Tensor, Tensor]:
     """:func:`grouped_linear` as one persistent kernel."""
+    return _grouped((x, weight, bias), (x2, weight2, bias2), NO_EPILOGUE)
+
+
+def grouped_linear_gelu_triton(
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`grouped_linear_gelu` as one persistent kernel."""
+    return _grouped((x, weight, bias), (x2, weight2, bias2), GELU)
+
+
+def _grouped(first: tuple[Tensor, ...], second: tuple[Tensor, ...], epilogue: int) -> tuple[Tensor, Tensor]:
+    x, weight, bias = first
+    x2, weight2, bias2 = second
     streams = ((x, weight, bias, _output(x, weight)), (x2, weight2, bias2, _output(x2, weight2)))
-    out, out2 = _run(streams, GELU if gelu else NO_EPILOGUE)
+    out, out2 = _run(streams, epilogue)
     return out, out2
 
 

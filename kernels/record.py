@@ -45,6 +45,7 @@ class Kernels:
     linear_gelu: Callable = mlp.linear_gelu
     linear_gated_residual: Callable | None = mlp.linear_gated_residual
     grouped_linear: Callable = mlp.grouped_linear
+    grouped_linear_gelu: Callable = mlp.grouped_linear_gelu
     project_slices: Callable = mlp.project_slices
     embed_patches: Callable = embed.embed_patches
     combine_then_project: Callable = readout.combine_then_project
@@ -96,6 +97,7 @@ TRITON = Kernels(
     linear_gelu=mlp.linear_gelu_triton,
     linear_gated_residual=mlp.linear_gated_residual_triton,
     grouped_linear=mlp.grouped_linear_triton,
+    grouped_linear_gelu=mlp.grouped_linear_gelu_triton,
     project_slices=mlp.project_slices_triton,
     embed_patches=embed.embed_patches_triton,
     combine_then_project=readout.combine_then_project_triton,

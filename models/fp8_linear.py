@@ -75,6 +75,15 @@ def grouped_linear(
     return kernels.grouped_linear(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
 
 
+def grouped_linear_gelu(
+    x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, x2: Tensor | Fp8Rows, layer2: nn.Linear | Fp8Linear, kernels: Kernels
+) -> tuple[Tensor | Fp8Rows, Tensor | Fp8Rows]:
+    """:func:`linear_gelu` of two layers of one shape on two streams."""
+    if isinstance(layer, Fp8Linear):
+        return linear_gelu(x, layer, kernels), linear_gelu(x2, layer2, kernels)
+    return kernels.grouped_linear_gelu(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
+
+
 def project_slices(kernels: Kernels, *streams: tuple[Tensor, nn.Linear | Fp8Linear]) -> tuple[Projected, ...]:
     """Layers on slices of the tokens of a longer sequence, x [R, L, D]: outputs, and the biases that these yet lack."""
     if any(isinstance(layer, Fp8Linear) for _, layer in streams):

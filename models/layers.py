@@ -1,6 +1,7 @@
 """Embedders and feed-forward parts shared by the networks; names follow the official DiT checkpoint keys."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.record import Kernels
 
-from .fp8_linear import linear_gated_residual, linear_gelu
-from .residuals import Carry
+from .fp8_linear import grouped_linear, grouped_linear_gelu, linear_gated_residual, linear_gelu
+from .residuals import Carry, Residual
 
 
 class TimestepEmbedder(nn.Module):
@@ -107,6 +108,30 @@ class Mlp(nn.Module):
         """
         h, residual = linear_gated_residual(h, linear_gelu(x, self.fc1, kernels), self.fc2, gate, kernels)
         return Carry.left(h, residual, carry, kernels)
+
+
+@dataclass(frozen=True, eq=False)
+class MlpInput:
+    """What an MLP of one stream takes: state ``h`` [R, L, D], its norm ``x``, ``gate`` [R, 1, D], and who carries the sum."""
+
+    mlp: Mlp
+    h: Tensor
+    x: Tensor | Fp8Rows
+    gate: Tensor
+    carry: Carry | None = None
+
+
+def two_mlps(first: MlpInput, second: MlpInput, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """:class:`Mlp` of two streams, each pair of layers in one product where ``kernels`` have such; their states."""
+    streams = first, second
+    hidden = grouped_linear_gelu(first.x, first.mlp.fc1, second.x, second.mlp.fc1, kernels)
+    if kernels.linear_gated_residual is None:
+        made = grouped_linear(hidden[0], first.mlp.fc2, hidden[1], second.mlp.fc2, kernels)
+        left = [(own.h, Residual(y, own.gate)) for own, y in zip(streams, made, strict=True)]
+    else:
+        left = [linear_gated_residual(own.h, y, own.mlp.fc2, own.gate, kernels) for own, y in zip(streams, hidden, strict=True)]
+    h, c = (Carry.left(*each, own.carry, kernels) for own, each in zip(streams, left, strict=True))
+    return h, c
 
 
 class PatchEmbed(nn.Module):

@@ -17,7 +17,7 @@ from segue.kernels.record import DIFFERENTIABLE, Kernels
 
 from .fp8_linear import apply_linear, grouped_linear, project_slices, residual2_norm, residual_norm, residual_norm2
 from .joint_attention import JoinedTexts, attend_rows, image_segments, text_segments
-from .layers import Mlp, PatchEmbed, TimestepEmbedder, sincos_position_table
+from .layers import Mlp, MlpInput, PatchEmbed, TimestepEmbedder, sincos_position_table, two_mlps
 from .mmdit_spec import MMDiTSpec
 from .residuals import Carry, Residual
 from .rows import Segment
@@ -127,11 +127,11 @@ class JointBlock(nn.Module):
             h, n = residual_norm(h, attended, *after)
         else:
             h, n = residual2_norm(h, attended, Residual(self._image_attention(second, n2, kernels, segments), image[8]), *after)
-        h = self.x_block.mlp(h, n, gate_m, kernels, carries[0])
-        if z is not None:
-            c, m = residual_norm(c, Residual(z, text[2], z_bias), text[3], text[4], self.context_block.mlp.fc1, kernels)
-            c = self.context_block.mlp(c, m, text[5], kernels, carries[1])
-        return h, c
+        if z is None:
+            return self.x_block.mlp(h, n, gate_m, kernels, carries[0]), c
+        c, m = residual_norm(c, Residual(z, text[2], z_bias), text[3], text[4], self.context_block.mlp.fc1, kernels)
+        of_text = MlpInput(self.context_block.mlp, c, m, text[5], carries[1])
+        return two_mlps(MlpInput(self.x_block.mlp, h, n, gate_m, carries[0]), of_text, kernels)
 
     def _text_norm(
         self, c: Tensor, before: Residual | None, text: tuple[Tensor, ...], kernels: Kernels

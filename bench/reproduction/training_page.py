@@ -94,7 +94,7 @@ def training_content(
     """
     networks = trained_networks(rows, base, tail)
     every = [row for own in networks for found in own.rows.values() for row in found]
-    metrics = judged_metrics(every)
+    metrics = judged_metrics([row for own in networks[1:] for found in own.rows.values() for row in found] or every)
     parts = [f"**From {base}, {tail}**"] if len(networks) > 1 else []
     missing: list[Missing] = []
     for rule in (UNGUIDED, *guided):
@@ -149,21 +149,22 @@ def built_in_table(networks: Sequence[Trained], metrics: Sequence[str]) -> str:
 
 
 def cost_table(networks: Sequence[Trained], costs: Sequence[Row]) -> str:
-    """Time of a training step over that of plain training: in these runs, measured in turn, by counting, published."""
-    plain = next((own for own in networks if own.weak == "none"), None)
+    """Time of a training step over that of plain training: measured in turn, by counting, published.
+
+    Where some objective was not measured, also the seconds of a step in these runs, which depend on what else the machine did.
+    """
+    trained = [own for own in networks if own.weak]
     measured = {row.variant: row for row in costs if row.metric == "relative"}
+    whole = all(own.weak in measured for own in trained)
     lines = []
-    for own in networks:
-        if own.weak:
-            ratio = mean_of(own.seconds) / mean_of(plain.seconds) if plain and mean_of(plain.seconds) else None
-            row = measured.get(own.weak)
-            apart = f"{row.value:.2f} ({row.p20:.2f} to {row.p80:.2f})" if row else ""
-            counted = f"{row.expected:.2f}" if row and row.expected else ""
-            published = f"{PUBLISHED_COST[own.weak]:.2f}" if own.weak in PUBLISHED_COST else ""
-            lines.append(
-                [own.name, f"{mean_of(own.seconds):.3g} s", f"{ratio:.2f}" if ratio else "", apart, counted, published]
-            )
-    header = ("objective", "a step in these runs", "over none", "measured in turn", "by counting", "published")
+    for own in trained:
+        row = measured.get(own.weak)
+        apart = f"{row.value:.2f} ({row.p20:.2f} to {row.p80:.2f})" if row else ""
+        counted = f"{row.expected:.2f}" if row and row.expected else ""
+        published = f"{PUBLISHED_COST[own.weak]:.2f}" if own.weak in PUBLISHED_COST else ""
+        seconds = [] if whole else [f"{mean_of(own.seconds):.3g} s"]
+        lines.append([own.name, *seconds, apart, counted, published])
+    header = ["objective", *([] if whole else ["a step in these runs"]), "a step over none's", "by counting", "published"]
     return markdown_table(header, lines)
 
 

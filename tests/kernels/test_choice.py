@@ -79,7 +79,7 @@ def test_a_preference_for_what_is_not_installed_falls_back_and_says_so(hopper, m
 
 def test_a_call_is_classified_as_its_launch_is():
     """The choice between backends and the launch configuration go by one and the same class."""
-    launched = dict.fromkeys(("linear_gelu", "grouped_linear", "project_slices"), "linear")
+    launched = dict.fromkeys(("linear_gelu", "grouped_linear", "grouped_linear_gelu", "project_slices"), "linear")
     seen = set()
     for size in SIZES:
         for case in cases(size):

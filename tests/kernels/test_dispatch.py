@@ -58,7 +58,7 @@ def test_automatic_is_the_reference_on_cpu_without_a_word(processor, dtype, monk
 def test_automatic_products_on_x86_are_those_of_onednn(processor, monkeypatch):
     monkeypatch.setattr(onednn.platform, "machine", lambda: processor)
     selection = select_kernels(CPU, torch.float32)
-    products = {"linear", "linear_gelu", "grouped_linear", "project_slices"}
+    products = {"linear", "linear_gelu", "grouped_linear", "grouped_linear_gelu", "project_slices"}
     assert {name for name, backend in backends(selection).items() if backend == "onednn"} == products
     assert all(getattr(selection.kernels, name) is getattr(onednn, name) for name in products)
     assert set(backends(selection).values()) == {"onednn", "reference", "deferred"}
@@ -70,7 +70,7 @@ def test_automatic_on_cuda(hopper, caplog):
     selection = select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=72, width=1152, outputs=16))
     chosen = backends(selection)
     library = {"attention": "sdpa", **dict.fromkeys(dispatch.FOLLOWERS, "sdpa"), "linear_gelu": "cublaslt"}
-    library |= dict.fromkeys(("linear", "grouped_linear", "project_slices"), "reference")
+    library |= dict.fromkeys(("linear", "grouped_linear", "grouped_linear_gelu", "project_slices"), "reference")
     library |= {"fp8_linear": "scaled_mm", "linear_gated_residual": "deferred"}
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
     assert selection.kernels.modulated_norm is TRITON.modulated_norm
@@ -89,6 +89,7 @@ BY_NAME = {
     ("linear_gated_residual", "deferred"): None,
     ("linear_gelu", "onednn"): onednn.linear_gelu,
     ("grouped_linear", "onednn"): onednn.grouped_linear,
+    ("grouped_linear_gelu", "onednn"): onednn.grouped_linear_gelu,
     ("project_slices", "onednn"): onednn.project_slices,
     ("fp8_linear", "scaled_mm"): fp8.fp8_linear_scaled_mm,
     ("fp8_linear", "scaled_mm_fast"): fp8.fp8_linear_scaled_mm,

@@ -138,10 +138,26 @@ def test_seeds_are_averaged_and_the_published_order_is_judged_by_intervals(envir
     assert by_hand.high - 0.51 == pytest.approx(student_quantile(0.975, 1) * 0.01)  # the deviation of two, over the root of 2
     assert f"| none, 2 seeds | 40 | 1.00 |  | .510 ({by_hand.low:.3f} to {by_hand.high:.3f})".replace("0.", ".")[:30] in text
     assert "| uncond | 40 | 2.00 |  | .200" in text and "| 5.88 |" in text
-    assert "| uncond | 2 s | 2.00 | 1.30 (1.30 to 1.30) | 1.25 | 1.23 |" in text
+    assert "| uncond | 2 s | 1.30 (1.30 to 1.30) | 1.25 | 1.23 |" in text
     assert "| uncond, cfg:scale=2 | 0 |" in text and "| branch, trained | 0 |" in text
     verdicts = [claim.verdict for claim in content.claims]
     assert len(content.claims) == 3 < len(ORDER) and verdicts == [AGREES, AGREES, OPEN]
+
+
+def test_a_judge_of_the_checkpoint_alone_hides_no_table(environment):
+    """Plain training at the scale that an objective builds in stands beside that objective, by the judge of both."""
+    rows = networks(environment, {("none", 0): 0.5, ("uncond", 0): 0.2})
+    rows += networks(environment, {("none", 0): 0.3}, "cfg:scale=2")[1:]
+    checkpoint = RowForm(environment, f"{BASE}, {TAIL}", "float32")
+    for judge in ("judge@1", "another@2"):
+        metric = f"Frechet distance per feature by {judge}"
+        rows.append(checkpoint.interval_row("none", metric, "distance", Interval(0.6, 0.5, 0.7), LEAST))
+    costs = [
+        make_row(environment, "training", "batch 4", weak, "relative", "x", once(1.0), "float32") for weak in ("none", "uncond")
+    ]
+    text = training_content(rows, BASE, TAIL, (), costs, "segue reproduce training").text()
+    assert "| none, first seed | `cfg:scale=2` | .300 (.299 to .301)" in text and "another" not in text
+    assert "a step in these runs" not in text and "| uncond | 1.00 (1.00 to 1.00) |" in text
 
 
 def test_networks_scored_on_too_few_samples_are_missing(environment):

@@ -54,7 +54,8 @@ def test_two_streams_in_one_launch(text, gelu, dtype, normal, judge):
     image = (normal(2, 63, 72, dtype=dtype), *layer(normal, 72, 136, dtype))
     other = (normal(2, text, 72, dtype=dtype), *layer(normal, 72, 136, dtype))
     with observe_launches() as launches:
-        judge(mlp.grouped_linear_triton, mlp.grouped_linear, *image, *other, gelu)
+        name = "grouped_linear_gelu" if gelu else "grouped_linear"
+        judge(getattr(mlp, f"{name}_triton"), getattr(mlp, name), *image, *other, operation=name)
     assert [launch.name for launch in launches] == ["linear_kernel"]
 
 

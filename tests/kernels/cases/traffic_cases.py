@@ -15,7 +15,7 @@ SIZES = [
 ]
 # biases, gates of the fused residual, [K] norm weights, indices and scalars are not counted: a few percent at this width
 UNCOUNTED = 0.03
-PRODUCTS = ("attention", "linear_gelu", "linear_gated_residual", "grouped_linear", "fp8_linear")
+PRODUCTS = ("attention", "linear_gelu", "linear_gated_residual", "grouped_linear", "grouped_linear_gelu", "fp8_linear")
 CASES = [case for size in SIZES for case in cases(size)]
 
 
