@@ -1,4 +1,7 @@
-"""Quality against cost: every rule as one point, the Pareto front among them, and what real samples score."""
+"""Quality against cost: every rule as one point, the Pareto front among them, and what real samples score.
+
+Networks with guidance in the weights all cost what unguided sampling costs: they have a panel of their own below, a line each.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from segue.models.spec import ModelSpec
 from ..figures import new_figure, picture_of
 from ..quality.interval import interval_of
 from ..quality.judges import short_name
+from ..quality.origins import DISTILLED
 from ..quality.rows import REAL, metric_by
 from ..quality.tuning import UNGUIDED
 from ..scores.intervals import Interval
@@ -22,13 +26,14 @@ from ..tables import GUIDED
 from .measured import Measured
 
 GREY, GRID, INK = "#777d87", "#e4e6e9", "#30343b"
-MADE = "made"  # the rule of a point that is a network
-COLOURS = {MADE: "#8a3b8f", "none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
+MADE = "#8a3b8f"  # networks with guidance in the weights
+COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
-DIAMONDS = "  Diamonds: guidance in the weights, sampled unguided."
+DIAMONDS = "  Diamonds: guidance in the weights, sampled unguided; dashed: the model itself, unguided."
 FILLED = "Filled: on the front, where no rule is better and costs no more."
 SIZE, DPI = (10.2, 4.7), 150
+LINE = 0.24  # inches of a network with guidance in the weights
 # where a name may stand, in points from its dot: beside it, above, below, and further away
 PLACES = [
     (x * far, y * far) for far in (9, 16, 26, 40) for x, y in ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
@@ -56,8 +61,9 @@ def made_points(measured: Measured, score: str, names: Mapping[str, str] | None 
     found, metric = [], metric_by(score, measured.judge)
     for origin, rows in measured.made:
         if metric in rows and GUIDED in rows:
-            shown = f"{origin.kind}, {(names or {}).get(origin.name, origin.name)}"
-            found.append(Point(shown, MADE, rows[GUIDED].value, interval_of(rows[metric])))
+            name = (names or {}).get(origin.name, origin.name) if origin.kind == DISTILLED else origin.name
+            shown = f"{origin.kind}, {name}"
+            found.append(Point(shown, UNGUIDED, rows[GUIDED].value, interval_of(rows[metric])))
     return found
 
 
@@ -81,12 +87,18 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
     """A panel for every score of every judge into a PNG at ``path``; ``ValueError`` without matplotlib."""
     names = names_of(spec)
     panels = [(measured, score) for measured in seen for score in SIDES if points_of(measured, score, names)]
-    lines = -(-len(panels) // len(SIDES))
-    with new_figure(SIZE[0], SIZE[1] * lines, DPI) as figure:
-        axes = figure.subplots(lines, min(len(panels), len(SIDES)), squeeze=False).flat
-        for own, (measured, score) in zip(axes, panels, strict=False):
-            made = made_points(measured, score, names)
-            draw_panel(own, measured, score, points_of(measured, score, names), made)
+    columns, most = min(len(panels), len(SIDES)), max(len(measured.made) for measured in seen)
+    lines, below = -(-len(panels) // columns), LINE * (most + 2) if most else 0.0
+    with new_figure(SIZE[0], (SIZE[1] + below) * lines, DPI) as figure:
+        heights = [SIZE[1], below] if most else [SIZE[1]]
+        axes = figure.subplots(lines * len(heights), columns, squeeze=False, height_ratios=heights * lines)
+        for index, (measured, score) in enumerate(panels):
+            line, column = divmod(index, columns)
+            upper = axes[line * len(heights), column]
+            draw_panel(upper, measured, score, points_of(measured, score, names))
+            if most:
+                draw_made(axes[line * 2 + 1, column], measured, score, made_points(measured, score, names))
+                axes[line * 2 + 1, column].tick_params(labelleft=column == 0)
         told = DIAMONDS if any(measured.made for measured in seen) else ""
         said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}{told}"
         figure.supxlabel(said, fontsize=8.5, color=GREY)
@@ -95,35 +107,49 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
     save_png(picture, path, f"segue bench quality, {spec.name}", record)
 
 
-def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point], made: Sequence[Point] = ()) -> list[Any]:
-    """One score by one judge; returns the names that were written, as texts of matplotlib.
-
-    ``made`` are networks with guidance in the weights, which stand beside the front.
-    """
+def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point]) -> list[Any]:
+    """One score by one judge; returns the names that were written, as texts of matplotlib."""
     title, sign = SIDES[score]
     costs, values = [point.cost for point in points], [point.score.value for point in points]
     best = front(costs, [-sign * value for value in values])
-    _decorate(axes, f"{title}  by {short_name(measured.judge)}")
+    _decorate(axes, f"{title}  by {short_name(measured.judge)}", "FLOPs relative to unguided sampling")
     real = measured.interval(REAL, score)
     if real is not None:
         axes.axhline(real.value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
         axes.annotate("real leaves", (1, real.value), (-2, 3), ("axes fraction", "data"), "offset points", ha="right",
                       fontsize=9, color=GREY)  # fmt: skip
     axes.step([costs[i] for i in best], [values[i] for i in best], where="post", color="#9fb7a6", linewidth=2.2, zorder=2)
-    for index, point in enumerate((*points, *made)):
+    for index, point in enumerate(points):
         colour = _colour(point.rule)
-        bars = ([max(0.0, point.score.value - point.score.low)], [max(0.0, point.score.high - point.score.value)])
-        axes.errorbar(point.cost, point.score.value, bars, color=colour, capsize=3, linewidth=1.3, zorder=3)
+        axes.errorbar(point.cost, point.score.value, _bars(point.score), color=colour, capsize=3, linewidth=1.3, zorder=3)
         face = colour if index in best else "white"
-        form = "D" if point.rule == MADE else "o"
-        axes.plot(point.cost, point.score.value, form, markersize=8, color=colour, markerfacecolor=face, zorder=4)
+        axes.plot(point.cost, point.score.value, "o", markersize=8, color=colour, markerfacecolor=face, zorder=4)
     axes.margins(x=0.16, y=0.12)
-    return _write_names(axes, [*points, *made])
+    return _write_names(axes, points)
 
 
-def _decorate(axes: Any, title: str) -> None:
+def draw_made(axes: Any, measured: Measured, score: str, made: Sequence[Point]) -> None:
+    """Networks with guidance in the weights by one score, a line each, and the unguided model as a dashed line."""
+    unguided = measured.interval(UNGUIDED, score)
+    if unguided is not None:
+        axes.axvline(unguided.value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
+    for place, point in enumerate(made):
+        axes.errorbar(point.score.value, place, xerr=_bars(point.score), color=MADE, capsize=3, linewidth=1.3, zorder=3)
+        axes.plot(point.score.value, place, "D", markersize=7, color=MADE, markerfacecolor="white", zorder=4)
+    _decorate(axes, "", f"in the weights, all at 1.00x: {SIDES[score][0]}")
+    axes.set_yticks(range(len(made)), [point.name for point in made])
+    axes.invert_yaxis()
+    axes.margins(x=0.1, y=0.12)
+
+
+def _bars(interval: Interval) -> tuple[list[float], list[float]]:
+    """How far it reaches below and above its value."""
+    return [max(0.0, interval.value - interval.low)], [max(0.0, interval.high - interval.value)]
+
+
+def _decorate(axes: Any, title: str, along: str) -> None:
     axes.set_title(title, fontsize=10.5, fontweight="bold", color=INK, loc="left", pad=10)
-    axes.set_xlabel("FLOPs relative to unguided sampling", fontsize=9.5, color=INK)
+    axes.set_xlabel(along, fontsize=9.5, color=INK)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9, colors=INK)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from segue.bench.pictures.measured import Measured
-from segue.bench.pictures.quality_cost import draw_panel, front, points_of
+from segue.bench.pictures.quality_cost import Point, draw_made, draw_panel, front, points_of
 from segue.bench.quality.rows import REAL, RowForm
 from segue.bench.scores.intervals import Interval
 
@@ -59,6 +59,20 @@ def test_a_panel_shows_every_rule_once_and_fills_the_front(measured, score, colu
         assert (dot.get_markerfacecolor() != "white") == (index in best)
     real = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in real] == ([] if column == 1 else [0.05])
+
+
+def test_networks_with_guidance_in_the_weights_have_a_line_each_beside_the_unguided_model(measured):
+    axes = Figure(figsize=(5, 3), layout="constrained").subplots()
+    made = [
+        Point("trained, none", "none", 1.0, Interval(0.5, 0.4, 0.6)),
+        Point("distilled, sgg", "none", 1.0, Interval(0.7, 0.7, 0.8)),
+    ]
+    draw_made(axes, measured, "accuracy", made)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["trained, none", "distilled, sgg"]
+    dots = [line for line in axes.lines if line.get_marker() == "D"]
+    assert [(*dot.get_xdata(), *dot.get_ydata()) for dot in dots] == [(0.5, 0), (0.7, 1)]
+    (unguided,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert np.allclose(unguided.get_xdata(), SCORES["none"][1] / 24)
 
 
 def test_names_cover_neither_each_other_nor_a_dot_and_stay_in_the_panel(measured):
