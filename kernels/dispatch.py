@@ -56,6 +56,7 @@ LIBRARY = {
     "project_slices": "reference",
     "fp8_linear": "scaled_mm",
 }
+GROUPED = {"grouped_linear": "linear", "grouped_linear_gelu": "linear_gelu"}  # and what does one stream
 WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual is added by the norm that follows")}
 FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
 ROW_BY_ROW = ("gated_residual", "quantize_rows", "merge_normalized")
@@ -264,6 +265,8 @@ def _automatic(operation: str, device: torch.device, dtype: torch.dtype, shapes:
     if operation in WITHOUT_KERNEL:
         return WITHOUT_KERNEL[operation]
     if "onednn" in VENDOR.get(operation, {}) and onednn.measured_faster() and not onednn.obstacle(device, dtype):
+        if operation in GROUPED:
+            return "reference", f"automatic: each stream by {GROUPED[operation]}"
         return "onednn", "automatic: bias and GELU within the product, measured faster on x86"
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"
@@ -310,8 +313,8 @@ def _composed(
     """:func:`_implementation`, and what follows a reference's product by the kernel that was chosen for it."""
     if (operation, name) == ("linear_gated_residual", "reference"):
         return partial(mlp.linear_gated_residual, residual=made["gated_residual"], product=made["linear"]), ""
-    if (operation, name) == ("grouped_linear_gelu", "reference"):
-        return partial(mlp.grouped_linear_gelu, product=made["linear_gelu"]), ""
+    if operation in GROUPED and name == "reference":
+        return partial(getattr(REFERENCE, operation), product=made[GROUPED[operation]]), ""
     return _implementation(operation, name, device)
 
 

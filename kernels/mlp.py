@@ -44,13 +44,13 @@ def linear_gated_residual(
 
 
 def grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor, product: Callable = linear
 ) -> tuple[Tensor, Tensor]:
     """Two linear layers of one shape on two streams: those of image and text in a joint block.
 
-    x [R, L, D], x2 [R', M, D]; weights [E, D] -> [R, L, E], [R', M, E].
+    x [R, L, D], x2 [R', M, D]; weights [E, D] -> [R, L, E], [R', M, E].  ``product`` does each.
     """
-    return linear(x, weight, bias), linear(x2, weight2, bias2)
+    return product(x, weight, bias), product(x2, weight2, bias2)
 
 
 def grouped_linear_gelu(

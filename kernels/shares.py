@@ -28,6 +28,8 @@ def calls(case: Case) -> int:
     """How often the operation occurs in a step of the case's model, in the stream and in the form that the case is of."""
     if case.operation in ONCE_A_STEP:
         return 1
+    if case.operation == "linear_gelu" and case.size.text:
+        return 1  # of the last block, whose text stream has ended
     if case.operation == "split_heads_norm" and case.size.text:
         return case.size.dual
     if case.operation == "residual_modulated_norm" and case.size.text:

@@ -30,7 +30,7 @@ MADE = "#8a3b8f"  # networks with guidance in the weights
 COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
-DIAMONDS = "  Diamonds: guidance in the weights, sampled unguided; dashed: the model itself, unguided."
+DIAMONDS = "\nDiamonds: networks made of the model, the first seed of each, sampled unguided; dashed: the model itself."
 FILLED = "Filled: on the front, where no rule is better and costs no more."
 SIZE, DPI = (10.2, 4.7), 150
 LINE = 0.24  # inches of a network with guidance in the weights
@@ -98,7 +98,11 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
             draw_panel(upper, measured, score, points_of(measured, score, names))
             if most:
                 draw_made(axes[line * 2 + 1, column], measured, score, made_points(measured, score, names))
-                axes[line * 2 + 1, column].tick_params(labelleft=column == 0)
+                named = column > 0 and panels[index - 1][0] is measured  # beside, by the same judge
+                axes[line * 2 + 1, column].tick_params(labelleft=not named)
+        for index in range(len(panels), lines * columns):
+            for row in range(len(heights)):
+                axes[index // columns * len(heights) + row, index % columns].set_axis_off()
         told = DIAMONDS if any(measured.made for measured in seen) else ""
         said = f"{spec.name}: {seen[0].drawn}; intervals at 95 %.\n{FILLED}{told}"
         figure.supxlabel(said, fontsize=8.5, color=GREY)
@@ -136,7 +140,7 @@ def draw_made(axes: Any, measured: Measured, score: str, made: Sequence[Point]) 
     for place, point in enumerate(made):
         axes.errorbar(point.score.value, place, xerr=_bars(point.score), color=MADE, capsize=3, linewidth=1.3, zorder=3)
         axes.plot(point.score.value, place, "D", markersize=7, color=MADE, markerfacecolor="white", zorder=4)
-    _decorate(axes, "", f"in the weights, all at 1.00x: {SIDES[score][0]}")
+    _decorate(axes, "", f"networks made of it, all at 1.00x: {SIDES[score][0]}")
     axes.set_yticks(range(len(made)), [point.name for point in made])
     axes.invert_yaxis()
     axes.margins(x=0.1, y=0.12)

@@ -3,6 +3,7 @@
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -113,18 +114,15 @@ def inference(
     from .inference import reproduce_inference
     from .rule_list import SWITCHES
 
-    if data is not None and real is not None:
-        raise ValueError(f"--data {data} brings real samples: leave --real {real} out")
-    if not page.replace("-", "").isalnum():
-        raise ValueError(f"the name of a page is of letters, digits and hyphens, got {page!r}")
+    check_page(page)
     common = stated(steps=steps, solver=solver, batch=batch)
     search = {"samples": search_samples, "first_seed": 0} | common
     budget = Budget(search, {"samples": samples, "first_seed": seed} | common)
     source = o.Source(model, family=family, heads=heads, weak=weak, device=device, dtype=dtype or DTYPE)
+    refuse_both(data, real)
     found = None if data is None else source_samples(data, image_size, real_samples, print)
-    named = "".join(f" --judge {name}" for name in judge or ())
-    reals = "".join(f" --real {name}" for name in [real] if name)
-    command = f"segue score --model {source.name} --samples {samples} --seed {seed}{named}{reals} --out {out}"
+    asked = {"model": source.name, "family": family, "weak": weak, "dtype": dtype, "samples": samples, "seed": seed}
+    command = command_of("score", asked | {"judge": judge, "real": real} | common | {"out": out})
     roles, levels = Roles(extractor, Panel(judge, real, real_samples)), tuple(switch) if switch else SWITCHES
     exit_with(reproduce_inference(source, roles, found, budget, levels, out, limit_minutes, into, page, command))
 
@@ -153,6 +151,7 @@ def rules(
     batch: BatchOption = None,
     out: ScoresOption = SCORES,
     limit_minutes: LimitOption = None,
+    page: Annotated[str, typer.Option(help="Name of the page in --into: one for each model.")] = "rules",
     into: IntoOption = None,
 ) -> None:
     """Every named rule: evaluations, cost, time, effective scale and scores, the main ones at several strengths.
@@ -164,12 +163,15 @@ def rules(
     from .rule_sweep import FACTORS
     from .rules import Sweep, reproduce_rules
 
+    check_page(page)
     source = o.Source(model, family=family, weak=weak, device=device, dtype=dtype or DTYPE)
     drawing = stated(samples=samples, first_seed=seed, steps=steps, solver=solver, batch=batch)
     judged = judged_by(judge, real, data, image_size)
-    command = f"segue reproduce rules --model {source.name} --samples {samples} --seed {seed} --out {out}"
+    asked = {"model": source.name, "family": family, "weak": weak, "dtype": dtype, "judge": judge, "real": real, "data": data}
+    asked |= {"image-size": image_size, "samples": samples, "seed": seed, "steps": steps, "solver": solver, "batch": batch}
+    command = command_of("reproduce rules", asked | {"out": out})
     sweep = Sweep(guidance, tuple(factor or FACTORS))
-    exit_with(reproduce_rules(source, sweep, drawing, judged, out, limit_minutes, into, command))
+    exit_with(reproduce_rules(source, sweep, drawing, judged, out, limit_minutes, into, page, command))
 
 
 @reproduce.command()
@@ -401,11 +403,34 @@ def judged_by(judge: list[str] | None, real: str | None, data: str | None, size:
     from ..quality.source_samples import source_samples
     from .inference import judges_of
 
+    refuse_both(data, real)
+
     def judged(engine):
         found = Panel(judge, real).samples(engine) if data is None else source_samples(data, size)
         return judges_of(judge, engine), found
 
     return judged
+
+
+def refuse_both(data: str | None, real: str | None) -> None:
+    """Raise ``ValueError`` where real samples are named twice."""
+    if data is not None and real is not None:
+        raise ValueError(f"--data {data} brings real samples: leave --real {real} out")
+
+
+def check_page(page: str) -> None:
+    """Raise ``ValueError`` for what is no name of a page."""
+    if not page.replace("-", "").isalnum():
+        raise ValueError(f"the name of a page is of letters, digits and hyphens, got {page!r}")
+
+
+def command_of(command: str, options: dict[str, object]) -> str:
+    """A command of this program with the options that were named, those of several values as often as they have."""
+    words = ["segue", *command.split()]
+    for name, value in options.items():
+        every = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        words += [word for each in every for word in (f"--{name}", str(each))]
+    return shlex.join(words)
 
 
 def exit_with(code: int) -> None:

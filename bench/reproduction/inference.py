@@ -76,7 +76,7 @@ class Comparison:
         """All rows of the case, and the durations of the command."""
         case = self.judging.form.case
         every = rows_and_durations(self.judging.path, duration_of(self.engine))
-        return [row for row in every if row.case == case or row.suite == SUITE]
+        return [row for row in every if (row.case, row.dtype) == (case, self.judging.form.dtype) or row.suite == SUITE]
 
 
 def duration_of(engine: Engine) -> str:

@@ -52,16 +52,21 @@ def all_names(engine: Engine, say: Callable[[str], None]) -> list[str]:
 
 
 def swept_rules(engine: Engine, names: Sequence[str], factors: Sequence[float]) -> list[Swept]:
-    """Each of ``names``, which are of :data:`SWEPT`, or texts of rules that are drawn as they are.
+    """Each of ``names``, which are of :data:`SWEPT`, or texts of rules that are drawn as they are, once.
 
     Raises ``ValueError`` for one that the engine's networks do not allow.
     """
-    found = []
+    found: list[Swept] = []
+    known: set[str] = set()
     for name in dict.fromkeys(names):
         rule = parse_rule(name, engine.spec)
-        engine.plan(rule.guidance)
         moved = dict.fromkeys([1.0, *factors]) if name in SWEPT else (1.0,)
-        found.append(Swept(name, {factor: scaled(rule, factor) for factor in moved}))
+        texts = {factor: scaled(rule, factor) for factor in moved}
+        if texts[1.0] not in known:
+            for text in texts.values():
+                engine.plan(parse_rule(text, engine.spec).guidance)
+            found.append(Swept(name, texts))
+            known |= set(texts.values())
     return found
 
 

@@ -43,7 +43,7 @@ class RuleTimes:
         for rule in rules:
             if rule != UNGUIDED and (SUITE, self.case, rule, RATIO, self._dtype, self.environment.device) not in held:
                 guided = self.engine.plan(parse_rule(rule, self.engine.spec).guidance, self.steps, solver=self.solver)
-                with limit.piece(f"time of {rule}", (ROUNDS + 1) * self.batch * (1 + guided.cost.relative)):
+                with limit.piece(f"time of {rule}", (ROUNDS + 1) * self.batch * (guided.calls + guided.cost.evaluations)):
                     append_rows(self.path, [self._row(rule)])
 
     def _row(self, rule: str) -> Row:

@@ -1,5 +1,6 @@
 """``segue reproduce rules``: every named rule on one model, the main ones over their strength, with a picture of each."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,6 @@ from .rule_sweep import FACTORS, all_names, swept_rules
 from .rule_times import RuleTimes
 from .rules_page import COMMAND, TITLE, best_texts, rules_content
 
-PICTURE = "rules.png"
 TIMED_BATCH = 8
 
 
@@ -44,7 +44,7 @@ class Sweep:
 
     def __post_init__(self):
         for factor in self.factors:
-            if not factor > 0:
+            if not 0 < factor < math.inf:
                 raise ValueError(f"numbers are multiplied with a positive factor, got {factor:g}")
 
 
@@ -56,10 +56,11 @@ def reproduce_rules(
     out: Path,
     minutes: float | None,
     into: Path | None,
+    page: str,
     command: str,
     echo: Callable[[str], None] = print,
 ) -> int:
-    """Score what is missing within ``minutes``, write ``into/rules.md`` or print it; returns the exit code.
+    """Score what is missing within ``minutes``, write ``into/PAGE.md`` or print it; returns the exit code.
 
     ``drawing`` are fields of a :class:`Trial`, ``command`` is what scores one more rule.  All rules are drawn at their own
     numbers before any is drawn at others; the page is of all rules, also where only some are drawn.  Raises ``ValueError``
@@ -89,23 +90,28 @@ def reproduce_rules(
         except OutOfTimeError as error:
             echo(f"{error}; the same command goes on there")
             code = UNFINISHED
-    rows = [row for row in rows_and_durations(out, timed_as) if row.case in (scorer.form.case, times.case, timed_as)]
-    picture = None if into is None else draw_rules(into, engine, scorer, best_texts(rows, shown))
-    show(rules_content(rows, shown, scorer.form.case, command, picture), into, COMMAND, TITLE, echo)
+    own = {scorer.form.case: scorer.form.dtype, times.case: scorer.form.dtype, timed_as: "none"}
+    rows = [row for row in rows_and_durations(out, timed_as) if own.get(row.case) == row.dtype]
+    picture = None if into is None else draw_rules(into / f"{page}.png", engine, scorer, best_texts(rows, shown), echo)
+    show(rules_content(rows, shown, scorer.form.case, command, picture), into, page, TITLE, echo)
     return code
 
 
-def draw_rules(into: Path, engine: Engine, scorer: Scorer, texts: Sequence[str]) -> str | None:
-    """A row of pictures for each of ``texts`` on the same noise, as a PNG in ``into``; its name.
+def draw_rules(path: Path, engine: Engine, scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]) -> str | None:
+    """A row of pictures for each of ``texts`` on the same noise, as a PNG at ``path``; its name.
 
-    None where nothing was scored, and where the classes are not those of the herbarium, whose judge says what pictures show.
+    None where nothing was scored, and, as is said, where no judge tells the classes of the herbarium apart.
     """
     judge = next((judge for judge in scorer.judges if judge.logits is not None), None)
-    if not texts or judge is None or not draws_leaves(engine):
+    if not texts:
         return None
-    measured = Measured.of(read_rows(scorer.path), networks_of(engine), judge.name, scorer.path)
+    if judge is None or not draws_leaves(engine):
+        say("no picture: it shows leaves, and what a judge who classifies takes them for")
+        return None
+    rows = [row for row in read_rows(scorer.path) if (row.case, row.dtype) == (scorer.form.case, scorer.form.dtype)]
+    measured = Measured.of(rows, networks_of(engine), judge.name, scorer.path)
     demo = Demo(engine, judge, scored_leaves, scorer.trial, default_classes(engine.spec.parents), measured)
     lines = [demo.real_line(), *map(demo.line, texts)]
-    into.mkdir(parents=True, exist_ok=True)
-    save_png(demo.sheet(lines), into / PICTURE, demo.title(), {"rules": list(texts), "labels": list(demo.labels)})
-    return PICTURE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(demo.sheet(lines), path, demo.title(), {"rules": list(texts), "labels": list(demo.labels)})
+    return path.name

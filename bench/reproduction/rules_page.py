@@ -19,14 +19,13 @@ LACKING = ""
 
 
 def best_text(scored: ScoredRules, rule: Swept) -> str | None:
-    """The text of least distance by the first judge, of those that were scored; None where none was."""
-    judge = next(iter(scored.judges), "")
-    found = {}
-    for text in rule.texts.values():
-        interval = scored.interval(text, FRECHET, judge)
-        if interval is not None:
-            found[text] = interval.value
-    return min(found, key=found.__getitem__, default=None)
+    """The text of least distance by the first judge who saw any, of those that were scored; None where none was."""
+    for judge in scored.judges:
+        found = {text: scored.interval(text, FRECHET, judge) for text in rule.texts.values()}
+        values = {text: interval.value for text, interval in found.items() if interval is not None}
+        if values:
+            return min(values, key=values.__getitem__)
+    return None
 
 
 def best_texts(rows: Sequence[Row], rules: Sequence[Swept]) -> list[str]:

@@ -139,12 +139,12 @@ def built_in_table(networks: Sequence[Trained], metrics: Sequence[str]) -> str:
     lines = []
     for own in networks:
         rule = f"cfg:scale={Objective.published(own.weak).effective_scale:.3g}" if own.weak and own.weak != "none" else ""
-        beside = plain.rows.get((rule, metrics[-1])) if plain and rule and metrics else None
         cells = [own.interval(UNGUIDED, metric) for metric in metrics]
-        if beside and plain and all(cells):
-            lines.append([own.title, UNGUIDED, *(shown(cell) for cell in cells if cell)])
-            against = [interval_of(plain.rows[rule, metric][0]) for metric in metrics]
-            lines.append(["none, first seed", f"`{rule}`", *map(shown, against)])
+        found = [plain.rows.get((rule, metric)) if plain and rule else None for metric in metrics]
+        against = [interval_of(rows[0]) if rows else None for rows in found]
+        if any(cell and other for cell, other in zip(cells, against, strict=True)):
+            lines.append([own.title, UNGUIDED, *(shown(cell) if cell else "" for cell in cells)])
+            lines.append(["none, first seed", f"`{rule}`", *(shown(other) if other else "" for other in against)])
     return markdown_table(["objective", "sampled by", *map(metric_title, metrics)], lines)
 
 

@@ -58,10 +58,14 @@ def test_automatic_is_the_reference_on_cpu_without_a_word(processor, dtype, monk
 def test_automatic_products_on_x86_are_those_of_onednn(processor, monkeypatch):
     monkeypatch.setattr(onednn.platform, "machine", lambda: processor)
     selection = select_kernels(CPU, torch.float32)
-    products = {"linear", "linear_gelu", "grouped_linear", "grouped_linear_gelu", "project_slices"}
+    products = {"linear", "linear_gelu", "project_slices"}
     assert {name for name, backend in backends(selection).items() if backend == "onednn"} == products
     assert all(getattr(selection.kernels, name) is getattr(onednn, name) for name in products)
     assert set(backends(selection).values()) == {"onednn", "reference", "deferred"}
+    for grouped, product in dispatch.GROUPED.items():
+        assert getattr(selection.kernels, grouped).keywords["product"] is getattr(onednn, product)
+        plain = select_kernels(CPU, torch.float32, overrides={product: "reference"}).kernels
+        assert getattr(plain, grouped).keywords["product"] is getattr(mlp, product)  # both streams by what was asked for
     at_once = select_kernels(CPU, torch.float32, overrides={"linear_gated_residual": "reference"}).kernels
     assert at_once.linear_gated_residual.keywords["product"] is onednn.linear
 

@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_scores import SAMPLES, made_up_scores
+from PIL import Image
 from tiny_checkpoint import save_tiny
 from tiny_models import tiny_sit
 from typer.testing import CliRunner
 
 from segue.__main__ import app
+from segue.bench.quality.judges import named_judge
+from segue.bench.quality.real_samples import leaves
+from segue.bench.quality.scoring import Scorer
+from segue.bench.quality.trial import Trial
 from segue.bench.reproduction.page import LEAST
 from segue.bench.reproduction.rule_sweep import ALONE, FACTORS, SWEPT, Swept, all_names, scaled, swept_rules
 from segue.bench.reproduction.rule_times import RATIO
 from segue.bench.reproduction.rule_times import SUITE as TIMES
+from segue.bench.reproduction.rules import draw_rules
 from segue.bench.reproduction.rules_page import best_texts, rules_content
-from segue.bench.rows import make_row, read_rows
+from segue.bench.rows import append_rows, make_row, read_rows
 from segue.bench.timing import once
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import parse_rule
@@ -42,7 +48,7 @@ def segue(tmp_path, monkeypatch):
 
 
 def test_every_named_rule_is_drawn():
-    """But the unguided one, which is what the others are compared with, and one that differs for prompts alone."""
+    """But one that differs for prompts alone; the unguided one carries what acts on its own noise."""
     texts = " + ".join((*SWEPT, *ALONE))
     named = {part.split(":")[0].strip() for part in texts.split(" + ")}
     assert named == set(NAMES) - {"pag-image"}
@@ -78,6 +84,10 @@ def test_what_is_missing_is_drawn_once_and_all_rules_stand_on_the_page(segue, tm
     page = (tmp_path / "pages" / "rules.md").read_text()
     assert "Nothing is measured yet" in page and "| cfg:scale=2 | 10 |" in page and "| cfg:scale=1.25 | 0 |" in page
     assert "| slg:weight=0.2" in page
+    told = (
+        "segue reproduce rules --model mine.safetensors --judge textures --real real.npz --samples 10 --seed 100000 --steps 2"
+    )
+    assert told in page
     monkeypatch.setattr(Engine, "sample", None)  # who would draw would fail
     segue(*common)
     assert read_rows(tmp_path / "rows.jsonl") == rows
@@ -98,11 +108,46 @@ def test_a_page_shows_each_rule_at_its_best_strength(environment):
     assert not best_texts(made_up_scores(environment, few, "textures"), rules)
 
 
+def test_a_text_that_is_swept_already_is_no_second_rule():
+    engine = Engine(tiny_sit(), device="cpu")
+    (cfg,) = swept_rules(engine, ["cfg", "cfg:scale=1.5", "cfg:scale=2"], (2.0,))
+    assert cfg.texts == {1.0: "cfg:scale=1.5", 2.0: "cfg:scale=2"}
+
+
+def test_a_rule_that_the_second_judge_alone_saw_is_shown(environment):
+    rows = made_up_scores(environment, CASE, "first")
+    rows = [row for row in rows if row.variant != "slg:weight=1,layers=1"]
+    rows += [row for row in made_up_scores(environment, CASE, "second") if row.variant == "slg:weight=1,layers=1"]
+    assert best_texts(rows, [Swept("none", {1.0: "none"}), Swept("slg", {1.0: "slg:weight=1,layers=1"})])[1].startswith("slg")
+
+
+def test_a_picture_has_real_leaves_and_a_row_for_every_rule(tmp_path, environment):
+    engine = Engine.from_pretrained("herbarium", device="cpu")
+    judge = named_judge("herbarium-judge", engine.device)
+    trial, said = Trial(10, first_seed=7, steps=1), []
+    scorer = Scorer(engine, (judge,), leaves(20), trial, environment, tmp_path / "rows.jsonl")
+    append_rows(scorer.path, made_up_scores(environment, scorer.form.case, judge.name))
+    more = Trial(12, first_seed=7, steps=1).case(engine, scorer.real.name)  # another case of more samples
+    append_rows(scorer.path, made_up_scores(environment, more, judge.name, shift=5.0))
+    drawn = [
+        draw_rules(tmp_path / f"{count}.png", engine, scorer, ["none", "cfg:scale=2"][:count], said.append)
+        for count in (0, 1, 2)
+    ]
+    assert drawn == [None, "1.png", "2.png"] and not said
+    heights = [Image.open(tmp_path / name).height for name in drawn[1:]]
+    assert heights[1] > heights[0]
+    assert draw_rules(tmp_path / "3.png", Engine(tiny_sit(), device="cpu"), scorer, ["none"], said.append) is None
+    assert said == ["no picture: it shows leaves, and what a judge who classifies takes them for"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--factor", "0"), "numbers are multiplied with a positive factor, got 0"),
-        (("-g", "cgf"), "cgf"),
+        (("-g", "cgf"), "unknown guidance rule 'cgf'; known: none, "),
+        (("--factor", "inf"), "numbers are multiplied with a positive factor, got inf"),
+        (("--data", "herbarium"), "--data herbarium brings real samples: leave --real real.npz out"),
+        (("--page", "a/b"), "the name of a page is of letters, digits and hyphens, got 'a/b'"),
     ],
 )
 def test_bad_input_is_one_sentence(segue, arguments, says):

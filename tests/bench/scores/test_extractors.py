@@ -87,6 +87,19 @@ def test_a_picture_that_shrinks_is_not_sampled_on_a_grid():
     assert (found - 0.5).abs().max() <= 0.02
 
 
+def test_many_pictures_are_seen_in_parts_and_in_order(seed):
+    sizes: list[int] = []
+
+    class Counted(Mean):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    given = pictures(seed, 9)
+    found = ImageNetExtractor(Counted(), 12, (0.5,) * 3, (0.5,) * 3)(given)
+    assert torch.allclose(found, given.mean(dim=(2, 3)), atol=1e-6) and sizes == [4, 4, 1]
+
+
 @pytest.fixture
 def torchvision(monkeypatch):
     """What the adapter uses of torchvision: weights with transforms, models by name, feature extraction."""

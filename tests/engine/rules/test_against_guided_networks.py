@@ -101,6 +101,14 @@ def test_maps_of_identity(found, guided, monkeypatch):
     assert close(found(CFG(SCALE) + PerturbedLayers(WEIGHT, LAYERS, kind="attention_identity")), guided(guider))
 
 
+def mean_after_norm(transformer, layers) -> None:
+    """Let the image's queries of ``layers`` be their mean behind their norm, [B, H, L, K], by hooks of PyTorch."""
+    for layer in layers:
+        block = transformer.transformer_blocks[layer]
+        for attention in filter(None, (block.attn, getattr(block, "attn2", None))):
+            attention.norm_q.register_forward_hook(lambda norm, given, q: q.mean(dim=2, keepdim=True).expand_as(q))
+
+
 def test_mean_queries(transformer, found, guided, prompts, latents):
     """The hook blurs what enters the norm of queries, where there is one; the paper's energy is of what leaves it."""
 
@@ -111,8 +119,12 @@ def test_mean_queries(transformer, found, guided, prompts, latents):
 
     without = found(Unguided())
     weak = without - (found(PerturbedLayers(1.0, LAYERS, kind="attention_blur")) - without)
-    has_norm = transformer.transformer_blocks[0].attn.norm_q is not None
-    assert close(weak, smoothed(1.0)) is not has_norm
+    if transformer.transformer_blocks[0].attn.norm_q is None:
+        assert close(weak, smoothed(1.0))
+    else:
+        network = copy.deepcopy(transformer)
+        mean_after_norm(network, LAYERS)
+        assert close(weak, plain(network, prompts, latents, 1000 * SIGMA)) and not close(weak, smoothed(1.0))
     diffusers_defect(torch.equal(smoothed(1.0), smoothed(5.0)), "a finite blur of any width takes the mean query")
     guider = guiders.SmoothedEnergyGuidance(SCALE, WEIGHT, seg_guidance_config=BlurConfig(LAYERS, BLOCKS))
     diffusers_defect(close(guided(guider), found(CFG(SCALE))), "its guider perturbs nothing")
