@@ -121,7 +121,14 @@ def inference(
     source = o.Source(model, family=family, heads=heads, weak=weak, device=device, dtype=dtype or DTYPE)
     refuse_both(data, real)
     found = None if data is None else source_samples(data, image_size, real_samples, print)
-    asked = {"model": source.name, "family": family, "weak": weak, "dtype": dtype, "samples": samples, "seed": seed}
+    asked: dict[str, object] = {
+        "model": source.name,
+        "family": family,
+        "weak": weak,
+        "dtype": dtype,
+        "samples": samples,
+        "seed": seed,
+    }
     command = command_of("score", asked | {"judge": judge, "real": real} | common | {"out": out})
     roles, levels = Roles(extractor, Panel(judge, real, real_samples)), tuple(switch) if switch else SWITCHES
     exit_with(reproduce_inference(source, roles, found, budget, levels, out, limit_minutes, into, page, command))
@@ -167,7 +174,15 @@ def rules(
     source = o.Source(model, family=family, weak=weak, device=device, dtype=dtype or DTYPE)
     drawing = stated(samples=samples, first_seed=seed, steps=steps, solver=solver, batch=batch)
     judged = judged_by(judge, real, data, image_size)
-    asked = {"model": source.name, "family": family, "weak": weak, "dtype": dtype, "judge": judge, "real": real, "data": data}
+    asked: dict[str, object] = {
+        "model": source.name,
+        "family": family,
+        "weak": weak,
+        "dtype": dtype,
+        "judge": judge,
+        "real": real,
+        "data": data,
+    }
     asked |= {"image-size": image_size, "samples": samples, "seed": seed, "steps": steps, "solver": solver, "batch": batch}
     command = command_of("reproduce rules", asked | {"out": out})
     sweep = Sweep(guidance, tuple(factor or FACTORS))
