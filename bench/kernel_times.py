@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -121,7 +122,7 @@ def profiled(workload: Workload, plan: Plan, live: tuple[int, ...], replays: int
 
     def replay(times: int) -> None:
         for _ in range(times):
-            program.call.fill_(first_call)
+            program.place(np.full(len(program.call), first_call))
             program.advance(live)
             torch.cuda.synchronize()
 

@@ -126,8 +126,8 @@ class StagedSampler:
         self.plan, self.batch, self.stages, self.kernels = plan, batch, stages, kernels
         self.slots = slots(plan, stages)
         self.passes = {live: passes(plan, live, stages) for live in plan.live_sets}
-        times, self.time_index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
-        self.times = torch.from_numpy(times)
+        times, index = np.unique(plan.parameterization.network_time(plan.sigmas), return_inverse=True)
+        self.times, self.time_index = torch.from_numpy(times[::-1].copy()), len(times) - 1 - index  # in the order of the calls
         self.rows = {name: self._rows(models[name], name) for name in dict.fromkeys(b.model for b in plan.branches)}
         device = next(models["main"].parameters()).device
         self.solver_table = torch.from_numpy(plan.table).to(device, torch.float32)
@@ -186,6 +186,7 @@ class StagedSampler:
         total = None
         for one in self.passes[live]:
             chosen = self.coefficients[call, list(one.branches)].expand(self.batch, *[-1] * (self.coefficients.dim() - 1))
+            self.rows[one.model].look_ahead(np.full(self.batch, index))
             part = self.rows[one.model].forward(x, clock, one.layout, chosen)
             total = part if total is None else total.add_(part)
         return total

@@ -21,7 +21,6 @@ from .planning.schedule import Schedule
 from .planning.solver_rows import Solver
 from .planning.solvers import VELOCITY
 from .rules.batch import RulesLike, check_count, plain_rules, rules_and_notes
-from .running.combination import put
 from .running.program import Program
 from .running.recorded_call import check_unrecorded, is_recorded, recorded_call
 
@@ -139,7 +138,7 @@ class GuidedVelocity:
     def _begin_calls(self, calls: np.ndarray) -> tuple[int, ...]:
         """Put every sample at its call; returns the live branches."""
         program, plan = self.program, self.plan
-        put(program.call, calls)
+        program.place(calls)
         fresh = np.ones(len(calls), bool) if self._last is None else (calls != self._last) & (calls != self._last + 1)
         program.forget(fresh)
         self._last = calls

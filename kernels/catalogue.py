@@ -41,6 +41,7 @@ EPS = 1e-6
 # of the table that holds the numbers of every call: the scale of the state, the solver's six, and a factor for each branch
 CALLS, CALL_NUMBERS = 33, 10
 LOOKING_BACK = "two rows back"  # of solver updates: weighing what the row before the previous one left
+OF_A_RING = "of a ring"  # a table that holds the next calls of every sample
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,14 @@ def _beginning(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         condition = make.counters(2 * samples).view(2, samples) % 16
         return make(64, width), make.counters(4), make.counters(samples) % 4, condition, 16, make(2 * samples, width)
 
+    def ring(make: Factory) -> tuple:
+        """Samples at different calls: of 4 times the entry of every slot and sample that each needs, and others."""
+        conditions = 2 * samples
+        call, condition = make.counters(samples) % 8, make.counters(conditions).view(2, samples)
+        held = make.counters(4)[:, None] + 4 * (call >= 4).repeat(2)  # [4, conditions]
+        table, out = make(4 * conditions, width), make(conditions, width)
+        return table, make.counters(8), call, condition, conditions, out, held.flatten()
+
     def tokens(make: Factory, roots: int, scaled: bool) -> tuple:
         weight = make(size.width, size.channels, size.patch, size.patch) / inputs**0.5
         hidden, scale = make(roots, samples, size.tokens, size.width), make.single(CALLS, CALL_NUMBERS)[:samples, 0]
@@ -148,6 +157,7 @@ def _beginning(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     yield _case(gather, "gather_rows", size, rows, traffic, 0, variant="of embeddings", dtype=dtype)
     traffic = gather.modulation_bytes_moved(2 * samples, width, dtype.itemsize)
     yield _case(gather, "gather_modulation", size, modulation, traffic, 0, dtype=dtype)
+    yield _case(gather, "gather_modulation", size, ring, traffic, 0, variant=OF_A_RING, dtype=dtype)
     for scaled in (False,) if size.text else (False, True):  # the preconditioning of networks that predict noise
         for roots in (2, 1):
             traffic = embed.bytes_moved(samples, roots, size.tokens, inputs, size.width, dtype.itemsize)

@@ -20,15 +20,31 @@ def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tens
     return found if out is None else out.copy_(found)
 
 
-def gather_modulation(table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor) -> Tensor:
+def gather_modulation(
+    table: Tensor,
+    times: Tensor,
+    call: Tensor,
+    condition: Tensor,
+    conditions: int,
+    out: Tensor,
+    held: Tensor | None = None,
+) -> Tensor:
     """The modulation of every row at its sample's call, ``table[times[call] * conditions + condition]``, into ``out``.
 
     table [T * conditions, W]; times [N], or [B, N] where samples have their own, the time index of every call; call [B];
     condition [J, B] of every row block and sample, int64; out [J * B, W], returned.
+
+    With ``held`` [T * conditions] int64 the table is a ring over times, ``table[times[call] % T * conditions + condition]``;
+    a row of another time than that one's ``held`` is NaN.
     """
     time = times[call] if times.dim() == 1 else times.gather(1, call[:, None])[:, 0]
-    index = torch.add(condition, time, alpha=conditions)
-    return torch.index_select(table, 0, index.flatten(), out=out)
+    place = time if held is None else time % (len(table) // conditions)
+    index = torch.add(condition, place, alpha=conditions).flatten()
+    found = torch.index_select(table, 0, index, out=out)
+    if held is None:
+        return found
+    missing = held[index] != time.repeat(len(condition))
+    return found.masked_fill_(missing[:, None], float("nan"))
 
 
 @jit()
@@ -65,10 +81,10 @@ def gather_kernel(
     copy_row(p_table + row * table_own, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
 
 
-@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "times_own", "condition_block"])
+@jit(do_not_specialize=["entries", "calls", "samples", "conditions", "ahead", "times_own", "condition_block"])
 def modulation_kernel(
-    p_table, p_times, p_call, p_condition, p_out, entries, calls, samples, conditions, table_row, times_own, call_step,
-    condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr,
+    p_table, p_times, p_call, p_condition, p_out, p_held, entries, calls, samples, conditions, ahead, table_row, times_own,
+    call_step, condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr, RING: tl.constexpr,
 ):  # fmt: skip
     """Grid (column blocks, J * B).  ``times_own`` leads from one sample's times to the next one's; 0 where they share them."""
     row = tl.program_id(1)
@@ -76,12 +92,22 @@ def modulation_kernel(
     call = tl.load(p_call + sample * call_step)
     time = tl.load(p_times + sample.to(tl.int64) * times_own + call, mask=(call >= 0) & (call < calls), other=-1)
     condition = tl.load(p_condition + row // samples * condition_block + sample * condition_sample)
-    index = tl.where(time < 0, -1, time * conditions + condition).to(tl.int64)
+    if RING:
+        place = tl.maximum(time, 0) % ahead * conditions + condition
+        index = tl.where(tl.load(p_held + place) == time, place, -1).to(tl.int64)
+    else:
+        index = tl.where(time < 0, -1, time * conditions + condition).to(tl.int64)
     copy_row(p_table, p_out + row.to(tl.int64) * out_row, index, entries, table_row, W, BLOCK, True)
 
 
 def gather_modulation_triton(
-    table: Tensor, times: Tensor, call: Tensor, condition: Tensor, conditions: int, out: Tensor
+    table: Tensor,
+    times: Tensor,
+    call: Tensor,
+    condition: Tensor,
+    conditions: int,
+    out: Tensor,
+    held: Tensor | None = None,
 ) -> Tensor:
     """:func:`gather_modulation` as one kernel; a call beyond ``times`` gives NaN."""
     times = dense(times)
@@ -92,7 +118,8 @@ def gather_modulation_triton(
     config = launch_config("gather", "any", architecture(table.device))
     block = min(config.block, next_power_of_two(width))
     arguments = {"p_table": table, "p_times": times, "p_call": call, "p_condition": condition, "p_out": out}
-    arguments |= {"entries": len(table), "calls": times.shape[-1], "samples": samples, "conditions": conditions}
+    arguments |= {"p_held": times if held is None else held, "entries": len(table), "calls": times.shape[-1]}
+    arguments |= {"samples": samples, "conditions": conditions, "ahead": len(table) // conditions}
     arguments |= {
         "table_row": table.stride(0),
         "times_own": times.stride(0) if times.dim() == 2 else 0,
@@ -100,6 +127,7 @@ def gather_modulation_triton(
         "condition_block": condition.stride(0),
     }
     arguments |= {"condition_sample": condition.stride(1), "out_row": out.stride(0), "W": width, "BLOCK": block}
+    arguments |= {"RING": held is not None}
     launch(modulation_kernel, (-(-width // block), blocks * samples), arguments, config.warps)
     return out
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from .catalogue import LOOKING_BACK, Case, Size, cases
+from .catalogue import LOOKING_BACK, OF_A_RING, Case, Size, cases
 from .dispatch import FP8_OPERATIONS
 
 # of a nominal card: bytes per second, and operations per second in products of 16 bits, of 8 bits, and in fp32
@@ -20,7 +20,8 @@ ONCE_A_STEP = (
     "modulated_norm", "modulated_norm2", "gated_residual",  # where no residual waits, or none may
 )  # fmt: skip
 TWICE_A_LAYER = ("residual_modulated_norm", "residual_modulated_norm_fp8")
-# of the runs: those with fp8 linears, a correction, noise or a longer history; those of a network in fp32; calls of one branch
+# of the runs: those with fp8 linears, a correction, noise, a longer history or a large batch; those of a network in fp32;
+# calls of one branch
 RARE = 0.1
 
 
@@ -49,7 +50,7 @@ def is_rare(case: Case) -> bool:
     return (
         single
         or case.branches == 1
-        or case.variant == LOOKING_BACK
+        or case.variant in (LOOKING_BACK, OF_A_RING)
         or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise", "linear_gated_residual")
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +14,12 @@ from .drawn_rows import PromptPool, rows_of, write_drawn
 from .gated_rows import close_gates, open_gates, with_closed_gates
 from .joint_attention import JoinedTexts
 from .mmdit import MMDiT, TextCondition
+from .modulation_table import ModulationTable
 from .read_rows import BranchReader, Head, StateUpdate
 from .recorded_rows import States, branch_states, recordable
 from .residuals import RowCarries
 from .rows import RowLayout, Segment, group_rows
-from .start_rows import Clock, start_modulation, start_text, start_texts, text_modulation
+from .start_rows import Clock, start_text, start_texts, text_modulation
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +86,8 @@ class MMDiTRows:
         self.context = weight.new_zeros(slots, batch, text, spec.dim)  # the embedded prompts, which every call starts from
         second = batch if text_blocks is not None else 0  # rows of the table for second texts, one for each sample
         self.modulation = weight.new_empty(rows + second, model.modulation_width)  # [R, W], this call's rows of the table
-        self.table = weight.new_zeros(times * conditions, model.modulation_width)  # row = time * conditions + condition
-        self.condition_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
+        self.table = ModulationTable(weight, model.modulation_width, times, conditions, slots, batch)
+        self._ahead: tuple[Tensor, Tensor] | None = None  # of a ring: the times of the run, the pooled text of each condition
         self.positions = model.position_table(height, width).clone()
         self.gates = model.gate_columns().to(weight.device) if gated else None
         self.drawn, self.classes = dict(drawn or {}), dict(classes or {})
@@ -104,7 +106,7 @@ class MMDiTRows:
         times [T] fp64, the distinct network times; conditions: one :class:`TextCondition` of B prompts for each slot, or the
         pool of a drawn one.  Raises ``ValueError`` for another shape and beyond the capacity.
         """
-        slots, device = len(self.context), self.table.device
+        slots, device = len(self.context), self.hidden.device
         pools = {slot: pool for slot, pool in enumerate(conditions) if isinstance(pool, PromptPool)}
         conditions = [text.plain if isinstance(text, PromptPool) else text for text in conditions]
         wanted = (self.batch, self.context.shape[2], self.model.spec.text_dim), (self.batch, self.model.spec.pooled_dim)
@@ -124,17 +126,31 @@ class MMDiTRows:
                 f"{len(times)} times and {len(distinct)} prompts exceed the capacity {self.times} and {self.conditions}"
             )
         self.positions.copy_(self.model.position_table(self.height, self.width))
-        for slot, found in zip(fixed, index.view(len(fixed), self.batch), strict=True):
-            self.condition_index[slot].copy_(found)
         for slot, condition in zip(self.context, conditions, strict=True):
             slot.copy_(self.model.embed_context(condition.context.to(device)))
-        embedded = self.model.embed_condition(times.to(device, torch.float32)[:, None], distinct)  # [T, N, D]
-        table = self.table.view(self.times, self.conditions, -1)
-        self.model.modulation(embedded, out=table[: len(times), : len(distinct)])
+        self.table.begin(len(times))
+        if self.table.is_ring:
+            every = pooled.new_zeros(slots, self.batch, pooled.shape[1])
+            every[fixed] = pooled.view(len(fixed), self.batch, -1)
+            self._ahead = times.to(device, torch.float32), every.flatten(0, 1)
+        else:
+            for slot, found in zip(fixed, index.view(len(fixed), self.batch), strict=True):
+                self.table.index[slot].copy_(found)
+            embedded = self.model.embed_condition(times.to(device, torch.float32)[:, None], distinct)  # [T, N, D]
+            self.model.modulation(embedded, out=self.table.view[: len(times), : len(distinct)])
         for slot, pool in pools.items():
             self.time_values[: len(times)].copy_(times)
             self.pools[slot].copy_(self.model.embed_context(pool.context.to(device)))
             self.pooled[slot].copy_(self.model.y_embedder(pool.pooled.to(device)))
+
+    @torch.no_grad()
+    def look_ahead(self, time: np.ndarray) -> None:
+        """Let the table have what every sample needs that is at the network time of index ``time`` [B]."""
+        if (wanted := self.table.look_ahead(time)) is not None:
+            times, pooled = self._ahead
+            part, index = wanted
+            embedded = self.model.embed_condition(times[torch.from_numpy(index).to(times.device)], pooled)  # [part, S B, D]
+            self.model.modulation(embedded, out=self.table.view[part])
 
     @torch.no_grad()
     def forward(
@@ -157,9 +173,7 @@ class MMDiTRows:
         """
         model, batch, kernels = self.model, self.batch, self.kernels
         slots = *layout.conditions, *layout.joined.values()
-        modulation = start_modulation(
-            kernels, self.table, clock, self.condition_index, self.conditions, slots, out=self.modulation
-        )
+        modulation = self.table.start(kernels, clock, slots, out=self.modulation)
         write_drawn(modulation, layout.conditions, self.drawn, batch, lambda slot: self._drawn_modulation(slot, clock))
         factors = open_gates(layout, opened, self.gates, modulation.dtype)
         close_gates(modulation, factors)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,6 +134,9 @@ class ModuleRows:
     def remembered(self) -> tuple[Tensor, ...]:
         """The weights that a run computes with once: none."""
         return ()
+
+    def look_ahead(self, time: np.ndarray) -> None:
+        """Nothing is computed ahead."""
 
     def load(self, times: Tensor, conditions: Sequence[TextCondition | PromptPool]) -> None:
         """Keep the prompts and times of a run.

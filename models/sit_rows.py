@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +11,13 @@ from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
 
 from .drawn_rows import write_drawn
 from .gated_rows import close_gates, open_gates, with_closed_gates
+from .modulation_table import ModulationTable
 from .read_rows import BranchReader, Head, StateUpdate
 from .recorded_rows import branch_states
 from .residuals import RowCarries
 from .rows import RowLayout, group_rows
 from .sit import SiT
-from .start_rows import Clock, start_modulation
+from .start_rows import Clock
 
 PAIRS_AT_ONCE = 256  # (time, label) pairs whose modulation is computed together: the table never exists twice
 
@@ -58,8 +60,8 @@ class SiTRows:
         modulation = (6 * spec.depth + 2 + 2 * len(spec.exits)) * spec.dim
         self.hidden = weight.new_empty(rows, tokens, spec.dim)  # [R, L, D]
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
-        self.table = weight.new_zeros(times * conditions, modulation)  # row = time index * labels + label index
-        self.label_index = torch.zeros(slots, batch, dtype=torch.int64, device=weight.device)
+        self.table = ModulationTable(weight, modulation, times, conditions, slots, batch)
+        self._ahead: tuple[Tensor, Tensor] | None = None  # of a ring: the times of the run, the label of each condition
         self.drawn = dict(drawn or {})
         self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.positions = model.positions(height, width).to(weight, copy=True)
@@ -89,17 +91,19 @@ class SiTRows:
             raise ValueError(
                 f"{len(times)} times and {len(distinct)} labels exceed the capacity {self.times} and {self.labels}"
             )
-        for slot, found in zip(fixed, index, strict=True):
-            self.label_index[slot].copy_(found)
-        times, labels = times.to(self.table.device, torch.float32), distinct.to(self.table.device)
+        device = self.hidden.device
+        times, labels = times.to(device, torch.float32), distinct.to(device)
         if self.drawn:
             self.time_values[: len(times)].copy_(times)
-        table = self.table.view(self.times, self.labels, -1)
-        at_once = max(1, PAIRS_AT_ONCE // len(labels))
-        for first in range(0, len(times), at_once):
-            part = times[first : first + at_once]
-            values = self.model.modulation(part.repeat_interleave(len(labels)), labels.repeat(len(part)))
-            table[first : first + len(part), : len(labels)].copy_(values.view(len(part), len(labels), -1))
+        self.table.begin(len(times))
+        if self.table.is_ring:
+            every = labels.new_zeros(len(conditions), self.batch)
+            every[fixed] = labels[index.to(device)]
+            self._ahead = times, every.flatten()
+        else:
+            for slot, found in zip(fixed, index, strict=True):
+                self.table.index[slot].copy_(found)
+            self._modulate(slice(len(times)), times[:, None].expand(-1, len(labels)), labels)
         self.positions.copy_(self.model.positions(self.height, self.width))
         for layer, kept in self.projections.items():
             found = self._projection(layer)
@@ -112,6 +116,21 @@ class SiTRows:
             found = self._projection(self.model.spec.depth, self.model.spec.channels)
             for part, value in zip(self.variance_projection, found, strict=True):
                 part.copy_(value)
+
+    @torch.no_grad()
+    def look_ahead(self, time: np.ndarray) -> None:
+        """Let the table have what every sample needs that is at the network time of index ``time`` [B]."""
+        if (wanted := self.table.look_ahead(time)) is not None:
+            times, labels = self._ahead
+            part, index = wanted
+            self._modulate(part, times[torch.from_numpy(index).to(times.device)], labels)
+
+    def _modulate(self, part: slice, times: Tensor, labels: Tensor) -> None:
+        """Compute a part of the table: times [part, N] of the first N conditions, whose labels are [N]."""
+        entries, at_once = self.table.view[part, : len(labels)], max(1, PAIRS_AT_ONCE // len(labels))
+        for own, into in zip(times.split(at_once), entries.split(at_once), strict=True):
+            values = self.model.modulation(own.flatten(), labels.repeat(len(own)))
+            into.copy_(values.view(len(own), len(labels), -1))
 
     @torch.no_grad()
     def forward(
@@ -131,9 +150,7 @@ class SiTRows:
         :func:`.gated_rows.open_gates`, for a layout with gated rows.
         """
         model, batch, kernels = self.model, self.batch, self.kernels
-        modulation = start_modulation(
-            kernels, self.table, clock, self.label_index, self.labels, layout.conditions, out=self.modulation
-        )
+        modulation = self.table.start(kernels, clock, layout.conditions, out=self.modulation)
         write_drawn(modulation, layout.conditions, self.drawn, batch, lambda slot: self._drawn_modulation(slot, clock))
         close_gates(modulation, open_gates(layout, opened, self.gates, modulation.dtype))
         per_block, final, exits = model.split_modulation(modulation)

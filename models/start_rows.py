@@ -54,21 +54,6 @@ def taken_slots(values: Tensor, slots: tuple[int, ...]) -> Iterator[tuple[slice,
         yield rows, values[taken].expand(rows.stop - rows.start, *values.shape[1:])
 
 
-def start_modulation(
-    kernels: Kernels, table: Tensor, clock: Clock, slot_index: Tensor, conditions: int, slots: tuple[int, ...], out: Tensor
-) -> Tensor:
-    """The modulation of row blocks that take ``slots`` at each sample's call, [J * B, W]: the first rows of ``out``.
-
-    table [times * conditions, W], row = time * conditions + condition; slot_index [slots, B] int64, the condition of each slot
-    and sample.
-    """
-    batch = slot_index.shape[1]
-    for rows, condition in taken_slots(slot_index, slots):
-        part = out[rows.start * batch : rows.stop * batch]
-        kernels.gather_modulation(table, clock.times, clock.call, condition, conditions, part)
-    return out[: len(slots) * batch]
-
-
 def start_text(context: Tensor, slots: tuple[int, ...], text: Tensor) -> None:
     """The embedded prompts [slots, B, M, D] of ``slots`` as the state of the first row blocks of ``text`` [J, B, M, D]."""
     for rows, taken in taken_slots(context, slots):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,6 +77,9 @@ class MixtureRows:
     def remembered(self) -> Iterator[Tensor]:
         """No weights, of which :meth:`load` could keep any."""
         return iter(())
+
+    def look_ahead(self, time: np.ndarray) -> None:
+        """Nothing is computed ahead."""
 
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
         """times [T] fp64, the distinct noise levels of a run; conditions: labels [B] int64 for each slot."""

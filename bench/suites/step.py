@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def live_set_rows(study: Study) -> list[Row]:
     first_call = {plain: 0} | {live: plan.live.index(live) for live in plan.live_sets}
 
     def call(live: tuple[int, ...]) -> None:
-        program.call.fill_(first_call[live])  # repeating a call never runs past the tables
+        program.place(np.full(len(program.call), first_call[live]))  # repeating a call never runs past the tables
         program.advance(live)
 
     timed = {names[live]: partial(call, live) for live in first_call}

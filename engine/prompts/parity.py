@@ -108,7 +108,7 @@ def _run(program: Program, scheduler: Any, times: Tensor, x: Tensor, callback: C
         outputs = {i: output.to(x.dtype) for i, output in zip(plan.outputs(live), program.branch_outputs(live), strict=True)}
         guided = combine_as_diffusers(plan, call, outputs)
         x = scheduler.step(guided, times[call], x, return_dict=False)[0].to(x.dtype)
-        program.call += 1
+        program.count_call()
         info = CallInfo(call, plan.calls, int(plan.steps[call]), float(plan.sigmas[call]), live, x)
         if callback(info) is False:
             return x, call + 1

@@ -93,7 +93,7 @@ class StepGraphs:
         state = self.program.state()
         saved = [tensor.clone() for tensor in state]
         try:
-            return self.capture(lambda: self.program.step(live))
+            return self.capture(lambda: self.program.step_on_device(live))
         finally:
             for tensor, value in zip(state, saved, strict=True):
                 tensor.copy_(value)

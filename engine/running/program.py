@@ -31,7 +31,7 @@ from ..planning.solver_rows import IDLE, HostStep
 from ..rules.branch import NEGATIVE_TEXT, Branch
 from ..rules.drawn import ClassifierReference
 from .call_table import CallTable
-from .combination import Combination
+from .combination import Combination, put
 from .draws import Draws
 from .graph import WARM_UP_STEPS, CapturedStep, StepGraphs
 from .program_key import ProgramKey
@@ -105,6 +105,8 @@ class Program:
         self.graphs: StepGraphs | None = None
         self._places: list[int] = []
         self._watches: list[WeightWatch] = []
+        self._place = np.zeros(key.batch, dtype=np.int64)  # the call of every sample, as far as it is known without asking
+        self._time_index: list[np.ndarray] = []  # of the network time at each call, of all samples or of each
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def use_graphs(self, capture: Callable[[Callable[[], None]], CapturedStep]) -> None:
@@ -117,7 +119,9 @@ class Program:
         if self.graphs is None:
             self.step(live)
         else:
+            self.look_ahead()
             self.graphs.advance(live)
+            self._place += 1
         if before is not None:
             self.x.copy_(self.host_step(before, self.x.clone(), self._noise))
 
@@ -141,7 +145,7 @@ class Program:
         self.x.copy_(noise)
         for memory in self.memory():
             memory.zero_()
-        self.call.zero_()
+        self.place(np.zeros(len(self.call), dtype=np.int64))
         self.seeds.copy_(torch.tensor(seeds, dtype=torch.uint64, device="cpu").view(torch.int64))
         samples = plan.samples or (plan,)
         rows = [np.hstack([own.table, own.coefficients().reshape(own.calls, -1)]) for own in samples]
@@ -167,13 +171,17 @@ class Program:
         """
         distinct = np.unique(np.concatenate(times))
         own = [np.searchsorted(distinct, values)[:, None] for values in times]
+        if times[0][0] > times[0][-1]:  # in the order of the calls
+            distinct, own = distinct[::-1].copy(), [len(distinct) - 1 - values for values in own]
         self.time_table.fill(own)
+        self._time_index = [values[:, 0] for values in own]
         self._given = torch.from_numpy(distinct), [conditions[condition].detach() for condition in self.plan.conditions]
         self._load_rows()
 
     def _load_rows(self) -> None:
         for rows in self.rows.values():
             rows.load(*self._given)
+        self.look_ahead()
         self._watches = [WeightWatch(rows.remembered) for rows in self.rows.values()]
 
     @torch.inference_mode(False)
@@ -202,9 +210,35 @@ class Program:
                 current.wait_stream(self._stream)
             self._stream = current
 
+    def place(self, calls: np.ndarray) -> None:
+        """Put every sample at its call, [B] int64."""
+        put(self.call, calls)
+        self._place = calls.copy()
+
+    def count_call(self) -> None:
+        """The samples are past a call that was made elsewhere."""
+        self.call += 1
+        self._place += 1
+
     @torch.no_grad()
+    def look_ahead(self) -> None:
+        """Let the networks compute for coming calls what they hold of a few only."""
+        if not self._time_index:
+            return
+        own = self._time_index * (1 if len(self._time_index) > 1 else len(self._place))
+        time = np.array([index[min(call, len(index) - 1)] for index, call in zip(own, self._place.tolist(), strict=True)])
+        for rows in self.rows.values():
+            rows.look_ahead(time)
+
     def step(self, live: tuple[int, ...]) -> None:
         """One network call for every sample, with the branches ``live`` of the plan."""
+        self.look_ahead()
+        self.step_on_device(live)
+        self._place += 1
+
+    @torch.no_grad()
+    def step_on_device(self, live: tuple[int, ...]) -> None:
+        """What a step is on the device, and what is captured of it: nothing here asks the host where the samples are."""
         row, coefficients = self.looked_up()
         scale, noise = row[:, 0], None
         if self.key.stochastic:
@@ -317,6 +351,7 @@ class Program:
 
     def branch_outputs(self, live: tuple[int, ...]) -> list[Tensor]:
         """The outputs of the live branches that have one at the current state, each [B, C, H, W] fp32."""
+        self.look_ahead()
         return self._branch_outputs(live, self.looked_up()[0][:, 0])
 
     def _branch_outputs(self, live: tuple[int, ...], scale: Tensor) -> list[Tensor]:
@@ -328,6 +363,7 @@ class Program:
     def branch_output(self, branch: int, scale: Tensor, live: tuple[int, ...] = ()) -> Tensor:
         """The output of one branch alone, [B, C, H, W] fp32, as in a call with the branches ``live``."""
         shape = (self.key.batch, *self.coefficients)
+        self.look_ahead()
         return self.guided_output(
             self.plan.alone(branch, live), scale, torch.ones(shape, dtype=torch.float32, device=self.device)
         )

@@ -75,5 +75,5 @@ def recorded_call(
     with torch.no_grad():
         program.choose(plan.choosers(live), {i: output.detach() for i, output in outputs.items()}, x.detach())
     a, b, *_ = row[:, 1:, None, None, None].unbind(1)  # a velocity solver has no history and no noise
-    program.call += 1
+    program.count_call()
     return a * x + b * guided

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def _report_non_finite(program: Program, call: int, live: tuple[int, ...], befor
     """Evaluate each live branch alone at the state before the call, and raise."""
     plan = program.plan
     program.x.copy_(before)
-    program.call.fill_(call)
+    program.place(np.full(len(program.call), call))
     scale = program.looked_up()[0][:, 0]
     # each branch runs in a live set of its own: in the sum, 0 * nan would be nan
     each = {i: program.branch_output(i, scale, live) for i in plan.outputs(live)}

@@ -105,5 +105,7 @@ def test_a_form_counts_as_often_as_it_occurs():
 
 def test_tables_of_another_width_are_other_shapes():
     """The modulation of SD3.5-medium is wider than that of SD3-medium, whose other operations are the same."""
-    gathers = [case for size in SIZES[4:6] for case in cases(size) if case.operation == "gather_modulation"]
+    gathers = [
+        case for size in SIZES[4:6] for case in cases(size) if case.operation == "gather_modulation" and not case.variant
+    ]
     assert len(agenda.weighed(gathers, 1.0)) == 2

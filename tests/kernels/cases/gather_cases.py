@@ -86,6 +86,26 @@ def test_gather_modulation_of_samples_with_times_of_their_own(dtype, normal, dev
     assert beyond.isfinite().all(1).tolist() == [False, True] * 3  # not into the times of the next sample
 
 
+def test_gather_modulation_of_a_ring(dtype, normal, device):
+    """Three places for five times, row by row in Python; NaN for a time that is not held, and for a call beyond the run."""
+    table, times = normal(3 * 4, 33, dtype=dtype), torch.tensor([4, 3, 2, 1, 0], device=device)
+    held = torch.tensor([[3, 0, 3, 0], [4, 1, 4, 1], [2, 2, 2, 5]], device=device).flatten()
+    condition = torch.tensor([[0, 1], [2, 3]], device=device)
+    for first, second in ((0, 2), (1, 4), (4, 3)):
+        call, expected = torch.tensor([first, second], device=device), []
+        for j in range(2):
+            for b, own in enumerate((first, second)):
+                time = int(times[own])
+                place = time % 3 * 4 + int(condition[j, b])
+                expected.append(table[place] if int(held[place]) == time else torch.full_like(table[0], float("nan")))
+        for function in (gather_modulation, gather_modulation_triton):
+            out = function(table, times, call, condition, 4, torch.empty(4, 33, dtype=dtype, device=device), held)
+            assert torch.equal(out.nan_to_num(7.0), torch.stack(expected).nan_to_num(7.0))
+    call, out = torch.tensor([5, 2], device=device), torch.empty(4, 33, dtype=dtype, device=device)
+    beyond = gather_modulation_triton(table, times, call, condition, 4, out, held)
+    assert beyond[[0, 2]].isnan().all()
+
+
 def test_rows_of_one_condition_are_a_view(normal, device):
     table, times, call = normal(6, 8), torch.arange(3, device=device), torch.tensor([2, 1], device=device)
     condition = torch.tensor([[1, 0]], device=device).expand(3, 2)
