@@ -98,13 +98,13 @@ def _two(scored: ScoredRules, rule: str, other: str, score: str, judge: str) -> 
 
 
 def _inner_switch(scored: ScoredRules, switched: Sequence[str], judge: str) -> list[Claim]:
-    """Whether the best switch has worse ones on both sides of it."""
+    """Whether the best switch has worse ones on both sides of it; nothing while some are not scored."""
     found: list[tuple[float, Interval]] = []
     for text in switched:
         interval = scored.interval(text, FRECHET, judge)
         if interval is not None:
             found.append((switch_of(text), interval))
-    if len(found) < 3:
+    if len(found) < max(3, len(switched)):
         return []
     found.sort(key=lambda pair: pair[0])
     level, best = min(found, key=lambda pair: pair[1].value)
