@@ -29,8 +29,11 @@ def draw_switch(path: Path, scored: ScoredRules, switched: Sequence[str], beside
     metrics = scored.metrics
     lines = -(-len(metrics) // 2)
     with new_figure(9.6, 3.7 * lines, DPI) as figure:
-        for axes, metric in zip(figure.subplots(lines, min(2, len(metrics)), squeeze=False).flat, metrics, strict=False):
+        panels = list(figure.subplots(lines, min(2, len(metrics)), squeeze=False).flat)
+        for axes, metric in zip(panels, metrics, strict=False):
             _panel(axes, scored, metric, there, beside)
+        for axes in panels[len(metrics) :]:
+            axes.set_axis_off()
         picture = picture_of(figure)
     record = {"rules": there, "metrics": metrics}
     save_png(picture, path, "segue reproduce inference, the switch", record)
