@@ -110,7 +110,10 @@ def reproduce_inference(
     where = environment(engine.device, command_line(), DEFAULT)
     check_folder(into, where)
     search, trial = budget.trials(default_batch(engine))
-    chooser, judges = default_roles(roles, engine).named(engine)
+    asked = default_roles(roles, engine)
+    chooser, judges = asked.named(engine)
+    if asked is not roles:  # who judges here by default is not whom segue score asks by default
+        command = " ".join([command, *(f"--judge {name}" for name in asked.panel.judges or ())])
     samples = roles.panel.samples(engine) if real is None else real
     common = {"real": samples, "environment": where, "path": out, "limit": limit, "echo": echo}
     names = comparable(engine, echo)
