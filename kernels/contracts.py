@@ -122,7 +122,7 @@ OF_BACKENDS: dict[tuple[str, str], Contract] = {
 }
 OF_BACKENDS |= {
     (operation, "onednn"): rounding("products summed in fp32, bias and GELU there too, one rounding")
-    for operation in ("linear", "linear_gelu", "grouped_linear", "grouped_linear_gelu", "project_slices")
+    for operation in ("linear", "linear_gelu", "project_slices")
 }
 OF_BACKENDS |= {
     (name, "compiled"): rounding("the reference's formula in one pass, in fp32 between loads and stores") for name in FUSED

@@ -34,8 +34,6 @@ BACKENDS = ("reference", "triton")
 VENDOR: dict[str, dict[str, Callable]] = {
     "linear": {"onednn": onednn.linear},
     "linear_gelu": {"cublaslt": mlp.linear_gelu_cublaslt, "onednn": onednn.linear_gelu},
-    "grouped_linear": {"onednn": onednn.grouped_linear},
-    "grouped_linear_gelu": {"onednn": onednn.grouped_linear_gelu},
     "project_slices": {"onednn": onednn.project_slices},
     "fp8_linear": {
         "scaled_mm": fp8.fp8_linear_scaled_mm,
@@ -264,9 +262,10 @@ def _automatic(operation: str, device: torch.device, dtype: torch.dtype, shapes:
     """Backend and reason of an operation that nobody asked anything for."""
     if operation in WITHOUT_KERNEL:
         return WITHOUT_KERNEL[operation]
-    if "onednn" in VENDOR.get(operation, {}) and onednn.measured_faster() and not onednn.obstacle(device, dtype):
-        if operation in GROUPED:
-            return "reference", f"automatic: each stream by {GROUPED[operation]}"
+    product = GROUPED.get(operation, operation)
+    if "onednn" in VENDOR.get(product, {}) and onednn.measured_faster() and not onednn.obstacle(device, dtype):
+        if product != operation:
+            return "reference", f"automatic: each stream by {product}"
         return "onednn", "automatic: bias and GELU within the product, measured faster on x86"
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"

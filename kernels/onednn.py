@@ -70,20 +70,6 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _product(x, weight, bias, "gelu", "tanh")
 
 
-def grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`.mlp.grouped_linear`, one primitive for each stream."""
-    return linear(x, weight, bias), linear(x2, weight2, bias2)
-
-
-def grouped_linear_gelu(
-    x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, weight2: Tensor, bias2: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`.mlp.grouped_linear_gelu`, one primitive for each stream."""
-    return linear_gelu(x, weight, bias), linear_gelu(x2, weight2, bias2)
-
-
 def project_slices(
     x: Tensor,
     weight: Tensor,

@@ -23,7 +23,7 @@ class ModulationTable:
     def __init__(self, like: Tensor, width: int, times: int, conditions: int, slots: int, batch: int):
         """Capacity for so many distinct times and conditions; dtype and device are those of ``like``."""
         row = width * like.element_size()
-        self.times, self.ahead, self.conditions = times, times, conditions
+        self.ahead, self.conditions = times, conditions
         self.is_ring = times * conditions * row > LARGEST
         if self.is_ring:
             self.conditions = slots * batch

@@ -1,6 +1,7 @@
 """Quality against cost: every rule as one point, the Pareto front among them, and what real samples score.
 
-Networks with guidance in the weights all cost what unguided sampling costs: they have a panel of their own below, a line each.
+Networks made of the model, most with guidance in their weights, all cost what unguided sampling costs: they have a panel of
+their own below, a line each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,14 +27,14 @@ from ..tables import GUIDED
 from .measured import Measured
 
 GREY, GRID, INK = "#777d87", "#e4e6e9", "#30343b"
-MADE = "#8a3b8f"  # networks with guidance in the weights
+MADE = "#8a3b8f"  # networks made of the model
 COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532d"}  # of rules by name
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
 DIAMONDS = "\nDiamonds: networks made of the model, the first seed of each, sampled unguided; dashed: the model itself."
 FILLED = "Filled: on the front, where no rule is better and costs no more."
 SIZE, DPI = (10.2, 4.7), 150
-LINE = 0.24  # inches of a network with guidance in the weights
+LINE = 0.24  # inches of a network made of the model
 # where a name may stand, in points from its dot: beside it, above, below, and further away
 PLACES = [
     (x * far, y * far) for far in (9, 16, 26, 40) for x, y in ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
@@ -133,7 +134,7 @@ def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point
 
 
 def draw_made(axes: Any, measured: Measured, score: str, made: Sequence[Point]) -> None:
-    """Networks with guidance in the weights by one score, a line each, and the unguided model as a dashed line."""
+    """Networks made of the model by one score, a line each, and the model itself, unguided, as a dashed line."""
     unguided = measured.interval(UNGUIDED, score)
     if unguided is not None:
         axes.axvline(unguided.value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)

@@ -92,8 +92,6 @@ BY_NAME = {
     ("linear_gelu", "cublaslt"): mlp.linear_gelu_cublaslt,
     ("linear_gated_residual", "deferred"): None,
     ("linear_gelu", "onednn"): onednn.linear_gelu,
-    ("grouped_linear", "onednn"): onednn.grouped_linear,
-    ("grouped_linear_gelu", "onednn"): onednn.grouped_linear_gelu,
     ("project_slices", "onednn"): onednn.project_slices,
     ("fp8_linear", "scaled_mm"): fp8.fp8_linear_scaled_mm,
     ("fp8_linear", "scaled_mm_fast"): fp8.fp8_linear_scaled_mm,

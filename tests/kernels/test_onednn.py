@@ -56,14 +56,6 @@ def test_any_layout_of_the_operands(operation, normal):
     check(operation, x, weight, normal(80)[::2])
 
 
-@pytest.mark.parametrize("gelu", [False, True])
-def test_two_streams(gelu, normal):
-    streams = [(normal(2, tokens, 24), normal(40, 24) / 5, normal(40)) for tokens in (7, 33)]
-    one = onednn.linear_gelu if gelu else onednn.linear
-    made = (onednn.grouped_linear_gelu if gelu else onednn.grouped_linear)(*streams[0], *streams[1])
-    assert all(torch.equal(y, one(*stream)) for y, stream in zip(made, streams, strict=True))
-
-
 def test_a_layer_follows_its_weights(normal):
     """No packed copy is kept: weights may be shared with a live pipeline."""
     x, weight, bias = normal(2, 5, 16), normal(16, 16), normal(16)
@@ -107,15 +99,12 @@ def test_product_bias_and_gelu_are_one_operation(normal):
 
 def called(operation, x, weight, bias, module=onednn):
     """One output of an operation; those of two streams are called with the same stream twice."""
-    if operation in GROUPED:
-        return getattr(module, operation)(x, weight, bias, x, weight, bias)[1]
     if operation == "project_slices":
         return mlp.with_biases(module.project_slices)(x, weight, bias, x, weight, bias)[1]
     return getattr(module, operation)(x, weight, bias)
 
 
-GROUPED = ("grouped_linear", "grouped_linear_gelu")
-EVERY = (*OPERATIONS, *GROUPED, "project_slices")
+EVERY = (*OPERATIONS, "project_slices")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

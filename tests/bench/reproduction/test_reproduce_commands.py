@@ -7,13 +7,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import save_tiny
 from tiny_models import randomize
 from tiny_sd3 import tiny_pipeline
 from training_fixtures import TINY_SPEC
-from typer.testing import CliRunner
 
-from segue.__main__ import app
 from segue.bench.quality.origins import DISTILLED, origins
 from segue.bench.quality.real_samples import leaves
 from segue.bench.quality.source_samples import source_samples
@@ -36,22 +33,6 @@ from segue.models.weights import load_model, save_model
 
 SMALL = ("--samples", "10", "--steps", "2", "--search-samples", "10", "--out", "rows.jsonl")
 PANEL = ("--judge", "textures", "--real", "real.npz")
-
-
-@pytest.fixture
-def segue(tmp_path, monkeypatch):
-    """Runs a command in a folder with real pictures, a tiny model and its weaker sibling."""
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "mine.safetensors", name="mine")
-    pixels = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
-    np.savez("real.npz", pixels, np.arange(30) % 5)
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, ["reproduce", *arguments])
-        assert result.exit_code == code, result.stderr or result.exception
-        return result
-
-    return run
 
 
 def test_every_rule_has_numbers_of_a_search_and_cfg_beside_it_and_nothing_is_drawn_twice(segue, tmp_path, monkeypatch):

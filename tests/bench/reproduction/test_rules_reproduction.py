@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from made_up_scores import SAMPLES, made_up_scores
 from PIL import Image
-from tiny_checkpoint import save_tiny
 from tiny_models import tiny_sit
-from typer.testing import CliRunner
 
-from segue.__main__ import app
 from segue.bench.quality.judges import named_judge
 from segue.bench.quality.real_samples import leaves
 from segue.bench.quality.scoring import Scorer
@@ -32,19 +28,9 @@ CASE = f"tiny 0123, {LEAST} samples from seed 0, 2 steps, euler, beside 30 pictu
 
 
 @pytest.fixture
-def segue(tmp_path, monkeypatch):
-    """Runs the command in a folder with real pictures and a tiny model."""
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "mine.safetensors", name="mine")
-    pixels = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
-    np.savez("real.npz", pixels, np.arange(30) % 5)
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, ["reproduce", "rules", "--model", "mine.safetensors", *SMALL, *arguments])
-        assert result.exit_code == code, result.stderr or result.exception
-        return result
-
-    return run
+def rules(segue):
+    """Runs the command on the tiny model."""
+    return lambda *arguments, **options: segue("rules", "--model", "mine.safetensors", *SMALL, *arguments, **options)
 
 
 def test_every_named_rule_is_drawn():
@@ -73,9 +59,9 @@ def test_all_rules_of_the_bundled_model_have_numbers():
     assert len(rules) == 1 + len(SWEPT) + len(ALONE) - 1
 
 
-def test_what_is_missing_is_drawn_once_and_all_rules_stand_on_the_page(segue, tmp_path, monkeypatch):
+def test_what_is_missing_is_drawn_once_and_all_rules_stand_on_the_page(rules, tmp_path, monkeypatch):
     common = ("-g", "cfg", "-g", "cfg + rescale:phi=0.5", "--factor", "2")
-    segue(*common, "--into", "pages")
+    rules(*common, "--into", "pages")
     rows = read_rows(tmp_path / "rows.jsonl")
     drawn = dict.fromkeys(row.variant for row in rows if " by textures" in row.metric and row.variant != "real samples")
     assert list(drawn) == ["none", "cfg:scale=1.5", "cfg:scale=1.5 + rescale:phi=0.5", "cfg:scale=2"]
@@ -89,7 +75,7 @@ def test_what_is_missing_is_drawn_once_and_all_rules_stand_on_the_page(segue, tm
     )
     assert told in page
     monkeypatch.setattr(Engine, "sample", None)  # who would draw would fail
-    segue(*common)
+    rules(*common)
     assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
@@ -150,6 +136,6 @@ def test_a_picture_has_real_leaves_and_a_row_for_every_rule(tmp_path, environmen
         (("--page", "a/b"), "the name of a page is of letters, digits and hyphens, got 'a/b'"),
     ],
 )
-def test_bad_input_is_one_sentence(segue, arguments, says):
-    assert says in " ".join(segue(*arguments, code=2).stderr.split())
+def test_bad_input_is_one_sentence(rules, arguments, says):
+    assert says in " ".join(rules(*arguments, code=2).stderr.split())
     assert not Path("rows.jsonl").exists()
