@@ -4,7 +4,7 @@ The kernels are those that are chosen on a named card.  Nothing here knows a mod
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,9 +135,14 @@ def meta_network(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
 
 
 def step_kernels(program: Program, live: tuple[int, ...], chip: Chip) -> list[Kernel]:
-    """Every kernel and copy of one step of a program on meta tensors: own ones first, then PyTorch's in their order."""
+    """Every kernel and copy of one step of a program on meta tensors."""
+    return recorded_kernels(lambda: program.step(live), chip)
+
+
+def recorded_kernels(run: Callable[[], object], chip: Chip) -> list[Kernel]:
+    """Every kernel and copy of what ``run`` does on meta tensors: own ones first, then PyTorch's in their order."""
     with trace_launches(chip) as launches, _Attention(chip) as attention, _Operations(chip) as operations:
-        program.step(live)
+        run()
     return [own_kernel(launch) for launch in launches] + attention.kernels + operations.kernels
 
 

@@ -1,6 +1,7 @@
 """The last stages of the waterfall: what the engine adds to a plan that already does no superfluous work."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from segue.engine.running.graph import CudaCapture
 from segue.engine.running.program import Program
 from segue.engine.running.program_key import ProgramKey
 from segue.engine.running.sampler import run_program
-from segue.kernels.dispatch import WITHOUT_KERNEL, Selection
+from segue.kernels.choice import ByClass
+from segue.kernels.dispatch import HEAD_PRODUCTS, WITHOUT_KERNEL, Selection
 from segue.kernels.record import REFERENCE, Kernels
 
 from .cases import Workload
@@ -21,6 +23,7 @@ FP8 = "+ fp8 linears"
 REUSE = "+ directions reused once"
 APPROXIMATE = (FP8, REUSE)  # every other stage computes the same function
 EXACT = "engine, exact"
+WITH_HEADS = "+ heads in the product"
 FP8_ALONE, REUSE_ALONE = "fp8 linears alone", "directions reused once alone"
 ALONE = (FP8_ALONE, REUSE_ALONE)
 
@@ -58,6 +61,12 @@ def fp8_engine(workload: Workload, echo: Callable[[str], None]) -> EngineCore | 
         return None
 
 
+def split_apart(kernels: Kernels) -> Kernels:
+    """The same with heads split by a kernel of their own, also where a product that leaves them split was chosen by class."""
+    chosen = {name: getattr(kernels, name) for name in HEAD_PRODUCTS}
+    return replace(kernels, **{name: by.default for name, by in chosen.items() if isinstance(by, ByClass)})
+
+
 def has_kernels(selection: Selection) -> bool:
     """Whether any operation is served by something else than the reference functions, which follow plain PyTorch."""
     plain = {"reference", *(backend for backend, _ in WITHOUT_KERNEL.values())}
@@ -78,11 +87,13 @@ def engine_stages(
         kernels = REFERENCE
         echo(f"stage fused kernels: not run, {'; '.join(engine.selection.explain())}")
     else:
-        stages["+ fused kernels"] = program_draw(workload, plan, kernels, graphs=False)
+        stages["+ fused kernels"] = program_draw(workload, plan, split_apart(kernels), graphs=False)
     if not on_cuda:
         echo(f"stage graph: not run, it needs a CUDA device and this is {engine.device}")
     else:
-        stages["+ graph"] = program_draw(workload, plan, kernels, graphs=True)
+        stages["+ graph"] = program_draw(workload, plan, split_apart(kernels), graphs=True)
+    if split_apart(kernels) != kernels:
+        stages[WITH_HEADS] = program_draw(workload, plan, kernels, graphs=on_cuda)
     if fp8 is not None and not on_cuda:
         echo(f"stage fp8: not run, on {engine.device} the reference computes its numbers, not its speed")
     elif fp8 is not None:

@@ -1,6 +1,7 @@
 """What every engine does whatever its conditions are: hold networks, plan, keep programs, run them, explain itself."""
 
 import copy
+import math
 import secrets
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
+from segue.kernels.dispatch import BOUNDED, Shapes, parse_kernels, select_kernels
+from segue.kernels.flash_attention import LARGEST_SCORE
 from segue.models.attention_kind import FULL_ATTENTION, told_budgets
 from segue.models.block_linears import check_block_linears
 from segue.models.fingerprint import rounded_fingerprint
 from segue.models.fp8_network import Fp8Layers
+from segue.models.mmdit import MMDiT
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
 from segue.models.wrapped_modules import unwrapped
@@ -165,6 +168,7 @@ class EngineCore:
         """
         plan.check_samples(len(seeds))
         self.check_calibration(plan)
+        self._check_scores()
         for network in self.models.values():
             check_block_linears(network)  # an adapter may have come since
         key = ProgramKey.of(plan, len(seeds))
@@ -245,6 +249,17 @@ class EngineCore:
     def follow(self, program: Program, values: bool = True) -> None:
         """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
         program.follow_weights(values)
+        self._check_scores()
+
+    def _check_scores(self) -> None:
+        """Raise ``RuntimeError`` where attention keeps no running maximum and the weights have come to need one."""
+        if self.selection.chosen["attention"][0] != BOUNDED:
+            return
+        if (found := _largest_score(self.models)) > LARGEST_SCORE:
+            raise RuntimeError(
+                f"the norms of queries and keys have come to allow exp(scores) of 2^{found:.4g}, and attention without a "
+                f"running maximum holds 2^{LARGEST_SCORE:g}: make the engine with kernels='attention=triton'"
+            )
 
     def networks_to_record(self) -> Mapping[str, nn.Module]:
         """The networks to run where gradients are wanted: those with the parameters that these shall reach."""
@@ -306,7 +321,13 @@ def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
     """The largest sizes of the networks, for the choice of kernels."""
     specs = [model.spec for model in models.values()]
     outputs = max(spec.patch**2 * spec.channels for spec in specs)
-    return Shapes(max(spec.head_dim for spec in specs), max(spec.dim for spec in specs), outputs)
+    sizes = max(spec.head_dim for spec in specs), max(spec.dim for spec in specs), outputs
+    return Shapes(*sizes, _largest_score(models))
+
+
+def _largest_score(models: Mapping[str, nn.Module]) -> float:
+    """See :meth:`segue.models.mmdit.MMDiT.largest_score`; infinite for other networks."""
+    return max(model.largest_score() if isinstance(model, MMDiT) else math.inf for model in models.values())
 
 
 def resolve_plan(

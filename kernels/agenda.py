@@ -12,7 +12,7 @@ from .candidates import candidates
 from .catalogue import SIZES, Case, Factory, cases
 from .choice import CLASSIFIERS
 from .contracts import contract
-from .dispatch import MORE_BACKENDS, WITHOUT_TRITON
+from .dispatch import BOUNDED, MORE_BACKENDS, WITHOUT_TRITON
 from .launch import Key
 from .launch_lookup import recorded_lookups, table_architecture
 from .launch_table import TABLE
@@ -70,7 +70,7 @@ def choices(architecture: str) -> tuple[Choice, ...]:
 def eligible_backends(operation: str) -> list[str]:
     """The backends that may become the automatic choice: approximate ones only where the reference is approximate too."""
     own = ("reference",) if operation in WITHOUT_TRITON else ("reference", "triton")
-    names = (*own, *MORE_BACKENDS.get(operation, ()))
+    names = (name for name in (*own, *MORE_BACKENDS.get(operation, ())) if name != BOUNDED)
     return [name for name in names if contract(operation, name).bound is None or contract(operation).bound is not None]
 
 

@@ -1,16 +1,18 @@
 """Attention that also tells the logarithm of its sum of exponentials, by which attentions over parts of the keys are joined.
 
-Every backend of ``attention`` has a form here: that of the Triton kernel is :func:`.attention.attention_lse_triton`.
+Every backend of ``attention`` has a form here: that of the Triton kernel is :func:`.flash_attention.attention_lse_triton`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .attention import attention_lse_triton, merge_heads
+from .attention import merge_heads
+from .flash_attention import attention_lse_triton
 
 Attended = tuple[Tensor, Tensor]  # the output [R, T, H K], and the log-sum-exp of the scores [R, H, T] fp32, natural
 
@@ -83,6 +85,7 @@ def attention_lse_xformers(q: Tensor, k: Tensor, v: Tensor) -> Attended:
 FORMS: dict[str, Callable[..., Attended]] = {  # by the backend of ``attention``
     "reference": attention_lse,
     "triton": attention_lse_triton,
+    "bounded": partial(attention_lse_triton, bounded=True),
     "sdpa": attention_lse_sdpa,
     "xformers": attention_lse_xformers,
 }

@@ -11,18 +11,29 @@ MATMUL = (
     MatmulLaunch(128, 128, 64, 8, 8, 3),
     MatmulLaunch(128, 128, 64, 8, 8, 2),
     MatmulLaunch(128, 128, 64, 8, 4, 3),
-    MatmulLaunch(64, 128, 64, 8, 4, 3),
-    MatmulLaunch(64, 64, 64, 8, 4, 2),
+    MatmulLaunch(64, 128, 64, 8, 4, 3, 2),
+    MatmulLaunch(64, 64, 64, 8, 4, 2, 2),
 )
 # with few rows large tiles leave multiprocessors without work
 SMALL_MATMUL = (
+    MatmulLaunch(64, 128, 64, 8, 4, 3, 2),
     MatmulLaunch(64, 128, 64, 8, 4, 3),
-    MatmulLaunch(64, 128, 64, 8, 4, 4),
-    MatmulLaunch(64, 64, 64, 8, 4, 4),
-    MatmulLaunch(64, 64, 64, 8, 4, 2),
+    MatmulLaunch(64, 128, 64, 8, 4, 4, 2),
+    MatmulLaunch(64, 64, 64, 8, 4, 4, 2),
+    MatmulLaunch(64, 64, 64, 8, 4, 2, 2),
     MatmulLaunch(128, 64, 64, 8, 4, 4),
     MatmulLaunch(128, 128, 64, 8, 8, 3),
     MatmulLaunch(128, 128, 64, 8, 4, 3),
+)
+# heads lie within a tile, of 128 numbers at most
+HEADS_MATMUL = (
+    MatmulLaunch(128, 256, 64, 8, 8, 3),
+    MatmulLaunch(128, 256, 64, 8, 8, 4),
+    MatmulLaunch(128, 128, 64, 8, 8, 4),
+    MatmulLaunch(128, 128, 64, 8, 8, 3),
+    MatmulLaunch(128, 128, 64, 8, 8, 2),
+    MatmulLaunch(64, 128, 64, 8, 4, 3, 2),
+    MatmulLaunch(64, 128, 64, 8, 4, 2, 2),
 )
 CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
     "embed": (
@@ -36,9 +47,10 @@ CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
     "solver": FLAT,
     "philox": (FlatLaunch(128, 4), FlatLaunch(256, 4), FlatLaunch(512, 8)),
     "gram": (FlatLaunch(1024, 8), FlatLaunch(1024, 4), FlatLaunch(2048, 8), FlatLaunch(2048, 16)),
-    "attention": (
-        AttentionLaunch(128, 128, 8, 2),
+    "attention": (  # first those of which a multiprocessor holds two: one computes scores while the other takes powers
         AttentionLaunch(128, 64, 8, 3),
+        AttentionLaunch(128, 128, 8, 2),
+        AttentionLaunch(128, 128, 8, 3),
         AttentionLaunch(128, 64, 4, 3),
         AttentionLaunch(64, 64, 4, 3),
         AttentionLaunch(128, 64, 8, 2),
@@ -84,6 +96,8 @@ def candidates(key: Key) -> tuple[LaunchConfig, ...]:
         return tuple(RowLaunch(count, warps) for warps in ROW_WARPS[width] for count in ROWS_PER_PROGRAM[rows])
     if operation == "heads":
         return PAIRS[words[-1]]
+    if operation == "linear_heads":
+        return HEADS_MATMUL[2:] if words[0] == "m512" else HEADS_MATMUL
     if operation in ("linear", "linear_residual"):
         return SMALL_MATMUL if words[0] == "m512" else MATMUL
     return CANDIDATES[operation]

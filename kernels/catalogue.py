@@ -20,9 +20,11 @@ from . import (
     attention_lse,
     combine,
     embed,
+    flash_attention,
     fp8,
     gather,
     gram,
+    head_products,
     mlp,
     normalized_attention,
     philox,
@@ -31,16 +33,25 @@ from . import (
     sparse_attention,
 )
 from .catalogue_sizes import SIZES, Size
+from .record import REFERENCE, TRITON
 
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
 
 
-PRODUCTS = (attention, embed, mlp, readout, sparse_attention)  # the modules whose operations contain matrix products
+PRODUCTS = (
+    attention,
+    embed,
+    mlp,
+    head_products,
+    readout,
+    sparse_attention,
+)  # the modules whose operations contain matrix products
 FP8_CAPABILITY = 89
 EPS = 1e-6
 # of the table that holds the numbers of every call: the scale of the state, the solver's six, and a factor for each branch
 CALLS, CALL_NUMBERS = 33, 10
 LOOKING_BACK = "two rows back"  # of solver updates: weighing what the row before the previous one left
+LAST_BLOCK = "of the image alone"  # whose text stream ends before
 OF_A_RING = "of a ring"  # a table that holds the next calls of every sample
 
 
@@ -104,7 +115,7 @@ class Case:
 
 def _case(module: Any, operation: str, size: Size, arguments: Callable, traffic: int, work: int, **more: Any) -> Case:
     complete = more.get("complete", lambda function: function)
-    kernel, reference = complete(getattr(module, f"{operation}_triton")), complete(getattr(module, operation))
+    kernel, reference = (complete(getattr(record, operation)) for record in (TRITON, REFERENCE))
     return Case(operation, size, kernel, reference, arguments, traffic, work, **more, has_product=module in PRODUCTS)
 
 
@@ -236,6 +247,12 @@ def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     counts = (rows, heads, tokens, tokens, head_dim)
     traffic, work = attention.bytes_moved(*counts, dtype.itemsize), attention.flops(*counts)
     yield _case(attention, "attention", size, split, traffic, work, dtype=dtype)
+    if size.dual and dtype == torch.bfloat16:  # a network that normalises queries and keys
+        kernel = flash_attention.attention_bounded
+        yield Case(
+            "attention", size, kernel, attention.attention, split, traffic, work, variant="without a maximum", dtype=dtype,
+            has_product=True, alternative=True,
+        )  # fmt: skip
     if not size.text:  # ProbSparse attention is of DiT and SiT
         count = sparse_attention.usual_budget(tokens)
 
@@ -267,7 +284,7 @@ def _guided_attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
 
     counts = rows, heads, total, tokens, head_dim
     traffic = attention.bytes_moved(*counts, dtype.itemsize) + 4 * rows * heads * total
-    kernel, reference = attention.attention_lse_triton, attention_lse.attention_lse
+    kernel, reference = flash_attention.attention_lse_triton, attention_lse.attention_lse
     yield Case(
         "attention_lse", size, kernel, reference, shared, traffic, attention.flops(*counts), dtype=dtype, has_product=True,
         branches=1,
@@ -293,9 +310,9 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         streams = (make(rows, count, inputs) for count in (tokens, size.text))
         return tuple(x for stream in streams for x in (stream, *layer(make, inputs, outputs)))
 
-    def slices(make: Factory) -> tuple[Tensor, ...]:
+    def slices(make: Factory, streams: int) -> tuple[Tensor, ...]:
         joint = make(rows, tokens + size.text, width)
-        parts = joint[:, :tokens], joint[:, tokens:]
+        parts = (joint[:, :tokens], joint[:, tokens:])[:streams]
         return tuple(x for part in parts for x in (part, *layer(make, width, width)))
 
     count, itemsize, work = rows * tokens, dtype.itemsize, mlp.flops(rows * tokens, width, 4 * width)
@@ -312,9 +329,37 @@ def _linears(size: Size, dtype: torch.dtype) -> Iterator[Case]:
             traffic = sum(mlp.bytes_moved(n, inputs, outputs, itemsize) for n in counts)
             work, arguments = mlp.flops(sum(counts), inputs, outputs), partial(grouped, inputs=inputs, outputs=outputs)
             yield _case(mlp, name, size, arguments, traffic, work, variant=variant, dtype=dtype)
-        traffic = sum(mlp.bytes_moved(n, width, width, itemsize) for n in counts)
-        work = mlp.flops(sum(counts), width, width)
-        yield _case(mlp, "project_slices", size, slices, traffic, work, dtype=dtype, complete=mlp.with_biases)
+        for streams, variant in ((2, ""), (1, LAST_BLOCK)):
+            traffic = sum(mlp.bytes_moved(n, width, width, itemsize) for n in counts[:streams])
+            work, arguments = mlp.flops(sum(counts[:streams]), width, width), partial(slices, streams=streams)
+            more = {"variant": variant, "dtype": dtype, "complete": mlp.with_biases}
+            yield _case(mlp, "project_slices", size, arguments, traffic, work, **more)
+        yield from _head_products(size, dtype)
+
+
+def _head_products(size: Size, dtype: torch.dtype) -> Iterator[Case]:
+    """QKV of both streams, with the norms of heads and without, and of the image alone."""
+    rows, tokens, text, width, heads = size.rows, size.tokens, size.text, size.width, size.heads
+
+    def layer(make: Factory, count: int) -> tuple[Tensor, ...]:
+        return make(rows, count, width), make(3 * width, width) / width**0.5, make(3 * width)
+
+    def joint(make: Factory, norm: bool) -> tuple:
+        weights = (make(size.head_dim), make(size.head_dim)) if norm else None
+        return *layer(make, tokens), *layer(make, text), heads, weights, weights
+
+    def alone(make: Factory) -> tuple:
+        return *layer(make, tokens), heads, make(size.head_dim), make(size.head_dim)
+
+    for norm in (True, False):
+        traffic = sum(mlp.bytes_moved(rows * count, width, 3 * width, dtype.itemsize) for count in (tokens, text))
+        work = mlp.flops(rows * (tokens + text), width, 3 * width)
+        more = {"variant": "" if norm else "without norm", "dtype": dtype}
+        yield _case(head_products, "project_joint_heads", size, partial(joint, norm=norm), traffic, work, **more)
+    if size.dual:
+        traffic = mlp.bytes_moved(rows * tokens, width, 3 * width, dtype.itemsize)
+        work = mlp.flops(rows * tokens, width, 3 * width)
+        yield _case(head_products, "project_heads", size, alone, traffic, work, dtype=dtype)
 
 
 def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:

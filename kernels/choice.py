@@ -46,6 +46,11 @@ def classify_streams(x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor | None 
     return _product(x if x2 is None or x.numel() >= x2.numel() else x2, weight, bias)
 
 
+def classify_heads(x: Tensor, weight: Tensor, bias: Tensor, *_others: object, **_options: object) -> str:
+    """The class of a call of ``project_heads``, and of ``project_joint_heads``: that of the image, the longer stream."""
+    return _product(x, weight, bias)
+
+
 def classify_fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> str:
     """The class of a call of ``fp8_linear``."""
     return _product(values, weight, bias)
@@ -58,5 +63,7 @@ CLASSIFIERS: dict[str, Callable[..., str]] = {
     "grouped_linear": classify_streams,
     "grouped_linear_gelu": classify_streams,
     "project_slices": classify_streams,
+    "project_heads": classify_heads,
+    "project_joint_heads": classify_heads,
     "fp8_linear": classify_fp8_linear,
 }

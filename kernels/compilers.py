@@ -21,7 +21,8 @@ Job = tuple[Key, LaunchConfig, str]  # entry, candidate, architecture of the dev
 def misfit(job: Job, spills: bool = False) -> str | None:
     """Why a candidate cannot be launched for every case of its entry, or None.
 
-    It does not compile, or needs more shared memory than there is; with ``spills`` also that it spills registers.
+    It does not compile, needs more shared memory than there is, or more programs are given to a multiprocessor than that
+    holds; with ``spills`` also that it spills registers.
     """
     key, config, architecture = job
     served = table_architecture(architecture)
@@ -42,6 +43,8 @@ def misfit(job: Job, spills: bool = False) -> str | None:
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if not row.launches:
                 return f"{row.shared} bytes of shared memory are more than there are"
+            if getattr(config, "resident", 1) > row.blocks:
+                return f"a multiprocessor holds {row.blocks} programs, fewer than it is given"
             if spills and row.spilled:
                 return f"{row.spilled} bytes of stack"
     return None

@@ -96,6 +96,8 @@ CONTRACTS: dict[str, Contract] = {
     "grouped_linear": rounding("sum of products and bias in fp32, one rounding"),
     "grouped_linear_gelu": rounding("as linear_gelu"),
     "project_slices": rounding("sum of products in fp32, one rounding; a bias that is left to the residual is added in fp32"),
+    "project_heads": rounding("linear, then split_heads_norm; as one kernel of the sum of products in fp32, rounded once"),
+    "project_joint_heads": rounding("as project_heads, of both streams"),
     "embed_patches": rounding("sum of products, bias and positions in fp32, one rounding; PyTorch rounds the tokens too"),
     "combine_then_project": rounding("norm and combination in fp32, rounded once to meet the weight, product kept in fp32"),
     "project": rounding("norm in fp32, rounded once to meet the weight; Triton keeps the product in fp32"),
@@ -112,6 +114,7 @@ CONTRACTS: dict[str, Contract] = {
 # of every other backend of an operation
 OF_BACKENDS: dict[tuple[str, str], Contract] = {
     ("attention", "sdpa"): rounding("cuDNN's, flash or efficient attention: as our own, in another order of keys"),
+    ("attention", "bounded"): rounding("as our own; powers of two up to 2^100 instead of a running maximum, summed in fp32"),
     ("attention", "xformers"): rounding("flash attention: as our own, in another order of keys"),
     ("linear_gated_residual", "deferred"): rounding("the product rounded as in reference; the residual norm adds it in fp32"),
     ("linear_gelu", "cublaslt"): rounding("the epilogue computes the tanh form of GELU on the fp32 sum"),

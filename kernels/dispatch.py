@@ -5,6 +5,7 @@ fall back; that is logged once.  An explicit request works or raises.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from importlib.util import find_spec
 import torch
 
 from . import adaln, compiled, fp8, mlp, onednn, readout
-from .attention import MAX_HEAD_DIM, attention_sdpa, attention_xformers, perturbed_attention, sdpa_order
+from .attention import attention_sdpa, attention_xformers, perturbed_attention, sdpa_order
 from .attention_lse import FORMS, attention_lse_cpu
 from .choice import CLASSIFIERS, ByClass
+from .flash_attention import LARGEST_SCORE, MAX_HEAD_DIM, attention_bounded
 from .launch_lookup import table_architecture
 from .launch_table import PREFERRED
 from .normalized_attention import normalized_attention_by_parts
+from .predicted_table import PREDICTED
 from .record import OPERATIONS, REFERENCE, TRITON, Kernels
 from .sparse_attention import sparse_attention
 from .triton_runtime import architecture, compute_capability, unavailable
@@ -30,6 +33,7 @@ logger = logging.getLogger("segue")
 
 
 BACKENDS = ("reference", "triton")
+BOUNDED = "bounded"  # attention without a running maximum, by request only: that scores are small is for a network to show
 # the vendor's functions beside PyTorch's own, by operation and backend; attention's need a word with the device first
 VENDOR: dict[str, dict[str, Callable]] = {
     "linear": {"onednn": onednn.linear},
@@ -40,7 +44,7 @@ VENDOR: dict[str, dict[str, Callable]] = {
         "scaled_mm_fast": partial(fp8.fp8_linear_scaled_mm, fast_accumulation=True),
     },
 }
-MORE_BACKENDS = {"attention": ("sdpa", "xformers"), "linear_gated_residual": ("deferred",)}
+MORE_BACKENDS = {"attention": ("sdpa", "xformers", BOUNDED), "linear_gated_residual": ("deferred",)}
 MORE_BACKENDS |= {operation: tuple(made) for operation, made in VENDOR.items()}
 MORE_BACKENDS |= dict.fromkeys(compiled.FUNCTIONS, ("compiled",))
 WITHOUT_TRITON = ("linear", "fp8_linear")  # a request for Triton everywhere leaves these to the automatic choice
@@ -52,13 +56,23 @@ LIBRARY = {
     "grouped_linear": "reference",
     "grouped_linear_gelu": "reference",
     "project_slices": "reference",
+    "project_heads": "reference",
+    "project_joint_heads": "reference",
     "fp8_linear": "scaled_mm",
 }
-GROUPED = {"grouped_linear": "linear", "grouped_linear_gelu": "linear_gelu"}  # and what does one stream
+# references that are made of the functions chosen for other operations: by which argument they take each
+COMPOSED = {
+    "linear_gated_residual": {"product": "linear", "residual": "gated_residual"},
+    "grouped_linear": {"product": "linear"},
+    "grouped_linear_gelu": {"product": "linear_gelu"},
+    "project_heads": {"product": "linear", "split": "split_heads_norm"},
+    "project_joint_heads": {"products": "grouped_linear", "split": "joint_heads_norm"},
+}
 WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual is added by the norm that follows")}
 FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
 ROW_BY_ROW = ("gated_residual", "quantize_rows", "merge_normalized")
 NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ROW_BY_ROW)  # hold a row in registers
+HEAD_PRODUCTS = ("project_heads", "project_joint_heads")
 READOUTS = ("combine_then_project", "project", "readout_update")
 FOLLOWERS = dict.fromkeys(
     ("perturbed_attention", "sparse_attention", "attention_lse", "normalized_attention"), "attention"
@@ -72,18 +86,21 @@ class Shapes:
     head_dim: int = 0
     width: int = 0
     outputs: int = 0  # numbers in a patch
+    largest_score: float = math.inf  # that norms of queries and keys allow, as flash_attention.LARGEST_SCORE counts it
 
 
 @dataclass(frozen=True)
 class Selection:
     """The kernels of an engine; ``chosen`` gives backend and reason of every operation.
 
-    ``classes`` gives, by operation and shape class, the backends that were measured to be faster than that one.
+    ``classes`` gives, by operation and shape class, the backends that were measured or predicted to be faster than that one;
+    ``predicted``, of the latter, the part of the time that they should save.
     """
 
     kernels: Kernels
     chosen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     classes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    predicted: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def explain(self) -> list[str]:
         """One line per backend and reason, with the operations that it serves; then those of single shape classes."""
@@ -95,10 +112,15 @@ class Selection:
             return [f"kernels {backend} ({reason}): every operation"]
         lines = [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
         for operation, preferred in self.classes.items():
-            for backend in sorted(set(preferred.values())):
-                shapes = [shape_class for shape_class, name in preferred.items() if name == backend]
-                lines.append(f"kernels {backend} (measured fastest) for {operation} at {'; '.join(shapes)}")
+            shapes: dict[str, list[str]] = {}
+            for shape_class, backend in preferred.items():
+                shapes.setdefault(f"{backend} ({self._why(operation, shape_class)})", []).append(shape_class)
+            lines += [f"kernels {choice} for {operation} at {'; '.join(alike)}" for choice, alike in sorted(shapes.items())]
         return lines
+
+    def _why(self, operation: str, shape_class: str) -> str:
+        gain = self.predicted.get((operation, shape_class))
+        return "measured fastest" if gain is None else f"predicted {100 * gain:.0f} % faster, not measured"
 
 
 def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
@@ -157,7 +179,7 @@ def select_kernels(
     SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises ``ValueError`` for unknown names and for an explicit
     choice that cannot work here.
     """
-    made, chosen, classes = {}, {}, {}
+    made, chosen, classes, predicted = {}, {}, {}, {}
     for operation, name in _wanted(backend, overrides).items():
         automatic = name == "auto"
         if automatic:
@@ -168,14 +190,15 @@ def select_kernels(
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
         made[operation], detail = _composed(operation, name, device, made)
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
-        preferred = _preferred(operation, name, device, dtype, shapes) if automatic else {}
+        preferred, gains = _preferred(operation, name, device, dtype, shapes) if automatic else ({}, {})
+        predicted |= gains
         if preferred:
             functions = {shape: _composed(operation, backend, device, made)[0] for shape, backend in preferred.items()}
             made[operation] = ByClass(CLASSIFIERS[operation], made[operation], functions)
             classes[operation] = preferred
     made |= _followers(made, chosen["attention"][0], classes.get("attention", {}), device)
     chosen |= {follower: chosen[operation] for follower, operation in FOLLOWERS.items()}
-    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes)
+    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes, predicted)
 
 
 def _followers(
@@ -204,6 +227,8 @@ def _obstacle(operation: str, name: str, device: torch.device, dtype: torch.dtyp
     """Why a backend of ``operation`` cannot serve; None when it can."""
     if name == "triton":
         return triton_obstacle(operation, device, dtype, shapes)
+    if name == BOUNDED:
+        return triton_obstacle(operation, device, dtype, shapes) or _bound_obstacle(dtype, shapes)
     if name == "compiled":
         return compiled.obstacle(device)
     if name == "onednn":
@@ -238,6 +263,15 @@ def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, sh
     return _capability_obstacle(device) if operation in FP8_OPERATIONS else None
 
 
+def _bound_obstacle(dtype: torch.dtype, shapes: Shapes) -> str | None:
+    if dtype != torch.bfloat16:
+        return f"powers of two up to 2^{LARGEST_SCORE:g} need bfloat16, and this network computes in {str(dtype)[6:]}"
+    if shapes.largest_score > LARGEST_SCORE:
+        found = f"2^{shapes.largest_score:.4g}" if math.isfinite(shapes.largest_score) else "no bound"
+        return f"the norms of queries and keys must keep exp(scores) within 2^{LARGEST_SCORE:g}, and here they give {found}"
+    return None
+
+
 def fp8_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the vendor's row-wise fp8 product cannot serve networks of ``dtype`` on ``device``; None when it can.
 
@@ -262,11 +296,11 @@ def _automatic(operation: str, device: torch.device, dtype: torch.dtype, shapes:
     """Backend and reason of an operation that nobody asked anything for."""
     if operation in WITHOUT_KERNEL:
         return WITHOUT_KERNEL[operation]
-    product = GROUPED.get(operation, operation)
-    if "onednn" in VENDOR.get(product, {}) and onednn.measured_faster() and not onednn.obstacle(device, dtype):
-        if product != operation:
-            return "reference", f"automatic: each stream by {product}"
-        return "onednn", "automatic: bias and GELU within the product, measured faster on x86"
+    if onednn.measured_faster() and not onednn.obstacle(device, dtype):
+        if "onednn" in VENDOR.get(operation, {}):
+            return "onednn", "automatic: bias and GELU within the product, measured faster on x86"
+        if operation in COMPOSED:
+            return "reference", f"automatic: by {', then '.join(COMPOSED[operation].values())}"
     if device.type != "cuda":
         return "reference", f"automatic: device {device.type} has no Triton compiler"
     obstacle = _fast_obstacle(operation, device, dtype, shapes)
@@ -283,14 +317,22 @@ def _automatic(operation: str, device: torch.device, dtype: torch.dtype, shapes:
     return "triton", "automatic: CUDA"
 
 
-def _preferred(operation: str, default: str, device: torch.device, dtype: torch.dtype, shapes: Shapes) -> dict[str, str]:
-    """The backends, by shape class, that were measured to be faster than the default in 16 bits."""
+def _preferred(
+    operation: str, default: str, device: torch.device, dtype: torch.dtype, shapes: Shapes
+) -> tuple[dict[str, str], dict[tuple[str, str], float]]:
+    """The backends, by shape class, that are faster than the default in 16 bits; and of those of which that is a prediction
+    alone, the part of the time that they should save."""
     if device.type != "cuda" or operation not in CLASSIFIERS or dtype not in (torch.float16, torch.bfloat16):
-        return {}
+        return {}, {}
     if _fast_obstacle(operation, device, dtype, shapes):
-        return {}
-    measured = PREFERRED.get(table_architecture(architecture(device)), {})
-    found = {}
+        return {}, {}
+    served = table_architecture(architecture(device))
+    measured = PREFERRED.get(served, {})
+    expected = {key: found for key, found in PREDICTED.get(served, {}).items() if key not in measured}
+    found, gains = {}, {}
+    for (name, shape_class), (backend, gain) in expected.items():
+        if name == operation:
+            found[shape_class], gains[name, shape_class] = backend, gain
     for (name, shape_class), backend in measured.items():
         if name != operation or backend == default:
             continue
@@ -298,7 +340,7 @@ def _preferred(operation: str, default: str, device: torch.device, dtype: torch.
             _log_once(f"kernel {operation} at {shape_class} falls back to {default}: xformers is not installed")
             continue
         found[shape_class] = backend
-    return found
+    return found, gains
 
 
 @cache
@@ -310,10 +352,9 @@ def _composed(
     operation: str, name: str, device: torch.device, made: Mapping[str, Callable | None]
 ) -> tuple[Callable | None, str]:
     """:func:`_implementation`, and what follows a reference's product by the kernel that was chosen for it."""
-    if (operation, name) == ("linear_gated_residual", "reference"):
-        return partial(mlp.linear_gated_residual, residual=made["gated_residual"], product=made["linear"]), ""
-    if operation in GROUPED and name == "reference":
-        return partial(getattr(REFERENCE, operation), product=made[GROUPED[operation]]), ""
+    if name == "reference" and operation in COMPOSED:
+        parts = {argument: made[part] for argument, part in COMPOSED[operation].items()}
+        return partial(getattr(REFERENCE, operation), **parts), ""
     return _implementation(operation, name, device)
 
 
@@ -327,6 +368,8 @@ def _implementation(operation: str, name: str, device: torch.device) -> tuple[Ca
         return compiled.compiled(operation), ""
     if name == "onednn":
         return VENDOR[operation][name], ""
+    if name == BOUNDED:
+        return attention_bounded, "no running maximum"
     if device.type != "cuda":
         raise ValueError(f"{operation}={name!r} cannot work: it needs a CUDA device, and this is {device.type!r}")
     if operation in VENDOR:

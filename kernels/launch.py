@@ -31,7 +31,10 @@ class AttentionLaunch:
 
 @dataclass(frozen=True)
 class MatmulLaunch:
-    """An output tile of ``block_m`` x ``block_n``; ``block_k`` is counted in 16-bit elements; ``group`` row tiles share L2."""
+    """An output tile of ``block_m`` x ``block_n``; ``block_k`` is counted in 16-bit elements; ``group`` row tiles share L2.
+
+    Of a persistent kernel ``resident`` programs are started for each multiprocessor.
+    """
 
     block_m: int
     block_n: int
@@ -39,6 +42,7 @@ class MatmulLaunch:
     group: int
     warps: int
     stages: int
+    resident: int = 1
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from . import (
     readout,
     sparse_attention,
 )
+from .matmul import GATED_RESIDUAL
 from .triton_runtime import Launch
 
 PRODUCT, ATTENTION, MEMORY = "product", "attention", "memory"  # what bounds a kernel
@@ -99,9 +100,9 @@ def _merge(launch: Launch, given: dict[str, Any]) -> LaunchCost:
 
 
 def _linear(launch: Launch, given: dict[str, Any]) -> LaunchCost:
-    inputs, outputs, residual = given["K"], given["N"], given["EPILOGUE"] == mlp.GATED_RESIDUAL
-    counts = (given["rows"], given["rows2"]) if given["GROUPED"] else (given["rows"],)
-    moved = sum(mlp.bytes_moved(count, inputs, outputs, given["p_x"].element_size(), residual) for count in counts)
+    inputs, outputs, residual = given["K"], given["N"], given["EPILOGUE"] == GATED_RESIDUAL
+    counts = tuple(given[f"rows{suffix}"] * given[f"tokens{suffix}"] for suffix in ("", "2")[: 1 + given["GROUPED"]])
+    moved = sum(mlp.bytes_moved(count, inputs, outputs, given["p_out"].element_size(), residual) for count in counts)
     sizes = f"{' + '.join(map(str, counts))} x {inputs} -> {outputs}"
     problems = tuple((1, count, inputs, outputs) for count in counts)
     return LaunchCost(PRODUCT, mlp.flops(sum(counts), inputs, outputs), moved, sizes, problems)

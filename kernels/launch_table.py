@@ -37,9 +37,9 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
         ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
         ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=64, warps=4, stages=3),
-        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("gram", "any"): FlatLaunch(block=1024, warps=8),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -50,40 +50,77 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
-        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in8192 out2048"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m8192 in16384 out4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in8192 out2048"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=1
+        ),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=1
+        ),
+        ("linear", "m8192 in16384 out4096"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in256 out1024"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("linear_residual", "m2048 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=1
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=1
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("linear_residual", "m8192 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("linear_residual", "m8192 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("philox", "any"): FlatLaunch(block=128, warps=4),
         ("quantise", "d1024 m512"): RowLaunch(rows=1, warps=2),
@@ -116,17 +153,17 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d4096 m8192"): RowLaunch(rows=4, warps=8),
         ("adaln", "d512 m8192"): RowLaunch(rows=4, warps=1),
         ("attention", "fp32"): AttentionLaunch(block_q=16, block_k=16, warps=4, stages=1),
-        ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("gram", "any"): FlatLaunch(block=1024, warps=8),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -137,40 +174,77 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
-        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in8192 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m8192 in16384 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in8192 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear", "m8192 in16384 out4096"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in256 out1024"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear_heads", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear_heads", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m2048 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m8192 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m8192 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("philox", "any"): FlatLaunch(block=128, warps=4),
         ("quantise", "d1024 m512"): RowLaunch(rows=1, warps=2),
@@ -204,16 +278,16 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d512 m8192"): RowLaunch(rows=4, warps=1),
         ("attention", "fp32"): AttentionLaunch(block_q=32, block_k=32, warps=4, stages=1),
         ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("gram", "any"): FlatLaunch(block=1024, warps=8),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -224,40 +298,77 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
-        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in8192 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m8192 in16384 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in8192 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear", "m8192 in16384 out4096"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in256 out1024"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
+        ),
+        ("linear_heads", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
+        ),
+        ("linear_heads", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
+        ),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m2048 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m8192 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m8192 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("philox", "any"): FlatLaunch(block=128, warps=4),
         ("quantise", "d1024 m512"): RowLaunch(rows=1, warps=2),
@@ -290,17 +401,17 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d4096 m8192"): RowLaunch(rows=4, warps=8),
         ("adaln", "d512 m8192"): RowLaunch(rows=4, warps=1),
         ("attention", "fp32"): AttentionLaunch(block_q=16, block_k=16, warps=4, stages=1),
-        ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
-        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
-        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2),
+        ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k64 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k96 t256"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("embed", "in256 m2048"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m512"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
+        ("embed", "in256 m8192"): MatmulLaunch(block_m=64, block_n=64, block_k=64, group=1, warps=4, stages=2, resident=1),
         ("gather", "any"): FlatLaunch(block=1024, warps=4),
         ("gram", "any"): FlatLaunch(block=1024, warps=8),
         ("heads", "k128 m2048"): RowLaunch(rows=32, warps=4),
@@ -311,40 +422,77 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("heads", "k96 m2048"): RowLaunch(rows=32, warps=4),
         ("heads", "k96 m512"): RowLaunch(rows=16, warps=2),
         ("heads", "k96 m8192"): RowLaunch(rows=64, warps=4),
-        ("linear", "m2048 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m2048 in4096 out16384"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m2048 in8192 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m512 in1024 out4096"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m512 in2048 out8192"): MatmulLaunch(block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3),
-        ("linear", "m8192 in16384 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in2048 out8192"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in256 out1024"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out16384"): MatmulLaunch(block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4),
-        ("linear", "m8192 in4096 out4096"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in4096 out8192"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
-        ("linear", "m8192 in8192 out2048"): MatmulLaunch(block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3),
+        ("linear", "m2048 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m2048 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m512 in1024 out4096"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear", "m512 in2048 out8192"): MatmulLaunch(
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
+        ),
+        ("linear", "m8192 in16384 out4096"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in256 out1024"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out16384"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out4096"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear", "m8192 in8192 out2048"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m2048 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m8192 in2048 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
+        ("linear_heads", "m8192 in4096 out8192"): MatmulLaunch(
+            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+        ),
         ("linear_residual", "m2048 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m2048 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m512 in4096 out1024"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
         ),
         ("linear_residual", "m512 in8192 out2048"): MatmulLaunch(
-            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3
+            block_m=64, block_n=128, block_k=64, group=8, warps=4, stages=3, resident=2
         ),
         ("linear_residual", "m8192 in1024 out256"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m8192 in16384 out4096"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear_residual", "m8192 in8192 out2048"): MatmulLaunch(
-            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("philox", "any"): FlatLaunch(block=128, warps=4),
         ("quantise", "d1024 m512"): RowLaunch(rows=1, warps=2),

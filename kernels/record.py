@@ -4,9 +4,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from . import adaln, combine, differentiable, embed, fp8, gather, gram, mlp, philox, qkv, readout, sparse_attention
-from .attention import attention, attention_lse_triton, attention_triton, perturbed_attention
+from . import (
+    adaln,
+    combine,
+    differentiable,
+    embed,
+    fp8,
+    gather,
+    gram,
+    head_products,
+    mlp,
+    philox,
+    qkv,
+    readout,
+    sparse_attention,
+)
+from .attention import attention, perturbed_attention
 from .attention_lse import attention_lse
+from .flash_attention import attention_lse_triton, attention_triton
 from .normalized_attention import (
     merge_normalized,
     merge_normalized_triton,
@@ -47,6 +62,8 @@ class Kernels:
     grouped_linear: Callable = mlp.grouped_linear
     grouped_linear_gelu: Callable = mlp.grouped_linear_gelu
     project_slices: Callable = mlp.project_slices
+    project_heads: Callable = head_products.project_heads
+    project_joint_heads: Callable = head_products.project_joint_heads
     embed_patches: Callable = embed.embed_patches
     combine_then_project: Callable = readout.combine_then_project
     project: Callable = readout.project
@@ -71,6 +88,7 @@ DIFFERENTIABLE = replace(
     residual_modulated_norm2=differentiable.residual_modulated_norm2,
     residual2_modulated_norm=differentiable.residual2_modulated_norm,
     joint_heads_norm=differentiable.joint_heads_norm,
+    project_joint_heads=partial(head_products.project_joint_heads, split=differentiable.joint_heads_norm),
     linear_gated_residual=partial(mlp.linear_gated_residual, residual=differentiable.gated_residual),
 )
 TRITON = Kernels(
@@ -99,6 +117,8 @@ TRITON = Kernels(
     grouped_linear=mlp.grouped_linear_triton,
     grouped_linear_gelu=mlp.grouped_linear_gelu_triton,
     project_slices=mlp.project_slices_triton,
+    project_heads=head_products.project_heads_triton,
+    project_joint_heads=head_products.project_joint_heads_triton,
     embed_patches=embed.embed_patches_triton,
     combine_then_project=readout.combine_then_project_triton,
     project=readout.project_triton,

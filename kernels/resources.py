@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import tokenize
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -180,14 +181,27 @@ def compile_specialisation(specialisation: Specialisation, launch: Launch, names
     )
 
 
-def _read_nvidia(asm: dict[str, Any]) -> tuple[int, int]:
-    """(registers, bytes of stack and local memory) by the cuobjdump inside the triton package."""
+def instructions(specialisation: Specialisation, launch: Launch) -> Counter[str]:
+    """How often each instruction stands in the binary of an NVIDIA architecture, by the first part of its name (HGMMA)."""
+    options = launch_options(launch.warps, launch.stages)
+    chip = target(specialisation.architecture)
+    compiled = triton.compile(specialisation.source(launch.kernel), target=chip, options=options)
+    text = _dumped(compiled.asm["cubin"], "--dump-sass")
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][A-Z0-9]*)", text))
+
+
+def _dumped(cubin: bytes, what: str) -> str:
+    """What the cuobjdump inside the triton package says of a binary."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run([str(tool), what, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _read_nvidia(asm: dict[str, Any]) -> tuple[int, int]:
+    """(registers, bytes of stack and local memory)."""
+    text = _dumped(asm["cubin"], "--dump-resource-usage")
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", text).groups())
     return registers, stack + local
 

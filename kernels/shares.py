@@ -7,8 +7,8 @@ from functools import cache
 
 import torch
 
-from .catalogue import LOOKING_BACK, OF_A_RING, Case, Size, cases
-from .dispatch import FP8_OPERATIONS
+from .catalogue import LAST_BLOCK, LOOKING_BACK, OF_A_RING, Case, Size, cases
+from .dispatch import FP8_OPERATIONS, HEAD_PRODUCTS
 
 # of a nominal card: bytes per second, and operations per second in products of 16 bits, of 8 bits, and in fp32
 BANDWIDTH, RATE, FP8_RATE, SINGLE_RATE = 3e12, 700e12, 1400e12, 50e12
@@ -29,9 +29,9 @@ def calls(case: Case) -> int:
     """How often the operation occurs in a step of the case's model, in the stream and in the form that the case is of."""
     if case.operation in ONCE_A_STEP:
         return 1
-    if case.operation == "linear_gelu" and case.size.text:
+    if case.size.text and (case.operation == "linear_gelu" or (case.operation, case.variant) == ("project_slices", LAST_BLOCK)):
         return 1  # of the last block, whose text stream has ended
-    if case.operation == "split_heads_norm" and case.size.text:
+    if case.operation in ("split_heads_norm", "project_heads") and case.size.text:
         return case.size.dual
     if case.operation == "residual_modulated_norm" and case.size.text:
         return case.size.layers  # with the bias of a projection after the attention, without one after the MLP
@@ -49,6 +49,7 @@ def is_rare(case: Case) -> bool:
     single = case.dtype == torch.float32 and case.has_product
     return (
         single
+        or case.alternative
         or case.branches == 1
         or case.variant in (LOOKING_BACK, OF_A_RING)
         or case.operation in (*FP8_OPERATIONS, *CORRECTIONS, "normal_noise", "linear_gated_residual")
@@ -57,8 +58,12 @@ def is_rare(case: Case) -> bool:
 
 @cache
 def step_seconds(size: Size) -> float:
-    """The nominal time of a step of the usual kind: the operations of every run, each in all its variants."""
-    return sum(calls(case) * nominal_seconds(case) for case in cases(size) if not is_rare(case))
+    """The nominal time of a step of the usual kind: the operations of every run, each in all its variants.
+
+    Of QKV with heads, its parts: the product and the split are cases of their own.
+    """
+    counted = (case for case in cases(size) if not is_rare(case) and case.operation not in HEAD_PRODUCTS)
+    return sum(calls(case) * nominal_seconds(case) for case in counted)
 
 
 def weight(case: Case) -> float:

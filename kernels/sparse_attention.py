@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attention import MAX_HEAD_DIM, attention, split_head_dim, stride_arguments
+from .attention import attention
+from .flash_attention import MAX_HEAD_DIM, split_head_dim, stride_arguments
 from .launch_lookup import launch_config
 from .shape_class import FULL_PRECISION, attention_class
 from .triton_runtime import architecture, dense, jit, launch, tl

@@ -21,8 +21,9 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # the reference functions need no Triton; `unavailable` says why the kernels cannot run
-    triton = tl = None
+    triton = tl = TensorDescriptor = None
 
 DEFAULT_ARCHITECTURE = "sm_90"  # whose launch table the interpreter uses
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}  # multiprocessors of a full chip, for traces

@@ -84,6 +84,40 @@ def grouped_linear_gelu(
     return kernels.grouped_linear_gelu(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
 
 
+def project_heads(
+    x: Tensor | Fp8Rows,
+    layer: nn.Linear | Fp8Linear,
+    heads: int,
+    weights: tuple[Tensor, Tensor] | None,
+    kernels: Kernels,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A QKV layer and what splits its heads, with norm weights of queries and keys or without: q, k, v [R, H, L, K]."""
+    if isinstance(layer, Fp8Linear):
+        return kernels.split_heads_norm(apply_linear(x, layer, kernels), heads, *(weights or ()))
+    return kernels.project_heads(x, layer.weight, layer.bias, heads, *(weights or ()))
+
+
+def project_joint_heads(
+    x: Tensor | Fp8Rows,
+    layer: nn.Linear | Fp8Linear,
+    x2: Tensor | Fp8Rows,
+    layer2: nn.Linear | Fp8Linear,
+    heads: int,
+    weights: tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None],
+    kernels: Kernels,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`project_heads` of an image and a text stream to one sequence [R, H, L + M, K].
+
+    x2 [R', M, D] may have several rows for each of x [R, L, D], whose tokens follow each other.
+    """
+    rows, of_both = x.shape[0], (heads, *weights)
+    if isinstance(layer, Fp8Linear):
+        image, text = grouped_linear(x, layer, x2, layer2, kernels)
+        return kernels.joint_heads_norm(image, text.view(rows, -1, text.shape[2]), *of_both)
+    x2 = x2.view(rows, -1, x2.shape[2])
+    return kernels.project_joint_heads(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias, *of_both)
+
+
 def project_slices(kernels: Kernels, *streams: tuple[Tensor, nn.Linear | Fp8Linear]) -> tuple[Projected, ...]:
     """Layers on slices of the tokens of a longer sequence, x [R, L, D]: outputs, and the biases that these yet lack."""
     if any(isinstance(layer, Fp8Linear) for _, layer in streams):

@@ -10,11 +10,13 @@ from functools import partial
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.normalized_attention import normalized_attention
 from segue.kernels.record import Kernels
 
+from .fp8_linear import Fp8Linear, grouped_linear, project_joint_heads
 from .rows import FULL, Segment
 from .sit import attend_segments
 
@@ -22,7 +24,16 @@ from .sit import attend_segments
 # is the identity.
 IMAGE_OPERATIONS = ("attention_blur", "attention_identity_image", "attention_shuffle")
 
-Weights = tuple[Tensor, Tensor] | None  # of the norms of queries and keys
+Run = tuple[slice, slice, tuple[Segment, ...]]  # rows of the image, rows of text, and the segments counted from there
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """What one stream brings to an attention: x [R, L, D], its QKV layer, norm weights [K] of queries and keys, if any."""
+
+    x: Tensor | Fp8Rows
+    qkv: nn.Linear | Fp8Linear
+    norm_weights: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,26 +48,21 @@ class JoinedTexts:
 
 
 def attend_rows(
-    image: Tensor,
-    text: Tensor,
+    image: Stream,
+    text: Stream,
     heads: int,
-    weights: tuple[Weights, Weights],
     kernels: Kernels,
     segments: tuple[Segment, ...],
     numbers: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Fused projections of R images [R, L, 3 D] and R' texts [R', M, 3 D] to their attention outputs.
+    """R images [R, L, D] and R' texts [R', M, D], projected to heads, to their attention outputs.
 
     The image's [R, L, D] and the texts' as many numbers as [R', M, D], perhaps with the texts of a row in one.  ``numbers``
     [R, 3] are needed where a segment is joined.
     """
-    tokens, length, width = image.shape[1], text.shape[1], image.shape[2] // 3
-    runs = list(_runs(segments, len(image)))
-    split = []
-    for rows, texts, _ in runs:
-        own = text[texts].view(rows.stop - rows.start, -1, text.shape[2])
-        split.append(kernels.joint_heads_norm(image[rows], own, heads, *weights))  # [R, H, L + M or L + 2 M, K]
-    del image, text  # before the attention
+    (count, tokens, width), length = image.x.shape, text.x.shape[1]
+    runs = list(_runs(segments, count))
+    split = _split_heads(image, text, heads, kernels, runs)
     outputs = []
     for (rows, _, members), (q, k, v) in zip(runs, split, strict=True):
         if members and members[0].joined:
@@ -69,11 +75,21 @@ def attend_rows(
     return torch.cat([o[:, :tokens] for o in outputs]), texts
 
 
-def _runs(segments: tuple[Segment, ...], rows: int) -> Iterator[tuple[slice, slice, tuple[Segment, ...]]]:
-    """Ranges of rows with as many texts each: rows of the image, rows of text, and the segments counted from there.
+def _split_heads(image: Stream, text: Stream, heads: int, kernels: Kernels, runs: list[Run]) -> list[tuple[Tensor, ...]]:
+    """q, k, v [R, H, L + M or L + 2 M, K] of every run."""
+    layers, weights = (image.x, image.qkv, text.x, text.qkv), (image.norm_weights, text.norm_weights)
+    if len(runs) == 1:
+        return [project_joint_heads(*layers, heads, weights, kernels)]
+    images, texts = grouped_linear(*layers, kernels)  # of all runs at a time
+    split = []
+    for rows, of_text, _ in runs:
+        own = texts[of_text].view(rows.stop - rows.start, -1, texts.shape[2])
+        split.append(kernels.joint_heads_norm(images[rows], own, heads, *weights))
+    return split
 
-    No segments where every row does the full operation with one text.
-    """
+
+def _runs(segments: tuple[Segment, ...], rows: int) -> Iterator[Run]:
+    """Ranges of rows with as many texts each; no segments where every row does the full operation with one text."""
     if not segments:
         yield slice(0, rows), slice(0, rows), ()
         return

@@ -3,6 +3,7 @@
 Parameter names are those of the published checkpoints.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.mlp import Projected
 from segue.kernels.record import DIFFERENTIABLE, Kernels
 
-from .fp8_linear import apply_linear, grouped_linear, project_slices, residual2_norm, residual_norm, residual_norm2
-from .joint_attention import JoinedTexts, attend_rows, image_segments, text_segments
+from .fp8_linear import apply_linear, project_heads, project_slices, residual2_norm, residual_norm, residual_norm2
+from .joint_attention import JoinedTexts, Stream, attend_rows, image_segments, text_segments
 from .layers import Mlp, MlpInput, PatchEmbed, TimestepEmbedder, sincos_position_table, two_mlps
 from .mmdit_spec import MMDiTSpec
 from .residuals import Carry, Residual
@@ -71,6 +72,10 @@ class StreamAttention(nn.Module):
     def norm_weights(self) -> tuple[Tensor, Tensor] | None:
         """RMSNorm weights [K] of queries and keys, if any."""
         return None if self.ln_q is None else (self.ln_q.weight, self.ln_k.weight)
+
+    def largest_products(self, keys: "StreamAttention") -> Tensor:
+        """max over channels of |w_q w_k|, of this stream's queries with the keys of ``keys``; of norm weights."""
+        return (self.ln_q.weight.float() * keys.ln_k.weight.float()).abs().max()
 
 
 class StreamBlock(nn.Module):
@@ -151,8 +156,8 @@ class JointBlock(nn.Module):
     ) -> tuple[Projected, Projected | tuple[None, None]]:
         """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
         image, text = self.x_block.attn, self.context_block.attn
-        weights, numbers = (image.norm_weights, text.norm_weights), None if joined is None else joined.numbers
-        y, z = attend_rows(*grouped_linear(n, image.qkv, m, text.qkv, kernels), self.heads, weights, kernels, segments, numbers)
+        streams = Stream(n, image.qkv, image.norm_weights), Stream(m, text.qkv, text.norm_weights)
+        y, z = attend_rows(*streams, self.heads, kernels, segments, None if joined is None else joined.numbers)
         if any(segment.operation == "attention_skip" for segment in segments):  # their rows get no bias either
             y = zero_skipped(apply_linear(y, image.proj, kernels), segments)
             if text.proj is None:
@@ -168,7 +173,7 @@ class JointBlock(nn.Module):
     def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""
         segments = image_segments(segments)
-        q, k, v = kernels.split_heads_norm(apply_linear(n, attn.qkv, kernels), self.heads, *(attn.norm_weights or ()))
+        q, k, v = project_heads(n, attn.qkv, self.heads, attn.norm_weights, kernels)
         o = attend_segments(q, k, v, kernels, segments) if segments else kernels.attention(q, k, v)
         return zero_skipped(apply_linear(o, attn.proj, kernels), segments)
 
@@ -218,6 +223,22 @@ class MMDiT(nn.Module):
         top, left = (side - rows) // 2, (side - columns) // 2
         grid = self.pos_embed.view(side, side, spec.dim)
         return grid[top : top + rows, left : left + columns].reshape(-1, spec.dim)
+
+    @torch.no_grad()
+    def largest_score(self) -> float:
+        """``s`` of the bound 2^s of exp(q . k / sqrt(K)) that the norms of queries and keys set, sqrt(K) max |w_q w_k| log2 e.
+
+        Infinite without such norms and without weights.  Reads the weights, so it waits for the device.
+        """
+        if not self.spec.qk_norm:
+            return math.inf
+        found = []
+        for block in self.joint_blocks:
+            joint, second = (block.x_block.attn, block.context_block.attn), block.x_block.attn2
+            found += [queries.largest_products(keys) for queries in joint for keys in joint]
+            found += [second.largest_products(second)] if second is not None else []
+        largest = torch.stack(found).max()
+        return math.inf if largest.is_meta else self.spec.head_dim**0.5 * math.log2(math.e) * largest.item()
 
     # --- one plain forward ------------------------------------------------------------------------------------------
 

@@ -116,7 +116,10 @@ def _kernels() -> dict[str, str]:
     device = resolve_device(None)
     selection = dispatch.select_kernels(device, resolve_dtype(None, device))
     classes = {
-        operation: "".join(f"; {backend} at {shape_class}" for shape_class, backend in preferred.items())
+        operation: "".join(
+            f"; {backend} at {shape_class}" + " (predicted)" * ((operation, shape_class) in selection.predicted)
+            for shape_class, backend in preferred.items()
+        )
         for operation, preferred in selection.classes.items()
     }
     return {

@@ -6,7 +6,7 @@ import torch
 from segue.kernels import agenda, candidates, tune
 from segue.kernels.agenda import Choice
 from segue.kernels.catalogue import SIZES, cases
-from segue.kernels.dispatch import FP8_OPERATIONS
+from segue.kernels.dispatch import FP8_OPERATIONS, HEAD_PRODUCTS
 from segue.kernels.launch import RowLaunch
 from segue.kernels.launch_lookup import using
 from segue.kernels.resources import case_launches, runs_on
@@ -73,9 +73,9 @@ def test_with_few_tokens_a_program_takes_few_rows():
 
 
 def test_the_shares_of_a_step_are_parts_of_it():
-    """Of the operations that every run has; more than half of SD3's step are products and attention."""
+    """Of the operations that every run has, each once; more than half of SD3's step are products and attention."""
     for size in SIZES:
-        usual = [case for case in cases(size) if not is_rare(case)]
+        usual = [case for case in cases(size) if not is_rare(case) and case.operation not in HEAD_PRODUCTS]
         assert sum(map(share, usual)) == pytest.approx(size.weight)
     sd3 = [case for case in cases(SIZES[4]) if not is_rare(case)]
     assert sum(share(case) for case in sd3 if case.has_product) > 0.5

@@ -8,10 +8,11 @@ import torch
 from pretended_device import CUDA
 
 from segue.kernels import dispatch, mlp, shape_class, triton_runtime
-from segue.kernels.attention import attention_sdpa, attention_triton
+from segue.kernels.attention import attention_sdpa
 from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.choice import CLASSIFIERS
 from segue.kernels.dispatch import Shapes, select_kernels
+from segue.kernels.flash_attention import attention_triton
 from segue.kernels.launch_lookup import launch_config, recorded_lookups, stand_in
 from segue.kernels.launch_table import TABLE
 
@@ -27,6 +28,7 @@ def heads(length: int, head_dim: int = 64, dtype=torch.bfloat16) -> tuple[torch.
 def measured(hopper, monkeypatch):
     found = {("attention", LONG): "triton", ("attention", SHORT): "sdpa", ("linear_gelu", "m512 in2048 out8192"): "triton"}
     monkeypatch.setitem(dispatch.PREFERRED, "sm_90", found)
+    monkeypatch.setitem(dispatch.PREDICTED, "sm_90", {})
 
 
 def test_a_backend_is_chosen_for_each_shape_class(measured):
@@ -49,6 +51,31 @@ def test_a_backend_is_chosen_for_each_shape_class(measured):
     said = selection.explain()
     assert f"kernels triton (measured fastest) for attention at {LONG}" in said
     assert "kernels triton (measured fastest) for linear_gelu at m512 in2048 out8192" in said
+
+
+@pytest.fixture
+def predicted(hopper, monkeypatch):
+    found = {("project_heads", "m8192 in2048 out8192"): ("triton", 0.126), ("attention", LONG): ("triton", 0.03)}
+    monkeypatch.setitem(dispatch.PREDICTED, "sm_90", found)
+    monkeypatch.setitem(dispatch.PREFERRED, "sm_90", {})
+
+
+def test_where_nothing_was_measured_a_prediction_decides_and_says_that_it_is_one(predicted):
+    selection = select_kernels(CUDA, torch.bfloat16)
+    assert selection.classes == {"attention": {LONG: "triton"}, "project_heads": {"m8192 in2048 out8192": "triton"}}
+    assert selection.predicted == {("attention", LONG): 0.03, ("project_heads", "m8192 in2048 out8192"): 0.126}
+    said = selection.explain()
+    assert "kernels triton (predicted 13 % faster, not measured) for project_heads at m8192 in2048 out8192" in said
+    assert not select_kernels(CUDA, torch.float32).classes
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+def test_a_measurement_takes_the_place_of_a_prediction(predicted, monkeypatch, backend):
+    """Also where the default was the fastest; a class that was not measured keeps its prediction."""
+    monkeypatch.setitem(dispatch.PREFERRED, "sm_90", {("attention", LONG): backend})
+    selection = select_kernels(CUDA, torch.bfloat16)
+    assert list(selection.predicted) == [("project_heads", "m8192 in2048 out8192")]
+    assert selection.classes.get("attention", {}) == ({LONG: "triton"} if backend == "triton" else {})
 
 
 def test_the_doctor_lists_what_was_measured(measured, monkeypatch):
@@ -80,6 +107,7 @@ def test_a_preference_for_what_is_not_installed_falls_back_and_says_so(hopper, m
 def test_a_call_is_classified_as_its_launch_is():
     """The choice between backends and the launch configuration go by one and the same class."""
     launched = dict.fromkeys(("linear_gelu", "grouped_linear", "grouped_linear_gelu", "project_slices"), "linear")
+    launched |= dict.fromkeys(("project_heads", "project_joint_heads"), "linear_heads")
     seen = set()
     for size in SIZES:
         for case in cases(size):
@@ -96,7 +124,7 @@ def test_a_call_is_classified_as_its_launch_is():
 @pytest.mark.parametrize("operation", sorted(CLASSIFIERS))
 def test_a_class_is_found_from_shapes_alone(operation):
     """On tensors without memory: nothing is read from the device, so nothing waits for it."""
-    case = next(case for case in cases(SIZES[4]) if case.operation == operation)
+    case = next(case for case in cases(SIZES[5]) if case.operation == operation)
     assert set(CLASSIFIERS) == {*dispatch.LIBRARY} - {"linear"}
     first = case.arguments(Factory(torch.device("meta"), torch.bfloat16))
     again = case.arguments(Factory(torch.device("meta"), torch.bfloat16, seed=1))
@@ -130,6 +158,7 @@ def test_every_class_has_an_entry_or_a_neighbour(served):
         "readout": every_class(shape_class.readout_class, rows, (1, 64, 65, 256)),
         "linear": every_class(shape_class.product_class, rows, features, features),
         "linear_residual": every_class(shape_class.product_class, rows, features, features),
+        "linear_heads": every_class(shape_class.product_class, rows, features, features),
     }
     for operation, found in classes.items():
         kinds = {type(config) for (other, _), config in TABLE[served].items() if other == operation}

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend
 from segue.kernels import compiled, dispatch, fp8, mlp, onednn, triton_runtime
 from segue.kernels.attention import attention, attention_sdpa, attention_xformers
 from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
+from segue.kernels.flash_attention import attention_bounded
 from segue.kernels.launch_lookup import table_architecture
 from segue.kernels.launch_table import TABLE
 from segue.kernels.record import OPERATIONS, REFERENCE, TRITON, Kernels
@@ -62,10 +63,14 @@ def test_automatic_products_on_x86_are_those_of_onednn(processor, monkeypatch):
     assert {name for name, backend in backends(selection).items() if backend == "onednn"} == products
     assert all(getattr(selection.kernels, name) is getattr(onednn, name) for name in products)
     assert set(backends(selection).values()) == {"onednn", "reference", "deferred"}
-    for grouped, product in dispatch.GROUPED.items():
+    for grouped, product in (("grouped_linear", "linear"), ("grouped_linear_gelu", "linear_gelu")):
         assert getattr(selection.kernels, grouped).keywords["product"] is getattr(onednn, product)
         plain = select_kernels(CPU, torch.float32, overrides={product: "reference"}).kernels
         assert getattr(plain, grouped).keywords["product"] is getattr(mlp, product)  # both streams by what was asked for
+    heads = selection.kernels.project_heads.keywords, selection.kernels.project_joint_heads.keywords
+    assert heads[0] == {"product": onednn.linear, "split": REFERENCE.split_heads_norm}
+    assert heads[1] == {"products": selection.kernels.grouped_linear, "split": REFERENCE.joint_heads_norm}
+    assert selection.chosen["project_joint_heads"][1] == "automatic: by grouped_linear, then joint_heads_norm"
     at_once = select_kernels(CPU, torch.float32, overrides={"linear_gated_residual": "reference"}).kernels
     assert at_once.linear_gated_residual.keywords["product"] is onednn.linear
 
@@ -74,7 +79,8 @@ def test_automatic_on_cuda(hopper, caplog):
     selection = select_kernels(CUDA, torch.bfloat16, Shapes(head_dim=72, width=1152, outputs=16))
     chosen = backends(selection)
     library = {"attention": "sdpa", **dict.fromkeys(dispatch.FOLLOWERS, "sdpa"), "linear_gelu": "cublaslt"}
-    library |= dict.fromkeys(("linear", "grouped_linear", "grouped_linear_gelu", "project_slices"), "reference")
+    products = ("linear", "grouped_linear", "grouped_linear_gelu", "project_slices", *dispatch.HEAD_PRODUCTS)
+    library |= dict.fromkeys(products, "reference")
     library |= {"fp8_linear": "scaled_mm", "linear_gated_residual": "deferred"}
     assert chosen == {operation: library.get(operation, "triton") for operation in OPERATIONS}
     assert selection.kernels.modulated_norm is TRITON.modulated_norm
@@ -88,6 +94,7 @@ def test_automatic_on_cuda(hopper, caplog):
 BY_NAME = {
     ("attention", "sdpa"): attention_sdpa,
     ("attention", "xformers"): attention_xformers,
+    ("attention", "bounded"): attention_bounded,
     ("linear", "onednn"): onednn.linear,
     ("linear_gelu", "cublaslt"): mlp.linear_gelu_cublaslt,
     ("linear_gated_residual", "deferred"): None,
@@ -110,13 +117,32 @@ def test_every_backend_is_the_function_of_its_name(operation, hopper, monkeypatc
     monkeypatch.setattr(onednn, "obstacle", lambda device, dtype: None)
     monkeypatch.setattr(compiled, "obstacle", lambda device: None)
     for backend in (*own, *dispatch.MORE_BACKENDS.get(operation, ())):
-        made = getattr(select_kernels(CUDA, torch.bfloat16, overrides={operation: backend}).kernels, operation)
+        shapes = Shapes(largest_score=0.0)
+        made = getattr(select_kernels(CUDA, torch.bfloat16, shapes, overrides={operation: backend}).kernels, operation)
         if backend == "compiled":
             assert made is compiled.compiled(operation) and made.__name__ == operation
             continue
         record = {"reference": REFERENCE, "triton": TRITON}.get(backend)
         wanted = getattr(record, operation) if record else BY_NAME[operation, backend]
         assert function_of(made) is function_of(wanted), (operation, backend)
+
+
+def test_attention_without_a_maximum_is_for_scores_that_are_known_to_be_small(hopper):
+    """By request only; it says why not, and what attention is made of follows it."""
+    assert backends(select_kernels(CUDA, torch.bfloat16, Shapes(largest_score=1.0)))["attention"] == "sdpa"
+    asked = {"overrides": {"attention": "bounded"}}
+    for shapes, dtype, reason in (
+        (Shapes(), torch.bfloat16, r"must keep exp\(scores\) within 2\^100, and here they give no bound"),
+        (Shapes(largest_score=100.4), torch.bfloat16, r"and here they give 2\^100\.4"),
+        (Shapes(largest_score=1.0), torch.float16, r"powers of two up to 2\^100 need bfloat16, and .* computes in float16"),
+        (Shapes(160, largest_score=1.0), torch.bfloat16, "head dim is at most 128"),
+    ):
+        with pytest.raises(ValueError, match=f"attention='bounded' cannot work: .*{reason}"):
+            select_kernels(CUDA, dtype, shapes, **asked)
+    selection = select_kernels(CUDA, torch.bfloat16, Shapes(64, largest_score=99.0), **asked)
+    assert selection.chosen["attention"] == ("bounded", "requested; no running maximum")
+    assert selection.kernels.perturbed_attention.keywords["attend"] is attention_bounded
+    assert selection.kernels.attention_lse.keywords == {"bounded": True}
 
 
 def test_both_ways_to_sum_fp8_products_can_be_asked_for(hopper, monkeypatch):
@@ -223,7 +249,7 @@ def test_text_form():
         (CUDA, torch.float32, {"overrides": {"linear": "onednn"}}, "linear='onednn' .* run on the CPU, and this is cuda"),
         (CPU, torch.float64, {"overrides": {"linear_gelu": "onednn"}}, "made for float32, and .* computes in float64"),
         (torch.device("mps"), torch.float32, {"backend": "compiled"}, "compiles for the CPU and CUDA, and this is mps"),
-        (CPU, torch.float32, {"overrides": {"attention": "compiled"}}, "known: auto, reference, triton, sdpa, xformers$"),
+        (CPU, torch.float32, {"overrides": {"attention": "compiled"}}, "known: auto, .*, sdpa, xformers, bounded$"),
         (CPU, torch.float32, {"backend": "cuda"}, "unknown backend 'cuda' for modulated_norm; known: auto, reference, triton"),
     ],
 )
@@ -275,6 +301,7 @@ sys.modules["triton"] = None
 import torch, segue
 from segue.kernels import catalogue, resources, tune
 from segue.kernels.dispatch import select_kernels
+from segue.kernels.flash_attention import attention_bounded
 from segue.kernels.record import REFERENCE
 assert select_kernels(torch.device("cpu"), torch.float32).kernels.attention is REFERENCE.attention
 try:

@@ -6,11 +6,12 @@ import os
 from functools import partial
 
 import pytest
+import torch
 
-from segue.kernels import resources
+from segue.kernels import mlp, resources
 from segue.kernels.agenda import users
 from segue.kernels.candidates import candidates
-from segue.kernels.catalogue import SIZES, cases
+from segue.kernels.catalogue import SIZES, Factory, cases
 from segue.kernels.launch import MatmulLaunch, ReadoutLaunch, RowLaunch
 from segue.kernels.launch_lookup import recorded_lookups, using
 from segue.kernels.launch_table import PROVENANCE, TABLE
@@ -25,6 +26,7 @@ from segue.kernels.resources import (
     allowed_stack,
     case_launches,
     compile_specialisation,
+    instructions,
     read_sources,
     read_table,
     runs_on,
@@ -33,7 +35,7 @@ from segue.kernels.resources import (
     traced,
 )
 from segue.kernels.table_file import TABLE_FILE, table_source
-from segue.kernels.triton_runtime import interpreting, triton
+from segue.kernels.triton_runtime import interpreting, trace_launches, triton
 
 FAMILIES = ("attention", "residual_modulated_norm", "gather_rows")
 
@@ -86,6 +88,40 @@ def test_no_kernel_spills_or_needs_more_shared_memory_than_there_is(committed):
     assert len(rows) > 300
     assert not [row for row in rows.values() if row.shared > SHARED_LIMIT[row.architecture]]
     assert not [row for row in rows.values() if row.spilled > allowed_stack(row.architecture)]
+
+
+@pytest.mark.parametrize("operation", ["linear_gelu", "linear_gated_residual", "project_joint_heads", "attention"])
+def test_hopper_multiplies_in_warp_groups_what_descriptors_bring(operation):
+    """Of the disassembly: HGMMA and the loads of the tensor memory accelerator, and neither older products nor other loads."""
+    case = next(case for case in cases(SIZES[5]) if case.operation == operation)
+    (launch,) = case_launches(case, "sm_90")
+    found = instructions(Specialisation.of(launch, "sm_90"), launch)
+    assert found["HGMMA"] and found["UTMALDG"] and not found["HMMA"] and not found["LDGSTS"]
+
+
+def test_older_chips_read_by_pointers():
+    """Also where the operands do not lie as a descriptor needs them: K = 1, and slices that begin between its addresses."""
+    case = next(case for case in cases(SIZES[5]) if case.operation == "linear_gelu")
+    for architecture, described in (("sm_80", False), ("sm_90", True), ("sm_100", True), ("gfx942", False)):
+        (launch,) = case_launches(case, architecture)
+        assert launch.arguments["DESCRIPTORS"] is described
+    x, weight, bias = case.arguments(Factory(torch.device("meta"), torch.bfloat16))
+    for operands in ((x[..., :1], weight[:, :1], bias), (x[..., 4:], weight[:, 4:].contiguous(), bias)):
+        with trace_launches("sm_90") as launches:
+            mlp.linear_gelu_triton(*operands)
+        assert launches[0].arguments["DESCRIPTORS"] is False
+
+
+def test_persistent_programs_find_their_place(committed):
+    """A multiprocessor holds as many programs of a product as its launch table says it is given."""
+    _, rows = committed
+    for architecture in ARCHITECTURES:
+        for key, config in TABLE[architecture].items():
+            if isinstance(config, MatmulLaunch) and key[0].startswith("linear"):
+                for case in filter(lambda case: runs_on(case, architecture), users(architecture)[key]):
+                    for launch in case_launches(case, architecture):
+                        if launch.name == "linear_kernel":
+                            assert rows[identity(Specialisation.of(launch, architecture))].blocks >= config.resident, key
 
 
 def test_stack_is_allowed_only_where_the_clock_decided(monkeypatch):

@@ -1,5 +1,7 @@
 """The own attention kernel against SDPA and against fp64, never against itself."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,14 @@ from segue.kernels.attention import (
     PERTURBATIONS,
     attention,
     attention_sdpa,
-    attention_triton,
     perturbed_attention,
     sdpa_order,
+)
+from segue.kernels.flash_attention import (
+    LARGEST_SCORE,
+    attention_bounded,
+    attention_lse_triton,
+    attention_triton,
     split_head_dim,
 )
 from segue.kernels.triton_runtime import observe_launches
@@ -108,6 +115,35 @@ def test_keys_beyond_the_end_are_never_read(normal, backends):
     q = normal(1, 1, 5, 32)
     out = backends.own(q, k[:, :, :66], v[:, :, :66])
     assert torch.allclose(out, backends.sdpa(q, k[:, :, :66], v[:, :, :66]), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 17.0])
+@pytest.mark.parametrize("shape", [(2, 2, 1, 1, 16), (1, 1, 65, 129, 64), slow_interpreted((1, 2, 199, 333, 72))], ids=str)
+def test_without_a_running_maximum(shape, factor, normal, device, judge):
+    """Queries and keys of the length sqrt(K), as a norm leaves them; with the factor their scores reach the bound.
+
+    Not in fp16, which has no such powers of two, so in fp32 in the interpreter and in bf16 on a device.
+    """
+    rows, heads, queries, keys, head_dim = shape
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    q, k = (F.normalize(normal(rows, heads, n, head_dim), dim=-1) * head_dim**0.5 for n in (queries, keys))
+    k[..., 0, :] = q[..., 0, :]
+    q, k, v = (q * factor / head_dim**0.25).to(dtype), (k * 4 / head_dim**0.25).to(dtype), normal(*k.shape, dtype=dtype)
+    scores = (q.double() @ k.double().mT * head_dim**-0.5 / math.log(2)).abs().max()
+    assert scores <= LARGEST_SCORE and (factor == 1 or scores > 0.95 * LARGEST_SCORE)
+    judge(attention_bounded, attention, q, k, v, operation="attention")
+
+
+def test_log_sum_exp_without_a_running_maximum(normal):
+    q, k, v = normal(3, 1, 2, 37, 32)
+    for own, other in zip(attention_lse_triton(q, k, v, bounded=True), attention_lse_triton(q, k, v), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_maximum_fp16_is_refused(normal):
+    q = normal(1, 1, 3, 16, dtype=torch.float16)
+    with pytest.raises(ValueError, match="takes bfloat16 or float32, got float16"):
+        attention_bounded(q, q, q)
 
 
 def test_large_scores_do_not_overflow(dtype, normal, judge, backends):

@@ -5,8 +5,9 @@ import torch
 from interpreted import slow_interpreted
 from torch.nn.attention import SDPBackend
 
-from segue.kernels.attention import attention, attention_lse_triton, attention_triton, sdpa_order
+from segue.kernels.attention import attention, sdpa_order
 from segue.kernels.attention_lse import attention_lse, attention_lse_cpu, attention_lse_sdpa
+from segue.kernels.flash_attention import attention_lse_triton, attention_triton
 from segue.kernels.normalized_attention import (
     merge_normalized,
     merge_normalized_triton,

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from segue.kernels.attention import attention, attention_triton
+from segue.kernels.attention import attention
+from segue.kernels.flash_attention import attention_triton
 from segue.kernels.sparse_attention import query_spread, query_spread_triton, sparse_attention, usual_budget
 from segue.kernels.triton_runtime import observe_launches
 

@@ -1,0 +1,94 @@
+"""``python -m segue.bench.predicted_choice``: where the model of a card expects a kernel of this project to beat the vendor's.
+
+It writes ``kernels/predicted_table.py``, by which ``auto`` chooses until a card has measured.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from segue.kernels import predicted_table
+from segue.kernels.agenda import Choice, choices, value
+from segue.kernels.catalogue import Case, Factory
+from segue.kernels.dispatch import LIBRARY, OPERATIONS, Selection, Shapes, select_kernels
+from segue.kernels.predicted_table import PREDICTED
+from segue.kernels.shares import share
+from segue.kernels.triton_runtime import trace_launches
+
+from .cards import CARDS, Card
+from .census import CUDA, META, recorded_kernels
+from .predict import kernel_seconds
+
+LEAST_GAIN = 0.02  # below it the model is not trusted
+TABLE_FILE = Path(predicted_table.__file__)
+LINE = '        ("{}", "{}"): ("{}", {:.3f}),\n'
+
+
+def predicted_choices(architecture: str) -> dict[tuple[str, str], tuple[str, float]]:
+    """By operation and shape class: our backend, and the least part of the time that it saves on a known card.
+
+    The operations that a reference is made of come before it: it is judged with what was chosen for them.
+    """
+    cards = [card for card in CARDS.values() if card.chip.architecture == architecture]
+    found: dict[tuple[str, str], tuple[str, float]] = {}
+    PREDICTED[architecture] = found
+    for choice in sorted(choices(architecture), key=lambda choice: OPERATIONS.index(choice.operation)):
+        if choice.operation in LIBRARY and choice.cases and not choice.cases[0].vendor:
+            gain = min(_gain(choice, card) for card in cards)
+            if gain >= LEAST_GAIN:
+                found[choice.operation, choice.shape_class] = "triton", round(gain, 3)
+    return found
+
+
+def _gain(choice: Choice, card: Card) -> float:
+    """The part of the default's time that our kernel saves, over the cases of a class by their share of all runs."""
+    saved = 0.0
+    for case in choice.cases:
+        default, own = (_seconds(case, kernel, card) for kernel in ("auto", "triton"))
+        saved += share(case) * (1 - own / default)
+    return saved / value(choice.cases)
+
+
+def _seconds(case: Case, backend: str, card: Card) -> float:
+    """What a case takes by one backend of its operation, whatever is chosen for others."""
+    with trace_launches(card.chip):
+        size = Shapes(case.size.head_dim, case.size.width, case.size.outputs)
+        selection: Selection = select_kernels(CUDA, case.dtype, size, overrides={case.operation: backend})
+    function: Callable = case.complete(getattr(selection.kernels, case.operation))
+    arguments = case.arguments(Factory(META, case.dtype))
+    return sum(kernel_seconds(kernel, card) for kernel in recorded_kernels(lambda: function(*arguments), card.chip))
+
+
+def table_source() -> str:
+    """The source of ``kernels/predicted_table.py`` as this model fills it."""
+    head, _, _ = TABLE_FILE.read_text(encoding="utf-8").partition("PREDICTED: ")
+    return head + "".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield "PREDICTED: dict[str, dict[tuple[str, str], tuple[str, float]]] = {\n"
+    for architecture in sorted({card.chip.architecture for card in CARDS.values()}):
+        yield f'    "{architecture}": {{\n'
+        for (operation, shape_class), (backend, gain) in sorted(predicted_choices(architecture).items()):
+            yield LINE.format(operation, shape_class, backend, gain)
+        yield "    },\n"
+    yield "}\n"
+
+
+def main() -> None:
+    """Write the table, whole or not at all."""
+    partial = TABLE_FILE.with_name(f".{TABLE_FILE.name}.{os.getpid()}")
+    source = table_source()
+    try:
+        partial.write_text(source, encoding="utf-8")
+        partial.replace(TABLE_FILE)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(source.partition("PREDICTED: ")[2], end="")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

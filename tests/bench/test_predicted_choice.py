@@ -1,0 +1,36 @@
+"""Where a model of a card chooses kernels that no card has measured."""
+
+import pytest
+import torch
+
+from segue.bench.cards import CARDS
+from segue.bench.cases import BenchModel
+from segue.bench.census import take_census
+from segue.bench.predicted_choice import LEAST_GAIN, TABLE_FILE, table_source
+from segue.kernels import dispatch
+from segue.kernels.predicted_table import PREDICTED
+
+H100 = CARDS["h100"]
+
+
+def test_the_committed_table_is_what_the_model_predicts_now(monkeypatch):
+    """After a change of the model, the catalogue or a kernel: ``python -m segue.bench.predicted_choice``."""
+    monkeypatch.setattr(dispatch, "PREDICTED", PREDICTED)
+    before = {architecture: dict(found) for architecture, found in PREDICTED.items()}
+    assert table_source() == TABLE_FILE.read_text(encoding="utf-8")
+    assert before == PREDICTED and all(gain >= LEAST_GAIN for _, gain in before["sm_90"].values())
+
+
+def test_what_is_predicted_is_faster_by_the_same_model():
+    """Of a whole step too: with the predictions it takes less time than without."""
+    model = BenchModel.parse("sd3.5-medium")
+    with_them = take_census(model, H100, "none").steps[0].total()
+    without = take_census(model, H100, "none", kernels="auto,project_heads=reference,project_joint_heads=reference")
+    saved = 1 - with_them.seconds / without.steps[0].total().seconds
+    assert saved > 0.02 and with_them.bytes < without.steps[0].total().bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_request_for_the_reference_is_no_prediction(dtype):
+    census = take_census(BenchModel.parse("sd3.5-medium@128:64"), H100, "none", dtype=dtype, kernels="reference")
+    assert not census.selection.predicted
