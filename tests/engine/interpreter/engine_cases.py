@@ -9,7 +9,7 @@ from tiny_models import randomize, tiny_sit
 from segue import APG, CFG, SGG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
 from segue.engine.planning.schedule import linear
-from segue.kernels.triton_runtime import interpreting, observe_launches
+from segue.kernels.triton_runtime import TensorDescriptor, interpreting, observe_launches
 from segue.models.mmdit import MMDiT, TextCondition
 from segue.models.mmdit_spec import MMDiTSpec
 
@@ -128,9 +128,13 @@ def test_two_steps_launch_the_same(sit_engines):
     program = engine.load(plan, [0], [1], torch.randn(1, 4, 4, 6))
 
     def signature(launch):
-        numbers = {name: value for name, value in launch.arguments.items() if not torch.is_tensor(value)}
-        shapes = {name: (x.shape, x.stride(), x.dtype) for name, x in launch.arguments.items() if torch.is_tensor(x)}
-        return launch.name, launch.grid, launch.warps, launch.stages, str(numbers), str(shapes)
+        return launch.name, launch.grid, launch.warps, launch.stages, {name: form(x) for name, x in launch.arguments.items()}
+
+    def form(x):
+        """Of an argument what a graph keeps: of tensors, also behind descriptors, how they lie; numbers as they are."""
+        if isinstance(x, TensorDescriptor):
+            return x.shape, x.strides, x.block_shape, x.base.dtype
+        return (x.shape, x.stride(), x.dtype) if torch.is_tensor(x) else x
 
     for live in plan.live_sets:
         program.step(live)

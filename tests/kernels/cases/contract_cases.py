@@ -18,7 +18,8 @@ SIZES = [
     Size("one stream", 2, 16, 0, 72, 1, 2, CHANNELS),
 ]
 QUANTISED = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows")  # adaln_cases and fp8_cases judge these
-KERNELS = [case for size in SIZES for case in cases(size) if not case.vendor]
+# without a running maximum scores are bounded, and there are no outliers: attention_cases judge it
+KERNELS = [case for size in SIZES for case in cases(size) if not (case.vendor or case.alternative)]
 CASES = [case for case in KERNELS if case.operation not in QUANTISED]
 
 
