@@ -188,7 +188,9 @@ def test_mmdit(kind, rules, monkeypatch):
             program = engine.prepare(plan, conditions, [0], noise)
             results.append(run(program, monkeypatch if engine is engines[0] else None))
         compare(results[0][0], results[1][0])
-        assert all({launch.name for launch in seen} == EVERY_STEP | {"heads_kernel"} for seen in results[0][1])
+        # heads of 24 numbers, which a norm within the product does not take, are split by a kernel of their own
+        apart = {"heads_kernel"} if model.spec.qk_norm and model.spec.head_dim == 24 else set()
+        assert all({launch.name for launch in seen} == EVERY_STEP | apart for seen in results[0][1])
         for launches in results[0][1]:
             check_readout(launches, rule)
 

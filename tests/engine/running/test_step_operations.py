@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ OF_SAMPLES = SGG(CFG([3.0, 4.0]), SkipLayer([2.0, 1.0], (1,)), 0.5)
 # what a CUDA device runs where nothing was measured: products and attention of the vendor, every other operation a kernel
 VENDOR = {operation: getattr(REFERENCE, operation) for operation in (*LIBRARY, "perturbed_attention")}
 VENDOR["linear_gated_residual"] = None
+VENDOR["project_heads"] = partial(REFERENCE.project_heads, split=TRITON.split_heads_norm)
+VENDOR["project_joint_heads"] = partial(REFERENCE.project_joint_heads, split=TRITON.joint_heads_norm)
 PRODUCTS = ("addmm", "mm", "bmm", "convolution", "gelu", "_scaled_dot_product_flash_attention_for_cpu")
 ALLOCATIONS = ("empty", "_unsafe_view")
 KINDS = ("sit", "dit", "sd3", "sd3.5-medium", "sd3.5-large")
