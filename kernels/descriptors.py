@@ -20,14 +20,27 @@ def has_descriptors(device: torch.device) -> bool:
 
 
 def describable(x: Tensor) -> bool:
-    """Whether ``x``, whose last dimension is contiguous, lies as a descriptor needs it."""
-    strides = [stride for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
-    places = (x.data_ptr(), *(stride * x.element_size() for stride in strides))
-    return min(strides, default=1) > 0 and not any(place % ALIGNMENT for place in places)
+    """Whether ``x``, whose last dimension is contiguous, lies as a descriptor needs it.
+
+    Every stride is a multiple of the one inside it, and long enough for what lies inside it (CUDA driver API,
+    ``cuTensorMapEncodeTiled``).
+    """
+    strides = _strides(x)
+    placed = (x.data_ptr(), *(stride * x.element_size() for stride in strides[:-1]))
+    nested = zip(strides, strides[1:], x.shape[1:], strict=False)
+    return not any(place % ALIGNMENT for place in placed) and all(
+        outer >= inner * size and not outer % inner for outer, inner, size in nested
+    )
 
 
 def descriptor(x: Tensor, block: list[int]) -> Any:
     """That of ``x``, read in blocks of ``block``; elements beyond its end are read as zeros."""
-    of_one = ALIGNMENT // x.element_size()  # the stride of a dimension of one says nothing
-    strides = [stride if size > 1 else of_one for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], block)
+    return TensorDescriptor(x, list(x.shape), _strides(x), block)
+
+
+def _strides(x: Tensor) -> list[int]:
+    """In elements; of a dimension of one, whose own says nothing, that of a dense tensor."""
+    found = [1]
+    for size, inside, stride in zip(x.shape[-2::-1], x.shape[:0:-1], x.stride()[-2::-1], strict=True):
+        found.append(stride if size > 1 else found[-1] * inside)
+    return found[::-1]

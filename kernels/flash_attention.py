@@ -55,8 +55,8 @@ def attend_keys(
         m_key = o_key < keys
         m_part = o_part < K
         if DESCRIPTORS:  # keys and channels beyond the end are zeros
-            b_k = tl.trans(tl.reshape(p_k.load([row, head, start, 0]), [BLOCK_K, PART]))
-            b_v = tl.reshape(p_v.load([row, head, start, 0]), [BLOCK_K, PART])
+            b_k = tl.trans(tl.reshape(p_k.load([row, start, head, 0]), [BLOCK_K, PART]))
+            b_v = tl.reshape(p_v.load([row, start, head, 0]), [BLOCK_K, PART])
         else:
             p_kt = p_k + o_key[None, :] * k_token + o_part[:, None]
             p_vt = p_v + o_key[:, None] * v_token + o_part[None, :]
@@ -223,10 +223,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None, bounded: bool) 
     shape_class = FULL_PRECISION if q.dtype == torch.float32 else attention_class(head_dim, k.shape[2])
     config = launch_config("attention", shape_class, architecture(q.device))
     out = torch.empty(rows, queries, heads * head_dim, dtype=q.dtype, device=q.device)
-    described = not rest and has_descriptors(q.device) and all(map(describable, (k, v)))
+    by_token = k.transpose(1, 2), v.transpose(1, 2)  # [R, S, H, K], the order in which projections leave them
+    described = not rest and has_descriptors(q.device) and all(map(describable, by_token))
     arguments = {"p_q": q, "p_o": out, "p_lse": out if lse is None else lse} | stride_arguments(q=q, k=k, v=v)
-    for name, x in (("p_k", k), ("p_v", v)):
-        arguments[name] = descriptor(x, [1, 1, config.block_k, part]) if described else x
+    for name, x, y in (("p_k", k, by_token[0]), ("p_v", v, by_token[1])):
+        arguments[name] = descriptor(y, [1, config.block_k, 1, part]) if described else x
     arguments |= {"queries": queries, "keys": k.shape[2], "LSE": lse is not None, "DESCRIPTORS": described}
     arguments |= {"BOUNDED": bounded}
     arguments |= {"scale_log2": head_dim**-0.5 * math.log2(math.e), "HEADS": heads, "K": head_dim, "PART": part}
