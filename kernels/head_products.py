@@ -93,7 +93,8 @@ def project_joint_heads_triton(
     """
     layers, norms = ((x, weight, bias), (x2, weight2, bias2)), (image_weights, text_weights)
     if not within_product(weight.shape[0] // (3 * heads), norms):
-        return joint_heads_norm_triton(*run_products(layers, NO_EPILOGUE), heads, *norms, eps)
+        image, text = run_products(layers, NO_EPILOGUE)
+        return joint_heads_norm_triton(image, text, heads, *norms, eps)
     return _projected(layers, heads, norms, eps)
 
 

@@ -111,7 +111,7 @@ def project_joint_heads(
     x2 [R', M, D] may have several rows for each of x [R, L, D], whose tokens follow each other.
     """
     rows, of_both = x.shape[0], (heads, *weights)
-    if isinstance(layer, Fp8Linear):
+    if isinstance(x2, Fp8Rows) or isinstance(layer, Fp8Linear):
         image, text = grouped_linear(x, layer, x2, layer2, kernels)
         return kernels.joint_heads_norm(image, text.view(rows, -1, text.shape[2]), *of_both)
     x2 = x2.view(rows, -1, x2.shape[2])
