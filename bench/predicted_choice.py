@@ -5,7 +5,9 @@ It writes ``kernels/predicted_table.py``, by which ``auto`` chooses until a card
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from segue.kernels import predicted_table
 from segue.kernels.agenda import Choice, choices, value
 from segue.kernels.catalogue import Case, Factory
 from segue.kernels.dispatch import LIBRARY, OPERATIONS, Selection, Shapes, select_kernels
+from segue.kernels.launch_table import PREFERRED
 from segue.kernels.predicted_table import PREDICTED
 from segue.kernels.shares import share
 from segue.kernels.triton_runtime import trace_launches
@@ -32,14 +35,26 @@ def predicted_choices(architecture: str) -> dict[tuple[str, str], tuple[str, flo
     The operations that a reference is made of come before it: it is judged with what was chosen for them.
     """
     cards = [card for card in CARDS.values() if card.chip.architecture == architecture]
-    found: dict[tuple[str, str], tuple[str, float]] = {}
-    PREDICTED[architecture] = found
-    for choice in sorted(choices(architecture), key=lambda choice: OPERATIONS.index(choice.operation)):
-        if choice.operation in LIBRARY and choice.cases and not choice.cases[0].vendor:
-            gain = min(_gain(choice, card) for card in cards)
-            if gain >= LEAST_GAIN:
-                found[choice.operation, choice.shape_class] = "triton", round(gain, 3)
+    with _nothing_measured(architecture) as found:
+        for choice in sorted(choices(architecture), key=lambda choice: OPERATIONS.index(choice.operation)):
+            if choice.operation in LIBRARY and not choice.cases[0].vendor:
+                gain = min(_gain(choice, card) for card in cards)
+                if gain >= LEAST_GAIN:
+                    found[choice.operation, choice.shape_class] = "triton", round(gain, 3)
     return found
+
+
+@contextmanager
+def _nothing_measured(architecture: str) -> Iterator[dict[tuple[str, str], tuple[str, float]]]:
+    """Inside, no choice was measured for an architecture, and the predictions are those of the mapping that is given."""
+    kept: list[tuple[dict, Any]] = [(table, table.pop(architecture, None)) for table in (PREFERRED, PREDICTED)]
+    try:
+        yield PREDICTED.setdefault(architecture, {})
+    finally:
+        for table, found in kept:
+            table.pop(architecture, None)
+            if found is not None:
+                table[architecture] = found
 
 
 def _gain(choice: Choice, card: Card) -> float:

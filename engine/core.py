@@ -20,6 +20,7 @@ from segue.models.fp8_network import Fp8Layers
 from segue.models.mmdit import MMDiT
 from segue.models.parameterization import Parameterization
 from segue.models.spec import ModelSpec
+from segue.models.weight_watch import WeightWatch
 from segue.models.wrapped_modules import unwrapped
 
 from .argument_names import refuses_unknown
@@ -52,8 +53,10 @@ class EngineCore:
     """
 
     MAX_PROGRAMS = 8
+    owns_weights = True  # nobody else writes into them, as into those of a live pipeline
     adapted: MergedAdapter | None = None  # the adapter in the weights of the main network
     loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
+    _norms: WeightWatch | None = None  # the weights that the bound of attention's scores was found with
     _rounded: tuple[Mapping[str, nn.Module], tuple[str, ...], str] | None = None  # networks, and their rounded fingerprint
 
     def __init__(
@@ -76,7 +79,8 @@ class EngineCore:
             check_block_linears(network)
         check_graphs(graphs, self.device)
         backend, overrides = parse_kernels(kernels)
-        self.selection = select_kernels(self.device, self.dtype, network_shapes(networks), backend=backend, overrides=overrides)
+        shapes = network_shapes(networks, self.dtype if self.owns_weights else None)
+        self.selection = select_kernels(self.device, self.dtype, shapes, backend=backend, overrides=overrides)
         self.models = {
             name: with_linears(placed(network, self.device, self.dtype), self.linears) for name, network in networks.items()
         }
@@ -249,17 +253,23 @@ class EngineCore:
     def follow(self, program: Program, values: bool = True) -> None:
         """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
         program.follow_weights(values)
-        self._check_scores()
+        self._check_scores(values)
 
-    def _check_scores(self) -> None:
-        """Raise ``RuntimeError`` where attention keeps no running maximum and the weights have come to need one."""
+    def _check_scores(self, values: bool = True) -> None:
+        """Raise ``RuntimeError`` where attention keeps no running maximum and the weights have come to need one.
+
+        They are looked at where they have changed; ``values``: see :class:`WeightWatch`.
+        """
         if self.selection.chosen["attention"][0] != BOUNDED:
             return
-        if (found := _largest_score(self.models)) > LARGEST_SCORE:
+        if self._norms is not None and self._norms.unchanged(values):
+            return
+        if not (found := _largest_score(self.models)) <= LARGEST_SCORE:
             raise RuntimeError(
                 f"the norms of queries and keys have come to allow exp(scores) of 2^{found:.4g}, and attention without a "
                 f"running maximum holds 2^{LARGEST_SCORE:g}: make the engine with kernels='attention=triton'"
             )
+        self._norms = WeightWatch(lambda: [weight for model in self.models.values() for weight in model.norm_weights()])
 
     def networks_to_record(self) -> Mapping[str, nn.Module]:
         """The networks to run where gradients are wanted: those with the parameters that these shall reach."""
@@ -317,17 +327,17 @@ def _network(module: nn.Module) -> nn.Module:
     return network
 
 
-def network_shapes(models: Mapping[str, nn.Module]) -> Shapes:
-    """The largest sizes of the networks, for the choice of kernels."""
+def network_shapes(models: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> Shapes:
+    """The largest sizes of the networks, for the choice of kernels; with ``dtype`` also what bounds their scores in it."""
     specs = [model.spec for model in models.values()]
     outputs = max(spec.patch**2 * spec.channels for spec in specs)
     sizes = max(spec.head_dim for spec in specs), max(spec.dim for spec in specs), outputs
-    return Shapes(*sizes, _largest_score(models))
+    return Shapes(*sizes) if dtype is None else Shapes(*sizes, _largest_score(models, dtype))
 
 
-def _largest_score(models: Mapping[str, nn.Module]) -> float:
+def _largest_score(models: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> float:
     """See :meth:`segue.models.mmdit.MMDiT.largest_score`; infinite for other networks."""
-    return max(model.largest_score() if isinstance(model, MMDiT) else math.inf for model in models.values())
+    return max(model.largest_score(dtype) if isinstance(model, MMDiT) else math.inf for model in models.values())
 
 
 def resolve_plan(

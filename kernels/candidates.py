@@ -47,7 +47,7 @@ CANDIDATES: dict[str, tuple[LaunchConfig, ...]] = {
     "solver": FLAT,
     "philox": (FlatLaunch(128, 4), FlatLaunch(256, 4), FlatLaunch(512, 8)),
     "gram": (FlatLaunch(1024, 8), FlatLaunch(1024, 4), FlatLaunch(2048, 8), FlatLaunch(2048, 16)),
-    "attention": (  # first those of which a multiprocessor holds two: one computes scores while the other takes powers
+    "attention": (  # first what leaves room for two a multiprocessor up to a head dim of 64: one multiplies, one takes powers
         AttentionLaunch(128, 64, 8, 3),
         AttentionLaunch(128, 128, 8, 2),
         AttentionLaunch(128, 128, 8, 3),

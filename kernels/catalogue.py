@@ -100,7 +100,7 @@ class Case:
     has_product: bool = False
     backend: str = "triton"  # whose function the kernel is
     branches: int = 2  # that are live in the call which it is of
-    alternative: bool = False  # the same work as the case before it, by another of the vendor's functions
+    alternative: bool = False  # the same work as the case before it, by another function of the same backend
     complete: Callable[[Callable], Callable] = lambda function: function  # the form of a function by which it is compared
 
     @property
@@ -247,7 +247,7 @@ def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     counts = (rows, heads, tokens, tokens, head_dim)
     traffic, work = attention.bytes_moved(*counts, dtype.itemsize), attention.flops(*counts)
     yield _case(attention, "attention", size, split, traffic, work, dtype=dtype)
-    if size.dual and dtype == torch.bfloat16:  # a network that normalises queries and keys
+    if size.qk_norm and dtype == torch.bfloat16:
         kernel = flash_attention.attention_bounded
         yield Case(
             "attention", size, kernel, attention.attention, split, traffic, work, variant="without a maximum", dtype=dtype,

@@ -18,6 +18,7 @@ class Size:
     channels: int
     dual: int = 0  # blocks with a second attention, of the image alone, and with two modulated outputs of one norm
     single: bool = False  # attention in fp32 too
+    qk_norm: bool = False  # queries and keys have norms, which bound their scores
     layers: int = 1
     exits: int = 0  # heads beside the last one that end a branch early
     weight: float = 1.0  # how much a run of this model counts among those of the others
@@ -57,9 +58,9 @@ SIZES = (
     Size("DiT-XL/2 256", 8, 256, 0, 1152, 16, 2, 4, single=True, layers=28, exits=1),
     Size("DiT-XL/2 512", 1, 1024, 0, 1152, 16, 2, 4, layers=28, exits=1),
     Size("SD3-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, layers=24),
-    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=13, layers=24),
-    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16, layers=38),
+    Size("SD3.5-medium 1024", 1, 4096, 333, 1536, 24, 2, 16, dual=13, layers=24, qk_norm=True),
+    Size("SD3.5-large 1024", 1, 4096, 333, 2432, 38, 2, 16, layers=38, qk_norm=True),
     Size("DiT-XL/2 256 B=1", 1, 256, 0, 1152, 16, 2, 4, layers=28, exits=1),
-    Size("SD3.5-medium 512", 1, 1024, 333, 1536, 24, 2, 16, dual=13, layers=24),
+    Size("SD3.5-medium 512", 1, 1024, 333, 1536, 24, 2, 16, dual=13, layers=24, qk_norm=True),
     Size("24 heads of 128", 1, 1024, 0, 3072, 24, 2, 16, single=True, layers=24, weight=0.1),
 )

@@ -47,8 +47,13 @@ def classify_streams(x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor | None 
 
 
 def classify_heads(x: Tensor, weight: Tensor, bias: Tensor, *_others: object, **_options: object) -> str:
-    """The class of a call of ``project_heads``, and of ``project_joint_heads``: that of the image, the longer stream."""
+    """The class of a call of ``project_heads``."""
     return _product(x, weight, bias)
+
+
+def classify_joint_heads(x: Tensor, weight: Tensor, bias: Tensor, x2: Tensor, *_others: object, **_options: object) -> str:
+    """The class of a call of ``project_joint_heads``: that of the longer stream."""
+    return classify_streams(x, weight, bias, x2)
 
 
 def classify_fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> str:
@@ -64,6 +69,6 @@ CLASSIFIERS: dict[str, Callable[..., str]] = {
     "grouped_linear_gelu": classify_streams,
     "project_slices": classify_streams,
     "project_heads": classify_heads,
-    "project_joint_heads": classify_heads,
+    "project_joint_heads": classify_joint_heads,
     "fp8_linear": classify_fp8_linear,
 }

@@ -120,7 +120,7 @@ class Selection:
 
     def _why(self, operation: str, shape_class: str) -> str:
         gain = self.predicted.get((operation, shape_class))
-        return "measured fastest" if gain is None else f"predicted {100 * gain:.0f} % faster, not measured"
+        return "measured fastest" if gain is None else f"predicted to save {100 * gain:.0f} % of the time, not measured"
 
 
 def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
@@ -180,7 +180,8 @@ def select_kernels(
     choice that cannot work here.
     """
     made, chosen, classes, predicted = {}, {}, {}, {}
-    for operation, name in _wanted(backend, overrides).items():
+    wanted = _wanted(backend, overrides)
+    for operation, name in wanted.items():
         automatic = name == "auto"
         if automatic:
             name, reason = _automatic(operation, device, dtype, shapes)
@@ -189,8 +190,12 @@ def select_kernels(
             if obstacle := _obstacle(operation, name, device, dtype, shapes):
                 raise ValueError(f"{operation}={name!r} cannot work: {obstacle}")
         made[operation], detail = _composed(operation, name, device, made)
+        if (operation, name) == ("attention", "triton"):
+            why = _bound_obstacle(dtype, shapes)
+            detail = f"with a running maximum: {why}" if why else f"attention={BOUNDED} would keep no running maximum"
         chosen[operation] = (name, f"{reason}; {detail}" if detail else reason)
-        preferred, gains = _preferred(operation, name, device, dtype, shapes) if automatic else ({}, {})
+        free = automatic and all(wanted[part] == "auto" for part in _parts(operation))  # a request for a part is followed
+        preferred, gains = _preferred(operation, name, device, dtype, shapes) if free else ({}, {})
         predicted |= gains
         if preferred:
             functions = {shape: _composed(operation, backend, device, made)[0] for shape, backend in preferred.items()}
@@ -199,6 +204,12 @@ def select_kernels(
     made |= _followers(made, chosen["attention"][0], classes.get("attention", {}), device)
     chosen |= {follower: chosen[operation] for follower, operation in FOLLOWERS.items()}
     return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes, predicted)
+
+
+def _parts(operation: str) -> set[str]:
+    """The operations that the reference of one is made of, and those that these are made of."""
+    own = set(COMPOSED.get(operation, {}).values())
+    return own.union(*map(_parts, own))
 
 
 def _followers(
@@ -266,7 +277,7 @@ def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, sh
 def _bound_obstacle(dtype: torch.dtype, shapes: Shapes) -> str | None:
     if dtype != torch.bfloat16:
         return f"powers of two up to 2^{LARGEST_SCORE:g} need bfloat16, and this network computes in {str(dtype)[6:]}"
-    if shapes.largest_score > LARGEST_SCORE:
+    if not shapes.largest_score <= LARGEST_SCORE:  # also where it is no number
         found = f"2^{shapes.largest_score:.4g}" if math.isfinite(shapes.largest_score) else "no bound"
         return f"the norms of queries and keys must keep exp(scores) within 2^{LARGEST_SCORE:g}, and here they give {found}"
     return None

@@ -112,6 +112,8 @@ def _projected(
     head_dim = outputs // (3 * heads)
     if outputs != 3 * heads * head_dim:
         raise ValueError(f"the weight of queries, keys and values must have 3 D rows, D a multiple of {heads}, got {outputs}")
+    if wrong := [tuple(one.shape) for pair in filter(None, norms) for one in pair if one.shape != (head_dim,)]:
+        raise ValueError(f"norm weights must have shape {(head_dim,)}, got {wrong[0]}")
     if any(other.shape[0] != rows for other, *_ in layers):
         raise ValueError(f"both streams must have {rows} rows, got {[other.shape[0] for other, *_ in layers]}")
     tokens = sum(other.shape[1] for other, *_ in layers)

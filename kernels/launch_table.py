@@ -7,7 +7,7 @@ from .launch import AttentionLaunch, FlatLaunch, LaunchConfig, MatmulLaunch, Rea
 
 PROVENANCE: dict[str, str] = {
     "gfx942": "first candidate that compiles without spills, not timed; triton 3.9.0",
-    "sm_100": "first candidate that compiles without spills, not timed; triton 3.9.0",
+    "sm_100": "first candidate that compiles without spills, also with triton 3.6.0, not timed; triton 3.9.0",
     "sm_80": "first candidate that compiles without spills, not timed; triton 3.9.0",
     "sm_90": "first candidate that compiles without spills, not timed; triton 3.9.0",
 }
@@ -153,8 +153,8 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
         ("adaln", "d4096 m8192"): RowLaunch(rows=4, warps=8),
         ("adaln", "d512 m8192"): RowLaunch(rows=4, warps=1),
         ("attention", "fp32"): AttentionLaunch(block_q=16, block_k=16, warps=4, stages=1),
-        ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
-        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
+        ("attention", "k128 t1024"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
+        ("attention", "k32 t64"): AttentionLaunch(block_q=128, block_k=128, warps=8, stages=2),
         ("attention", "k64 t1024"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
         ("attention", "k64 t2048"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
         ("attention", "k64 t4096"): AttentionLaunch(block_q=128, block_k=64, warps=8, stages=3),
@@ -178,10 +178,10 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
             block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("linear", "m2048 in2048 out8192"): MatmulLaunch(
-            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear", "m2048 in4096 out16384"): MatmulLaunch(
-            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear", "m2048 in8192 out2048"): MatmulLaunch(
             block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
@@ -199,13 +199,13 @@ TABLE: dict[str, dict[tuple[str, str], LaunchConfig]] = {
             block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
         ),
         ("linear", "m8192 in2048 out8192"): MatmulLaunch(
-            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear", "m8192 in256 out1024"): MatmulLaunch(
-            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear", "m8192 in4096 out16384"): MatmulLaunch(
-            block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1
+            block_m=128, block_n=128, block_k=64, group=8, warps=8, stages=4, resident=1
         ),
         ("linear", "m8192 in4096 out4096"): MatmulLaunch(
             block_m=128, block_n=256, block_k=64, group=8, warps=8, stages=3, resident=1

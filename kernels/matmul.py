@@ -6,8 +6,9 @@ Where the chip can, operands come through descriptors of the tensor memory accel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from .compensated import add_product
@@ -208,7 +209,7 @@ class Stream:
         rows, tokens, width = x.shape
         if rows > 1 and x.stride(0) != tokens * x.stride(1):
             return x
-        return x.as_strided((1, rows * tokens, width), (rows * tokens * x.stride(1), x.stride(1), 1))
+        return x.as_strided((1, rows * tokens, width), (0, x.stride(1), 1))  # of one row the stride says nothing
 
 
 def run_product(
@@ -229,10 +230,15 @@ def run_product(
     for s in streams:
         if s.weight.shape != first.weight.shape or s.x.shape[-1] != s.weight.shape[1] or s.bias.shape != s.weight.shape[:1]:
             raise ValueError(f"x {tuple(s.x.shape)}, weight {tuple(s.weight.shape)} and bias {tuple(s.bias.shape)} do not fit")
+    kinds = {tuple(x.dtype for x in (s.x, s.weight, s.bias, s.out, *(s.norm_weights or ()))) for s in streams}
+    if len(kinds) > 1:
+        raise ValueError(f"both streams must have the same dtypes, got {' and '.join(sorted(map(str, kinds)))}")
     outputs, inputs = first.weight.shape
     device = first.x.device
     shape_class = product_class(max(s.count for s in streams), inputs, outputs)
     config = launch_config(ENTRIES[epilogue], shape_class, architecture(device))
+    if first.x.dtype == torch.float32:  # without tensor cores, on registers, with what a sum has lost beside it
+        config = replace(config, block_m=min(64, config.block_m), block_n=min(max(64, head_dim), config.block_n), warps=8)
     block_k = config.block_k * 2 // max(2, first.x.element_size())
     walks = [s.walked() for s in streams]
     described = has_descriptors(device) and all(map(describable, (*walks, *(s.weight for s in streams))))

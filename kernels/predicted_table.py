@@ -6,14 +6,12 @@ By architecture, operation and shape class; no card has measured them, and what 
 
 PREDICTED: dict[str, dict[tuple[str, str], tuple[str, float]]] = {
     "sm_90": {
-        ("grouped_linear", "m2048 in2048 out8192"): ("triton", 0.135),
-        ("grouped_linear", "m2048 in8192 out2048"): ("triton", 0.177),
-        ("project_heads", "m2048 in2048 out8192"): ("triton", 0.052),
-        ("project_heads", "m8192 in2048 out8192"): ("triton", 0.062),
-        ("project_joint_heads", "m2048 in2048 out8192"): ("triton", 0.203),
-        ("project_joint_heads", "m8192 in2048 out8192"): ("triton", 0.126),
-        ("project_joint_heads", "m8192 in4096 out8192"): ("triton", 0.080),
-        ("project_slices", "m2048 in2048 out2048"): ("triton", 0.438),
-        ("project_slices", "m8192 in2048 out2048"): ("triton", 0.077),
+        ("grouped_linear", "m2048 in2048 out8192"): ("triton", 0.085),
+        ("grouped_linear", "m2048 in8192 out2048"): ("triton", 0.130),
+        ("project_joint_heads", "m2048 in2048 out8192"): ("triton", 0.194),
+        ("project_joint_heads", "m8192 in2048 out8192"): ("triton", 0.076),
+        ("project_joint_heads", "m8192 in4096 out8192"): ("triton", 0.026),
+        ("project_slices", "m2048 in2048 out2048"): ("triton", 0.407),
+        ("project_slices", "m8192 in2048 out2048"): ("triton", 0.023),
     },
 }

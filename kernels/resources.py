@@ -182,12 +182,15 @@ def compile_specialisation(specialisation: Specialisation, launch: Launch, names
 
 
 def instructions(specialisation: Specialisation, launch: Launch) -> Counter[str]:
-    """How often each instruction stands in the binary of an NVIDIA architecture, by the first part of its name (HGMMA)."""
+    """How often each instruction stands in the binary of an NVIDIA architecture, by the first part of its name (HGMMA).
+
+    Of the special functions by both parts (MUFU.RCP).
+    """
     options = launch_options(launch.warps, launch.stages)
     chip = target(specialisation.architecture)
     compiled = triton.compile(specialisation.source(launch.kernel), target=chip, options=options)
     text = _dumped(compiled.asm["cubin"], "--dump-sass")
-    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][A-Z0-9]*)", text))
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?((?:MUFU\.)?[A-Z][A-Z0-9]*)", text))
 
 
 def _dumped(cubin: bytes, what: str) -> str:

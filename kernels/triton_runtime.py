@@ -21,9 +21,12 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # the reference functions need no Triton; `unavailable` says why the kernels cannot run
-    triton = tl = TensorDescriptor = None
+    triton = tl = None
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:
+    TensorDescriptor = None
 
 DEFAULT_ARCHITECTURE = "sm_90"  # whose launch table the interpreter uses
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}  # multiprocessors of a full chip, for traces
@@ -95,6 +98,11 @@ def trace_launches(chip: str | Chip) -> Iterator[list[Launch]]:
         yield trace.launches
     finally:
         _trace.reset(token)
+
+
+def tracing() -> bool:
+    """Whether launches are written down here and nothing runs."""
+    return _trace.get() is not None
 
 
 def interpreting() -> bool:

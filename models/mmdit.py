@@ -73,10 +73,6 @@ class StreamAttention(nn.Module):
         """RMSNorm weights [K] of queries and keys, if any."""
         return None if self.ln_q is None else (self.ln_q.weight, self.ln_k.weight)
 
-    def largest_products(self, keys: "StreamAttention") -> Tensor:
-        """max over channels of |w_q w_k|, of this stream's queries with the keys of ``keys``; of norm weights."""
-        return (self.ln_q.weight.float() * keys.ln_k.weight.float()).abs().max()
-
 
 class StreamBlock(nn.Module):
     """What one stream owns of a joint block; the text stream of the last block ends at the attention."""
@@ -224,21 +220,35 @@ class MMDiT(nn.Module):
         grid = self.pos_embed.view(side, side, spec.dim)
         return grid[top : top + rows, left : left + columns].reshape(-1, spec.dim)
 
+    def norm_weights(self) -> Iterator[Tensor]:
+        """Weights [K] of the norms of queries and keys, if any: a pair for each attention of each stream."""
+        for block in self.joint_blocks if self.spec.qk_norm else ():
+            for attention in filter(None, (block.x_block.attn, block.context_block.attn, block.x_block.attn2)):
+                yield from attention.norm_weights
+
     @torch.no_grad()
-    def largest_score(self) -> float:
+    def largest_score(self, dtype: torch.dtype | None = None) -> float:
         """``s`` of the bound 2^s of exp(q . k / sqrt(K)) that the norms of queries and keys set, sqrt(K) max |w_q w_k| log2 e.
 
-        Infinite without such norms and without weights.  Reads the weights, so it waits for the device.
+        With weights of ``dtype``, by default their own.  Infinite without such norms and without weights.  Reads the weights,
+        so it waits for the device.
         """
         if not self.spec.qk_norm:
             return math.inf
-        found = []
+        joint, second = [], []
         for block in self.joint_blocks:
-            joint, second = (block.x_block.attn, block.context_block.attn), block.x_block.attn2
-            found += [queries.largest_products(keys) for queries in joint for keys in joint]
-            found += [second.largest_products(second)] if second is not None else []
-        largest = torch.stack(found).max()
-        return math.inf if largest.is_meta else self.spec.head_dim**0.5 * math.log2(math.e) * largest.item()
+            joint.append((*block.x_block.attn.norm_weights, *block.context_block.attn.norm_weights))
+            if block.x_block.attn2 is not None:
+                second.append(block.x_block.attn2.norm_weights)
+
+        def largest(pairs: list[tuple[Tensor, ...]]) -> Tensor:
+            weights = torch.stack([weight for pair in pairs for weight in pair])
+            each = weights.to(dtype or weights.dtype).float().view(len(pairs), -1, 2, self.spec.head_dim)
+            queries, keys = each.abs().unbind(2)  # [blocks, streams, K]
+            return (queries[:, :, None] * keys[:, None]).max()
+
+        found = torch.stack([largest(pairs) for pairs in (joint, second) if pairs]).max()
+        return math.inf if found.is_meta else self.spec.head_dim**0.5 * math.log2(math.e) * found.item()
 
     # --- one plain forward ------------------------------------------------------------------------------------------
 

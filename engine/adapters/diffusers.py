@@ -131,6 +131,8 @@ class Run:
 class AttachedCore(EngineCore):
     """The engine of an attachment; where gradients are wanted, they reach the transformer that is attached to."""
 
+    owns_weights = False
+
     def __init__(
         self, network: torch.nn.Module, further: Mapping[str, torch.nn.Module], live: LiveTransformer, graphs: bool | None
     ):

@@ -69,7 +69,7 @@ class PipeCore(EngineCore):
             return
         if device is not None or dtype is not None:
             raise ValueError("device and dtype of a live transformer are the pipeline's: move it by pipe.to(...)")
-        self._settings = graphs, kernels, linears
+        self._settings, self.owns_weights = (graphs, kernels, linears), False
         self._live = AroundForward(pipe, self._forget)
         self.refresh()
 

@@ -65,8 +65,21 @@ def test_where_nothing_was_measured_a_prediction_decides_and_says_that_it_is_one
     assert selection.classes == {"attention": {LONG: "triton"}, "project_heads": {"m8192 in2048 out8192": "triton"}}
     assert selection.predicted == {("attention", LONG): 0.03, ("project_heads", "m8192 in2048 out8192"): 0.126}
     said = selection.explain()
-    assert "kernels triton (predicted 13 % faster, not measured) for project_heads at m8192 in2048 out8192" in said
+    assert "kernels triton (predicted to save 13 % of the time, not measured) for project_heads at m8192 in2048 out8192" in said
     assert not select_kernels(CUDA, torch.float32).classes
+
+
+@pytest.mark.parametrize(
+    "asked", [{"split_heads_norm": "reference"}, {"linear": "reference"}, {"split_heads_norm": "compiled"}], ids=str
+)
+def test_a_request_for_a_part_is_followed_where_the_whole_was_predicted(predicted, monkeypatch, asked):
+    """Or measured: what was asked for is called."""
+    monkeypatch.setattr(dispatch.compiled, "obstacle", lambda device: None)
+    for measured in ({}, {("project_heads", "m8192 in2048 out8192"): "triton"}):
+        monkeypatch.setitem(dispatch.PREFERRED, "sm_90", measured)
+        assert "project_heads" in select_kernels(CUDA, torch.bfloat16).classes
+        selection = select_kernels(CUDA, torch.bfloat16, overrides=asked)
+        assert "project_heads" not in selection.classes and selection.chosen["project_heads"][0] == "reference"
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "triton"])

@@ -97,6 +97,29 @@ def test_hopper_multiplies_in_warp_groups_what_descriptors_bring(operation):
     (launch,) = case_launches(case, "sm_90")
     found = instructions(Specialisation.of(launch, "sm_90"), launch)
     assert found["HGMMA"] and found["UTMALDG"] and not found["HMMA"] and not found["LDGSTS"]
+    assert (found["MUFU.RCP"] > 0) == (operation == "attention")  # GELU divides by nothing
+
+
+def test_a_multiprocessor_holds_two_blocks_of_attention(committed):
+    """At the head dim of SD3, so that one multiplies while the other takes powers."""
+    _, rows = committed
+    names = {"attention, SD3.5-medium 1024", "attention without a maximum, SD3.5-medium 1024"}
+    found = [row for row in rows.values() if row.architecture == "sm_90" and names & {*row.cases}]
+    assert {name for row in found for name in names & {*row.cases}} == names and all(row.blocks == 2 for row in found)
+
+
+def test_both_streams_of_a_product_have_numbers_of_one_type():
+    """Also where one of them has more elements than 32 bits count: what Triton joins in a branch must be of one type."""
+    weight, bias = (
+        torch.empty(16, 9728, dtype=torch.bfloat16, device="meta"),
+        torch.empty(16, dtype=torch.bfloat16, device="meta"),
+    )
+    image, text = (torch.empty(64, tokens, 9728, dtype=torch.bfloat16, device="meta") for tokens in (4096, 333))
+    with trace_launches("sm_90") as launches:
+        mlp.grouped_linear_triton(image, weight, bias, text, weight, bias)
+    types = dict(Specialisation.of(launches[0], "sm_90").signature)
+    for name in ("rows", "tokens", "length", "x_row", "x_token", "out_row", "out_token"):
+        assert types[name] == types[f"{name}2"], name
 
 
 def test_older_chips_read_by_pointers():

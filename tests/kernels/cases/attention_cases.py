@@ -146,6 +146,13 @@ def test_without_a_maximum_fp16_is_refused(normal):
         attention_bounded(q, q, q)
 
 
+def test_keys_and_values_that_heads_or_tokens_share(normal):
+    """By stride, as in multi-query attention: no descriptor takes them."""
+    q, k = normal(1, 3, 5, 16), normal(1, 1, 7, 16)
+    for shared in (k.expand(1, 3, 7, 16), normal(1, 3, 1, 16).expand(1, 3, 7, 16)):
+        torch.testing.assert_close(attention_triton(q, shared, shared), attention(q, shared, shared), rtol=1e-5, atol=1e-5)
+
+
 def test_large_scores_do_not_overflow(dtype, normal, judge, backends):
     q, k, v = normal(3, 1, 1, 40, 32, dtype=dtype)
     judge(backends.own, backends.sdpa, q * 30, k * 30, v)

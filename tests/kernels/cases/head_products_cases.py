@@ -95,3 +95,7 @@ def test_bad_operands_raise(normal):
         project_joint_heads_triton(x, weight, bias, normal(2, 2, 8), weight, bias, 1)
     with pytest.raises(ValueError, match="do not fit"):
         project_heads_triton(x, weight[:, :7], bias, 1)
+    with pytest.raises(ValueError, match=r"norm weights must have shape \(8,\), got \(4,\)"):
+        project_heads_triton(x, weight, bias, 3, normal(8), normal(4))
+    with pytest.raises(ValueError, match=r"both streams must have the same dtypes, got .*float16.* and .*float32"):
+        project_joint_heads_triton(x, weight, bias, x, weight, bias.half(), 3)

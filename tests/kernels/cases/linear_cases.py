@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segue.kernels import mlp
+from segue.kernels.descriptors import describable
 from segue.kernels.triton_runtime import interpreting, observe_launches
 
 # (R, L, D, E): one token, odd sizes in every dimension, D of DiT-XL and SD3.5-large, more tiles than programs
@@ -126,6 +127,27 @@ def test_any_shape(device, rows, tokens, inputs, outputs):
     ours = mlp.linear_gelu_triton(x, weight, bias[:, 0])
     expected = mlp.linear_gelu(x.double(), weight.double(), bias[:, 0].double())
     assert (ours.double() - expected).abs().max() < 1e-5 * max(1, inputs)
+
+
+def test_operands_that_no_descriptor_takes(normal, device):
+    """Repeated by stride, and without elements: read by pointers, or nothing is done."""
+    weight, bias = layer(normal, 16, 24, torch.float32)
+    for x in (normal(2, 1, 16).expand(2, 5, 16), normal(1, 1, 16).expand(3, 4, 16), normal(1, 5, 16).expand(2, 5, 16)):
+        assert not describable(x)
+        torch.testing.assert_close(mlp.linear_gelu_triton(x, weight, bias), mlp.linear_gelu(x, weight, bias))
+    for shape in ((0, 5, 16), (2, 0, 16)):
+        assert mlp.linear_gelu_triton(normal(*shape), weight, bias).shape == (*shape[:2], 24)
+    y, z = mlp.grouped_linear_triton(normal(1, 3, 16), weight, bias, normal(1, 0, 16), weight, bias)
+    assert y.isfinite().all() and z.numel() == 0
+
+
+def test_what_a_descriptor_takes(normal):
+    """Strides in the order of memory, in 16 bytes, each holding what lies inside it; those of dimensions of one are free."""
+    x = normal(2, 6, 3, 8)
+    for good in (x, x[:, 1:4], x[:1], x[:, :, :1], x[..., :4], x[0, 0, 0].as_strided((1, 1, 3, 8), (7, 5, 8, 1))):
+        assert describable(good)
+    for bad in (x.transpose(1, 2), x[..., 1:5], normal(2, 6, 3, 7), x.as_strided((2, 6, 3, 8), (144, 24, 4, 1)), x[:, :0]):
+        assert not describable(bad)
 
 
 def test_bad_shapes_raise(normal):
