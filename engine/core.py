@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.dispatch import BOUNDED, Shapes, parse_kernels, select_kernels
+from segue.kernels.dispatch import Shapes, parse_kernels, select_kernels
 from segue.kernels.flash_attention import LARGEST_SCORE
 from segue.models.attention_kind import FULL_ATTENTION, told_budgets
 from segue.models.block_linears import check_block_linears
@@ -260,7 +260,7 @@ class EngineCore:
 
         They are looked at where they have changed; ``values``: see :class:`WeightWatch`.
         """
-        if self.selection.chosen["attention"][0] != BOUNDED:
+        if not self.selection.without_maximum:
             return
         if self._norms is not None and self._norms.unchanged(values):
             return

@@ -95,7 +95,7 @@ def weighed(alike: Iterable[Case], part: float) -> list[Weighed]:
     """The cases of the largest shares that make up a part of all, those of the same shapes as one; at least one."""
     shapes: dict[tuple, list[Case]] = {}
     for case in alike:
-        size = replace(case.size, name="", layers=1, exits=0, weight=1.0, dual=0, single=False)
+        size = replace(case.size, name="", layers=1, exits=0, weight=1.0, dual=0, single=False, qk_norm=False)
         shapes.setdefault((case.operation, case.variant, case.dtype, case.bytes_moved, size), []).append(case)
     merged = [Weighed(same[0], sum(map(weight, same))) for same in shapes.values()]
     ordered, whole, taken = sorted(merged, key=lambda one: one.share, reverse=True), sum(one.share for one in merged), []

@@ -102,6 +102,11 @@ class Selection:
     classes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     predicted: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
+    @property
+    def without_maximum(self) -> bool:
+        """Whether attention keeps no running maximum, so that the scores must stay bounded."""
+        return self.chosen.get("attention", ("", ""))[0] == BOUNDED
+
     def explain(self) -> list[str]:
         """One line per backend and reason, with the operations that it serves; then those of single shape classes."""
         groups: dict[tuple[str, str], list[str]] = {}

@@ -31,7 +31,7 @@ trainer = Trainer(TINY_SPEC, settings, folder, start)
 if os.environ["RANK"] == sys.argv[5]:
     signal.setitimer(signal.ITIMER_REAL, float(sys.argv[6]))  # nobody handles it: the process is ended on the spot
 trainer.run(lambda trainer, losses: os.kill(os.getpid(), signal.SIGKILL) if trainer.step == killed else None)
-sys.stdout.write(f"process {trainer.processes.rank} of {trainer.processes.count} at {trainer.step}\n")
+sys.stdout.write(f"process {trainer.processes.rank} of {trainer.processes.count} at {trainer.step}\\n")
 """
 
 

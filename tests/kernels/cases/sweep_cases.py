@@ -8,7 +8,7 @@ from math import isqrt
 
 import pytest
 import torch
-from interpreted import slow_interpreted
+from interpreted import once_fast, slow_interpreted
 
 from segue.kernels.catalogue import Case, Factory, Size, cases
 from segue.kernels.dispatch import FOLLOWERS, WITHOUT_TRITON
@@ -38,9 +38,9 @@ def oblong(tokens: int, text: int, width: int, head_dim: int, channels: int = 4)
 
 INTERPRETED_TOKENS = 1000  # beyond, the interpreter takes minutes for an operation: in fp16 only, whose tiles are larger
 SIZES = [
-    oblong(1, 0, 64, 16),
     oblong(63, 5, 96, 32),
     oblong(3, 0, 216, 72),
+    oblong(1, 0, 64, 16),
     oblong(5, 2, 256, 128, channels=16),
 ]
 # every length, width and head dim of the models and their odd neighbours, each at least once
@@ -159,7 +159,7 @@ def named(sizes: list[Size]) -> list[Case]:
     return [case for size in sizes for case in cases(size) if not case.vendor]
 
 
-@pytest.mark.parametrize("case", named(SIZES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", once_fast(named(SIZES)), ids=lambda case: case.name)
 def test_every_operation(case, dtype, device, seed, judge, poison):
     check(case, dtype, device, seed, dense, judge, poison)
 
