@@ -1,4 +1,4 @@
-"""Quality against cost: every rule as one point, the Pareto front among them, and what real samples score.
+"""Quality against cost: rules as points, named at their own numbers, the Pareto front among these, and real samples.
 
 Networks made of the model, most with guidance in their weights, all cost what unguided sampling costs: they have a panel of
 their own below, a line each.
@@ -32,7 +32,7 @@ COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
 DIAMONDS = "\nDiamonds: networks made of the model, the first seed of each, sampled unguided; dashed: the model itself."
-FILLED = "Filled: on the front, where no rule is better and costs no more."
+FILLED = "Filled: on the front, where no rule is better and costs no more.  Small: the same rules by other numbers, and others."
 SIZE, DPI = (10.2, 4.7), 150
 LINE = 0.24  # inches of a network made of the model
 # where a name may stand, in points from its dot: beside it, above, below, and further away
@@ -112,9 +112,13 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
     save_png(picture, path, f"segue bench quality, {spec.name}", record)
 
 
-def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point]) -> list[Any]:
-    """One score by one judge; returns the names that were written, as texts of matplotlib."""
+def draw_panel(axes: Any, measured: Measured, score: str, every: Sequence[Point]) -> list[Any]:
+    """One score by one judge; returns the names that were written, as texts of matplotlib.
+
+    Rules with a name have an interval, and the front is theirs; others are small dots, unless no rule has a name.
+    """
     title, sign = SIDES[score]
+    points = [point for point in every if point.name != point.rule] or list(every)
     costs, values = [point.cost for point in points], [point.score.value for point in points]
     best = front(costs, [-sign * value for value in values])
     _decorate(axes, f"{title}  by {short_name(measured.judge)}", "FLOPs relative to unguided sampling")
@@ -124,6 +128,9 @@ def draw_panel(axes: Any, measured: Measured, score: str, points: Sequence[Point
         axes.annotate("real leaves", (1, real.value), (-2, 3), ("axes fraction", "data"), "offset points", ha="right",
                       fontsize=9, color=GREY)  # fmt: skip
     axes.step([costs[i] for i in best], [values[i] for i in best], where="post", color="#9fb7a6", linewidth=2.2, zorder=2)
+    for point in every:
+        if point not in points:
+            axes.plot(point.cost, point.score.value, "o", markersize=4, color=_colour(point.rule), alpha=0.4, zorder=2)
     for index, point in enumerate(points):
         colour = _colour(point.rule)
         axes.errorbar(point.cost, point.score.value, _bars(point.score), color=colour, capsize=3, linewidth=1.3, zorder=3)

@@ -49,9 +49,9 @@ def measured(environment):
 @pytest.mark.parametrize(("score", "column", "best"), [("accuracy", 1, {0, 3}), ("Frechet distance per feature", 2, {0, 2})])
 def test_a_panel_shows_every_rule_once_and_fills_the_front(measured, score, column, best):
     axes = Figure(figsize=(5, 4.5), layout="constrained").subplots()
-    points = points_of(measured, score, {"none": "unguided"})
-    texts = draw_panel(axes, measured, score, points)
-    assert [text.get_text() for text in texts] == ["unguided", *list(SCORES)[1:]]
+    names = {"none": "unguided"} | {rule: f"{rule} by its own numbers" for rule in list(SCORES)[1:]}
+    texts = draw_panel(axes, measured, score, points_of(measured, score, names))
+    assert [text.get_text() for text in texts] == list(names.values())
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     for index, (dot, (cost, *values)) in enumerate(zip(dots, SCORES.values(), strict=True)):
         expected = values[column - 1] / (24 if column == 1 else 1)
@@ -59,6 +59,17 @@ def test_a_panel_shows_every_rule_once_and_fills_the_front(measured, score, colu
         assert (dot.get_markerfacecolor() != "white") == (index in best)
     real = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in real] == ([] if column == 1 else [0.05])
+
+
+def test_rules_by_other_numbers_are_small_dots_without_a_name(measured):
+    """And no part of the front; where no rule has a name, all are shown by their text."""
+    axes, bare = (Figure(figsize=(5, 4.5), layout="constrained").subplots() for _ in range(2))
+    texts = draw_panel(axes, measured, "accuracy", points_of(measured, "accuracy", {"none": "unguided"}))
+    assert [text.get_text() for text in texts] == ["unguided"]
+    sizes = sorted(line.get_markersize() for line in axes.lines if line.get_marker() == "o")
+    assert len(sizes) == len(SCORES) and sizes[:-1] == [4] * (len(SCORES) - 1) and sizes[-1] == 8
+    texts = draw_panel(bare, measured, "accuracy", points_of(measured, "accuracy", {}))
+    assert [text.get_text() for text in texts] == list(SCORES)
 
 
 def test_networks_with_guidance_in_the_weights_have_a_line_each_beside_the_unguided_model(measured):
