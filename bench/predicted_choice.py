@@ -3,7 +3,6 @@
 It writes ``kernels/predicted_table.py``, by which ``auto`` chooses until a card has measured.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from segue.engine.files import whole_file
 from segue.kernels import predicted_table
 from segue.kernels.agenda import Choice, choices, value
 from segue.kernels.catalogue import Case, Factory
@@ -94,13 +94,9 @@ def _lines() -> Iterator[str]:
 
 def main() -> None:
     """Write the table, whole or not at all."""
-    partial = TABLE_FILE.with_name(f".{TABLE_FILE.name}.{os.getpid()}")
     source = table_source()
-    try:
-        partial.write_text(source, encoding="utf-8")
-        partial.replace(TABLE_FILE)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(TABLE_FILE) as part:
+        part.write_text(source, encoding="utf-8")
     print(source.partition("PREDICTED: ")[2], end="")
 
 

@@ -27,11 +27,7 @@ SMALL_MATMUL = (
 )
 # heads lie within a tile, of 128 numbers at most
 HEADS_MATMUL = (
-    MatmulLaunch(128, 256, 64, 8, 8, 3),
-    MatmulLaunch(128, 256, 64, 8, 8, 4),
-    MatmulLaunch(128, 128, 64, 8, 8, 4),
-    MatmulLaunch(128, 128, 64, 8, 8, 3),
-    MatmulLaunch(128, 128, 64, 8, 8, 2),
+    *MATMUL[:5],
     MatmulLaunch(64, 128, 64, 8, 4, 3, 2),
     MatmulLaunch(64, 128, 64, 8, 4, 2, 2),
 )

@@ -38,14 +38,8 @@ from .record import REFERENCE, TRITON
 __all__ = ["SIZES", "Case", "Factory", "Size", "cases"]
 
 
-PRODUCTS = (
-    attention,
-    embed,
-    mlp,
-    head_products,
-    readout,
-    sparse_attention,
-)  # the modules whose operations contain matrix products
+# the modules whose operations contain matrix products
+PRODUCTS = (attention, embed, head_products, mlp, readout, sparse_attention)
 FP8_CAPABILITY = 89
 EPS = 1e-6
 # of the table that holds the numbers of every call: the scale of the state, the solver's six, and a factor for each branch

@@ -132,7 +132,7 @@ def test_attention_without_a_maximum_is_for_scores_that_are_known_to_be_small(ho
     assert backends(select_kernels(CUDA, torch.bfloat16, Shapes(largest_score=1.0)))["attention"] == "sdpa"
     asked = {"overrides": {"attention": "bounded"}}
     for shapes, dtype, reason in (
-        (Shapes(), torch.bfloat16, r"must keep exp\(scores\) within 2\^100, and here they give no bound"),
+        (Shapes(), torch.bfloat16, r"must keep exp\(scores\) within 2\^100, and here nothing does"),
         (Shapes(largest_score=100.4), torch.bfloat16, r"and here they give 2\^100\.4"),
         (Shapes(largest_score=1.0), torch.float16, r"powers of two up to 2\^100 need bfloat16, and .* computes in float16"),
         (Shapes(160, largest_score=1.0), torch.bfloat16, "head dim is at most 128"),
