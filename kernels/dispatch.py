@@ -281,7 +281,8 @@ def triton_obstacle(operation: str, device: torch.device, dtype: torch.dtype, sh
 
 def _bound_obstacle(dtype: torch.dtype, shapes: Shapes) -> str | None:
     if dtype != torch.bfloat16:
-        return f"powers of two up to 2^{LARGEST_SCORE:g} need bfloat16, and this network computes in {str(dtype).removeprefix('torch.')}"
+        computes = f"this network computes in {str(dtype).removeprefix('torch.')}"
+        return f"powers of two up to 2^{LARGEST_SCORE:g} need bfloat16, and {computes}"
     if not shapes.largest_score <= LARGEST_SCORE:  # also where it is no number
         found = f"they give 2^{shapes.largest_score:.4g}" if math.isfinite(shapes.largest_score) else "nothing does"
         return f"norms with weights of the engine's own must keep exp(scores) within 2^{LARGEST_SCORE:g}, and here {found}"
