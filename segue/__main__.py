@@ -11,6 +11,7 @@ from segue.bench import cli as bench_commands
 from segue.engine.cli import commands as engine_commands
 from segue.engine.cli.errors import CommandGroup
 from segue.engine.cli.library_messages import quiet_libraries
+from segue.serving import cli as serving_commands
 from segue.training import cli as training_commands
 
 from . import __version__
@@ -45,6 +46,7 @@ def program(
 engine_commands.register(app)
 training_commands.register(app)
 bench_commands.register(app)
+serving_commands.register(app)
 
 
 # How long a CPU thread that waits for others spins before it sleeps: PyTorch's OpenMP library reads this as it is loaded.  Its

@@ -1,0 +1,1 @@
+"""Serving: pictures over HTTP, drawn by the step scheduler of an engine."""
