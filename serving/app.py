@@ -1,6 +1,7 @@
 """The application: an engine and settings to the routes of a server."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ from .refusals import Refusal, checking, fault, refusal_of
 from .schemas import ImageRequest, PlanRequest
 from .served_model import Order, ServedModel, plan_told
 from .settings import Settings
+
+logger = logging.getLogger("segue.serving")
 
 THREADS = 4  # that plan requests and encode pictures, beside the scheduler's own
 CLIENT_CLOSED = 499  # of a request whose client has gone: for the log and the metrics, nobody reads it
@@ -64,9 +67,12 @@ class Serving:
         self.draining, self.ready = True, False
 
     async def _warm(self) -> None:
-        await self.thread(self.scheduler.warm, self.settings.guidance)
-        await self.thread(lambda: self.model.rules)
-        self.ready = not self.draining
+        try:
+            await self.thread(self.scheduler.warm, self.settings.guidance)
+        except Exception:
+            logger.exception("the model cannot be warmed, and the server does not become ready")
+        else:
+            self.ready = not self.draining
 
     async def thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run what takes longer than an event loop may wait."""

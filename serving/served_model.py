@@ -50,7 +50,8 @@ class Order:
         height, width = self.size
         steps = self.plan.schedule.steps
         how = {"steps": steps, "schedule": self.schedule, "solver": self.solver, "height": height, "width": width}
-        return how | {"negative_prompt": self.negative_prompt, "deadline": self.deadline}
+        how |= {"negative_prompt": self.negative_prompt, "deadline": self.deadline}
+        return {name: value for name, value in how.items() if value is not None}
 
     def pixels(self, factor: int) -> str:
         """The size of the picture as requests write it."""

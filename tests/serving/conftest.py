@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from segue.engine.engine import Engine
+from segue.engine.scheduling.scheduler import StepScheduler
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,5 @@ def engine():
 @pytest.fixture
 def by_hand(engine, monkeypatch):
     """The engine, whose schedulers make a call of the network only when their ``tick`` is called."""
-    scheduler = engine.scheduler
-    monkeypatch.setattr(engine, "scheduler", lambda **options: scheduler(**options, start=False), raising=False)
+    monkeypatch.setattr(engine, "scheduler", lambda **options: StepScheduler(engine, engine.drawing, start=False, **options))
     return engine

@@ -17,7 +17,7 @@ from segue.engine.records.provenance import Record
 MOST_LEVELS = 1
 
 
-def drawn(engine, label, seed, guidance="sgg", **options):
+def drawn(engine, label, seed, guidance=None, **options):
     """The picture that the engine draws alone."""
     return engine.sample([label], guidance, seeds=[seed], **{"steps": 3} | options).images[0]
 
@@ -78,7 +78,7 @@ def test_a_seed_that_is_not_given_is_told(engine):
 
 def test_requests_of_different_rules_and_steps_that_run_together_are_each_their_own(engine):
     wanted = [(label, seed, rule, steps) for seed, (label, rule, steps) in enumerate(
-        [(0, "none", 2), (5, "cfg:scale=3", 5), (9, "sgg", 4), (23, "slg", 7), (1, "cfg:scale=2 + rescale:phi=0.7", 3)]
+        [(0, "none", 2), (5, "cfg:scale=3", 5), (9, "sgg", 6), (23, "slg", 7), (1, "cfg:scale=2 + rescale:phi=0.7", 3)]
     )]  # fmt: skip
 
     async def work(client):
