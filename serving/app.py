@@ -37,7 +37,7 @@ ANSWERED = (Refusal, RequestValidationError, HTTPException, QueueFullError, Sche
 
 
 class Serving:
-    """What the routes share.  ``scheduler`` is there from start-up to shutdown; ``ready`` once it has been warmed."""
+    """What the routes share.  ``scheduler`` is there from start-up to shutdown; ``ready`` once a picture was drawn."""
 
     def __init__(self, engine: EngineCore, settings: Settings):
         self.engine, self.settings = engine, settings
@@ -68,11 +68,17 @@ class Serving:
 
     async def _warm(self) -> None:
         try:
-            await self.thread(self.scheduler.warm, self.settings.guidance)
+            if self.settings.warm:
+                await self.thread(self._first_picture)
         except Exception:
-            logger.exception("the model cannot be warmed, and the server does not become ready")
+            logger.exception("the first picture failed, and the server does not become ready")
         else:
             self.ready = not self.draining
+
+    def _first_picture(self) -> None:
+        """A picture for nobody: what is compiled or captured at the first step is there for the first request."""
+        order = self.model.order(ImageRequest(prompt="0" if self.model.classes is not None else "a leaf"))
+        self.scheduler.submit(order.what, order.rule, seed=0, **order.options()).result()
 
     async def thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run what takes longer than an event loop may wait."""

@@ -32,8 +32,8 @@ class Pending:
         try:
             await asyncio.shield(work)
         except BaseException:
-            # also if the caller is cancelled meanwhile: what the thread still submits is cancelled when it comes back
-            work.add_done_callback(lambda _: pending.cancel())
+            pending.cancel()
+            work.add_done_callback(lambda _: pending.cancel())  # what the thread still submits where the caller was cancelled
             raise
         return pending
 

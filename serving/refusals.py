@@ -15,6 +15,11 @@ from segue.engine.scheduling.errors import DeadlineError, QueueFullError, Schedu
 LONGEST_VALUE = 80  # characters of a value that a sentence shows
 RETRY_SECONDS = 1
 INVALID = "invalid_request_error"
+OF_ROUTES = {  # what the framework refuses by itself
+    400: "the body is no JSON that can be read",
+    404: "there is nothing at this path",
+    405: "there is another method for this path",
+}
 RENAMED = {  # what other image APIs call a field of ours
     "num_inference_steps": "steps",
     "num_images": "n",
@@ -74,7 +79,7 @@ def refusal_of(error: BaseException, known: Sequence[str] = ()) -> Refusal | Non
         case FloatingPointError():
             return Refusal(500, _sentence(error), "server_error", code="not_finite")
         case HTTPException():
-            return Refusal(error.status_code, str(error.detail), headers=error.headers or {})
+            return Refusal(error.status_code, OF_ROUTES.get(error.status_code, str(error.detail)), headers=error.headers or {})
     return None
 
 
@@ -103,7 +108,7 @@ def _of_fields(errors: Iterable[Any], known: Sequence[str]) -> Refusal:
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid":
         return Refusal(400, f"the body is not valid JSON: {first['ctx']['error']} at character {place[0]}", code="invalid_json")
-    name, given = (place or ["the body"])[0], first.get("input")
+    name, given = place[0] if place else "", first.get("input")
     if first["type"] == "extra_forbidden":
         near = RENAMED.get(name)
         hint = f"it is called {near} here" if near else did_you_mean(name, known)
@@ -112,5 +117,7 @@ def _of_fields(errors: Iterable[Any], known: Sequence[str]) -> Refusal:
     if first["type"] == "missing":
         said = "the body is empty; send a JSON object" if not place else f"{name} is missing"
         return Refusal(400, said, param=place[0] if place else None)
-    said = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return Refusal(400, f"{name} {said}, got {shown(given)}", param=place[0] if place else None)
+    if not place:
+        return Refusal(400, f"the body must be a JSON object, got {shown(given)}")
+    said = first["msg"].removeprefix("Input ").removeprefix("String ")
+    return Refusal(400, f"{name} {said}, got {shown(given)}", param=name)

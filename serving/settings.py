@@ -15,8 +15,8 @@ class Settings:
     slots: samples that share a step; queue: requests that wait for one.  max_body in bytes, max_pixels of a picture (None:
     twice those of the model's own size), max_steps of the solver, max_images of a request; deadline in seconds, the longest
     that a request may take and what it has where it names none; rate in requests a minute and client; max_requests at once;
-    body_seconds until a body has arrived; heartbeat in seconds between two signs of life of a stream.  Raises ``ValueError``
-    with the value.
+    body_seconds until a body has arrived; heartbeat in seconds between two signs of life of a stream; warm: a picture is drawn
+    for nobody before the server is ready.  Raises ``ValueError`` with the value.
     """
 
     name: str = "herbarium"
@@ -33,6 +33,7 @@ class Settings:
     deadline: float | None = None
     body_seconds: float = 10.0
     heartbeat: float = 15.0
+    warm: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):

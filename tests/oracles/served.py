@@ -32,7 +32,7 @@ class Client(httpx.AsyncClient):
 @asynccontextmanager
 async def served(engine: Any, **settings: Any) -> AsyncIterator[Client]:
     """A client of a server that has started."""
-    app = create_app(engine, Settings(**settings))
+    app = create_app(engine, Settings(**{"warm": False} | settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://test") as client:
         client.serving = app.state.serving
@@ -70,7 +70,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 def listening(engine: Any, **settings: Any) -> Iterator[tuple[str, Server]]:
     """The address of a real server, and the server; it is told to stop at the end, and waited for."""
     bound = bound_socket("127.0.0.1", 0)
-    server = make_server(create_app(engine, Settings(**settings)), quiet=True)
+    server = make_server(create_app(engine, Settings(**{"warm": False} | settings)), quiet=True)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -75,7 +75,7 @@ def test_a_client_beyond_its_rate_is_told_when_to_come_again(engine):
     answers = run(work, engine, rate=1e-3, keys=(KEY, OTHER))
     assert [answer.status_code for answer in answers] == [200, 429, 200, 429]
     assert answers[1].json()["error"]["code"] == "rate_limit"
-    assert 59_000_000 < int(answers[1].headers["retry-after"]) <= 60_000_001
+    assert 59_000 < int(answers[1].headers["retry-after"]) <= 60_000
 
 
 def test_a_rate_lets_a_burst_through_and_then_its_number_a_minute():

@@ -21,12 +21,12 @@ FIELDS = [
     ({"model": "/etc/passwd"}, 404, "there is no model '/etc/passwd' here"),
     ({"model": "herbarium\x00"}, 404, "there is no model"),
     ({"prompt": LONG}, 400, "prompt should have at most 4000 characters, got 'xxx"),
-    ({"prompt": "24"}, 400, "label 24 is out of range: herbarium has classes 0 to 23"),
+    ({"prompt": "48"}, 400, "label 48 is out of range: herbarium has classes 0 to 47"),
     ({"prompt": -1}, 400, "prompt should be"),
     ({"prompt": True}, 400, "prompt should be a valid string, got True"),
     ({"prompt": ["3"]}, 400, "prompt should be a valid string, got ['3']"),
     ({"prompt": ""}, 400, "has no class ''"),
-    ({"prompt": "Acerites"}, 400, "'Acerites' names 4 classes, 0, 1, 2, 3: choose one"),
+    ({"prompt": "Acerites"}, 400, "'Acerites' names 8 classes, 0, 1, 2, 3, 4, 5, 6, 7: choose one"),
     ({"prompt": "0-23"}, 400, "has no class '0-23'"),
     ({"prompt": "9" * 3000}, 400, "has no class '999"),
     ({"negative_prompt": "a cat"}, 400, "is a class-label model and takes no negative_prompt, got 'a cat'"),
@@ -68,11 +68,11 @@ BODIES = [
     (b"", "the body is empty; send a JSON object"),
     (b"{", "the body is not valid JSON"),
     (b'{"prompt": "3"', "the body is not valid JSON"),
-    (b"null", "the body"),
-    (b"[]", "the body"),
+    (b"null", "the body must be a JSON object, got None"),
+    (b"[]", "the body must be a JSON object, got []"),
     (b'"3"', "the body"),
     (b"{}", "prompt is missing"),
-    (DEEP.encode(), "the body"),
+    (DEEP.encode(), "the body is no JSON that can be read"),
     (b'{"prompt": ' + DEEP.encode(), "the body"),
     (b"\xff\xfe\x00", "the body"),
     (b'{"prompt": "\xff"}', "the body"),
@@ -108,12 +108,12 @@ def test_every_bad_field_is_refused_before_any_work_with_the_value_that_was_give
 def test_a_body_that_is_no_json_object_is_refused(engine, path):
     async def work(client):
         headers = {"Content-Type": "application/json"}
-        return [await client.post(path, content=body, headers=headers) for body, _ in BODIES]
+        return [await client.post(path, content=body, headers=headers) for body, _ in bodies]
 
-    for answer, (body, words) in zip(run(work, engine), BODIES, strict=True):
+    bodies = BODIES if path == DRAW else [(body, words) for body, words in BODIES if body != b"{}"]
+    for answer, (body, words) in zip(run(work, engine), bodies, strict=True):
         assert answer.status_code == 400, body[:80]
-        if path == DRAW:
-            assert words in sentence(answer)
+        assert path != DRAW or words in sentence(answer)
 
 
 def test_other_content_types_routes_and_methods_are_refused(engine):
