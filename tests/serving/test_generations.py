@@ -5,27 +5,17 @@ import io
 import json
 from base64 import b64decode
 
-import numpy as np
 import pytest
 from PIL import Image
-from served import picture_of, run
+from served import MOST_LEVELS, differ, picture_of, run
 
 from segue.engine.images import PARAMETERS_CHUNK, RECORD_CHUNK
 from segue.engine.records.provenance import Record
-
-# a sample in the company of others rounds otherwise: 1e-5 of a range of 2 moves a value across the middle of two levels
-MOST_LEVELS = 1
 
 
 def drawn(engine, label, seed, guidance=None, **options):
     """The picture that the engine draws alone."""
     return engine.sample([label], guidance, seeds=[seed], **{"steps": 3} | options).images[0]
-
-
-def differ(first: Image.Image, second: Image.Image) -> int:
-    """By how many levels of 255 two pictures of one size differ at most."""
-    assert first.size == second.size
-    return int(np.abs(np.asarray(first.convert("RGB"), int) - np.asarray(second.convert("RGB"), int)).max())
 
 
 def test_a_picture_is_that_of_the_engine_and_carries_how_it_was_drawn(engine):
