@@ -7,7 +7,7 @@ from base64 import b64decode
 
 import pytest
 from PIL import Image
-from served import MOST_LEVELS, differ, picture_of, run
+from served import DRAW, MOST_LEVELS, differ, picture_of, run
 
 from segue.engine.images import PARAMETERS_CHUNK, RECORD_CHUNK
 from segue.engine.records.provenance import Record
@@ -90,6 +90,29 @@ def test_other_formats_are_what_they_say_and_obey_their_compression(engine, kind
     exact = drawn(engine, 3, 1)
     assert differ(picture_of(poor), exact) > differ(picture_of(good), exact)
     assert len(poor["b64_json"]) < len(good["b64_json"])
+
+
+def test_a_client_that_accepts_a_picture_gets_the_file_of_the_answer(engine):
+    async def work(client):
+        body = {"prompt": "3", "steps": 3, "seed": 6}
+        inside = (await client.post(DRAW, json=body)).json()["data"][0]
+        answers = [
+            await client.post(DRAW, json=body | fields, headers={"Accept": accept})
+            for accept, fields in (
+                ("image/png", {}),
+                ("image/*", {"output_format": "webp"}),
+                ("image/webp", {}),
+                ("image/png", {"n": 2}),
+                ("image/png", {"stream": True}),
+            )
+        ]
+        return inside, answers
+
+    inside, (plain, webp, *refused) = run(work, engine)
+    assert plain.content == b64decode(inside["b64_json"])
+    assert (plain.headers["content-type"], plain.headers["x-segue-seed"]) == ("image/png", "6")
+    assert (webp.headers["content-type"], webp.content[8:12]) == ("image/webp", b"WEBP")
+    assert [answer.status_code for answer in refused] == [406, 400, 400]
 
 
 def test_another_size_is_drawn_in_that_size(engine):

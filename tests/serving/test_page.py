@@ -1,11 +1,16 @@
 """The page at ``/`` in a real browser, where there is one: choose, draw, watch, stop."""
 
+import io
+import json
 import re
 
 import httpx
 import pytest
 from browser import PROGRAM, open_page
+from PIL import Image
 from served import events_of, listening, run
+
+from segue.engine.images import RECORD_CHUNK
 
 PAGE = ("/", "/page/page.css", "/page/page.js", "/page/icon.svg")
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs chromium; none is installed")
@@ -86,10 +91,15 @@ def test_the_line_for_a_shell_asks_for_what_the_page_draws(page, url):
     choose(page, rule="own", own="cfg:scale=2", steps=5, seed=(1 << 64) - 1)
     page.until("document.getElementById('cost').textContent.startsWith('5 calls, 10 evaluations')")
     line = text(page, "curl")
-    address, _, body = re.fullmatch(r"curl (\S+) -H '(.*?)' -d '(.*)'", line).groups()
-    assert address == f"{url}/v1/images/generations"
-    answer = httpx.post(address, content=body, headers={"Content-Type": "application/json"}, timeout=None).json()
-    assert (answer["segue"]["guidance"], answer["data"][0]["seed"]) == ("cfg:scale=2", (1 << 64) - 1)
+    address, kind, accept, body = re.fullmatch(
+        r"curl (\S+) -H '(.*?): (?:.*?)' -H 'Accept: (.*?)' -d '(.*)' -o picture.png", line
+    ).groups()
+    assert (address, kind) == (f"{url}/v1/images/generations", "Content-Type")
+    headers = {"Content-Type": "application/json", "Accept": accept}
+    answer = httpx.post(address, content=body, headers=headers, timeout=None)
+    assert answer.headers["x-segue-seed"] == str((1 << 64) - 1)
+    record = json.loads(Image.open(io.BytesIO(answer.content)).info[RECORD_CHUNK])
+    assert (record["rule"], record["seeds"], record["plan"]["steps"]) == ("cfg:scale=2", [(1 << 64) - 1], 5)
 
 
 @needs_browser

@@ -36,8 +36,8 @@ class Stopped:
     [
         (("--slots", 0), "slots must be a number above 0, got 0"),
         (("--rate", "nan"), "rate must be a number above 0, got nan"),
-        (("--host", "no.such.host.invalid"), "cannot listen at no.such.host.invalid port 8000"),
-        (("--port", 70000), "70000 is not in the range 0<=x<=65535"),
+        (("--host", "192.0.2.1"), "cannot listen at 192.0.2.1 port 8000: Cannot assign requested address"),
+        (("--port", 70000), "less than or equal to 65535, got '70000'"),
         (("--model", "no/such/model.safetensors"), "no/such/model.safetensors"),
         (("--model", "sd3.5-medium"), "is a size, which segue plan takes"),
         (("--api-keys", "missing.txt"), "missing.txt"),
