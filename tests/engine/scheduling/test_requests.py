@@ -10,11 +10,12 @@ import torch
 from lone_requests import drawing_of
 from tiny_models import tiny_sit
 
-from segue import CFG, Engine, SkipLayer
+from segue import CFG, Engine, Rescale, SkipLayer
 from segue.engine.running.sampler import NonFiniteError
 from segue.engine.scheduling import scheduler as scheduler_module
 from segue.engine.scheduling.drawing import Drawing, Start
 from segue.engine.scheduling.errors import DeadlineError, MemoryLimitError, QueueFullError, SchedulerClosedError
+from segue.engine.scheduling.lane_runs import ProgramRun
 from segue.engine.scheduling.scheduler import StepScheduler
 
 STEPS = 4
@@ -169,7 +170,7 @@ def test_a_broken_request_hurts_no_other(stepped, engine):
     """One has a state that is no number, one a rule that raises in the middle of its run."""
     scheduler = stepped()
     healthy = scheduler.submit(1, CFG(2.0), seed=1, steps=STEPS)
-    plan = engine.plan(CFG(2.0), steps=STEPS)
+    plan = engine.plan(CFG(2.0) + Rescale(0.5), steps=STEPS)
     good = drawing_of(engine, plan, 2)
     poisoned = Drawing(plan, 2, lambda: Start(good.start.conditions, good.start.state * float("nan")), good.finished, None)
     undrawable = Drawing(plan, 2, good.begin, lambda latents: 1 / 0, None)
@@ -178,6 +179,7 @@ def test_a_broken_request_hurts_no_other(stepped, engine):
     bad, odd, raising = (scheduler.submit(index) for index in range(3))
     scheduler.tick()
     (run,) = [run for run, request in scheduler._running.items() if request is raising]
+    assert isinstance(run, ProgramRun)
     run.step = lambda outputs: 1 / 0
     while scheduler.tick():
         pass
