@@ -52,7 +52,9 @@ class StepScheduler:
         if slots > MOST_SLOTS:
             raise ValueError(f"slots must be at most {MOST_SLOTS}, got {slots}")
         self.engine, self._draw = engine, draw
-        self._limit = counting_number(queue, "queue")
+        if (queue := whole_number(queue, "queue must be a whole number")) < 0:
+            raise ValueError(f"queue must be 0 or more, got {queue}")
+        self._limit = queue
         self._slots = Slots(engine, slots, Sizes.of(sizes), memory)
         self._running: dict[AnyRun, Request] = {}
         self._waiting: deque[Request] = deque()

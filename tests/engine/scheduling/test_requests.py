@@ -141,6 +141,17 @@ def test_a_full_queue_refuses_and_a_free_place_takes_again(stepped):
     assert scheduler.stats().refused == 1
 
 
+def test_without_a_queue_requests_find_a_free_slot_or_are_refused(stepped):
+    scheduler = stepped(slots=2, queue=0)
+    requests = [scheduler.submit(label, steps=1) for label in range(2)]
+    with pytest.raises(QueueFullError, match="the queue holds 0"):
+        scheduler.submit(2, steps=1)
+    scheduler.tick()
+    assert all(request.result(timeout=60) for request in requests)
+    with pytest.raises(ValueError, match="queue must be 0 or more, got -1"):
+        stepped(queue=-1)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
