@@ -7,7 +7,7 @@ from norm_operands import OPERATIONS, SHAPES, operands
 
 from segue.kernels import adaln, adaln_fp8
 from segue.kernels.fp8 import Fp8Rows, quantize_rows_triton
-from segue.kernels.triton_runtime import observe_launches
+from segue.kernels.triton_runtime import interpreting, observe_launches
 
 NORMS = {  # name: outputs
     "modulated_norm": 1,
@@ -54,7 +54,11 @@ def test_against_fp64(name, shape, outliers, dtype, normal):
 
 @pytest.mark.parametrize("name, biased", [*((name, False) for name in NORMS), *((name, True) for name in RESIDUAL)])
 def test_fused_equals_separate_to_the_bit(name, biased, dtype, normal):
-    """The state is that of the plain norm, and each output what the norm alone gives, quantised apart where it is in fp32."""
+    """The state is that of the plain norm, and each output what the norm alone gives.
+
+    Quantised apart from a norm in fp32 the bits are the same too where a sum has one order: on a card it follows the widths of
+    loads and stores.
+    """
     arguments = operands(normal, (2, 7, 200), dtype, name)
     bias = {"bias": normal(200, dtype=dtype)} if biased else {}
     state, plain = run(f"{name}_triton", clones(arguments), **bias)
@@ -62,7 +66,7 @@ def test_fused_equals_separate_to_the_bit(name, biased, dtype, normal):
     assert torch.equal(state, again) and len(made) == len(plain) == NORMS[name]
     for rows, n, modulation in zip(made, plain, modulations(name, arguments), strict=True):
         assert same_bits(rows, adaln_fp8.modulated_norm_fp8_triton(state, *modulation))
-        if dtype == torch.float32:
+        if dtype == torch.float32 and interpreting():
             assert same_bits(rows, quantize_rows_triton(n))
 
 
