@@ -72,6 +72,14 @@ def test_progress_comes_in_order_with_the_pictures_that_were_asked_for(stepped, 
     assert heard == told
 
 
+def test_a_listener_that_comes_with_a_request_hears_of_every_call_from_any_thread(engine):
+    heard = []
+    with engine.scheduler() as scheduler:
+        request = scheduler.submit(1, seed=1, steps=5, listener=heard.append)
+    assert [event.call for event in heard] == [1, 2, 3, 4, 5]
+    assert heard == list(request.events(timeout=60))
+
+
 def test_a_preview_is_the_clean_estimate_of_a_step_of_euler(stepped, engine):
     shown = []
     drawing = drawing_of(engine, engine.plan(CFG(2.0), steps=3), 5)
