@@ -174,15 +174,7 @@ class PromptJob(_Job):
 
     @cached_property
     def engine(self) -> PromptEngine:
-        device = resolve_device(self.source.device)
-        with loading(self.source.name):
-            return Engine.from_pretrained(
-                self.source.name,
-                device=device,
-                dtype=resolve_dtype(self.source.dtype, device),
-                linears=self.source.linears or DEFAULT_LINEARS,
-                **self.source.how,
-            )
+        return open_prompt_engine(self.source)
 
     @cached_property
     def embeddings(self) -> PromptEmbeddings:
@@ -238,22 +230,41 @@ def open_job(source: Source, run: RunOptions, text: PromptOptions, most: int = M
     return ClassJob(source, engine, labels, seeds, run.max_batch, pictures, engine.upscaler(source.upscale))
 
 
-def _prompt_job(
-    source: Source, saved: SavedSD3, whole: bool, run: RunOptions, text: PromptOptions, pictures: bool
-) -> PromptJob:
+def open_prompt_engine(source: Source) -> PromptEngine:
+    """The engine of a pipeline for prompts.  Raises ``ValueError`` or ``OSError``."""
+    device = resolve_device(source.device)
+    with loading(source.name):
+        return Engine.from_pretrained(
+            source.name,
+            device=device,
+            dtype=resolve_dtype(source.dtype, device),
+            linears=source.linears or DEFAULT_LINEARS,
+            **source.how,
+        )
+
+
+def check_prompt_source(source: Source, saved: SavedSD3, whole: bool) -> None:
+    """Raise ``ValueError`` for options that say nothing of a model for prompts, and where it has no text encoders."""
     name = saved.spec.name
-    if run.classes is not None:
-        raise ValueError(f"{name} draws from prompts and has no classes, got {run.classes!r}; choose with --prompt")
     if not whole:
         raise ValueError(f"{source.model} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
     refuse_options(source, CHECKPOINT_HINTS, f"{name} states what it is")
     refuse_options(source, ("vae",), f"{name} is a pipeline with a VAE of its own")
     refuse_options(source, ("attention",), f"{name} is no DiT or SiT")
     refuse_options(source, ("upscale",), f"{name} draws latents that its VAE decodes")
-    if not text.prompt:
-        raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     device = resolve_device(source.device)
     check_linears(source.linears or DEFAULT_LINEARS, device, resolve_dtype(source.dtype, device))
+
+
+def _prompt_job(
+    source: Source, saved: SavedSD3, whole: bool, run: RunOptions, text: PromptOptions, pictures: bool
+) -> PromptJob:
+    name = saved.spec.name
+    if run.classes is not None:
+        raise ValueError(f"{name} draws from prompts and has no classes, got {run.classes!r}; choose with --prompt")
+    check_prompt_source(source, saved, whole)
+    if not text.prompt:
+        raise ValueError(f"{name} draws from prompts: give at least one --prompt")
     check_batch(run.max_batch)
     prompts = check_prompts(text.prompt)
     negative = text.negative_prompt or [""]
