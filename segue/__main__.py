@@ -11,6 +11,7 @@ from segue.bench import cli as bench_commands
 from segue.engine.cli import commands as engine_commands
 from segue.engine.cli.errors import CommandGroup
 from segue.engine.cli.library_messages import quiet_libraries
+from segue.serving import cli as serving_commands
 from segue.training import cli as training_commands
 
 from . import __version__
@@ -44,6 +45,7 @@ def program(
 # each folder adds its own commands
 engine_commands.register(app)
 training_commands.register(app)
+serving_commands.register(app)
 bench_commands.register(app)
 
 
