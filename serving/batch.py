@@ -39,8 +39,10 @@ class Report:
         return asdict(self) | {"seconds": round(self.seconds, 3), "images_per_second": round(self.per_second, 3)}
 
     def __str__(self) -> str:
-        there = f", {self.skipped} were there" if self.skipped else ""
-        text = f"{self.drawn} of {self.rows} rows drawn into {self.out} in {self.seconds:.1f} s ({self.per_second:.2f} a second){there}"
+        text = (
+            f"{self.drawn} of {self.rows} rows drawn into {self.out} in {self.seconds:.1f} s ({self.per_second:.2f} a second)"
+        )
+        text += f", {self.skipped} were there" if self.skipped else ""
         return f"{text}; {self.failed} failed: {Path(self.out) / FAILURES} says why" if self.failed else text
 
 

@@ -11,15 +11,14 @@ import typer
 from segue.engine.cli import options as o
 
 _TABLE, _RAY = "Table", "Ray"
+PROMPT_BATCH = 4
 TableArgument = Annotated[Path, typer.Argument(help="A table: .csv, .jsonl or .parquet.", show_default=False)]
 PassOption = Annotated[
     bool, typer.Option("--pass-through", rich_help_panel=_TABLE, help="Copy columns that are unknown here into the manifest.")
 ]
 FirstSeedOption = Annotated[
     int | None,
-    typer.Option(
-        "--first-seed", rich_help_panel=_TABLE, show_default="0", help="Of row 0, where rows have none; it counts up."
-    ),
+    typer.Option("--first-seed", rich_help_panel=_TABLE, show_default="0", help="Of row 0, counting up, where rows have none."),
 ]
 NegativeOption = Annotated[
     str | None, typer.Option("--negative-prompt", rich_help_panel="Prompts", help="What to avoid, for rows that do not say.")
@@ -89,9 +88,9 @@ def batch(
 ) -> None:
     """Draw a table of labels or prompts into a folder: one picture a row, whatever ends the command; again: go on.
 
-    Columns: label or prompt, and where wanted id, guidance, seed, steps, solver, schedule, negative_prompt, height, width; what a
-    row leaves out is what the options say. Rows that cannot be drawn are listed with the reason in failures.jsonl, and the
-    exit code is 1.
+    Columns: label or prompt, and where wanted id, guidance, seed, steps, solver, schedule, negative_prompt, height, width;
+    what a row leaves out is what the options say. Rows that cannot be drawn are listed with the reason in failures.jsonl, and
+    the exit code is 1.
 
     [bold]Examples[/bold]
 
@@ -107,7 +106,6 @@ def batch(
 
     from .batch import draw_here, draw_table
     from .batch_drawing import Drawing
-    from .batch_ray import Pool
     from .batch_requests import Defaults, Requests
     from .batch_table import read_table
 
@@ -125,9 +123,6 @@ def batch(
     print(json_text.dumps(report.told()) if json else report)
     if report.failed:
         fail(f"{report.failed} of {report.rows} rows failed", FAILED)
-
-
-PROMPT_BATCH = 4
 
 
 def _pool(wanted: bool, **options):

@@ -73,7 +73,7 @@ class Drawer:
         in this process any more.
         """
         if self.folder.has(shard):
-            return Outcome(drawn=len(shard.wanted), retried=1)
+            return Outcome(drawn=len(shard.wanted))
         attempt = self.folder.count_attempt(shard)
         if attempt > MOST_ATTEMPTS:
             return _failed(shard, f"its process died each of {MOST_ATTEMPTS} times that its batch was drawn", attempt - 1)

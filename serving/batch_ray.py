@@ -1,4 +1,4 @@
-"""A table of pictures drawn by a pool of Ray actors: one engine in each, one shard at a time, and again by another after a death."""
+"""A table of pictures drawn by a pool of Ray actors, an engine in each: what dies with one, another draws again."""
 
 import logging
 import os

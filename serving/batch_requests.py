@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -137,13 +137,14 @@ class Requests:
         values = self.defaults.of(row)
         what = self._prompt(values) if self.model.saved is not None else self._label(values)
         seed = check_seed(_whole(values, "seed"))
-        size = tuple(_whole(values, side) if side in values else None for side in ("height", "width"))
-        texts = tuple(_text(values, name) if name in values else None for name in ("guidance", "solver", "schedule"))
-        settings = self._settings(*texts, _whole(values, "steps") if "steps" in values else None, *size)
+        steps, height, width = (_whole(values, name) if name in values else None for name in ("steps", "height", "width"))
+        rule, solver, schedule = (
+            _text(values, name) if name in values else None for name in ("guidance", "solver", "schedule")
+        )
+        settings = self._settings(rule, solver, schedule, steps, height, width)
         self.oddities |= dict.fromkeys(settings.oddities)
         negative = _text(values, "negative_prompt") if "negative_prompt" in values else ""
-        rest = {"solver": texts[1], "schedule": texts[2], "height": size[0], "width": size[1]}
-        request = RowRequest(row.id, what, settings.guidance, seed, settings.steps, negative, **rest)
+        request = RowRequest(row.id, what, settings.guidance, seed, settings.steps, negative, solver, schedule, height, width)
         return request, settings.group
 
     def _label(self, values: Mapping[str, Any]) -> int:

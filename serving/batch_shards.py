@@ -1,4 +1,4 @@
-"""The shards of a table: which rows are drawn together, which depends on the table alone and not on who draws or what is there."""
+"""Which rows of a table are drawn together: that depends on the table alone, not on who draws nor on what is there."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence

@@ -1,11 +1,13 @@
 """The Ray cluster that a command runs on: one that is there, or one of this machine that ends with the command."""
 
+import logging
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
+from typing import Any
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
 
@@ -14,8 +16,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
 def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterator[Mapping[str, float]]:
     """Connect to ``address``, or that of ``RAY_ADDRESS``, else start Ray here with ``cpus``; yields the cluster's resources.
 
-    A connection that the process has already is used, and left as it is.  Raises ``ValueError`` where Ray is not installed or no
-    cluster answers.
+    A connection that the process has already is used, and left as it is.  Raises ``ValueError`` where Ray is not installed or
+    no cluster answers.
     """
     if find_spec("ray") is None:
         raise ValueError("Ray is not installed: pip install 'segue[serve]', or leave --ray out")
@@ -25,13 +27,10 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
         yield ray.cluster_resources()
         return
     address = address or os.environ.get(ADDRESS_VARIABLE)
-    quiet = {"logging_level": "error", "log_to_driver": False}
     with redirect_stdout(sys.stderr):  # Ray tells of deaths on stdout, where a report for machines may stand
         try:
-            if address:
-                ray.init(address=address, **quiet)
-            else:
-                ray.init(num_cpus=None if cpus is None else math.ceil(cpus), include_dashboard=False, **quiet)
+            own: dict[str, Any] = {} if address else {"num_cpus": None if cpus is None else math.ceil(cpus)}
+            ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, RuntimeError) as error:
             raise ValueError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
         try:
