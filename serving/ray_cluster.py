@@ -29,8 +29,10 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
     address = address or os.environ.get(ADDRESS_VARIABLE)
     with redirect_stdout(sys.stderr):  # Ray tells of deaths on stdout, where a report for machines may stand
         try:
-            own: dict[str, Any] = {} if address else {"num_cpus": None if cpus is None else math.ceil(cpus)}
-            ray.init(address=address or "local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **own)
+            own: dict[str, Any] = {"address": address}
+            if not address:
+                own = {"address": "local", "include_dashboard": False, "num_cpus": None if cpus is None else math.ceil(cpus)}
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, RuntimeError) as error:
             raise ValueError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
         try:

@@ -26,7 +26,11 @@ def test_a_row_says_more_than_the_command_and_the_command_more_than_the_model(so
     (first, second, third), failures = requests.split(table)
     assert failures == []
     assert first[0].told() == {
-        **{"label": 2, "guidance": "cfg:scale=2", "seed": 40, "steps": 5, "negative_prompt": ""},
+        "label": 2,
+        "guidance": "cfg:scale=2",
+        "seed": 40,
+        "steps": 5,
+        "negative_prompt": "",
         **dict.fromkeys(("solver", "schedule", "height", "width")),
     }
     assert (second[0].what, second[0].steps, second[0].seed, second[0].guidance) == (4, 3, 2**63, "none")
@@ -87,11 +91,8 @@ def test_rows_of_a_batch_run_what_each_would_run_alone(source):
         planned = model.plan(as_rules([one.guidance for one in batch], model.main), run)
         for place, one in enumerate(batch):
             alone = model.plan(as_rules(one.guidance, model.main), run)
-            assert (
-                one.steps == run.steps
-                and alone.live == planned.live
-                and alone.cost.evaluations == planned.samples[place].cost.evaluations
-            )
+            assert one.steps == run.steps and alone.live == planned.live
+            assert alone.cost.evaluations == planned.samples[place].cost.evaluations
 
 
 def test_what_is_drawn_together_does_not_depend_on_what_is_there(source):
