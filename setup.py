@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-FOLDERS = ("kernels", "models", "engine", "training", "serving", "bench")
+FOLDERS = ("kernels", "models", "engine", "training", "bench", "serving")
 
 packages = ["segue"]
 package_dir = {"segue": "segue"}

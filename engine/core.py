@@ -39,6 +39,8 @@ from .running.program import Program
 from .running.program_key import ProgramKey
 from .running.progress import Counting, progress_bar
 from .running.sampler import Callback, CallInfo, run_program
+from .scheduling.drawing import Drawing
+from .scheduling.scheduler import StepScheduler
 
 ScheduleLike = str | Schedule | Sequence[float]
 
@@ -85,7 +87,7 @@ class EngineCore:
             name: with_linears(placed(network, self.device, self.dtype), self.linears) for name, network in networks.items()
         }
         use_graphs = self.device.type == "cuda" if graphs is None else graphs
-        self._capture = CudaCapture(self.device) if use_graphs else None
+        self.capture = CudaCapture(self.device) if use_graphs else None
         self._programs: dict[int, Program] = {}  # by id, free for the next run; one that is in a run is not among them
         self._taken: weakref.WeakValueDictionary[int, Program] = weakref.WeakValueDictionary()  # those in a run
 
@@ -207,8 +209,8 @@ class EngineCore:
         """A new program, in the place of the least recently used one when there are many."""
         self._drop_programs(beyond=self.MAX_PROGRAMS - 1)
         program = Program(key, plan, self.models, self.device, self.selection.kernels, self.estimates_decoder())
-        if self._capture is not None:
-            program.use_graphs(self._capture)
+        if self.capture is not None:
+            program.use_graphs(self.capture)
         return program
 
     def _drop_programs(self, beyond: int) -> None:
@@ -250,6 +252,13 @@ class EngineCore:
                     break
         return torch.cat(latents), calls
 
+    def refresh(self) -> None:
+        """Look at the networks, as a run does when it begins: those of this engine are its own and stay as they are."""
+
+    def is_current(self) -> bool:
+        """Whether a run that began now would keep the networks at hand."""
+        return True
+
     def follow(self, program: Program, values: bool = True) -> None:
         """Let a run that is under way follow weights which have changed since its last call; see :class:`WeightWatch`."""
         program.follow_weights(values)
@@ -270,6 +279,19 @@ class EngineCore:
                 f"running maximum holds 2^{LARGEST_SCORE:g}: make the engine with kernels='attention=triton'"
             )
         self._norms = WeightWatch(lambda: [weight for model in self.models.values() for weight in model.norm_weights()])
+
+    def drawing(self, what: Any, guidance: RulesLike = None, **options: Any) -> Drawing:
+        """A planned run of one sample, which a scheduler draws; raises for what cannot be drawn."""
+        raise NotImplementedError
+
+    @refuses_unknown()
+    def scheduler(self, *, slots: int = 8, queue: int = 64, sizes: Sequence[int] | None = None) -> StepScheduler:
+        """Draws requests that come at any time, from any thread: those that run share the forwards of their steps.
+
+        ``slots`` run at once and ``queue`` more wait.  A forward has as many rows of a kind as one of ``sizes`` says: fewer are
+        padded, and on CUDA each combination is captured once.
+        """
+        return StepScheduler(self, self.drawing, slots=slots, queue=queue, sizes=sizes)
 
     def networks_to_record(self) -> Mapping[str, nn.Module]:
         """The networks to run where gradients are wanted: those with the parameters that these shall reach."""
@@ -296,7 +318,7 @@ class EngineCore:
 
     def explain(self) -> str:
         """What is loaded, where it runs, which programs and graphs exist."""
-        lines = [f"device {self.device}, dtype {self.dtype}, graphs {'on' if self._capture else 'off'}"]
+        lines = [f"device {self.device}, dtype {self.dtype}, graphs {'on' if self.capture else 'off'}"]
         lines += self.selection.explain()
         for name, model in self.models.items():
             count = sum(parameter.numel() for parameter in model.parameters()) + Fp8Layers.of(model).weights

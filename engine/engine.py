@@ -35,6 +35,7 @@ from .rules.batch import RulesLike
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
+from .scheduling.drawing import Drawing
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
@@ -286,6 +287,35 @@ class Engine(EngineCore):
         if upscaler is not None and not upscaler.name:
             unrecorded = unrecorded or "its pictures were enlarged by a function"
         return SampleRun(latents, plan, *made, calls, self.spec.name, self.decoder, max_batch, self, unrecorded, upscaler)
+
+    @refuses_unknown()
+    def drawing(
+        self,
+        what: int | str,
+        guidance: RulesLike = None,
+        *,
+        seed: int | None = None,
+        steps: int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Drawing:
+        """A planned run of one label, a number or a name, that :meth:`scheduler` draws; as :meth:`sample` would."""
+        labels = check_labels(what if isinstance(what, str) else [what], self.spec)
+        if len(labels) != 1:
+            raise ValueError(f"a request draws one class, and {what!r} names {len(labels)}")
+        seeds = check_seeds(None if seed is None else [seed], 1)
+        plan = self.plan(guidance, steps, schedule, "euler" if solver is None else solver, height, width)
+        plan.check_samples(1)
+        check_rising(plan)
+
+        def finished(latents: Tensor) -> SampleRun:
+            made = plan, tuple(labels), tuple(seeds), plan.calls, self.spec.name
+            return SampleRun(latents, *made, decoder=self.decoder, engine=self)
+
+        state = self._first_state(plan, self.draw_noise(plan, seeds), None, 1)
+        return Drawing(plan, self._conditions(plan, labels), seeds[0], state, finished, lambda latents: self.decode(latents)[0])
 
     def upscaler(self, upscale: Any) -> Upscaler | None:
         """What ``upscale`` of :meth:`sample` means here; ``TypeError`` or ``ValueError`` where it is nothing."""

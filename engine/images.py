@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
@@ -25,15 +26,15 @@ def latents_to_images(latents: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
 
 
-def save_png(image: Image.Image, path: Path, parameters: str, record: dict) -> None:
+def save_png(image: Image.Image, file: Path | IO[bytes], parameters: str, record: dict) -> None:
     """Write a PNG with the ``parameters`` text chunk other tools read and a ``segue`` JSON chunk, over what is there.
 
-    The same picture and record are the same bytes.  Commands write by :class:`.files.NewFiles`.
+    ``file``: where it is, or an open one.  The same picture and record are the same bytes.  Commands write by :class:`.files.NewFiles`.
     """
     info = PngImagePlugin.PngInfo()
     info.add_text(PARAMETERS_CHUNK, parameters)
     info.add_text(RECORD_CHUNK, json.dumps(record))
-    image.save(path, format="PNG", pnginfo=info)
+    image.save(file, format="PNG", pnginfo=info)
 
 
 def read_png(path: Path) -> tuple[Image.Image, dict]:

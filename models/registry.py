@@ -14,6 +14,9 @@ from .mmdit_rows import MMDiTRows
 from .mmdit_spec import MMDiTSpec
 from .mmdit_weights import is_mmdit, mmdit_layout
 from .official_layout import official_layout
+from .shared_mmdit import SharedMMDiT
+from .shared_rows import SharedRows
+from .shared_sit import SharedSiT
 from .sit import SiT
 from .sit_rows import SiTRows
 from .spec import ModelSpec, SiTSpec
@@ -29,11 +32,15 @@ class Reader:
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """What belongs together; ``rows`` makes the static buffers and the row-batched forward of a ``network``."""
+    """What belongs together; ``rows`` makes the static buffers and the row-batched forward of a ``network``.
+
+    ``shared`` those of a forward over rows of many runs.
+    """
 
     spec: type[ModelSpec]
     network: type[nn.Module]
     rows: type
+    shared: type[SharedRows]
     readers: tuple[Reader, ...]
 
 
@@ -43,11 +50,12 @@ def _holds(prefix: str) -> Callable[[Checkpoint], bool]:
 
 # in the order in which a checkpoint is offered to their readers: diffusers names the blocks of DiT and SD3 alike
 KINDS = (
-    NetworkKind(MMDiTSpec, MMDiT, MMDiTRows, (Reader(is_mmdit, mmdit_layout),)),
+    NetworkKind(MMDiTSpec, MMDiT, MMDiTRows, SharedMMDiT, (Reader(is_mmdit, mmdit_layout),)),
     NetworkKind(
         SiTSpec,
         SiT,
         SiTRows,
+        SharedSiT,
         (Reader(_holds("transformer_blocks."), diffusers_layout), Reader(_holds("blocks."), official_layout)),
     ),
 )
@@ -67,6 +75,19 @@ def make_rows(network: nn.Module, batch: int, height: int, width: int, **capacit
         if isinstance(network, kind.network):
             return kind.rows(network, batch, height, width, **capacity)
     return network.rows(batch, height, width, **capacity)
+
+
+def make_shared_rows(
+    network: nn.Module, runs: int, conditions: int, rows: int, height: int, width: int, **more: Any
+) -> SharedRows:
+    """Static buffers of ``network`` for rows of many runs, and its forward over them; see :class:`.shared_rows.SharedRows`.
+
+    Raises ``TypeError`` for a network around foreign modules, which has none.
+    """
+    for kind in KINDS:
+        if isinstance(network, kind.network):
+            return kind.shared(network, runs, conditions, rows, height, width, **more)
+    raise TypeError(f"rows of many runs need a SiT, a DiT or an MMDiT, got a {type(network).__name__}")
 
 
 def read_layout(checkpoint: Checkpoint, hints: Hints) -> Layout | None:

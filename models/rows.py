@@ -120,7 +120,8 @@ class RowLayout:
         self.depth = depth
         self.joined = dict(joined or {})
         self._check()
-        self.blocks, self._starts, self._sources = self._place()
+        # distinct paths, the layer at which each begins, and the row block that it is a copy of there (-1: of the embedding)
+        self.blocks, self.starts, self.sources = self._place()
         self.readouts = tuple(self._readout(path) for path in self.paths)
 
     def _check(self) -> None:
@@ -171,7 +172,7 @@ class RowLayout:
     @property
     def roots(self) -> tuple[int, ...]:
         """Row blocks that start from the embedded sample."""
-        return tuple(i for i, source in enumerate(self._sources) if source < 0)
+        return tuple(i for i, source in enumerate(self.sources) if source < 0)
 
     @cached_property
     def texts(self) -> tuple[int, ...]:
@@ -189,11 +190,11 @@ class RowLayout:
     def _layer(self, layer: int) -> LayerRows:
         forks = tuple(
             Fork(source, i)
-            for i, (start, source) in enumerate(zip(self._starts, self._sources, strict=True))
+            for i, (start, source) in enumerate(zip(self.starts, self.sources, strict=True))
             if source >= 0 and start == layer
         )
         groups: list[list[Segment]] = []
-        for i, (block, start) in enumerate(zip(self.blocks, self._starts, strict=True)):
+        for i, (block, start) in enumerate(zip(self.blocks, self.starts, strict=True)):
             if not start <= layer < len(block.operations) or block.operations[layer] == SKIP:
                 continue
             operation = FULL if block.operations[layer] == GATED else block.operations[layer]

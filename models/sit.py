@@ -287,7 +287,7 @@ class SiT(nn.Module):
     # --- modulation: everything that depends on time and condition only ---------------------------------------------
 
     def modulation(self, time: Tensor, labels: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """All modulation vectors of N (time, label) pairs as [N, W], ``W = (6 depth + 2 + 2 exits) D``.
+        """All modulation vectors of N (time, label) pairs as [N, W], W = :attr:`modulation_width`.
 
         time [N]; labels [N] int64; ``embedding`` [N, D] is added to theirs.  Nothing in it depends on the sample, so a run
         computes it once for all its calls.
@@ -305,6 +305,27 @@ class SiT(nn.Module):
         columns = [layer if chunk in (2, 5) else spec.depth for layer in range(spec.depth) for chunk in range(6)]
         columns += [spec.depth] * (2 + 2 * len(spec.exits))
         return torch.tensor(columns, device="cpu").repeat_interleave(spec.dim)
+
+    @property
+    def modulation_width(self) -> int:
+        """W, the columns of :meth:`modulation`."""
+        return (6 * self.spec.depth + 2 + 2 * len(self.spec.exits)) * self.spec.dim
+
+    def head(self, layer: int) -> nn.Linear:
+        """The projection to patches after ``layer`` blocks: the last one, or that of an early exit."""
+        return (self.final_layer if layer == self.spec.depth else self.exit_layers[str(layer)]).linear
+
+    def projection(self, layer: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a head for the channels that a sampler uses, ``first`` and on.
+
+        A head that also learns a variance has twice as many.
+        """
+        spec, linear = self.spec, self.head(layer)
+        if spec.out_channels == spec.channels:
+            return linear.weight, linear.bias
+        used = slice(first, first + spec.channels)
+        weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, used].reshape(-1, spec.dim)
+        return weight, linear.bias.view(-1, spec.out_channels)[:, used].reshape(-1)
 
     def run_weights(self) -> Iterator[Tensor]:
         """What a run computes with once: the embedders of times and labels, the modulation, the position table."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.kernels.combine import unpatchify
 from segue.kernels.record import DIFFERENTIABLE, REFERENCE, Kernels
@@ -57,7 +57,7 @@ class SiTRows:
         self.model, self.batch, self.height, self.width = model, batch, height, width
         self.times, self.labels, self.kernels = times, conditions, kernels
         rows, tokens = row_blocks * batch, spec.tokens(height, width)
-        modulation = (6 * spec.depth + 2 + 2 * len(spec.exits)) * spec.dim
+        modulation = model.modulation_width
         self.hidden = weight.new_empty(rows, tokens, spec.dim)  # [R, L, D]
         self.modulation = weight.new_empty(rows, modulation)  # [R, W], this call's rows of the table
         self.table = ModulationTable(weight, modulation, times, conditions, slots, batch)
@@ -65,18 +65,18 @@ class SiTRows:
         self.drawn = dict(drawn or {})
         self.time_values = torch.zeros(times if self.drawn else 0, dtype=torch.float32, device=weight.device)
         self.positions = model.positions(height, width).to(weight, copy=True)
-        self.projections = {layer: self._projection(layer) for layer in (*spec.exits, spec.depth)}
+        self.projections = {layer: self.model.projection(layer) for layer in (*spec.exits, spec.depth)}
         self.gates = model.gate_columns().to(weight.device) if gated else None
         self.variance: Tensor | None = None
         if variance:
             self.variance = torch.zeros(batch, spec.channels, height, width, dtype=torch.float32, device=weight.device)
-            self.variance_projection = self._projection(spec.depth, spec.channels)
+            self.variance_projection = model.projection(spec.depth, spec.channels)
 
     def remembered(self) -> Iterator[Tensor]:
         """The weights that :meth:`load` computes with or copies, and :meth:`forward` does not read."""
         yield from self.model.run_weights()
         for layer in self.projections:
-            yield from self._head_linear(layer).parameters()
+            yield from self.model.head(layer).parameters()
 
     @torch.no_grad()
     def load(self, times: Tensor, conditions: Sequence[Tensor]) -> None:
@@ -106,14 +106,14 @@ class SiTRows:
             self._modulate(slice(len(times)), times[:, None].expand(-1, len(labels)), labels)
         self.positions.copy_(self.model.positions(self.height, self.width))
         for layer, kept in self.projections.items():
-            found = self._projection(layer)
+            found = self.model.projection(layer)
             if self.model.spec.out_channels == self.model.spec.channels:
                 self.projections[layer] = found  # the weights themselves, which may have been replaced
                 continue
             for part, value in zip(kept, found, strict=True):
                 part.copy_(value)
         if self.variance is not None:
-            found = self._projection(self.model.spec.depth, self.model.spec.channels)
+            found = self.model.projection(self.model.spec.depth, self.model.spec.channels)
             for part, value in zip(self.variance_projection, found, strict=True):
                 part.copy_(value)
 
@@ -229,16 +229,3 @@ class SiTRows:
         """The head after ``layer`` blocks.  modulation [J B, 2 D]."""
         shift, scale = modulation.view(-1, self.batch, modulation.shape[-1]).chunk(2, dim=-1)  # [J, B, D]
         return Head(shift, scale, *self.projections[layer])
-
-    def _head_linear(self, layer: int) -> nn.Linear:
-        model = self.model
-        return (model.final_layer if layer == model.spec.depth else model.exit_layers[str(layer)]).linear
-
-    def _projection(self, layer: int, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Weight and bias for the channels the sampler uses, ``first`` and on (a learned-sigma head has twice as many)."""
-        spec, linear = self.model.spec, self._head_linear(layer)
-        if spec.out_channels == spec.channels:
-            return linear.weight, linear.bias
-        used = slice(first, first + spec.channels)
-        weight = linear.weight.view(-1, spec.out_channels, spec.dim)[:, used].reshape(-1, spec.dim)
-        return weight, linear.bias.view(-1, spec.out_channels)[:, used].reshape(-1)

@@ -27,7 +27,7 @@ FLOORS = (
     ("engine", "fp8_error"),
     ("prompts", "records"),
     ("adapters",),
-    ("core", "velocity"),
+    ("core", "velocity", "scheduling"),
     ("running",),
     ("planning",),
     ("rules", "labels"),

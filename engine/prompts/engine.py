@@ -27,6 +27,7 @@ from ..rules.batch import RulesLike
 from ..rules.drawn import ClassPrompts, Draw
 from ..running.program import Program
 from ..running.sampler import Callback
+from ..scheduling.drawing import Drawing
 from ..velocity import GuidedVelocity
 from .class_pools import drawn_prompts
 from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_prompts, check_texts, text_encoders
@@ -42,7 +43,7 @@ from .planning import (
     start_size,
 )
 from .prompt_run import PromptRun
-from .vae import check_output, draw_start, load_images, read_start
+from .vae import check_output, draw_start, load_images, need_vae, read_start
 
 
 class PromptEngine(PipeCore):
@@ -264,6 +265,49 @@ class PromptEngine(PipeCore):
         with self._turn():
             latents, noise = draw_start(self.pipe, pixels, seeds, self._noise_dtype(options.get("numerics", "segue")))
         return {"latents": latents, "noise": noise if options.get("noise") is None else options["noise"]}
+
+    @refuses_unknown()
+    def drawing(
+        self,
+        what: str,
+        guidance: RulesLike = None,
+        *,
+        negative_prompt: str | None = "",
+        seed: int | None = None,
+        steps: int | None = None,
+        schedule: ScheduleLike | None = None,
+        solver: str | Solver | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        max_sequence_length: int | None = None,
+    ) -> Drawing:
+        """A planned run of one prompt that :meth:`scheduler` draws; as :meth:`generate` would.  The size is in pixels."""
+        pipe = self._need_pipe("generate images from prompts")
+        if not isinstance(what, str):
+            raise TypeError(f"a request draws one prompt, got {what!r}")
+        negative_prompt = "" if negative_prompt is None else negative_prompt
+        check_texts(what, negative_prompt, max_sequence_length)
+        seeds = check_seeds(None if seed is None else [seed], 1)
+        self.refresh()
+        size = latent_size(self.spec, pipe.vae_scale_factor, height, width)
+        length = PROMPT_LENGTH if max_sequence_length is None else max_sequence_length
+        plan = self.plan(guidance, steps, schedule, solver, *size, text_tokens=pipe.tokenizer_max_length + length)
+        plan.check_samples(1)
+        self.check_plan(plan)
+        check_rising(plan)
+        for draw in plan.draws:
+            draw.classes.label_of(what)  # raises for a prompt of no class
+        need_vae(pipe, "decode latents")
+        embeddings = self.encode(what, negative_prompt if plan.needs_negative else None, max_sequence_length=length)
+
+        def finished(latents: Tensor) -> PromptRun:
+            run = PromptRun(latents, plan, tuple(seeds), plan.calls, self.spec.name, engine=self)
+            texts = self._texts_told([what], negative_prompt, 1, max_sequence_length, run, None, None)
+            return replace(run, prompts=(what,), images=self.decode(latents), texts=texts)
+
+        state = self._first_state(plan, self.draw_noise(plan, seeds), None, 1)
+        conditions = self._conditions(plan, embeddings)
+        return Drawing(plan, conditions, seeds[0], state, finished, lambda latents: self.decode(latents)[0])
 
     # --- other loops ---------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class PipeCore(EngineCore):
 
     def _forget(self) -> None:
         """Drop whatever holds the network: its programs and graphs, and their memory."""
-        self.models, self._programs, self._capture = {}, {}, None
+        self.models, self._programs, self.capture = {}, {}, None
 
     def refresh(self) -> None:
         """Look at the live transformer now, as every run does when it begins.

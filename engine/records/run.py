@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ..files import NewFiles
+from ..images import save_png
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_summary
 from ..planning.solvers import is_named
 from ..rules.rule_text import rule_text
 from .pictures import check_place, picture_name, write_picture
-from .provenance import Origin, Record
+from .provenance import Origin, Record, parameters_text
 
 
 class Run:
@@ -87,6 +88,12 @@ class Run:
             file = out / picture_name(names, record.labels[index], record.seeds[index]) if folder else out
             files.append(write_picture(new, file, image, part, names))
         return files
+
+    def png(self, index: int = 0) -> bytes:
+        """One of the pictures as the bytes of the file that :meth:`save` writes; raises as :meth:`record`."""
+        data, record = io.BytesIO(), self.record().part(index)
+        save_png(self._pictures()[index], data, parameters_text(record, self._names()), record.to_dict())
+        return data.getvalue()
 
     def _origin(self) -> Origin:
         """Where the networks came from; an engine that was made of modules has no source."""

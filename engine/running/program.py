@@ -52,7 +52,10 @@ class Program:
         kernels: Kernels = REFERENCE,
         decode: Callable[[Tensor], Tensor] | None = None,
     ):
-        """``decode`` gives pictures of latents to a classifier that chooses labels by pictures."""
+        """``decode`` gives pictures of latents to a classifier that chooses labels by pictures.
+
+        Without ``models`` there are no rows here: the branches are evaluated elsewhere, for :meth:`step_with`.
+        """
         self.key, self.models, self.device, self.kernels = key, models, device, kernels
         shape = (key.batch, plan.spec.channels, key.height, key.width)
         channels = plan.spec.channels if any(mask < plan.spec.channels for mask in key.masks) else 1
@@ -81,7 +84,7 @@ class Program:
         classes = {slot: len(plan.conditions[slot].classes.names) for slot in drawn if plan.spec.text_tokens}
         self.rows = {}
         every = tuple(range(len(key.branches)))
-        for name in plan.models(every):
+        for name in plan.models(every) if models else ():
             layout = plan.layout(every, name)  # all branches at once: no live set needs more
             self.rows[name] = make_rows(
                 models[name],
@@ -240,14 +243,34 @@ class Program:
     def step_on_device(self, live: tuple[int, ...]) -> None:
         """What a step is on the device, and what is captured of it: nothing here asks the host where the samples are."""
         row, coefficients = self.looked_up()
-        scale, noise = row[:, 0], None
+        update = self._update(row)
+        output = self._output(live, row[:, 0], coefficients, None if self.key.learned_variance else update)
+        if output is not None:
+            noise = self._with_learned_variance(update.noise) if self.key.learned_variance else update.noise
+            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call, update.earlier)
+
+    @torch.no_grad()
+    def step_with(self, outputs: Mapping[int, Tensor]) -> None:
+        """As :meth:`step`, where the ``outputs`` [B, C, H, W] fp32 of the live branches were evaluated elsewhere."""
+        row, coefficients = self.looked_up()
+        update = self._update(row)
+        if self.plan.keeps_apart(tuple(outputs)):
+            output = self.combination.combine(self.x, outputs, coefficients, self.call)
+        else:
+            output = torch.zeros_like(self.x)
+            for branch, own in outputs.items():
+                output.addcmul_(coefficients[:, branch, :, None, None], own)
+            if self.key.kept and outputs:
+                output = self.combination.reused.added_to(output, self.call)
+        self.kernels.solver_update(update.x, output, update.history, update.noise, update.row, update.call, update.earlier)
+        self._place += 1
+
+    def _update(self, row: Tensor) -> StateUpdate:
+        """The solver's update of this call, whose row is [B, 7 + earlier]."""
+        noise = None
         if self.key.stochastic:
             noise = self.kernels.normal_noise(self.seeds, self.call, self.x[0].numel()).view_as(self.x)
-        update = StateUpdate(self.x, self.history, row[:, 1:], noise, self.call, self.earlier)
-        output = self._output(live, scale, coefficients, None if self.key.learned_variance else update)
-        if output is not None:
-            noise = self._with_learned_variance(noise) if self.key.learned_variance else noise
-            self.kernels.solver_update(update.x, output, update.history, noise, update.row, update.call, update.earlier)
+        return StateUpdate(self.x, self.history, row[:, 1:], noise, self.call, self.earlier)
 
     def _with_learned_variance(self, noise: Tensor) -> Tensor:
         """Noise [B, C, H, W] times what each element's deviation is of the smallest, by the conditional row of this call."""

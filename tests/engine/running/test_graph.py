@@ -81,7 +81,7 @@ def test_other_numbers_do_not_capture_again():
 def recorded(request):
     """``recorded(rule, seed=0, batch=2, **plan options)`` runs a rule to its end and returns the captures that it took."""
     engine = engine_of(request.param, device="cpu")
-    recorder = engine._capture = Recorder()
+    recorder = engine.capture = Recorder()
 
     def captures(rule, seed=0, batch=2, **options) -> int:
         before = recorder.captures
@@ -133,7 +133,7 @@ def test_another_dtype_is_another_engine_with_captures_of_its_own():
     recorders = {dtype: Recorder() for dtype in (torch.float32, torch.bfloat16)}
     for dtype, recorder in recorders.items():
         engine = engine_of("sit", device="cpu", dtype=dtype)
-        engine._capture = recorder
+        engine.capture = recorder
         for seed in range(2):
             run_and_release(engine, load_run(engine, engine.plan(RULE, steps=6), 2, seed))
     assert [recorder.captures for recorder in recorders.values()] == [2, 2]

@@ -1,0 +1,1 @@
+"""Requests that come and go while others run, and share the forwards of their steps."""

@@ -1,0 +1,272 @@
+"""Runs of one latent size that share forwards: each in a place of its own, at a call of its own, under a rule of its own.
+
+A tick makes one forward of every network for all runs in it.  What a run does with the outputs of its branches, its rule and
+its solver, is its own program's work: the same as of a run alone.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segue.kernels.record import Kernels
+from segue.models.mmdit import MMDiT
+from segue.models.registry import make_shared_rows
+from segue.models.rows import FULL
+from segue.models.shared_layout import RunRows, SharedLayout, shared_rows
+from segue.models.shared_rows import SharedRows
+from segue.models.sit import SiT
+from segue.models.weight_watch import WeightWatch
+
+from ..planning.plan import Plan
+from ..rules.branch import Exit, Perturb
+from ..rules.drawn import Draw
+from ..running.graph import CapturedStep
+from ..running.program import Program
+from ..running.program_key import ProgramKey
+from ..running.stopping import StopPoll
+from .drawing import Drawing
+from .sizes import Sizes
+
+CONDITIONS = 4  # of one run
+KINDS = 4  # groups of perturbed rows in one tick; runs with others wait for the next
+Group = tuple[str, int, tuple[str, ...]]  # of rows: network, the layer at which they begin, operations
+
+
+def why_alone(plan: Plan, models: Mapping[str, nn.Module]) -> str:
+    """Why a run cannot share forwards; empty where it can."""
+    for branch in plan.branches:
+        if isinstance(branch.condition, Draw):
+            return f"the labels of {branch} are drawn on the device at every call"
+        if not isinstance(branch.network, Perturb | Exit | None):
+            return f"the branch {branch} needs a forward of its own kind"
+    for name in plan.models(tuple(range(len(plan.branches)))):
+        if not isinstance(models[name], SiT | MMDiT):
+            return f"the network {name!r} runs through modules of another library"
+    if len(plan.conditions) > CONDITIONS:
+        return f"it has {len(plan.conditions)} conditions, and a run that shares forwards up to {CONDITIONS}"
+    if plan.learned_variance:
+        return f"its solver {plan.solver.name} reads a variance from the network"
+    if plan.solver.begin() is not None:
+        return f"the steps of its solver {plan.solver.name} are made on the host"
+    return ""
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Rows of the forwards of a tick: those that runs needed, and with the padding."""
+
+    used: int = 0
+    run: int = 0
+
+    def __add__(self, other: "RowCount") -> "RowCount":
+        return RowCount(self.used + other.used, self.run + other.run)
+
+
+class SharedRun:
+    """One run in a lane: its program, which evaluates no branches itself, and where it is."""
+
+    def __init__(self, drawing: Drawing, place: int, program: Program):
+        self.plan, self.place, self.program = drawing.plan, place, program
+        self.call = 0
+        self._poll = StopPoll(program.combination.stopping) if drawing.plan.adaptive else None
+
+    @property
+    def x(self) -> Tensor:
+        """The state [1, C, H, W] fp32."""
+        return self.program.x
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The branches that the next call needs."""
+        planned = self.plan.live[self.call]
+        return planned if self._poll is None else self._poll.live(planned)
+
+    @property
+    def ended(self) -> bool:
+        return self.call == self.plan.calls
+
+    def step(self, outputs: Mapping[int, Tensor]) -> None:
+        """Make the next call's step of the outputs [1, C, H, W] fp32 of its live branches."""
+        self.program.step_with(outputs)
+        self.call += 1
+        if self._poll is not None:
+            self._poll.after_call()
+
+
+class Lane:
+    """Places for runs on latents of one size, and of one prompt length; see :func:`why_alone` for which can be here.
+
+    Not for several threads at once.
+    """
+
+    @torch.inference_mode(False)  # as programs: their tensors are written to outside it
+    @torch.no_grad()
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        plan: Plan,
+        places: int,
+        sizes: Sizes,
+        device: torch.device,
+        kernels: Kernels,
+        capture: Callable[[Callable[[], None]], CapturedStep] | None = None,
+    ):
+        """``places`` runs at once, of the size of ``plan``; ``capture`` as of :meth:`.Program.use_graphs`."""
+        spec = plan.spec
+        self.models, self.sizes, self.device, self.kernels, self._capture = models, sizes, device, kernels, capture
+        self.height, self.width, self.text_tokens = plan.height, plan.width, spec.text_tokens
+        self.rows = 2 * sizes.largest  # of every network in one tick
+        shape = (places + 1, spec.channels, plan.height, plan.width)  # the last one is for rows that nobody reads
+        self.states = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.networks: dict[str, SharedRows] = {}
+        self.graphs: dict[tuple[str, SharedLayout], CapturedStep] = {}
+        self._free = list(range(places))
+        self._begun: dict[int, tuple[Plan, Drawing]] = {}
+        self._watches: dict[str, WeightWatch] = {}
+
+    # --- runs come and go ----------------------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Places without a run."""
+        return len(self._free)
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether runs of this plan's size are at home here."""
+        return (plan.height, plan.width, plan.spec.text_tokens) == (self.height, self.width, self.text_tokens)
+
+    def why_too_many(self, plan: Plan) -> str:
+        """Why a run that could share forwards does not fit into one; empty where it does."""
+        for live in plan.live_sets:
+            groups = _groups(plan, live)
+            if not self._fit(groups):
+                return f"one of its calls has {sum(groups.values())} rows of {len(groups)} kinds"
+        return ""
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def join(self, drawing: Drawing) -> SharedRun:
+        """Let a run take a free place."""
+        place, plan = self._free[0], drawing.plan
+        program = Program(ProgramKey.of(plan, 1), plan, {}, self.device, self.kernels)
+        program.load(plan, drawing.state.to(self.device, torch.float32), drawing.conditions, [drawing.seed])
+        state = self.states[place : place + 1]
+        state.copy_(program.x)
+        program.x = state  # where the rows begin from
+        for name in plan.models(tuple(range(len(plan.branches)))):
+            rows = self.networks[name] if name in self.networks else self._network(name)
+            rows.begin(place, plan.times[0], [drawing.conditions[condition] for condition in plan.conditions])
+        self._free.pop(0)
+        return SharedRun(drawing, place, program)
+
+    def leave(self, run: SharedRun) -> None:
+        """Free a run's place; its state is no more its own."""
+        run.program.x = run.program.x.clone()
+        self.states[run.place].zero_()  # rows of nobody, too, shall be finite
+        self._free.append(run.place)
+
+    def _network(self, name: str) -> SharedRows:
+        length = {"text_tokens": self.text_tokens} if isinstance(self.models[name], MMDiT) else {}
+        sizes = len(self.states) - 1, CONDITIONS, self.rows, self.height, self.width
+        rows = make_shared_rows(self.models[name], *sizes, kernels=self.kernels, **length)
+        self.networks[name], self._watches[name] = rows, WeightWatch(rows.remembered)
+        return rows
+
+    # --- ticks ---------------------------------------------------------------------------------------------------------
+
+    def choose(self, runs: Sequence[SharedRun]) -> list[SharedRun]:
+        """Those of ``runs``, the first ones first, whose rows fit into one tick; the others wait."""
+        chosen: list[SharedRun] = []
+        together: Counter[Group] = Counter()
+        for run in runs:
+            trial = together + _groups(run.plan, run.live)
+            if self._fit(trial):
+                chosen.append(run)
+                together = trial
+        return chosen
+
+    def _fit(self, groups: "Counter[Group]") -> bool:
+        if any(count > self.sizes.largest for count in groups.values()):
+            return False
+        if sum(set(operations) != {FULL} for _, _, operations in groups) > KINDS:
+            return False
+        rows: Counter[str] = Counter()
+        for (name, _, _), count in groups.items():
+            rows[name] += self.sizes.padded(count)
+        return all(count <= self.rows for count in rows.values())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def tick(self, runs: Sequence[SharedRun]) -> tuple[RowCount, dict[SharedRun, Exception]]:
+        """Make the next call of all ``runs``, which :meth:`choose` found to fit; also returns those whose step failed."""
+        live = [run.live for run in runs]
+        outputs: list[dict[int, Tensor]] = [{} for _ in runs]
+        count = RowCount()
+        for name in dict.fromkeys(name for run, own in zip(runs, live, strict=True) for name in run.plan.models(own)):
+            members = [i for i, run in enumerate(runs) if run.plan.members(live[i], name)]
+            found, rows = self._forward(name, [(runs[i], live[i]) for i in members])
+            for i, own in zip(members, found, strict=True):
+                outputs[i] |= own
+            count += rows
+        failed: dict[SharedRun, Exception] = {}
+        for run, own, branches in zip(runs, outputs, live, strict=True):
+            try:
+                run.step({branch: own[branch] for branch in branches})
+            except Exception as error:  # of its own rule or solver: the others go on
+                failed[run] = error
+        return count, failed
+
+    def _forward(
+        self, name: str, runs: Sequence[tuple[SharedRun, tuple[int, ...]]]
+    ) -> tuple[list[dict[int, Tensor]], RowCount]:
+        """What a network gives of each run's live branches, each [1, C, H, W] fp32."""
+        network = self.networks[name]
+        if not self._watches[name].unchanged(values=False):
+            network.table.forget()
+            self._watches[name] = WeightWatch(network.remembered)
+        for run, _ in runs:
+            network.look_ahead(run.place, run.call)
+        wanted = [_run_rows(network, run, live, name) for run, live in runs]
+        rows = shared_rows(wanted, self.models[name].spec.depth, len(self.states) - 1, self.sizes.padded)
+        network.put(rows)
+        self._run(name, rows.layout)
+        found = []
+        for (run, live), places in zip(runs, rows.outputs, strict=True):
+            members = run.plan.members(live, name)
+            found.append({i: network.outputs[place : place + 1] for i, place in zip(members, places, strict=True)})
+        return found, RowCount(rows.used, rows.layout.rows)
+
+    def _run(self, name: str, layout: SharedLayout) -> None:
+        """One forward, on CUDA replayed from its graph."""
+        network = self.networks[name]
+        if self._capture is None:
+            network.forward(self.states, layout)
+            return
+        key = name, layout
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(lambda: network.forward(self.states, layout))
+        self.graphs[key].replay()
+
+
+def _groups(plan: Plan, live: tuple[int, ...]) -> "Counter[Group]":
+    """How many rows of each group a call of one run has."""
+    groups: Counter[Group] = Counter()
+    for name in plan.models(live):
+        layout = plan.layout(live, name)
+        groups.update((name, start, path.operations) for start, path in zip(layout.starts, layout.blocks, strict=True))
+    return groups
+
+
+def _run_rows(network: SharedRows, run: SharedRun, live: tuple[int, ...], name: str) -> RunRows:
+    layout = run.plan.layout(live, name)
+    table = network.table
+    return RunRows(
+        layout,
+        run.place,
+        float(run.plan.table[run.call, 0]),
+        tuple(table.entry(run.place, condition, run.call) for condition in layout.conditions),
+        tuple(run.place * table.conditions + condition for condition in layout.conditions),
+    )

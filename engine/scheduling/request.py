@@ -1,0 +1,86 @@
+"""A request: the future of one picture, and what is heard of it on the way."""
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from ..planning.plan import Plan
+from .drawing import Drawing
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What is known after a network call: how many of the ``calls`` are made, and the noise level of the last one.
+
+    ``picture`` is one of the clean estimate, where previews were asked for and this call makes one.
+    """
+
+    call: int
+    calls: int
+    step: int
+    steps: int
+    sigma: float
+    picture: Any = None
+
+
+class Request(Future):
+    """The future of a run of one sample.  :meth:`cancel` acts at the next step, also while it runs.
+
+    Its exception may be a :class:`.errors.DeadlineError`, a :class:`segue.engine.running.sampler.NonFiniteError`, a
+    :class:`.errors.SchedulerClosedError`, or what else went wrong.
+    """
+
+    def __init__(self, drawing: Drawing, previews: int = 0, until: float | None = None):
+        """``previews``: every so many calls a picture is made, 0 for none; ``until``: a time of ``time.monotonic()``."""
+        super().__init__()
+        self.drawing, self.previews, self.until = drawing, previews, until
+        self.arrived = time.monotonic()
+        self._events: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
+        self._listeners: list[Callable[[Progress], None]] = []
+        self.add_done_callback(lambda _: self._events.put(None))
+
+    @property
+    def plan(self) -> Plan:
+        return self.drawing.plan
+
+    @property
+    def seed(self) -> int:
+        return self.drawing.seed
+
+    def on_progress(self, listener: Callable[[Progress], None]) -> None:
+        """Let ``listener`` hear of every call, in a thread of the scheduler: it must be quick."""
+        self._listeners.append(listener)
+
+    def events(self, timeout: float | None = None) -> Iterator[Progress]:
+        """What is heard of the request until it ends, from its beginning; for one reader.
+
+        Raises ``queue.Empty`` where nothing is heard for ``timeout`` seconds.  How it ended :meth:`result` says.
+        """
+        while (progress := self._events.get(timeout=timeout)) is not None:
+            yield progress
+
+    def tell(self, progress: Progress) -> None:
+        """Let the reader and the listeners hear of a call."""
+        self._events.put(progress)
+        for listener in list(self._listeners):
+            try:
+                listener(progress)
+            except Exception:
+                self._listeners.remove(listener)
+                _LOG.exception("a listener of a request failed, and hears of it no more")
+
+    def settle(self, result: Any = None, error: BaseException | None = None) -> bool:
+        """End the request, unless it was cancelled; returns whether it was not."""
+        if not self.set_running_or_notify_cancel():
+            return False
+        if error is None:
+            self.set_result(result)
+        else:
+            self.set_exception(error)
+        return True

@@ -1,0 +1,84 @@
+"""The forward of an MMDiT over rows of many runs."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.kernels.record import REFERENCE, Kernels
+
+from .mmdit import MMDiT, TextCondition
+from .read_rows import Head
+from .residuals import RowCarries
+from .shared_layout import SharedLayout
+from .shared_rows import SharedRows
+
+
+class SharedMMDiT(SharedRows):
+    """:class:`.shared_rows.SharedRows` of an MMDiT; a condition is the :class:`.mmdit.TextCondition` of one prompt.
+
+    ``context`` [runs * conditions, M, D] has the embedded prompts, which the rows' texts begin as.
+    """
+
+    model: MMDiT
+
+    def __init__(
+        self,
+        model: MMDiT,
+        runs: int,
+        conditions: int,
+        rows: int,
+        height: int,
+        width: int,
+        kernels: Kernels = REFERENCE,
+        text_tokens: int | None = None,
+    ):
+        """``text_tokens`` is the prompt length M, by default the model's."""
+        super().__init__(model, runs, conditions, rows, height, width, kernels, model.modulation_width)
+        tokens, spec = text_tokens or model.spec.text_tokens, model.spec
+        self.positions = model.position_table(height, width).clone()
+        self.text = self.hidden.new_zeros(rows, tokens, spec.dim)  # [R, M, D]
+        self.context = self.hidden.new_zeros(runs * conditions, tokens, spec.dim)
+        self.pooled = [self.hidden.new_zeros(0)] * runs
+
+    def remembered(self) -> Iterator[Tensor]:
+        return self.model.run_weights()
+
+    @torch.no_grad()
+    def begin(self, run: int, times: np.ndarray, conditions: Sequence[TextCondition]) -> None:
+        self.table.begin(run, times, len(conditions))
+        device, tokens = self.hidden.device, self.context.shape[1]
+        for place, condition in enumerate(conditions, start=run * self.table.conditions):
+            if condition.context.shape[1] != tokens:
+                raise ValueError(f"prompts here are of {tokens} tokens, got one of {condition.context.shape[1]}")
+            self.context[place].copy_(self.model.embed_context(condition.context.to(device))[0])
+        self.pooled[run] = torch.cat([condition.pooled.to(device) for condition in conditions])
+
+    @torch.no_grad()
+    def look_ahead(self, run: int, call: int) -> None:
+        def compute(times: Tensor, into: Tensor) -> None:
+            embedded = self.model.embed_condition(times[None], self.pooled[run][:, None])  # [conditions, n, D]
+            self.model.modulation(embedded, out=into)
+
+        self.table.look_ahead(run, call, compute)
+
+    @torch.no_grad()
+    def forward(self, states: Tensor, layout: SharedLayout) -> None:
+        model = self.model
+        state, entry, condition, source, _ = self._parts(layout)
+        modulation = self.kernels.gather_rows(self.table.rows, entry, out=self.modulation[: layout.rows])
+        per_block, final = model.split_modulation(modulation)
+        self._embed(states, state, model.x_embedder.proj, self.positions)
+        embedded = layout.embedded
+        self.kernels.gather_rows(self.context.flatten(1), condition[:embedded], out=self.text[:embedded].flatten(1))
+        carries = RowCarries(self.hidden, self.kernels), RowCarries(self.text, self.kernels)
+        for layer, (block, runs) in enumerate(zip(model.joint_blocks, layout.layers, strict=True)):
+            self._fork(layer, layout, source, [(self.hidden, carries[0]), (self.text, carries[1])])
+            for rows, segments in runs:
+                states_of, carry = (self.hidden[rows], self.text[rows]), (carries[0].at(rows), carries[1].at(rows))
+                block(*states_of, per_block[layer][rows], self.kernels, segments, carry)
+        carries[0].settle()  # nothing reads the text after the last block
+        shift, scale = model.final_shift_scale(final)
+        linear = model.final_layer.linear
+        self._read(self.hidden[: layout.rows], Head(shift, scale, linear.weight, linear.bias), slice(layout.rows))

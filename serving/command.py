@@ -1,0 +1,63 @@
+"""``segue serve``: from options to a server that draws."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from segue.engine.cli.options import DEFAULT_RULE, UNGUIDED, Source
+from segue.engine.cli.prompt_session import open_prompt_engine
+from segue.engine.cli.session import open_engine, reading_of, refuse_size
+from segue.engine.prompts.saved_pipeline import SavedSD3
+from segue.engine.sources import is_sd3_pipeline, local_source
+from segue.models.bundled import BUNDLED
+
+from .app import create_app
+from .server import bound_socket, make_server, url_of
+from .settings import Settings, is_loopback
+
+KEY_VARIABLE = "SEGUE_API_KEY"
+
+
+def serve_model(
+    source: Source, host: str, port: int, proxies: str | None, drain: int | None, quiet: bool, options: dict[str, Any]
+) -> None:
+    """Check everything, load the model, and serve until a signal.  Raises ``ValueError`` or ``OSError``."""
+    given = {name: value for name, value in options.items() if value is not None}
+    default = DEFAULT_RULE if source.adapter is None else UNGUIDED
+    settings = Settings(**{"name": public_name(source.name), "guidance": default} | given)
+    bound = bound_socket(host, port)
+    with bound:
+        app = create_app(open_served(source), settings)
+        if not is_loopback(host) and not settings.keys:
+            print(f"warning: {host} can be reached from other machines, and no API key is asked for", file=sys.stderr)
+        print(f"{settings.name} at {url_of(bound)}: the page; /v1/images/generations; Ctrl-C stops", flush=True)
+        make_server(app, proxies, drain, quiet).run(sockets=[bound])
+
+
+def open_served(source: Source) -> Any:
+    """The engine of a model, with all that its pictures need.  Raises ``ValueError`` or ``OSError``."""
+    refuse_size(source.name)
+    model = local_source(source.name, reading_of(source), weights=False)
+    saved = SavedSD3.read(model)
+    if saved is None:
+        return open_engine(source)
+    if not is_sd3_pipeline(model):
+        raise ValueError(f"{source.name} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
+    saved.check_vae()
+    return open_prompt_engine(source)
+
+
+def public_name(source: str) -> str:
+    """What requests call a model: its name or hub id, but of a file or folder on this machine the last part alone."""
+    return source if not Path(source).exists() or source in BUNDLED else Path(source).resolve().stem
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """The API keys: of a file, one on each line, or of the environment.  Raises ``ValueError`` or ``OSError``."""
+    if file is None:
+        return tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
+    keys = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+    if not keys:
+        raise ValueError(f"{file} holds no API key")
+    return keys

@@ -1,0 +1,131 @@
+"""A request as server-sent events: previews, progress, and each picture when it is finished."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .encoded import encoded
+from .pending import Pending, finished
+from .refusals import fault, refusal_of
+from .schemas import ImageRequest
+
+PARTIAL, COMPLETED, PROGRESS, ERROR = (
+    "image_generation.partial_image",
+    "image_generation.completed",
+    "segue.progress",
+    "error",
+)
+ALIVE = ": alive\n\n"  # a comment, which clients leave out: proxies close connections that are silent
+
+
+def frame(kind: str, data: dict[str, Any]) -> str:
+    """One event as it is sent."""
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+def previews_every(calls: int, wanted: int) -> int:
+    """Every how many calls there is a preview, so that there are at most ``wanted`` before the last call; 0: none."""
+    return -(-calls // (wanted + 1)) if wanted else 0
+
+
+class Inbox:
+    """What the scheduler's thread says of pictures, in order, for the event loop."""
+
+    def __init__(self) -> None:
+        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+
+    def put(self, place: int, news: Any) -> None:
+        """From any thread; nothing is kept for a loop that has ended."""
+        try:
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, (place, news))
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+
+    async def next(self, heartbeat: float) -> tuple[int, Any] | None:
+        """The next news, None where there is none for ``heartbeat`` seconds."""
+        try:
+            async with asyncio.timeout(heartbeat):
+                return await self.queue.get()
+        except TimeoutError:
+            return None
+
+
+class Events:
+    """The events of one request; ``common`` is what all pictures say, ``completed(run)`` the data of a finished one.
+
+    ``thread(function, *arguments)`` runs what takes longer than the event loop may wait.
+    """
+
+    def __init__(
+        self,
+        pending: Pending,
+        inbox: Inbox,
+        common: dict[str, Any],
+        request: ImageRequest,
+        thread: Callable[..., Awaitable[Any]],
+        completed: Callable[[Any], dict[str, Any]],
+    ):
+        self.pending, self.inbox, self.common, self.request = pending, inbox, common, request
+        self.thread, self.completed = thread, completed
+        self.wanted = request.partial_images or 0
+        self.sent = [0] * len(pending.requests)
+
+    async def frames(self, heartbeat: float) -> AsyncIterator[str]:
+        """Every event until the last picture or the first failure, which is an event too: the status is long sent."""
+        left = len(self.pending.requests)
+        try:
+            while left:
+                news = await self.inbox.next(heartbeat)
+                if news is None:
+                    yield ALIVE
+                    continue
+                place, said = news
+                if said is self.pending.requests[place]:
+                    left -= 1
+                    yield frame(COMPLETED, await self._finished(place, said))
+                    continue
+                if self.request.progress:
+                    yield frame(PROGRESS, self._progress(place, said))
+                if said.picture is not None and said.call < said.calls and self.sent[place] < self.wanted:
+                    yield frame(PARTIAL, await self._partial(place, said.picture))
+        except Exception as error:
+            refusal = refusal_of(error)
+            yield frame(ERROR, (refusal or fault()).body())
+            if refusal is None:
+                raise
+
+    async def _finished(self, place: int, request: Any) -> dict[str, Any]:
+        data = await self.thread(self.completed, finished(request))
+        return {"type": COMPLETED, "created_at": int(time.time())} | self.common | data | {"index": place}
+
+    async def _partial(self, place: int, picture: Any) -> dict[str, Any]:
+        kind, number = self.common["output_format"], self.sent[place]
+        self.sent[place] += 1
+        data = await self.thread(encoded, picture, kind, self.request.output_compression)
+        told = {"b64_json": data, "partial_image_index": number, "index": place}
+        return {"type": PARTIAL, "created_at": int(time.time())} | self.common | told
+
+    def _progress(self, place: int, said: Any) -> dict[str, Any]:
+        numbers = {name: getattr(said, name) for name in ("call", "calls", "step", "steps")}
+        return {"type": PROGRESS, "index": place, "sigma": float(said.sigma)} | numbers
+
+
+class EventStream(StreamingResponse):
+    """Events that are given up when their client goes, also before the first is sent."""
+
+    def __init__(self, events: Events, heartbeat: float):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second for nginx, which would collect them
+        super().__init__(events.frames(heartbeat), media_type="text/event-stream", headers=headers)
+        self.pending = events.pending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.pending.cancel()

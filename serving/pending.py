@@ -1,0 +1,76 @@
+"""The pictures of one HTTP request on their way through the scheduler: accepted together, and given up together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any
+
+from .refusals import Refusal, checking
+from .served_model import Order
+
+STOPPED = Refusal(503, "the picture was given up because the server stopped", "server_error", code="shutting_down")
+Watch = Callable[[int, Any], None]  # the place of a picture and what the scheduler says of it, from the scheduler's thread
+
+
+class GoneError(Exception):
+    """The client has closed the connection: there is nobody to answer."""
+
+
+class Pending:
+    """The scheduler's requests for the pictures of one HTTP request; leaving ``with`` cancels what is not done."""
+
+    def __init__(self, requests: list[Any]):
+        self.requests = requests
+
+    @classmethod
+    async def submit(
+        cls, scheduler: Any, order: Order, pool: Executor, previews: int = 0, watch: Watch | None = None
+    ) -> "Pending":
+        """All pictures, or none: raises what the scheduler does for the first that it refuses."""
+        pending = cls([])
+        work = asyncio.get_running_loop().run_in_executor(pool, pending._submit_all, scheduler, order, previews, watch)
+        try:
+            await asyncio.shield(work)
+        except BaseException:
+            pending.cancel()
+            work.add_done_callback(lambda _: pending.cancel())  # what the thread still submits where the caller was cancelled
+            raise
+        return pending
+
+    def _submit_all(self, scheduler: Any, order: Order, previews: int, watch: Watch | None) -> None:
+        for place, seed in enumerate(order.seeds):
+            with checking():
+                request = scheduler.submit(order.what, order.rule, seed=seed, previews=previews, **order.options())
+            self.requests.append(request)
+            if watch is not None:
+                request.on_progress(lambda progress, place=place: watch(place, progress))
+                request.add_done_callback(lambda done, place=place: watch(place, done))
+
+    def cancel(self) -> None:
+        """Cancel what is not done."""
+        for request in self.requests:
+            request.cancel()
+
+    async def runs(self, gone: Awaitable[Any]) -> list[Any]:
+        """The finished runs; raises what the first failure was, or :class:`GoneError` once ``gone`` is done."""
+        futures = [asyncio.wrap_future(request) for request in self.requests]
+        watcher = asyncio.ensure_future(gone)
+        waiting = {*futures, watcher}
+        try:
+            while not all(future.done() for future in futures):
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if watcher in done:
+                    raise GoneError
+                for future in done:
+                    finished(future)
+            return [finished(future) for future in futures]
+        finally:
+            watcher.cancel()
+            self.cancel()
+
+
+def finished(future: Any) -> Any:
+    """The result of a future that is done; a cancelled one was given up by the server, not by its caller."""
+    if future.cancelled():
+        raise STOPPED
+    return future.result()

@@ -1,0 +1,156 @@
+"""Requests that share steps: every picture is that of the request alone, and the rows that ran are those that were planned."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from counted_rows import counted_rows
+from live_sets import engine_of
+from random_rules import made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
+
+from segue import CFG, SGG, Engine, Guidance, SkipLayer
+from segue.engine.core import EngineCore
+from segue.engine.planning.plan import Plan
+from segue.engine.scheduling.drawing import Drawing
+from segue.engine.scheduling.lane import why_alone
+from segue.engine.scheduling.scheduler import StepScheduler
+from segue.models.mmdit import TextCondition
+
+REQUESTS = 320
+# fp32, relative to the largest value: other numbers of rows in a product, up to 20 calls, guidance gains up to 5
+ERROR = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """What a request is, as a test makes it, and when it comes."""
+
+    drawing: Drawing
+    tick: int
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return [
+        engine
+        for engine, _ in made_engines(
+            {},
+            {"depth": 7, "exits": (1, 4), "dim": 24, "heads": 3, "height": 6, "width": 6, "patch": 2, "qk_norm": True},
+            {"prediction": "epsilon", "time": "discrete", "out_channels": 8, "frequency_shift": 1.0, "mlp_norm_eps": 1e-5},
+        )
+    ]
+
+
+def drawing_of(engine: EngineCore, plan: Plan, seed: int) -> Drawing:
+    """A request for a planned run; prompts are random numbers."""
+    noise = engine.draw_noise(plan, [seed])
+    state = noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
+    if isinstance(engine, Engine):
+        conditions = engine._conditions(plan, [seed % engine.spec.num_classes])
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        spec = plan.spec
+        conditions = {
+            condition: TextCondition(
+                torch.randn(1, spec.text_tokens, spec.text_dim, generator=generator),
+                torch.randn(1, spec.pooled_dim, generator=generator),
+            )
+            for condition in plan.conditions
+        }
+    return Drawing(plan, conditions, seed, state, lambda latents: latents, lambda latents: latents)
+
+
+def random_request(rng: random.Random, engine: Engine) -> Drawing:
+    """Any rule and solver, up to eight steps."""
+    steps, channels = rng.choice((1, 2, 3, 5, 8)), rng.choice((None, None, None, 2))
+    terms = (random_term(rng, engine.spec, steps, channels) for _ in range(rng.randint(0, 3)))
+    rule = random_reuse(rng, sum(terms, Guidance()), steps)
+    rule += random_corrections(rng, rule, engine.spec)
+    plan = random_plan(rng, engine, rule, steps, random_solver(rng, engine))
+    return drawing_of(engine, plan, rng.randrange(2**40))
+
+
+def alone(engine: EngineCore, drawing: Drawing) -> torch.Tensor:
+    """The latents of a request that has the engine for itself."""
+    latents, _ = engine.run(drawing.plan, drawing.conditions, [drawing.seed], drawing.state)
+    return latents
+
+
+def draw_all(scheduler: StepScheduler, loads: list[Load]) -> list[torch.Tensor]:
+    """Let the requests come at their ticks; their results."""
+    requests, tick, coming = {}, 0, sorted(loads, key=lambda load: load.tick)
+    left = True
+    while left or len(requests) < len(coming):
+        for load in coming:
+            if load.tick == tick:
+                requests[load] = scheduler.submit(load)
+        left = scheduler.tick()
+        tick += 1
+    return [requests[load].result(timeout=60) for load in loads]
+
+
+def scheduler_of(engine: EngineCore, **options) -> StepScheduler:
+    return StepScheduler(engine, lambda load, guidance: load.drawing, start=False, queue=1000, **options)
+
+
+@pytest.mark.parametrize("chunk", range(8))
+def test_every_picture_of_a_mixed_load_is_that_of_its_request_alone(engines, chunk):
+    rng = random.Random(f"load {chunk}")
+    engine = engines[chunk % len(engines)]
+    loads = [Load(random_request(rng, engine), rng.randrange(60)) for _ in range(REQUESTS // 8)]
+    scheduler = scheduler_of(engine, slots=rng.choice((3, 8)))
+    with counted_rows() as counted:
+        drawn = draw_all(scheduler, loads)
+    stats = scheduler.stats()
+    ran = sum(counted)
+    expected = [alone(engine, load.drawing) for load in loads]
+    for load, latents, single in zip(loads, drawn, expected, strict=True):
+        error = float((latents - single).abs().max() / single.abs().max().clamp_min(1))
+        assert error < ERROR, f"{load.drawing.plan}: {error:.2e}"
+    assert (stats.finished, stats.failed, stats.cancelled) == (len(loads), 0, 0)
+    plans = [load.drawing.plan for load in loads]
+    assert stats.rows_used == sum(plan.cost.evaluations for plan in plans)
+    assert stats.rows_run >= stats.rows_used
+    blocks = sum(plan.cost.blocks for plan in plans)
+    assert blocks <= ran
+    scheduler.close()
+
+
+def test_the_blocks_that_run_are_the_planned_ones_where_every_number_of_rows_is_a_size(engines):
+    rng = random.Random("exact")
+    loads = [Load(random_request(rng, engines[0]), rng.randrange(20)) for _ in range(24)]
+    scheduler = scheduler_of(engines[0], slots=4, sizes=range(1, 33))
+    with counted_rows() as counted:
+        draw_all(scheduler, loads)
+    stats = scheduler.stats()
+    assert sum(counted) == sum(load.drawing.plan.cost.blocks for load in loads)
+    assert stats.rows_run == stats.rows_used
+    scheduler.close()
+
+
+@pytest.mark.parametrize("architecture", ["sit", "repa", "dit", "sd3", "sd3.5-medium", "sd3.5-large"])
+def test_every_architecture_shares_steps(architecture):
+    engine = engine_of(architecture, device="cpu")
+    rules = [None, CFG(3.0), SkipLayer(2.0, (1,)), SGG(CFG(2.0), SkipLayer(1.0, (1, 2)), 0.5), CFG(2.0) + SkipLayer(0.5, (0,))]
+    plans = [engine.plan(rule, steps=steps) for rule, steps in zip(rules * 2, (2, 3, 4, 5, 6, 7, 3, 2, 5, 4), strict=True)]
+    loads = [Load(drawing_of(engine, plan, 100 + i), i // 3) for i, plan in enumerate(plans)]
+    assert not any(why_alone(plan, engine.models) for plan in plans)
+    scheduler = scheduler_of(engine, slots=6)
+    for load, latents in zip(loads, draw_all(scheduler, loads), strict=True):
+        single = alone(engine, load.drawing)
+        assert float((latents - single).abs().max() / single.abs().max()) < ERROR
+    assert scheduler.stats().ticks < sum(plan.calls for plan in plans) / 3
+    scheduler.close()
+
+
+def test_runs_of_two_sizes_are_under_way_together():
+    engine = engine_of("sit", device="cpu")
+    plans = [engine.plan(CFG(2.0), steps=4), engine.plan(CFG(2.0), steps=3, height=4, width=4)]
+    loads = [Load(drawing_of(engine, plan, i), 0) for i, plan in enumerate(plans)]
+    scheduler = scheduler_of(engine)
+    for load, latents in zip(loads, draw_all(scheduler, loads), strict=True):
+        assert latents.shape == load.drawing.state.shape
+        assert torch.allclose(latents, alone(engine, load.drawing), rtol=0, atol=ERROR)
+    assert scheduler.stats().ticks == 4
+    scheduler.close()
