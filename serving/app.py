@@ -33,7 +33,15 @@ logger = logging.getLogger("segue.serving")
 
 THREADS = 4  # that plan requests and encode pictures, beside the scheduler's own
 CLIENT_CLOSED = 499  # of a request whose client has gone: for the log and the metrics, nobody reads it
-ANSWERED = (Refusal, RequestValidationError, HTTPException, QueueFullError, SchedulerClosedError, DeadlineError, FloatingPointError)
+ANSWERED = (
+    Refusal,
+    RequestValidationError,
+    HTTPException,
+    QueueFullError,
+    SchedulerClosedError,
+    DeadlineError,
+    FloatingPointError,
+)
 
 
 class Serving:
@@ -113,7 +121,9 @@ class Serving:
         previews = previews_every(order.plan.calls, body.partial_images or 0)
         pending = await Pending.submit(self.scheduler, order, self.pool, previews, inbox.put)
         about = {"segue": plan_told(order.plan, order.rule) | {"model": self.settings.name}}
-        events = Events(pending, inbox, self._common(body, order), body, self.thread, lambda run: self.picture(body, run) | about)
+        events = Events(
+            pending, inbox, self._common(body, order), body, self.thread, lambda run: self.picture(body, run) | about
+        )
         return EventStream(events, self.settings.heartbeat)
 
     def picture(self, body: ImageRequest, run: Any) -> dict[str, Any]:

@@ -35,7 +35,9 @@ ServedRule = Annotated[
         *o.RULE_NAMES, rich_help_panel="Guidance", show_default=o.DEFAULT_RULE, help="The rule of requests that name none."
     ),
 ]
-HostOption = Annotated[str, typer.Option("--host", rich_help_panel=_ADDRESS, help="The address to listen at; this machine alone.")]
+HostOption = Annotated[
+    str, typer.Option("--host", rich_help_panel=_ADDRESS, help="The address to listen at; this machine alone.")
+]
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, rich_help_panel=_ADDRESS, help="0 takes a free one.")]
 NameOption = Annotated[
     str | None,

@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +17,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
 def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterator[Mapping[str, float]]:
     """Connect to ``address``, or that of ``RAY_ADDRESS``, else start Ray here with ``cpus``; yields the cluster's resources.
 
-    A connection that the process has already is used, and left as it is.  Raises ``ValueError`` where Ray is not installed or
+    A connection that the process has already is used, and left as it is.  Workers import this package from where this process
+    does, and begin in another folder.  Raises ``ValueError`` where Ray is not installed or
     no cluster answers.
     """
     if find_spec("ray") is None:
@@ -32,7 +34,10 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
             own: dict[str, Any] = {"address": address}
             if not address:
                 own = {"address": "local", "include_dashboard": False, "num_cpus": None if cpus is None else math.ceil(cpus)}
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+            with chdir(
+                sysconfig.get_path("stdlib")
+            ):  # Ray puts the folder that it starts in before all others on workers' path
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, RuntimeError) as error:
             raise ValueError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
         try:

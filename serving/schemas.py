@@ -30,7 +30,9 @@ class PlanRequest(BaseModel):
 class ImageRequest(PlanRequest):
     """A request for pictures; a field that is null is as one that is left out."""
 
-    prompt: Text | Annotated[int, Field(ge=0)] = Field(description="A prompt; of a class-label model a class, by name or number.")
+    prompt: Text | Annotated[int, Field(ge=0)] = Field(
+        description="A prompt; of a class-label model a class, by name or number."
+    )
     n: Annotated[int, Field(ge=1)] | None = Field(None, description="Pictures, of seeds that count up.")
     response_format: Name | None = Field(None, description="b64_json.")
     output_format: Literal["png", "jpeg", "webp"] | None = None
@@ -42,5 +44,7 @@ class ImageRequest(PlanRequest):
     partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL)] | None = Field(None, description="Previews of a stream.")
     negative_prompt: Text | None = None
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = Field(None, description="Of the first picture; else random.")
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="Seconds until it is given up.")
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds until it is given up."
+    )
     progress: bool | None = Field(None, description="An event after every call of the network, in a stream.")
