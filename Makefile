@@ -20,10 +20,11 @@ endef
 # one thread per test worker: threads of two workers on two cores would fight
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-all lint docs bench gpu bundled
+.PHONY: help demo serve test test-all lint docs bench gpu bundled
 
 help:
 	@echo "make demo      install, and draw out/demo.png: real leaves, and the same leaves by five rules, with what each costs and scores"
+	@echo "make serve     install, and serve the bundled model: a page at http://127.0.0.1:8000, and OpenAI's images API"
 	@echo "make bundled   hours: make again what derives from the bundled model and is not of its weights; again: go on"
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
@@ -34,6 +35,9 @@ help:
 
 demo: $(VENV)/.core
 	$(BIN)/segue bench demo --out out/demo.png --force
+
+serve: $(VENV)/.serve
+	$(BIN)/segue serve
 
 # What derives from $(MAIN), in this order.  A file that names the model's digest is left as it is, a run in runs/ and the rows
 # of scores go on where they stopped; only the pictures are always drawn, once nothing else is to do.
@@ -86,6 +90,9 @@ gpu:
 
 $(VENV)/.core: $(INPUTS)
 	$(call install,.)
+
+$(VENV)/.serve: $(INPUTS)
+	$(call install,.[serve])
 
 $(VENV)/.docs: $(INPUTS)
 	$(call install,.[docs])

@@ -58,6 +58,7 @@ class EngineCore:
     owns_weights = True  # nobody else writes into them, as into those of a live pipeline
     adapted: MergedAdapter | None = None  # the adapter in the weights of the main network
     loaded: tuple[str, dict[str, Any]] | None = None  # the source, and how it was read, where the networks have one
+    drawing: Callable[..., Drawing]  # of engines that draw labels or prompts: a planned run of one sample, for a scheduler
     _norms: WeightWatch | None = None  # the weights that the bound of attention's scores was found with
     _rounded: tuple[Mapping[str, nn.Module], tuple[str, ...], str] | None = None  # networks, and their rounded fingerprint
 
@@ -280,18 +281,17 @@ class EngineCore:
             )
         self._norms = WeightWatch(lambda: [weight for model in self.models.values() for weight in model.norm_weights()])
 
-    def drawing(self, what: Any, guidance: RulesLike = None, **options: Any) -> Drawing:
-        """A planned run of one sample, which a scheduler draws; raises for what cannot be drawn."""
-        raise NotImplementedError
-
     @refuses_unknown()
-    def scheduler(self, *, slots: int = 8, queue: int = 64, sizes: Sequence[int] | None = None) -> StepScheduler:
+    def scheduler(
+        self, *, slots: int = 8, queue: int = 64, sizes: Sequence[int] | None = None, memory: int | None = None
+    ) -> StepScheduler:
         """Draws requests that come at any time, from any thread: those that run share the forwards of their steps.
 
         ``slots`` run at once and ``queue`` more wait.  A forward has as many rows of a kind as one of ``sizes`` says: fewer are
-        padded, and on CUDA each combination is captured once.
+        padded, and on CUDA each combination is captured once.  ``memory``: the bytes that the buffers of runs may take, by
+        default most of what the device has free.
         """
-        return StepScheduler(self, self.drawing, slots=slots, queue=queue, sizes=sizes)
+        return StepScheduler(self, self.drawing, slots=slots, queue=queue, sizes=sizes, memory=memory)
 
     def networks_to_record(self) -> Mapping[str, nn.Module]:
         """The networks to run where gradients are wanted: those with the parameters that these shall reach."""

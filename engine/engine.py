@@ -35,7 +35,7 @@ from .rules.batch import RulesLike
 from .running.program import Program
 from .running.sampler import Callback
 from .saved_files import VAE, vae_folder
-from .scheduling.drawing import Drawing
+from .scheduling.drawing import Drawing, Start
 from .sources import Reading, is_sd3_pipeline, local_source, local_vae
 from .velocity import GuidedVelocity
 
@@ -314,8 +314,11 @@ class Engine(EngineCore):
             made = plan, tuple(labels), tuple(seeds), plan.calls, self.spec.name
             return SampleRun(latents, *made, decoder=self.decoder, engine=self)
 
-        state = self._first_state(plan, self.draw_noise(plan, seeds), None, 1)
-        return Drawing(plan, self._conditions(plan, labels), seeds[0], state, finished, lambda latents: self.decode(latents)[0])
+        def begin() -> Start:
+            state = self._first_state(plan, self.draw_noise(plan, seeds), None, 1)
+            return Start(self._conditions(plan, labels), state)
+
+        return Drawing(plan, seeds[0], begin, finished, lambda latents: self.decode(latents)[0])
 
     def upscaler(self, upscale: Any) -> Upscaler | None:
         """What ``upscale`` of :meth:`sample` means here; ``TypeError`` or ``ValueError`` where it is nothing."""

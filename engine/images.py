@@ -29,7 +29,8 @@ def latents_to_images(latents: Tensor) -> list[Image.Image]:
 def save_png(image: Image.Image, file: Path | IO[bytes], parameters: str, record: dict) -> None:
     """Write a PNG with the ``parameters`` text chunk other tools read and a ``segue`` JSON chunk, over what is there.
 
-    ``file``: where it is, or an open one.  The same picture and record are the same bytes.  Commands write by :class:`.files.NewFiles`.
+    ``file``: where it is, or an open one.  The same picture and record are the same bytes.  Commands write by
+    :class:`.files.NewFiles`.
     """
     info = PngImagePlugin.PngInfo()
     info.add_text(PARAMETERS_CHUNK, parameters)

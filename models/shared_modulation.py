@@ -16,7 +16,8 @@ class SharedModulation:
     def __init__(self, like: Tensor, width: int, runs: int, conditions: int):
         """Room for so many runs of so many conditions; dtype and device are those of ``like``."""
         self.conditions, self.ahead = conditions, calls_ahead(runs * conditions, width * like.element_size())
-        self.rows = like.new_zeros(runs * conditions * self.ahead, width)
+        self.rows = like.new_empty(runs * conditions * self.ahead, width)
+        self.rows[:1].zero_()  # of rows that nobody reads
         self._first = np.zeros(runs, dtype=np.int64)
         self._times: list[np.ndarray] = [np.zeros(0)] * runs
         self._own = [0] * runs

@@ -68,4 +68,5 @@ class SharedSiT(SharedRows):
 
     def _head(self, layer: int, modulation: Tensor) -> Head:
         """The head after ``layer`` blocks; modulation [N, 2 D]."""
-        return Head(*modulation.chunk(2, dim=-1), *self.projections[layer])
+        shift, scale = modulation.chunk(2, dim=-1)
+        return Head(shift, scale, *self.projections[layer])

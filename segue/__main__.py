@@ -45,8 +45,8 @@ def program(
 # each folder adds its own commands
 engine_commands.register(app)
 training_commands.register(app)
-bench_commands.register(app)
 serving_commands.register(app)
+bench_commands.register(app)
 
 
 # How long a CPU thread that waits for others spins before it sleeps: PyTorch's OpenMP library reads this as it is loaded.  Its

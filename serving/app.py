@@ -1,6 +1,7 @@
 """The application: an engine and settings to the routes of a server."""
 
 import asyncio
+import base64
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +20,7 @@ from segue.engine.core import EngineCore
 from segue.engine.scheduling.errors import DeadlineError, QueueFullError, SchedulerClosedError
 
 from . import page
-from .encoded import PNG, encoded_run
+from .encoded import PNG, encoded_run, kind_of, wants_file
 from .events import Events, EventStream, Inbox, previews_every
 from .limits import Current, Limits, Rate
 from .metrics import Measured, Metrics
@@ -52,13 +53,12 @@ class Serving:
         self.model = ServedModel(engine, settings)
         self.metrics = Metrics(lambda: None if self.scheduler is None else self.scheduler.stats())
         self.scheduler: Any = None
-        self.pool: ThreadPoolExecutor | None = None
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="segue-serving")
         self.ready, self.draining = False, False
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """The scheduler's life: warmed in the background, closed when every accepted request has ended."""
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="segue-serving")
         self.scheduler = self.engine.scheduler(slots=self.settings.slots, queue=self.settings.queue)
         warming = asyncio.ensure_future(self._warm())
         try:
@@ -104,6 +104,7 @@ class Serving:
         if self.draining or self.scheduler is None:
             raise SchedulerClosedError("the server is shutting down")
         check_answer(body)
+        plain = wants_file(request.headers.get("accept", ""), body)
         order = await self.checked(self.model.order, body)
         if body.stream:
             return await self._streamed(body, order)
@@ -112,6 +113,9 @@ class Serving:
             runs = await pending.runs(until_gone(request))
         except GoneError:
             return Response(status_code=CLIENT_CLOSED)
+        if plain:
+            headers = {"X-Segue-Seed": str(runs[0].seeds[0])}
+            return Response(await self.thread(encoded_run, runs[0], body), media_type=f"image/{kind_of(body)}", headers=headers)
         pictures = [await self.thread(self.picture, body, run) for run in runs]
         about = plan_told(runs[0].plan, order.rule) | {"model": self.settings.name}
         return JSONResponse({"created": int(time.time())} | self._common(body, order) | {"data": pictures, "segue": about})
@@ -128,11 +132,11 @@ class Serving:
 
     def picture(self, body: ImageRequest, run: Any) -> dict[str, Any]:
         """A finished picture, and the seed that draws it again."""
-        return {"b64_json": encoded_run(run, body), "seed": run.seeds[0]}
+        return {"b64_json": base64.b64encode(encoded_run(run, body)).decode(), "seed": run.seeds[0]}
 
     def _common(self, body: ImageRequest, order: Order) -> dict[str, Any]:
-        kind = body.output_format or PNG
-        return {"size": order.pixels(self.model.factor), "quality": "auto", "background": "opaque", "output_format": kind}
+        size = order.pixels(self.model.factor)
+        return {"size": size, "quality": "auto", "background": "opaque", "output_format": kind_of(body)}
 
 
 def check_answer(body: ImageRequest) -> None:
@@ -140,7 +144,7 @@ def check_answer(body: ImageRequest) -> None:
     if body.response_format not in (None, "b64_json"):
         said = f"response_format is b64_json, got {body.response_format!r}: this server keeps no pictures to give a URL of"
         raise Refusal(400, said, param="response_format")
-    if body.output_compression is not None and body.output_format in (None, PNG):
+    if body.output_compression is not None and kind_of(body) == PNG:
         said = f"output_compression {body.output_compression} is for jpeg and webp; a png loses nothing"
         raise Refusal(400, said, param="output_compression")
     for name in ("partial_images", "progress"):

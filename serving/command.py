@@ -1,12 +1,12 @@
-"""``segue serve``: from options to a server that draws."""
+"""From the options of ``segue serve`` to a server that draws."""
 
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from segue.engine.cli.jobs import check_prompt_source, open_prompt_engine
 from segue.engine.cli.options import DEFAULT_RULE, UNGUIDED, Source
-from segue.engine.cli.prompt_session import open_prompt_engine
 from segue.engine.cli.session import open_engine, reading_of, refuse_size
 from segue.engine.prompts.saved_pipeline import SavedSD3
 from segue.engine.sources import is_sd3_pipeline, local_source
@@ -42,8 +42,7 @@ def open_served(source: Source) -> Any:
     saved = SavedSD3.read(model)
     if saved is None:
         return open_engine(source)
-    if not is_sd3_pipeline(model):
-        raise ValueError(f"{source.name} is a transformer without text encoders and VAE; drawing needs the pipeline's folder")
+    check_prompt_source(source, saved, is_sd3_pipeline(model))
     saved.check_vae()
     return open_prompt_engine(source)
 

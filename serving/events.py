@@ -1,6 +1,7 @@
 """A request as server-sent events: previews, progress, and each picture when it is finished."""
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,9 +106,9 @@ class Events:
         return {"type": COMPLETED, "created_at": int(time.time())} | self.common | data | {"index": place}
 
     async def _partial(self, place: int, picture: Any) -> dict[str, Any]:
-        kind, number = self.common["output_format"], self.sent[place]
+        number = self.sent[place]
         self.sent[place] += 1
-        data = await self.thread(encoded, picture, kind, self.request.output_compression)
+        data = base64.b64encode(await self.thread(encoded, picture, self.request)).decode()
         told = {"b64_json": data, "partial_image_index": number, "index": place}
         return {"type": PARTIAL, "created_at": int(time.time())} | self.common | told
 

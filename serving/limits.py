@@ -15,6 +15,7 @@ from .settings import Settings
 
 OPEN = ("/health", "/ready", "/", "/page/")  # without a key: what orchestrators ask, and the page that asks for the key
 BURST_SECONDS = 10  # of the rate, which a client may use up at once
+DROPPED = 1 << 24  # bytes of a body that is too large
 REMEMBERED = 4096  # clients whose rate is counted
 
 
@@ -105,23 +106,28 @@ def check_key(header: str, keys: Iterable[str]) -> str:
 
 
 async def whole_body(length: str, receive: Receive, settings: Settings) -> Receive:
-    """A ``receive`` that gives the body at once, read up to the limit; raises :class:`Refusal` for a larger or a slow one."""
-    most = settings.max_body
-    if length.isdecimal() and (len(length) > 18 or int(length) > most):
-        raise _too_large(most)
-    body = bytearray()
+    """A ``receive`` that gives the body at once, read up to the limit; raises :class:`Refusal` for a larger or a slow one.
+
+    What is beyond the limit is read and dropped, up to ``DROPPED`` bytes: a client that is still writing when its connection
+    is closed does not see the answer.
+    """
+    most, body, size = settings.max_body, bytearray(), 0
+    if length.isdecimal() and (len(length) > 18 or int(length) > DROPPED):
+        raise _too_large(most, {"Connection": "close"})
     try:
         async with asyncio.timeout(settings.body_seconds):
-            while True:
+            more = True
+            while more and size <= DROPPED:
                 message = await receive()
-                body += message.get("body", b"")
-                if len(body) > most:
-                    raise _too_large(most)
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    break
+                chunk, more = message.get("body", b""), message.get("more_body", False)
+                size += len(chunk)
+                if size <= most:
+                    body += chunk
     except TimeoutError:
         said = f"the body did not arrive within {settings.body_seconds:g} seconds"
         raise Refusal(408, said, code="slow_body", headers={"Connection": "close"}) from None
+    if size > most:
+        raise _too_large(most, {"Connection": "close"} if more else {})
     first: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replayed() -> Message:
@@ -130,9 +136,8 @@ async def whole_body(length: str, receive: Receive, settings: Settings) -> Recei
     return replayed
 
 
-def _too_large(most: int) -> Refusal:
-    # what has not been read yet is not waited for
-    return Refusal(413, f"the body is larger than {most} bytes", code="body_too_large", headers={"Connection": "close"})
+def _too_large(most: int, headers: dict[str, str]) -> Refusal:
+    return Refusal(413, f"the body is larger than {most} bytes", code="body_too_large", headers=headers)
 
 
 def _is_open(path: str) -> bool:

@@ -17,7 +17,6 @@ from segue.engine.rules.catalogue import ENTRIES
 from segue.engine.rules.presets import ParsedRule, parse_rule
 from segue.engine.rules.rule_names import NAMES
 from segue.models.bundled import CLASSIFIERS
-from segue.models.spec import SiTSpec
 
 from .refusals import Refusal, shown
 from .schemas import ImageRequest, PlanRequest
@@ -49,8 +48,8 @@ class Order:
         """Keywords of the scheduler's ``submit`` that all pictures share."""
         height, width = self.size
         steps = self.plan.schedule.steps
-        how = {"steps": steps, "schedule": self.schedule, "solver": self.solver, "height": height, "width": width}
-        how |= {"negative_prompt": self.negative_prompt, "deadline": self.deadline}
+        how: dict[str, Any] = {"steps": steps, "schedule": self.schedule, "solver": self.solver}
+        how |= {"height": height, "width": width, "negative_prompt": self.negative_prompt, "deadline": self.deadline}
         return {name: value for name, value in how.items() if value is not None}
 
     def pixels(self, factor: int) -> str:
@@ -109,7 +108,7 @@ class ServedModel:
         self, text: str, steps: int | None, schedule: str | None, solver: str | None, height: int | None, width: int | None
     ) -> tuple[Plan, ParsedRule]:
         rule = self._rule(text)
-        how = {"steps": steps, "schedule": schedule} | ({} if solver is None else {"solver": solver})
+        how: dict[str, Any] = {"steps": steps, "schedule": schedule} | ({} if solver is None else {"solver": solver})
         return self.engine.plan(rule.guidance, height=height, width=width, **how), rule
 
     def _rule(self, text: str) -> ParsedRule:
@@ -217,7 +216,7 @@ def plan_told(plan: Plan, rule: ParsedRule) -> dict[str, Any]:
     }
 
 
-def _pixels_per_latent(engine: EngineCore) -> int:
+def _pixels_per_latent(engine: Any) -> int:
     """How wide a latent of an engine is in its pictures."""
     if isinstance(engine, Engine):
         return 1 if engine.decoder is None else engine.decoder.factor

@@ -3,6 +3,7 @@
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,11 +12,15 @@ BACKLOG = 2048  # connections that the system may hold until they are taken
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server, whose application knows of a signal at once: ``/ready`` and new requests say 503 from then on."""
+    """Uvicorn's server, whose application knows of a signal at once: ``/ready`` and new requests say 503 from then on.
+
+    A signal ends it as it should end, with code 0; a second Ctrl-C ends it at once, and gives up what was accepted.
+    """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.config.app.state.serving.stop()  # type: ignore[union-attr]
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     def stop(self) -> None:
         """What a signal does, from any thread."""
@@ -23,9 +28,9 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: FastAPI, proxies: str | None = None, drain: int | None = None, quiet: bool = False) -> Server:
-    """A server of ``app``; ``proxies``: addresses whose ``X-Forwarded-For`` counts; ``drain``: seconds for what was accepted."""
-    trusted = {"proxy_headers": proxies is not None, "forwarded_allow_ips": proxies}
-    log = {"log_level": "warning" if quiet else "info", "access_log": not quiet}
+    """A server of ``app``; ``proxies``: addresses whose ``X-Forwarded-For`` counts; ``drain``: seconds of what was accepted."""
+    trusted: dict[str, Any] = {"proxy_headers": proxies is not None, "forwarded_allow_ips": proxies}
+    log: dict[str, Any] = {"log_level": "warning" if quiet else "info", "access_log": not quiet}
     config = uvicorn.Config(
         app, lifespan="on", server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=drain, **trusted, **log
     )

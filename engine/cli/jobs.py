@@ -14,6 +14,7 @@ from segue.models.spec import ModelSpec, SiTSpec
 from ..adapters.upscaling import Upscaler
 from ..adapters.weight_adapters import find_lora, lora_told
 from ..device import resolve_device, resolve_dtype
+from ..engine import Engine
 from ..linears import check_linears
 from ..planning.plan import Plan
 from ..planning.plan_text import plan_dict
@@ -28,8 +29,9 @@ from ..records.provenance import Origin, Record
 from ..rules.batch import ParsedRules
 from ..rules.presets import ParsedRule
 from ..sources import is_sd3_pipeline, local_source
+from .library_messages import loading
 from .options import CHECKPOINT_HINTS, DEFAULT_LINEARS, DEFAULT_STRENGTH, PromptOptions, RunOptions, Source
-from .prompt_session import draw_prompts, open_prompt_engine, warm_up_prompts
+from .prompt_session import draw_prompts, warm_up_prompts
 from .selection import pair_samples
 from .session import (
     Drawn,

@@ -4,25 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..device import resolve_device, resolve_dtype
-from ..engine import Engine
 from ..planning.compile import plan_part
 from ..planning.plan import Plan
 from ..planning.plan_warnings import already_told
 from ..prompts.encoding import PromptEmbeddings
 from ..prompts.engine import PromptEngine
 from ..running.progress import Counting, progress_bar
-from .library_messages import loading
-from .options import DEFAULT_LINEARS, Source
 from .session import Drawn, batch_sizes
-
-
-def open_prompt_engine(source: Source) -> PromptEngine:
-    """The engine of a model that takes prompts.  Raises ``ValueError`` or ``OSError``."""
-    device = resolve_device(source.device)
-    dtype, linears = resolve_dtype(source.dtype, device), source.linears or DEFAULT_LINEARS
-    with loading(source.name):
-        return Engine.from_pretrained(source.name, device=device, dtype=dtype, linears=linears, **source.how)
 
 
 def draw_prompts(

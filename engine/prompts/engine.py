@@ -27,7 +27,7 @@ from ..rules.batch import RulesLike
 from ..rules.drawn import ClassPrompts, Draw
 from ..running.program import Program
 from ..running.sampler import Callback
-from ..scheduling.drawing import Drawing
+from ..scheduling.drawing import Drawing, Start
 from ..velocity import GuidedVelocity
 from .class_pools import drawn_prompts
 from .encoding import PROMPT_LENGTH, PromptEmbeddings, check_prompts, check_texts, text_encoders
@@ -298,16 +298,19 @@ class PromptEngine(PipeCore):
         for draw in plan.draws:
             draw.classes.label_of(what)  # raises for a prompt of no class
         need_vae(pipe, "decode latents")
-        embeddings = self.encode(what, negative_prompt if plan.needs_negative else None, max_sequence_length=length)
+
+        def begin() -> Start:
+            negative = negative_prompt if plan.needs_negative else None
+            embeddings = self.encode(what, negative, max_sequence_length=length)
+            state = self._first_state(plan, self.draw_noise(plan, seeds), None, 1)
+            return Start(self._conditions(plan, embeddings), state)
 
         def finished(latents: Tensor) -> PromptRun:
             run = PromptRun(latents, plan, tuple(seeds), plan.calls, self.spec.name, engine=self)
             texts = self._texts_told([what], negative_prompt, 1, max_sequence_length, run, None, None)
             return replace(run, prompts=(what,), images=self.decode(latents), texts=texts)
 
-        state = self._first_state(plan, self.draw_noise(plan, seeds), None, 1)
-        conditions = self._conditions(plan, embeddings)
-        return Drawing(plan, conditions, seeds[0], state, finished, lambda latents: self.decode(latents)[0])
+        return Drawing(plan, seeds[0], begin, finished, lambda latents: self.decode(latents)[0])
 
     # --- other loops ---------------------------------------------------------------------------------------------------
 

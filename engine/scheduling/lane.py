@@ -7,11 +7,12 @@ its solver, is its own program's work: the same as of a run alone.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.record import Kernels
+from segue.kernels.record import REFERENCE, Kernels
 from segue.models.mmdit import MMDiT
 from segue.models.registry import make_shared_rows
 from segue.models.rows import FULL
@@ -28,9 +29,11 @@ from ..running.program import Program
 from ..running.program_key import ProgramKey
 from ..running.stopping import StopPoll
 from .drawing import Drawing
+from .memory import bytes_of
 from .sizes import Sizes
 
 CONDITIONS = 4  # of one run
+BLOCK_WIDTH = 8  # numbers of its width that a block holds of a token beside its state: 4 of an MLP, queries, keys, values, sums
 KINDS = 4  # groups of perturbed rows in one tick; runs with others wait for the next
 Group = tuple[str, int, tuple[str, ...]]  # of rows: network, the layer at which they begin, operations
 
@@ -118,14 +121,26 @@ class Lane:
         spec = plan.spec
         self.models, self.sizes, self.device, self.kernels, self._capture = models, sizes, device, kernels, capture
         self.height, self.width, self.text_tokens = plan.height, plan.width, spec.text_tokens
+        self.taken = 0  # bytes, as far as they were counted before
         self.rows = 2 * sizes.largest  # of every network in one tick
         shape = (places + 1, spec.channels, plan.height, plan.width)  # the last one is for rows that nobody reads
         self.states = torch.zeros(shape, dtype=torch.float32, device=device)
         self.networks: dict[str, SharedRows] = {}
         self.graphs: dict[tuple[str, SharedLayout], CapturedStep] = {}
         self._free = list(range(places))
-        self._begun: dict[int, tuple[Plan, Drawing]] = {}
         self._watches: dict[str, WeightWatch] = {}
+
+    @staticmethod
+    def memory(models: Mapping[str, nn.Module], plan: Plan, places: int, sizes: Sizes) -> int:
+        """The bytes that a lane takes for runs of the size of ``plan`` on its networks, with what their blocks pass on."""
+        height, width = plan.height, plan.width
+        total = 4 * (places + 1) * plan.spec.channels * height * width
+        for name in plan.models(tuple(range(len(plan.branches)))):
+            network, rows = models[name], 2 * sizes.largest
+            total += bytes_of(partial(make_lane_rows, network, places, sizes, plan))
+            widest = BLOCK_WIDTH * network.spec.dim * next(network.parameters()).element_size()
+            total += rows * network.spec.tokens(height, width) * widest
+        return total
 
     # --- runs come and go ----------------------------------------------------------------------------------------------
 
@@ -150,15 +165,15 @@ class Lane:
     @torch.no_grad()
     def join(self, drawing: Drawing) -> SharedRun:
         """Let a run take a free place."""
-        place, plan = self._free[0], drawing.plan
+        place, plan, start = self._free[0], drawing.plan, drawing.start
         program = Program(ProgramKey.of(plan, 1), plan, {}, self.device, self.kernels)
-        program.load(plan, drawing.state.to(self.device, torch.float32), drawing.conditions, [drawing.seed])
+        program.load(plan, start.state.to(self.device, torch.float32), start.conditions, [drawing.seed])
         state = self.states[place : place + 1]
         state.copy_(program.x)
         program.x = state  # where the rows begin from
         for name in plan.models(tuple(range(len(plan.branches)))):
-            rows = self.networks[name] if name in self.networks else self._network(name)
-            rows.begin(place, plan.times[0], [drawing.conditions[condition] for condition in plan.conditions])
+            rows = self.networks[name] if name in self.networks else self._network(name, plan)
+            rows.begin(place, plan.times[0], [start.conditions[condition] for condition in plan.conditions])
         self._free.pop(0)
         return SharedRun(drawing, place, program)
 
@@ -168,10 +183,8 @@ class Lane:
         self.states[run.place].zero_()  # rows of nobody, too, shall be finite
         self._free.append(run.place)
 
-    def _network(self, name: str) -> SharedRows:
-        length = {"text_tokens": self.text_tokens} if isinstance(self.models[name], MMDiT) else {}
-        sizes = len(self.states) - 1, CONDITIONS, self.rows, self.height, self.width
-        rows = make_shared_rows(self.models[name], *sizes, kernels=self.kernels, **length)
+    def _network(self, name: str, plan: Plan) -> SharedRows:
+        rows = make_lane_rows(self.models[name], len(self.states) - 1, self.sizes, plan, self.kernels)
         self.networks[name], self._watches[name] = rows, WeightWatch(rows.remembered)
         return rows
 
@@ -249,6 +262,13 @@ class Lane:
         if key not in self.graphs:
             self.graphs[key] = self._capture(lambda: network.forward(self.states, layout))
         self.graphs[key].replay()
+
+
+def make_lane_rows(network: nn.Module, places: int, sizes: Sizes, plan: Plan, kernels: Kernels = REFERENCE) -> SharedRows:
+    """The rows of one network of a lane for runs of the size of ``plan``."""
+    length = {"text_tokens": plan.spec.text_tokens} if isinstance(network, MMDiT) else {}
+    shape = places, CONDITIONS, 2 * sizes.largest, plan.height, plan.width
+    return make_shared_rows(network, *shape, kernels=kernels, **length)
 
 
 def _groups(plan: Plan, live: tuple[int, ...]) -> "Counter[Group]":

@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -43,6 +44,7 @@ class Request(Future):
         self.arrived = time.monotonic()
         self._events: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[Progress], None]] = []
+        self._settling = threading.RLock()
         self.add_done_callback(lambda _: self._events.put(None))
 
     @property
@@ -76,11 +78,12 @@ class Request(Future):
                 _LOG.exception("a listener of a request failed, and hears of it no more")
 
     def settle(self, result: Any = None, error: BaseException | None = None) -> bool:
-        """End the request, unless it was cancelled; returns whether it was not."""
-        if not self.set_running_or_notify_cancel():
-            return False
-        if error is None:
-            self.set_result(result)
-        else:
-            self.set_exception(error)
-        return True
+        """End the request, unless it has ended already; returns whether it had not."""
+        with self._settling:
+            if self.done() or not self.set_running_or_notify_cancel():
+                return False
+            if error is None:
+                self.set_result(result)
+            else:
+                self.set_exception(error)
+            return True

@@ -39,11 +39,13 @@ class StepScheduler:
         slots: int = 8,
         queue: int = 64,
         sizes: Sequence[int] | None = None,
+        memory: int | None = None,
         start: bool = True,
     ):
         """``draw(what, guidance, **options)`` understands a request, or raises.
 
-        ``slots`` requests run at once and ``queue`` more wait; ``sizes``: see :class:`.sizes.Sizes`.  With ``start=False``
+        ``slots`` requests run at once and ``queue`` more wait; ``sizes``: see :class:`.sizes.Sizes`.  ``memory``: the bytes
+        that their buffers may take, by default most of the device's.  With ``start=False``
         nothing runs until :meth:`tick` is called: for tests, and for loops of others.
         """
         slots = counting_number(slots, "slots")
@@ -51,7 +53,7 @@ class StepScheduler:
             raise ValueError(f"slots must be at most {MOST_SLOTS}, got {slots}")
         self.engine, self._draw = engine, draw
         self._limit = counting_number(queue, "queue")
-        self._slots = Slots(engine, slots, Sizes.of(sizes))
+        self._slots = Slots(engine, slots, Sizes.of(sizes), memory)
         self._running: dict[AnyRun, Request] = {}
         self._waiting: deque[Request] = deque()
         self._coming = 0  # requests that are being understood
@@ -80,15 +82,18 @@ class StepScheduler:
         ``guidance`` is a rule or its text; ``options`` are those of the engine's own ``sample`` or ``generate``: ``seed``,
         ``steps``, ``schedule``, ``solver``, ``height``, ``width``, ``negative_prompt``.  ``previews``: every so many calls a
         picture of the clean estimate is made.  ``deadline``: seconds from now after which the request is given up.
-        Raises ``TypeError`` or ``ValueError`` for what cannot be drawn, :class:`.errors.QueueFullError` and
-        :class:`.errors.SchedulerClosedError`.
+        Raises ``TypeError`` or ``ValueError`` for what cannot be drawn, :class:`.errors.MemoryLimitError` among them,
+        :class:`.errors.QueueFullError` and :class:`.errors.SchedulerClosedError`.
         """
         until = None if deadline is None else self._until(deadline)
         if (previews := whole_number(previews, "previews must be a whole number")) < 0:
             raise ValueError(f"previews must be 0 or more, got {previews}")
         self._reserve()
         try:
-            request = Request(self._draw(what, guidance, **options), previews, until)
+            drawing = self._draw(what, guidance, **options)
+            self._slots.check(drawing.plan)
+            _ = drawing.start  # here, in the caller's thread
+            request = Request(drawing, previews, until)
         except BaseException:
             with self._change:
                 self._coming -= 1
@@ -209,9 +214,9 @@ class StepScheduler:
                 self._leave(run)
 
     def _over(self, request: Request, now: float) -> bool:
-        """Whether a request that is not done is none any more; ends it where its time is over."""
-        if request.cancelled():
-            self._counted(cancelled=1)
+        """Whether a request has ended, or has to: its time is over."""
+        if request.done():
+            self._counted(**{"cancelled" if request.cancelled() else "failed": 1})
             return True
         if request.until is None or now < request.until:
             return False
@@ -225,14 +230,11 @@ class StepScheduler:
 
     def _admit(self) -> None:
         """Let waiting requests take free slots, in the order in which they came."""
-        while self._slots.may_join():
+        while True:
             with self._change:
-                if not self._waiting:
+                if not self._waiting or not self._slots.may_join(self._waiting[0].plan):
                     return
                 request = self._waiting.popleft()
-            if request.cancelled():
-                self._counted(cancelled=1)
-                continue
             try:
                 run = self._slots.join(request.drawing)
             except Exception as error:
@@ -304,5 +306,10 @@ def _estimate(before: Tensor, after: Tensor, sigma: float, level: float) -> Tens
 
 
 def _tell_with_picture(request: Request, progress: Progress, estimate: Tensor | None) -> None:
-    picture = None if estimate is None or request.done() else request.drawing.pictured(estimate)
-    request.tell(replace(progress, picture=picture))
+    """Let a request hear of its call and what it looks like; one whose picture cannot be made has failed."""
+    try:
+        picture = None if estimate is None or request.done() else request.drawing.pictured(estimate)
+    except Exception as error:
+        request.settle(error=error)
+    else:
+        request.tell(replace(progress, picture=picture))

@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..numeric_input import counting_number
+from ..planning.plan import Plan
 from .drawing import Drawing
+from .errors import MemoryLimitError
 from .lane import Lane, RowCount, SharedRun, why_alone
+from .memory import usual_limit
 from .sizes import Sizes
 from .solo import SoloRun
 
@@ -24,13 +28,18 @@ class Ticked:
 
 
 class Slots:
-    """Up to ``count`` runs at once on an engine, those of one size in one lane."""
+    """Up to ``count`` runs at once on an engine, those of one size in one lane.
 
-    def __init__(self, engine: Any, count: int, sizes: Sizes):
+    Lanes take up to ``memory`` bytes together, by default most of what the device has.
+    """
+
+    def __init__(self, engine: Any, count: int, sizes: Sizes, memory: int | None = None):
         self.engine, self.count, self.sizes = engine, count, sizes
+        self.memory = usual_limit(engine.device) if memory is None else counting_number(memory, "memory")
+        self._needs: dict[tuple[Any, ...], int] = {}  # bytes of a lane, by size and networks
         self.lanes: list[Lane] = []
         self.runs: dict[AnyRun, int] = {}  # and the tick at which each made its last call
-        self._lane_of: dict[AnyRun, Lane] = {}
+        self._lane_of: dict[SharedRun, Lane] = {}
         self._ticks = 0
         self._models = engine.models
 
@@ -38,9 +47,34 @@ class Slots:
     def free(self) -> int:
         return self.count - len(self.runs)
 
-    def may_join(self) -> bool:
-        """Whether a run can begin now: there is a place, and the weights are those that the others run with."""
-        return self.free > 0 and (not self.runs or self.engine.is_current())
+    def check(self, plan: Plan) -> None:
+        """Raise :class:`.errors.MemoryLimitError` for a run that would take more memory than there may be, even alone."""
+        need = self._need(plan)
+        if need > self.memory:
+            size = f"{plan.height} x {plan.width}"
+            raise MemoryLimitError(
+                f"runs of {size} latents would take {need / 2**30:.3g} GiB, and there are {self.memory / 2**30:.3g}"
+            )
+
+    def _need(self, plan: Plan) -> int:
+        names = plan.models(tuple(range(len(plan.branches))))
+        key = plan.height, plan.width, plan.spec.text_tokens, names
+        if key not in self._needs:
+            shared = not why_alone(plan, self.engine.models)
+            self._needs[key] = Lane.memory(self.engine.models, plan, self.count, self.sizes) if shared else 0
+        return self._needs[key]
+
+    def may_join(self, plan: Plan) -> bool:
+        """Whether a run can begin now: there is a place, the weights are those that the others run with, and memory is left."""
+        if not self.free or (self.runs and not self.engine.is_current()):
+            return False
+        if any(lane.holds(plan) for lane in self.lanes):
+            return True
+        return sum(lane.taken for lane in self._used()) + self._need(plan) <= self.memory
+
+    def _used(self) -> list[Lane]:
+        """The lanes that have runs; the others can be dropped."""
+        return [lane for lane in self.lanes if lane.free < self.count]
 
     def join(self, drawing: Drawing) -> AnyRun:
         """Begin a run.  Raises what :meth:`.EngineCore.prepare` raises."""
@@ -48,12 +82,16 @@ class Slots:
             self.engine.refresh()
             if self.engine.models is not self._models:
                 self.lanes, self._models = [], self.engine.models
-        reason = why_alone(drawing.plan, self.engine.models)
-        lane = None if reason else self._lane(drawing)
-        reason = reason or lane.why_too_many(drawing.plan)
-        run: AnyRun = SoloRun(self.engine, drawing, reason) if reason else lane.join(drawing)
-        if not reason:
-            self._lane_of[run] = lane
+        run: AnyRun
+        if reason := why_alone(drawing.plan, self.engine.models):
+            run = SoloRun(self.engine, drawing, reason)
+        else:
+            lane = self._lane(drawing)
+            if reason := lane.why_too_many(drawing.plan):
+                run = SoloRun(self.engine, drawing, reason)
+            else:
+                run = lane.join(drawing)
+                self._lane_of[run] = lane
         self.runs[run] = self._ticks
         return run
 
@@ -62,9 +100,12 @@ class Slots:
         for lane in self.lanes:
             if lane.holds(drawing.plan):
                 return lane
-        engine = self.engine
+        engine, need = self.engine, self._need(drawing.plan)
+        if sum(lane.taken for lane in self.lanes) + need > self.memory:
+            self.lanes = self._used()
         options = engine.device, engine.selection.kernels, engine.capture
         self.lanes.append(Lane(engine.models, drawing.plan, self.count, self.sizes, *options))
+        self.lanes[-1].taken = need
         return self.lanes[-1]
 
     def leave(self, run: AnyRun) -> Tensor:
@@ -88,7 +129,8 @@ class Slots:
         failed: dict[AnyRun, Exception] = {}
         rows = RowCount()
         for lane in self.lanes:
-            chosen = lane.choose([run for run in waiting if self._lane_of.get(run) is lane])
+            own = [run for run in waiting if isinstance(run, SharedRun) and self._lane_of[run] is lane]
+            chosen = lane.choose(own)
             if chosen:
                 rows += self._tick_lane(lane, chosen, made, failed)
         for run in waiting:
@@ -104,9 +146,10 @@ class Slots:
         try:
             rows, broken = lane.tick(chosen)
         except Exception as error:
-            failed |= dict.fromkeys(chosen, error)
+            failed.update(dict.fromkeys(chosen, error))
             return RowCount()
-        failed |= broken
+        for run, error in broken.items():
+            failed[run] = error
         made += chosen
         return rows
 

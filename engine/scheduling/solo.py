@@ -15,8 +15,9 @@ class SoloRun:
 
     def __init__(self, engine: Any, drawing: Drawing, reason: str):
         self.engine, self.plan, self.reason, self.call = engine, drawing.plan, reason, 0
-        state = drawing.state.to(engine.device, torch.float32)
-        self.program: Program = engine.prepare(drawing.plan, drawing.conditions, [drawing.seed], state)
+        start = drawing.start
+        state = start.state.to(engine.device, torch.float32)
+        self.program: Program = engine.prepare(drawing.plan, start.conditions, [drawing.seed], state)
         self._poll = StopPoll(self.program.combination.stopping) if drawing.plan.adaptive else None
 
     @property

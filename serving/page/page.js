@@ -94,7 +94,8 @@ function bodyText(fields) {
 function showCurl() {
   const body = bodyText(requestFields()).replaceAll("'", "'\\''");
   const url = new URL("v1/images/generations", location.href);
-  at("curl").textContent = `curl ${url} -H 'Content-Type: application/json' -d '${body}'`;
+  const headers = "-H 'Content-Type: application/json' -H 'Accept: image/png'";
+  at("curl").textContent = `curl ${url} ${headers} -d '${body}' -o picture.png`;
 }
 
 // --- the plan ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
-FOLDERS = ("segue", "engine", "models", "kernels", "training", "bench")
+FOLDERS = ("segue", "engine", "models", "kernels", "training", "bench", "serving")
 # from the top down, as tests/test_architecture.py holds them
 ROOMS = ("engine", "engine/cli", "engine/prompts", "engine/adapters", "engine/running", "engine/planning", "engine/rules")
 BEGIN, END = "<!-- modules: python tests/oracles/architecture_page.py -->", "<!-- /modules -->"

@@ -1,6 +1,7 @@
 """A headless Chromium driven over a pipe by its own protocol: pages are opened, looked at and photographed."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -11,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
-OPTIONS = (
-    "--headless=new --remote-debugging-pipe --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync --disable-default-apps --hide-scrollbars"
-).split()
+OPTIONS = [
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--hide-scrollbars",
+]
 
 
 class Page:
@@ -62,7 +72,8 @@ class Page:
         return found["result"].get("value")
 
     def open(self, url: str) -> None:
-        """Go to an address, and wait until the page there is loaded."""
+        """Go to an address, and wait until the page there is loaded; errors of the page before are forgotten."""
+        self.errors.clear()
         self.call("Page.navigate", url=url)
         self.evaluate("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
 
@@ -90,8 +101,9 @@ class Page:
 def open_page(profile: Path) -> Iterator[Page]:
     """A page of a browser of its own, whose profile is in ``profile``."""
     (read, to_browser), (from_browser, write) = os.pipe(), os.pipe()
+    read, write = _high(read), _high(write)
     command = f'exec "$0" "$@" 3<&{read} 4>&{write}'  # the descriptors that --remote-debugging-pipe takes
-    arguments = ["sh", "-c", command, str(PROGRAM), *OPTIONS, f"--user-data-dir={profile}"]
+    arguments = ["bash", "-c", command, str(PROGRAM), *OPTIONS, f"--user-data-dir={profile}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
     process = subprocess.Popen(arguments, pass_fds=(read, write), **quiet)
     os.close(read)
@@ -102,3 +114,10 @@ def open_page(profile: Path) -> Iterator[Page]:
         os.close(to_browser)
         process.terminate()
         process.wait()
+
+
+def _high(descriptor: int) -> int:
+    """The same under a number that is not 3 or 4."""
+    found = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return found

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 from PIL import Image
 
 from segue.serving.app import Serving, create_app
@@ -17,6 +18,8 @@ from segue.serving.server import Server, bound_socket, make_server, url_of
 from segue.serving.settings import Settings
 
 DRAW = "/v1/images/generations"
+# a sample in the company of others rounds otherwise: 1e-5 of a range of 2 moves a value across the middle of two levels
+MOST_LEVELS = 1
 
 
 class Client(httpx.AsyncClient):
@@ -64,6 +67,12 @@ def events_of(text: str) -> list[dict[str, Any]]:
         found.append(json.loads(data.removeprefix("data: ")))
         assert name.removeprefix("event: ") == found[-1].get("type", "error")
     return found
+
+
+def differ(first: Image.Image, second: Image.Image) -> int:
+    """By how many levels of 255 two pictures of one size differ at most."""
+    assert first.size == second.size
+    return int(np.abs(np.asarray(first.convert("RGB"), int) - np.asarray(second.convert("RGB"), int)).max())
 
 
 @contextmanager

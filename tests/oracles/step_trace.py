@@ -1,5 +1,7 @@
 """What one step does, as a graph capture would record it, and what keeps a step from being captured."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -67,10 +69,17 @@ def trace_step(program, live) -> Trace:
 
 def check_step(program, live) -> Trace:
     """Three steps: the second and third must do the same on the same storages, read nothing and keep nothing."""
+    return check_repeats(lambda: program.step(live), before=lambda: program.call.zero_())
+
+
+def check_repeats(function: Callable[[], None], before: Callable[[], object]) -> Trace:
+    """``function`` three times, after ``before``: the second and third must be the same, read nothing and keep nothing."""
     traces = []
     for _ in range(3):
-        program.call.zero_()
-        traces.append(trace_step(program, live))
+        before()
+        with Trace() as trace:
+            function()
+        traces.append(trace)
     for trace in traces[1:]:  # the first makes what is made once and kept for all steps
         assert not trace.synchronising(), f"the host takes part: {', '.join(trace.synchronising())}"
         assert not trace.host_data, "a tensor is made from data of the host"

@@ -15,7 +15,14 @@ class Connection:
     def __init__(self, app, **fields):
         self.body, self.gone, self.sent = json.dumps(BODY | fields).encode(), asyncio.Event(), []
         headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": DRAW, "raw_path": DRAW.encode(), "query_string": b"", "headers": headers}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": DRAW,
+            "raw_path": DRAW.encode(),
+            "query_string": b"",
+            "headers": headers,
+        }
         scope |= {"scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "", "http_version": "1.1"}
         scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
         self.work = asyncio.ensure_future(app(scope, self.receive, self.send))

@@ -5,27 +5,17 @@ import io
 import json
 from base64 import b64decode
 
-import numpy as np
 import pytest
 from PIL import Image
-from served import picture_of, run
+from served import DRAW, MOST_LEVELS, differ, picture_of, run
 
 from segue.engine.images import PARAMETERS_CHUNK, RECORD_CHUNK
 from segue.engine.records.provenance import Record
-
-# a sample in the company of others rounds otherwise: 1e-5 of a range of 2 moves a value across the middle of two levels
-MOST_LEVELS = 1
 
 
 def drawn(engine, label, seed, guidance=None, **options):
     """The picture that the engine draws alone."""
     return engine.sample([label], guidance, seeds=[seed], **{"steps": 3} | options).images[0]
-
-
-def differ(first: Image.Image, second: Image.Image) -> int:
-    """By how many levels of 255 two pictures of one size differ at most."""
-    assert first.size == second.size
-    return int(np.abs(np.asarray(first.convert("RGB"), int) - np.asarray(second.convert("RGB"), int)).max())
 
 
 def test_a_picture_is_that_of_the_engine_and_carries_how_it_was_drawn(engine):
@@ -100,6 +90,29 @@ def test_other_formats_are_what_they_say_and_obey_their_compression(engine, kind
     exact = drawn(engine, 3, 1)
     assert differ(picture_of(poor), exact) > differ(picture_of(good), exact)
     assert len(poor["b64_json"]) < len(good["b64_json"])
+
+
+def test_a_client_that_accepts_a_picture_gets_the_file_of_the_answer(engine):
+    async def work(client):
+        body = {"prompt": "3", "steps": 3, "seed": 6}
+        inside = (await client.post(DRAW, json=body)).json()["data"][0]
+        answers = [
+            await client.post(DRAW, json=body | fields, headers={"Accept": accept})
+            for accept, fields in (
+                ("image/png", {}),
+                ("image/*", {"output_format": "webp"}),
+                ("image/webp", {}),
+                ("image/png", {"n": 2}),
+                ("image/png", {"stream": True}),
+            )
+        ]
+        return inside, answers
+
+    inside, (plain, webp, *refused) = run(work, engine)
+    assert plain.content == b64decode(inside["b64_json"])
+    assert (plain.headers["content-type"], plain.headers["x-segue-seed"]) == ("image/png", "6")
+    assert (webp.headers["content-type"], webp.content[8:12]) == ("image/webp", b"WEBP")
+    assert [answer.status_code for answer in refused] == [406, 400, 400]
 
 
 def test_another_size_is_drawn_in_that_size(engine):

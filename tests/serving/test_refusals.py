@@ -99,7 +99,9 @@ def test_every_bad_field_is_refused_before_any_work_with_the_value_that_was_give
 
     answers, good, stats = run(work, engine)
     found = [(answer.status_code, sentence(answer)) for answer in answers]
-    wrong = [(got, *wanted) for got, wanted in zip(found, FIELDS, strict=True) if got[0] != wanted[1] or wanted[2] not in got[1]]
+    wrong = [
+        (got, *wanted) for got, wanted in zip(found, FIELDS, strict=True) if got[0] != wanted[1] or wanted[2] not in got[1]
+    ]
     assert wrong == []
     assert (good, stats.submitted, stats.finished) == (200, 1, 1)
 
@@ -120,7 +122,13 @@ def test_other_content_types_routes_and_methods_are_refused(engine):
     async def work(client):
         plain = await client.post(DRAW, content=b'{"prompt": "3"}', headers={"Content-Type": "text/plain"})
         form = await client.post(DRAW, data={"prompt": "3"})
-        return [plain, form, await client.get("/v1/nothing"), await client.get(DRAW), await client.get("/v1/models/..%2f..%2fetc")]
+        return [
+            plain,
+            form,
+            await client.get("/v1/nothing"),
+            await client.get(DRAW),
+            await client.get("/v1/models/..%2f..%2fetc"),
+        ]
 
     answers = run(work, engine)
     assert [answer.status_code for answer in answers] == [415, 415, 404, 405, 404]
@@ -153,7 +161,9 @@ def test_a_queue_that_is_full_says_when_to_come_again_and_leaves_nothing_of_the_
     assert (stats.finished, stats.cancelled, stats.queued, stats.running) == (2, 1, 0, 0)
 
 
-@pytest.mark.parametrize(("settings", "fields"), [({}, {"deadline": 1e-9}), ({"deadline": 1e-9}, {}), ({"deadline": 1e-9}, {"deadline": 60})])
+@pytest.mark.parametrize(
+    ("settings", "fields"), [({}, {"deadline": 1e-9}), ({"deadline": 1e-9}, {}), ({"deadline": 1e-9}, {"deadline": 60})]
+)
 def test_a_deadline_of_the_request_or_of_the_server_ends_it_with_504(engine, settings, fields):
     async def work(client):
         return await client.draw(**fields), client.serving.scheduler.stats()
@@ -166,11 +176,10 @@ def test_a_deadline_of_the_request_or_of_the_server_ends_it_with_504(engine, set
 
 def test_a_server_that_stops_takes_no_more_requests_and_is_not_ready(engine):
     async def work(client):
-        before = await client.get("/ready")
         client.serving.stop()
-        return before, await client.get("/ready"), await client.get("/health"), await client.draw()
+        return await client.get("/ready"), await client.get("/health"), await client.draw()
 
-    before, ready, health, refused = run(work, engine)
+    ready, health, refused = run(work, engine)
     assert (ready.status_code, ready.json()) == (503, {"status": "shutting down"})
     assert health.status_code == 200
     assert (refused.status_code, sentence(refused)) == (503, "the server is shutting down")

@@ -7,15 +7,14 @@ import pytest
 import torch
 from counted_rows import counted_rows
 from live_sets import engine_of
+from lone_requests import alone, drawing_of
 from random_rules import made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
 
 from segue import CFG, SGG, Engine, Guidance, SkipLayer
 from segue.engine.core import EngineCore
-from segue.engine.planning.plan import Plan
 from segue.engine.scheduling.drawing import Drawing
 from segue.engine.scheduling.lane import why_alone
 from segue.engine.scheduling.scheduler import StepScheduler
-from segue.models.mmdit import TextCondition
 
 REQUESTS = 320
 # fp32, relative to the largest value: other numbers of rows in a product, up to 20 calls, guidance gains up to 5
@@ -42,25 +41,6 @@ def engines():
     ]
 
 
-def drawing_of(engine: EngineCore, plan: Plan, seed: int) -> Drawing:
-    """A request for a planned run; prompts are random numbers."""
-    noise = engine.draw_noise(plan, [seed])
-    state = noise * plan.parameterization.prior_scale(float(plan.sigmas[0]))
-    if isinstance(engine, Engine):
-        conditions = engine._conditions(plan, [seed % engine.spec.num_classes])
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        spec = plan.spec
-        conditions = {
-            condition: TextCondition(
-                torch.randn(1, spec.text_tokens, spec.text_dim, generator=generator),
-                torch.randn(1, spec.pooled_dim, generator=generator),
-            )
-            for condition in plan.conditions
-        }
-    return Drawing(plan, conditions, seed, state, lambda latents: latents, lambda latents: latents)
-
-
 def random_request(rng: random.Random, engine: Engine) -> Drawing:
     """Any rule and solver, up to eight steps."""
     steps, channels = rng.choice((1, 2, 3, 5, 8)), rng.choice((None, None, None, 2))
@@ -69,12 +49,6 @@ def random_request(rng: random.Random, engine: Engine) -> Drawing:
     rule += random_corrections(rng, rule, engine.spec)
     plan = random_plan(rng, engine, rule, steps, random_solver(rng, engine))
     return drawing_of(engine, plan, rng.randrange(2**40))
-
-
-def alone(engine: EngineCore, drawing: Drawing) -> torch.Tensor:
-    """The latents of a request that has the engine for itself."""
-    latents, _ = engine.run(drawing.plan, drawing.conditions, [drawing.seed], drawing.state)
-    return latents
 
 
 def draw_all(scheduler: StepScheduler, loads: list[Load]) -> list[torch.Tensor]:
@@ -150,7 +124,7 @@ def test_runs_of_two_sizes_are_under_way_together():
     loads = [Load(drawing_of(engine, plan, i), 0) for i, plan in enumerate(plans)]
     scheduler = scheduler_of(engine)
     for load, latents in zip(loads, draw_all(scheduler, loads), strict=True):
-        assert latents.shape == load.drawing.state.shape
+        assert latents.shape == load.drawing.start.state.shape
         assert torch.allclose(latents, alone(engine, load.drawing), rtol=0, atol=ERROR)
     assert scheduler.stats().ticks == 4
     scheduler.close()

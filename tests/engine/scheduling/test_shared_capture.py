@@ -1,0 +1,108 @@
+"""A forward over rows of many runs could be captured once: what differs between two of one layout lies on the device."""
+
+import pytest
+import torch
+from live_sets import ARCHITECTURES, engine_of
+from lone_requests import alone, drawing_of
+from recorded_captures import Recorder
+from step_trace import check_repeats
+
+from segue import CFG, AutoGuidance, EarlyExit, PerturbedLayers, SkipLayer
+from segue.engine.core import EngineCore
+from segue.engine.scheduling.drawing import Drawing
+from segue.engine.scheduling.lane import Lane, SharedRun
+from segue.engine.scheduling.scheduler import StepScheduler
+from segue.engine.scheduling.sizes import Sizes
+
+KINDS = [None, CFG(2.0), SkipLayer(1.0, (1,)), PerturbedLayers(1.0, (2,), kind="attention_skip"), AutoGuidance(0.5)]
+
+
+def lane_of(engine: EngineCore, drawing: Drawing, sizes: Sizes = Sizes()) -> Lane:  # noqa: B008
+    return Lane(engine.models, drawing.plan, 8, sizes, engine.device, engine.selection.kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_forwards_of_one_layout_do_the_same_on_the_same_storages(architecture, dtype):
+    engine = engine_of(architecture, device="cpu", dtype=dtype)
+    rules = [*KINDS, *([] if engine.spec.text_tokens else [EarlyExit(1.0, 2)])]
+    drawings = [drawing_of(engine, engine.plan(rule, steps=6), i) for i, rule in enumerate(rules)]
+    lane = lane_of(engine, drawings[0])
+    runs = [lane.join(drawing) for drawing in drawings]
+    lane.tick(runs)
+    network = lane.networks["main"]
+    seen = []
+
+    def note(rows):
+        seen.append(rows)
+        return put(rows)
+
+    put, network.put = network.put, note
+    layouts = set()
+
+    def next_tick():
+        """Other calls, and other rows of the same layout: what a tick does on the host."""
+        lane.tick(runs)
+        layouts.add(seen[-1].layout)
+
+    next_tick()
+    (layout,) = layouts
+    trace = check_repeats(lambda: network.forward(lane.states, layout), before=next_tick)
+    assert len(layouts) == 1 and len(trace.operations) > 50
+
+
+def test_requests_of_other_numbers_replay_what_was_captured():
+    engine = engine_of("sd3.5-medium", device="cpu")
+    recorder = engine.capture = Recorder()
+    scheduler = StepScheduler(engine, lambda drawing, guidance: drawing, start=False)
+
+    def draw(scale: float, steps: int, seed: int) -> list[torch.Tensor]:
+        plans = [engine.plan(rule, steps=steps) for rule in (CFG(scale), None, SkipLayer(scale, (1,)))]
+        drawings = [drawing_of(engine, plan, seed + i) for i, plan in enumerate(plans)]
+        requests = [scheduler.submit(drawing) for drawing in drawings]
+        while scheduler.tick():
+            pass
+        for request, drawing in zip(requests, drawings, strict=True):
+            assert torch.allclose(request.result(timeout=60), alone(engine, drawing), rtol=1e-5, atol=1e-5)
+        return recorder.captures
+
+    (lane,) = [] if draw(2.0, 3, 0) is None else scheduler._slots.lanes
+    captured = len(lane.graphs)
+    assert captured == 1
+    assert draw(3.5, 7, 100) is not None and len(lane.graphs) == captured
+    scheduler.close()
+
+
+def test_a_run_looks_ahead_in_a_ring_of_few_calls(monkeypatch):
+    from segue.models import shared_modulation
+
+    monkeypatch.setattr(shared_modulation, "MOST_AHEAD", 4)
+    engine = engine_of("dit", device="cpu")
+    drawing = drawing_of(engine, engine.plan(CFG(2.0), steps=11), 3)
+    lane = lane_of(engine, drawing)
+    assert lane.networks == {}
+    run: SharedRun = lane.join(drawing)
+    while not run.ended:
+        lane.tick([run])
+    assert lane.networks["main"].table.ahead == 4
+    expected = alone(engine, drawing)
+    assert float((run.x - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_weights_that_change_between_ticks_act_on_the_next_one():
+    """What was computed ahead of the calls is computed anew."""
+    engine = engine_of("sit", device="cpu")
+    plan = engine.plan(CFG(2.0), steps=4)
+    drawing = drawing_of(engine, plan, 1)
+    lane = lane_of(engine, drawing)
+    run = lane.join(drawing)
+    lane.tick([run])
+    state = run.x.clone()
+    with torch.no_grad():
+        for block in engine.models["main"].blocks:
+            block.adaLN_modulation[1].bias.mul_(1.5)
+    lane.tick([run])
+    program = engine.prepare(plan, drawing.start.conditions, [drawing.seed], state)
+    program.call += 1
+    program.step(plan.live[1])
+    assert torch.allclose(run.x, program.x, rtol=0, atol=1e-5)
