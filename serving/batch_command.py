@@ -10,7 +10,9 @@ import typer
 
 from segue.engine.cli import options as o
 
-_TABLE, _RAY = "Table", "Ray"
+from .ray_options import PANEL, AddressOption, CpusOption, GpusOption, RayOption, ray_options
+
+_TABLE = "Table"
 PROMPT_BATCH = 4
 TableArgument = Annotated[Path, typer.Argument(help="A table: .csv, .jsonl or .parquet.", show_default=False)]
 PassOption = Annotated[
@@ -33,20 +35,8 @@ OutOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", rich_help_panel="Output", help="Let pictures go whose rows have changed or are gone.")
 ]
-RayOption = Annotated[bool, typer.Option("--ray", rich_help_panel=_RAY, help="Draw by a pool of Ray actors.")]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", rich_help_panel=_RAY, show_default="1", help="Actors, each with an engine.")
-]
-CpusOption = Annotated[
-    float | None, typer.Option("--cpus", rich_help_panel=_RAY, show_default="1", help="CPUs of an actor, and its threads.")
-]
-GpusOption = Annotated[
-    float | None,
-    typer.Option("--gpus", rich_help_panel=_RAY, show_default="1 if there are any", help="GPUs of an actor; parts share one."),
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", rich_help_panel=_RAY, show_default="RAY_ADDRESS, or this machine", help="A running cluster."),
+    int | None, typer.Option("--workers", rich_help_panel=PANEL, show_default="1", help="Actors, each with an engine.")
 ]
 
 
@@ -106,10 +96,12 @@ def batch(
 
     from .batch import draw_here, draw_table
     from .batch_drawing import Drawing
+    from .batch_ray import Pool
     from .batch_requests import Defaults, Requests
     from .batch_table import read_table
 
-    pool = _pool(ray, workers=workers, cpus=cpus, gpus=gpus, address=address)
+    given = ray_options(ray, workers=workers, cpus=cpus, gpus=gpus, address=address)
+    pool = None if given is None else Pool(**given)
     defaults = Defaults(guidance, steps, solver, schedule, check_seed(first_seed or 0), negative_prompt, height, width)
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
     source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention)
@@ -123,15 +115,3 @@ def batch(
     print(json_text.dumps(report.told()) if json else report)
     if report.failed:
         fail(f"{report.failed} of {report.rows} rows failed", FAILED)
-
-
-def _pool(wanted: bool, **options):
-    """The pool of actors that the options ask for, None without ``--ray``.  Raises ``ValueError``."""
-    from .batch_ray import Pool
-
-    given = {name: value for name, value in options.items() if value is not None}
-    if not wanted:
-        for name, value in given.items():
-            raise ValueError(f"--{name} {value} is for a pool of Ray actors: give --ray")
-        return None
-    return Pool(**given)

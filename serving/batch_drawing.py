@@ -8,20 +8,17 @@ from typing import Any
 
 import torch
 
-from segue.engine.cli.jobs import open_prompt_engine
 from segue.engine.cli.options import Source
-from segue.engine.cli.session import open_engine, reading_of
 from segue.engine.engine import Engine
 from segue.engine.planning.plan_warnings import already_told
-from segue.engine.prompts.saved_pipeline import SavedSD3
 from segue.engine.records.pictures import short_prompts
 from segue.engine.records.provenance import Origin
-from segue.engine.sources import local_source
 from segue.models.spec import SiTSpec
 
 from .batch_folder import BatchFolder
 from .batch_requests import Failure, RowRequest, one_line
 from .batch_shards import Shard
+from .opening import open_served
 
 MOST_ATTEMPTS = 3  # a shard that takes so many processes with it is the reason
 
@@ -45,10 +42,7 @@ class Drawing:
 
     def open(self) -> "Drawer":
         """The engine, checked against what the folder was begun with.  Raises ``ValueError`` or ``OSError``."""
-        name = self.source.name
-        saved = SavedSD3.read(local_source(name, reading_of(self.source), weights=False))
-        engine = open_engine(self.source) if saved is None else open_prompt_engine(self.source)
-        drawer = Drawer(BatchFolder(self.out), engine)
+        drawer = Drawer(BatchFolder(self.out), open_served(self.source))
         drawer.folder.claim(drawer.origin.identity | {"batch": self.batch})
         return drawer
 

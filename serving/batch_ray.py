@@ -11,7 +11,7 @@ from typing import Any
 from .batch_drawing import Drawing, Outcome
 from .batch_requests import one_line
 from .batch_shards import Shard
-from .ray_cluster import on_cluster
+from .ray_cluster import gpus_of_each, on_cluster
 
 SHARD, OUTCOME, REFUSAL = "shard", "outcome", "refusal"
 MOST_BLOCKS = (
@@ -45,7 +45,6 @@ class Pool:
         with on_cluster(self.address, cpus) as resources, _quiet():
             import ray.data
 
-            gpus = self.gpus if self.gpus is not None else float(_may_use_gpu(drawing) and resources.get("GPU", 0) > 0)
             blocks = min(len(shards), MOST_BLOCKS)
             table = ray.data.from_items([{SHARD: pickle.dumps(shard)} for shard in shards], override_num_blocks=blocks)
             outcomes = table.map_batches(
@@ -54,7 +53,7 @@ class Pool:
                 compute=ray.data.ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=1),
                 fn_constructor_args=(drawing, os.getcwd()),
                 num_cpus=self.cpus,
-                num_gpus=gpus,
+                num_gpus=gpus_of_each(self.gpus, drawing.source.device, resources),
             )  # Ray Data starts actors and tasks again without end; a shard that kills every process gives up, see Drawer
             for row in outcomes.iter_rows():
                 if row[REFUSAL]:
@@ -85,10 +84,6 @@ class Worker:
             logging.getLogger(__name__).exception("the device is lost to this process, which another will replace")
             os._exit(1)  # as any death: Ray starts an actor again, and that draws the shard
         return {OUTCOME: [pickle.dumps(outcome)], REFUSAL: [""]}
-
-
-def _may_use_gpu(drawing: Drawing) -> bool:
-    return not (drawing.source.device or "cuda").startswith("cpu")
 
 
 @contextmanager

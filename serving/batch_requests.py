@@ -7,20 +7,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
-from segue.engine.cli.jobs import check_prompt_source
 from segue.engine.cli.options import PromptOptions, RuleOptions, RunOptions, Source
 from segue.engine.cli.planned_model import PlannedModel
-from segue.engine.cli.session import choose_rule, reading_of, refuse_options, refuse_size
+from segue.engine.cli.session import choose_rule, refuse_options
 from segue.engine.labels import parse_labels
 from segue.engine.numeric_input import check_seed, whole_number
 from segue.engine.planning.plan import Plan
 from segue.engine.prompts.encoding import check_prompts
 from segue.engine.rules.batch import ParsedRules
 from segue.engine.running.program_key import ProgramKey
-from segue.engine.sources import is_sd3_pipeline, local_source
 from segue.models.spec import SiTSpec
 
 from .batch_table import LABEL, PROMPT, Row
+from .opening import check_drawing
 
 KEPT_SETTINGS = 4096  # distinct rules with their steps and sizes whose plans are looked up, not made again
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
@@ -99,17 +98,13 @@ class Requests:
     """
 
     def __init__(self, source: Source, defaults: Defaults):
-        refuse_size(source.name)
         self.source, self.defaults = source, defaults
         self.model = PlannedModel.of(source)
         self.oddities: dict[str, None] = {}
-        saved = self.model.saved
-        if saved is not None:
-            check_prompt_source(source, saved, is_sd3_pipeline(local_source(source.name, reading_of(source), weights=False)))
-            saved.check_vae()
+        check_drawing(source, self.model.saved)
         refuse_options(source, ("upscale",), "a table is drawn at the model's own size")
         self._settings = lru_cache(KEPT_SETTINGS)(self._settle)
-        if saved is None:
+        if self.model.saved is None:
             self._refuse_prompt_defaults()
 
     @property

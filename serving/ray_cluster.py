@@ -44,3 +44,10 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
             yield ray.cluster_resources()
         finally:
             ray.shutdown()
+
+
+def gpus_of_each(gpus: float | None, device: str | None, resources: Mapping[str, float]) -> float:
+    """How many GPUs a process has: as many as were asked for, else one where there are any and ``device`` is not a CPU."""
+    if gpus is not None:
+        return gpus
+    return float(resources.get("GPU", 0) > 0 and not (device or "cuda").startswith("cpu"))

@@ -5,15 +5,19 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from .events import ERROR, frame
 from .limits import Current, Limits, Rate
-from .refusals import RETRY_SECONDS, Refusal, fault
+from .ray_metrics import joined_page
+from .refusals import RETRY_SECONDS, Refusal
 from .settings import Settings
 
 logger = logging.getLogger("segue.serving")
@@ -32,18 +36,27 @@ PASSED = (
     "client",
     "server",
 )
+SCRAPE_SECONDS = 5.0  # that processes have to tell their metrics
 AGAIN = {"Retry-After": str(RETRY_SECONDS)}
-DIED = Refusal(503, f"{ATTEMPTS} processes died on this request, one after the other", "server_error", "died", headers=AGAIN)
+DIED = Refusal(503, f"{ATTEMPTS} processes died on this request, one after the other", "server_error", code="died")
 BROKEN = Refusal(503, "the process that drew this request died; send it again", "server_error", code="died")
 FULL = Refusal(429, "the queue is full", "rate_limit_error", code="queue_full", headers=AGAIN)
 UNAVAILABLE = Refusal(503, "no process that draws is there at the moment", "server_error", code="unavailable", headers=AGAIN)
 
 
-def door_app(engines: Any, settings: Settings) -> Starlette:
-    """The application behind Ray's proxy: the limits of the server, and all the rest from ``engines``, a Ray Serve handle."""
+def door_app(drawing: Any, settings: Settings) -> Starlette:
+    """The application behind Ray's proxy: the limits of the server, and all the rest by ``drawing``, a Ray Serve handle."""
+
+    async def metrics(request: Request) -> Response:
+        """Those of every process."""
+        scope = {name: request.scope[name] for name in PASSED if name in request.scope}
+        pages = await drawing.broadcast("page", scope).results_async(timeout_s=SCRAPE_SECONDS, return_exceptions=True)
+        there = [page for page in pages if not isinstance(page, BaseException)]
+        return Response(joined_page(there), media_type=CONTENT_TYPE_LATEST)
+
     rate = None if settings.rate is None else Rate(settings.rate)
     limits = Middleware(Limits, settings=settings, current=Current(settings.max_requests), rate=rate)
-    return Starlette(routes=[Mount("/", Forward(engines))], middleware=[limits])
+    return Starlette(routes=[Route("/metrics", metrics), Mount("/", Forward(drawing))], middleware=[limits])
 
 
 class Forward:
@@ -54,8 +67,8 @@ class Forward:
     connection.
     """
 
-    def __init__(self, engines: Any):
-        self.engines = engines
+    def __init__(self, drawing: Any):
+        self.drawing = drawing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,7 +108,7 @@ class Forward:
 
     async def _messages(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """The answer of one process; leaving it cancels what is not done there."""
-        answer = self.engines.options(stream=True, method_name="answer").remote(scope, body)
+        answer = self.drawing.options(stream=True, method_name="answer").remote(scope, body)
         ended = False
         try:
             async for message in answer:
