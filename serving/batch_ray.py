@@ -3,8 +3,9 @@
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Pool:
     def draw(self, drawing: Drawing, shards: Sequence[Shard]) -> Generator[Outcome]:
         """Draw every shard; outcomes come in the order in which shards end.  Raises ``ValueError`` as :meth:`.Drawing.open`."""
         cpus = max(self.workers * self.cpus, os.cpu_count() or 1)
-        with on_cluster(self.address, cpus) as resources, _quiet():
+        with _errors_on_stderr(), on_cluster(self.address, cpus) as resources, _quiet():
             import ray.data
 
             blocks = min(len(shards), MOST_BLOCKS)
@@ -84,6 +85,11 @@ class Worker:
             logging.getLogger(__name__).exception("the device is lost to this process, which another will replace")
             os._exit(1)  # as any death: Ray starts an actor again, and that draws the shard
         return {OUTCOME: [pickle.dumps(outcome)], REFUSAL: [""]}
+
+
+def _errors_on_stderr() -> AbstractContextManager:
+    """Ray prints the errors of a cluster on stdout, and there the report for machines shall stand."""
+    return redirect_stdout(sys.stderr)
 
 
 @contextmanager

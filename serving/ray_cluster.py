@@ -3,10 +3,9 @@
 import logging
 import math
 import os
-import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,21 +28,18 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
         yield ray.cluster_resources()
         return
     address = address or os.environ.get(ADDRESS_VARIABLE)
-    with redirect_stdout(sys.stderr):  # Ray tells of deaths on stdout, where a report for machines may stand
-        try:
-            own: dict[str, Any] = {"address": address}
-            if not address:
-                own = {"address": "local", "include_dashboard": False, "num_cpus": None if cpus is None else math.ceil(cpus)}
-            with chdir(
-                sysconfig.get_path("stdlib")
-            ):  # Ray puts the folder that it starts in before all others on workers' path
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
-        except (ConnectionError, RuntimeError) as error:
-            raise ValueError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
-        try:
-            yield ray.cluster_resources()
-        finally:
-            ray.shutdown()
+    own: dict[str, Any] = {"address": address}
+    if not address:
+        own = {"address": "local", "include_dashboard": False, "num_cpus": None if cpus is None else math.ceil(cpus)}
+    try:
+        with chdir(sysconfig.get_path("stdlib")):  # Ray puts the folder that it starts in before all others on workers' path
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
 
 
 def gpus_of_each(gpus: float | None, device: str | None, resources: Mapping[str, float]) -> float:
