@@ -71,6 +71,7 @@ class Drawing:
         finally:
             gone.set()
             answering.cancel()
+            await asyncio.wait([answering])
 
     async def page(self, scope: Scope) -> tuple[str, str]:
         """Which process this is, and the text of a page of it."""
