@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.engine.core import network_shapes
+from segue.engine.linears import check_linears, with_linears
 from segue.engine.running.program import Program
 from segue.engine.running.program_key import ProgramKey
 from segue.kernels.dispatch import Selection, parse_kernels, select_kernels
@@ -90,6 +91,7 @@ class Census:
     rule: str
     batch: int
     dtype: str
+    linears: str
     card: Card
     selection: Selection
     steps: tuple[StepCensus, ...]
@@ -106,32 +108,34 @@ class Census:
 
 def take_census(
     model: BenchModel, card: Card, rule: str = "sgg", batch: int = 1, dtype: torch.dtype = torch.bfloat16,
-    kernels: str = "auto", calls: int = 28,
+    kernels: str = "auto", calls: int = 28, linears: str = "native",
 ) -> Census:  # fmt: skip
     """Count the steps of a rule of :meth:`.cases.BenchModel.rule` with the kernels that ``kernels`` chooses on ``card``.
 
-    Raises ``ValueError`` for bad options, and for operations whose kernels are not known.
+    ``linears``: in what the large linear layers compute, as for an engine.  Raises ``ValueError`` for bad options, and for
+    operations whose kernels are not known.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     plan = model.plan(rule, calls)
-    networks = {name: meta_network(spec, dtype) for name, spec in plan.specs.items()}
     backend, overrides = parse_kernels(kernels)
     with trace_launches(card.chip):
+        check_linears(linears, CUDA, dtype, kernels)
+        networks = {name: meta_network(spec, dtype, linears) for name, spec in plan.specs.items()}
         selection = select_kernels(CUDA, dtype, network_shapes(networks), backend=backend, overrides=overrides)
         program = Program(ProgramKey.of(plan, batch), plan, networks, META, selection.kernels)
     steps = []
     for live in dict.fromkeys((PLAIN, *plan.live_sets)):
         branches = tuple(str(plan.branches[i]) for i in live)
         steps.append(StepCensus(branches, plan.live.count(live), Counter(step_kernels(program, live, card.chip)), card))
-    return Census(model.text, rule, batch, str(dtype).removeprefix("torch."), card, selection, tuple(steps))
+    return Census(model.text, rule, batch, str(dtype).removeprefix("torch."), linears, card, selection, tuple(steps))
 
 
-def meta_network(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
-    """A network without weights."""
+def meta_network(spec: ModelSpec, dtype: torch.dtype, linears: str = "native") -> nn.Module:
+    """A network without weights, its block linears as ``linears`` says."""
     with META:
         network = make_network(spec)
-    return network.to(dtype).eval().requires_grad_(False)
+    return with_linears(network.to(dtype).eval().requires_grad_(False), linears)
 
 
 def step_kernels(program: Program, live: tuple[int, ...], chip: Chip) -> list[Kernel]:

@@ -28,8 +28,8 @@ def beside_table(census: Census, rows: list[Row]) -> Table:
     measured = measured_calls(census, rows)
     if not measured:
         raise ValueError(
-            f"the rows hold no {METRIC} of {census.model}, batch {census.batch}, {census.dtype}, {census.rule}; "
-            "segue bench step measures it"
+            f"the rows hold no {METRIC} of {census.model}, batch {census.batch}, {census.dtype}, {census.linears} linears, "
+            f"{census.rule}; segue bench step measures it"
         )
     devices = ", ".join(dict.fromkeys(row.device for row in measured.values()))
     title = f"Measured on {devices}, beside predicted for {census.card.name}: {census.model}, batch {census.batch}"
@@ -50,10 +50,13 @@ def beside_table(census: Census, rows: list[Row]) -> Table:
 
 
 def measured_calls(census: Census, rows: list[Row]) -> dict[str, Row]:
-    """The last row of every live set of the census's model, batch, rule and precision, by the names of its branches."""
+    """The last row of every live set of the census's model, batch, rule and precision, by the names of its branches.
+
+    The suite times calls with native linears.
+    """
     spec = BenchModel.parse(census.model).spec
     found = {}
-    for row in rows:
+    for row in rows if census.linears == "native" else ():
         case = _CASE.fullmatch(row.case)
         if row.suite != step_suite.NAME or row.metric != METRIC or row.dtype != census.dtype or case is None:
             continue

@@ -18,6 +18,7 @@ def census_dict(census: Census) -> dict:
         "rule": census.rule,
         "batch": census.batch,
         "dtype": census.dtype,
+        "linears": census.linears,
         "card": rates,
         "chosen": census.selection.explain(),
         "calls": sum(step.calls for step in census.steps),

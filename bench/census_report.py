@@ -42,7 +42,7 @@ class Report:
 
 
 def print_census(
-    model: str, card: str, ceilings: Path | None, rule: str, batch: int, dtype: str, kernels: str, steps: int,
+    model: str, card: str, ceilings: Path | None, rule: str, batch: int, dtype: str, kernels: str, linears: str, steps: int,
     against: Path | None, beside: Path | None, **form,
 ) -> None:  # fmt: skip
     """Take a census and print it; ``form`` are the other fields of :class:`Report`.
@@ -53,7 +53,7 @@ def print_census(
     report = Report(before=before, rows=None if beside is None else read_rows(beside), **form)
     found, precision = find_card(card, ceilings), resolve_dtype(dtype, CUDA)
     found.rate(str(precision).removeprefix("torch."))
-    census = take_census(BenchModel.parse(model), found, rule, batch, precision, kernels, steps)
+    census = take_census(BenchModel.parse(model), found, rule, batch, precision, kernels, steps, linears)
     if report.json:
         print(json_module.dumps(as_json(census, report)))
     else:
@@ -106,8 +106,9 @@ def print_tables(census: Census, report: Report) -> None:
 def heading(census: Census) -> list[str]:
     card, calls = census.card, sum(step.calls for step in census.steps)
     rate = card.rate(census.dtype) / 1e12
+    linears = "" if census.linears == "native" else f", {census.linears} linears"
     return [
-        f"{census.model}, batch {census.batch}, {census.dtype}, {calls} calls under {census.rule}",
+        f"{census.model}, batch {census.batch}, {census.dtype}{linears}, {calls} calls under {census.rule}",
         f"card {card.name}: {rate:.0f} TFLOP/s, {card.copy / 1e12:.2f} TB/s ({card.source}); {MODEL_NOTE}",
     ]
 

@@ -191,6 +191,7 @@ def census(
     batch: Annotated[int, typer.Option(help="Samples drawn together.")] = 1,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="As for an engine: auto, triton, auto,attention=triton, ...")] = "auto",
+    linears: Annotated[str, typer.Option(help="native, or fp8: the large matrices of the blocks.")] = "native",
     steps: Annotated[int, typer.Option(help="Calls of a run.")] = 28,
     against: Annotated[Path | None, typer.Option(help="An earlier census (--json): what came and what went.")] = None,
     beside: Annotated[Path | None, typer.Option(help="Result file with the suite step: measured beside predicted.")] = None,
@@ -205,7 +206,7 @@ def census(
     from .census_report import print_census
 
     form = {"top": top, "json": json, "markdown": markdown}
-    print_census(model, card, ceilings, rule, batch, dtype, kernels, steps, against, beside, **form)
+    print_census(model, card, ceilings, rule, batch, dtype, kernels, linears, steps, against, beside, **form)
 
 
 @bench.command()

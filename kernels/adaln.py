@@ -2,7 +2,8 @@
 
 Every operation of this file is one pass over the hidden state: ``h' = h + gate * y`` rounded to the dtype of ``h`` and
 written back, then ``LayerNorm(h') * (1 + scale) + shift`` once or twice.  Source: DiT (arXiv 2212.09748), adaLN-Zero block; two
-modulated outputs of one norm, and two residuals before it: the dual-attention blocks of SD3.5.
+modulated outputs of one norm, and two residuals before it: the dual-attention blocks of SD3.5.  :mod:`.adaln_fp8` has those
+whose outputs are quantised.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fp8 import FP8, FP8_MAX, quantize_rows, quantized_row
+from .fp8 import FP8_MAX, Fp8Rows, store_quantized_row
 from .launch_lookup import launch_config
 from .shape_class import row_class
 from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
@@ -94,17 +95,13 @@ def residual2_modulated_norm(
     return residual_modulated_norm(h, y2, gate2, shift, scale, eps)
 
 
-def modulated_norm_fp8(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """:func:`modulated_norm` in fp32, quantised by rows: ``(q [R, L, D] float8_e4m3fn, row scale [R, L] fp32)``."""
-    return quantize_rows(modulated_norm(h.float(), shift.float(), scale.float(), eps))
-
-
-def residual_modulated_norm_fp8(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``h += gate * (y + bias)`` in place, then :func:`modulated_norm_fp8`; returns ``(h, q, row scale)``."""
-    gated_residual(h, y, gate, bias)
-    return h, *modulated_norm_fp8(h, shift, scale, eps)
+@jit()
+def store_norm(p_n, p_row_scale, b_n, index, o_d, m_d, D: tl.constexpr, FP8_TOP: tl.constexpr):
+    """Write a modulated norm as row ``index`` (int64) of a dense output, in its dtype or quantised."""
+    if FP8_TOP > 0:
+        store_quantized_row(p_n, p_row_scale, b_n, index, o_d, m_d, D, FP8_TOP)
+    else:
+        tl.store(p_n + index * D + o_d, b_n.to(p_n.dtype.element_ty), mask=m_d)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -122,6 +119,7 @@ def adaln_kernel(
     p_n,
     p_n2,
     p_row_scale,
+    p_row_scale2,
     tokens,
     h_row,
     h_token,
@@ -144,7 +142,7 @@ def adaln_kernel(
     OUTPUTS: tl.constexpr,
     FP8_TOP: tl.constexpr,
 ):
-    """Grid (token blocks, R).  Two-pass mean and variance in fp32; ``FP8_TOP`` > 0 quantises the first output by rows."""
+    """Grid (token blocks, R).  Two-pass mean and variance in fp32; ``FP8_TOP`` > 0 quantises the outputs by rows."""
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * TOKENS
     o_d = tl.arange(0, BLOCK_D)
@@ -178,35 +176,30 @@ def adaln_kernel(
         if OUTPUTS > 0:
             centred = tl.where(m_d, b_h - tl.sum(b_h, 0) / D, 0.0)
             b_x = centred * tl.rsqrt(tl.sum(centred * centred, 0) / D + eps)
-            o_n = (row * tokens + token) * D + o_d
-            b_n = b_x * b_scale + b_shift
-            if FP8_TOP > 0:
-                b_n, row_scale = quantized_row(b_n, FP8_TOP)
-                tl.store(p_row_scale + row * tokens + token, row_scale)
-            tl.store(p_n + o_n, b_n.to(p_n.dtype.element_ty), mask=m_d)
+            index = row * tokens + token
+            store_norm(p_n, p_row_scale, b_x * b_scale + b_shift, index, o_d, m_d, D, FP8_TOP)
             if OUTPUTS > 1:
-                tl.store(p_n2 + o_n, (b_x * b_scale2 + b_shift2).to(p_n2.dtype.element_ty), mask=m_d)
+                store_norm(p_n2, p_row_scale2, b_x * b_scale2 + b_shift2, index, o_d, m_d, D, FP8_TOP)
 
 
-def _run(
+def run_adaln(
     h: Tensor,
     residuals: tuple[tuple[Tensor, Tensor], ...],
     modulations: tuple[tuple[Tensor, Tensor], ...],
-    outputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...] | tuple[Fp8Rows, ...],
     eps: float = 0.0,
-    row_scale: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> None:
     """Launch the kernel on ``residuals`` of (branch, gate); ``outputs`` are contiguous [R, L, D], one per (shift, scale).
 
-    ``bias`` [D] is added to the first branch.
+    Quantised by rows where they are such.  ``bias`` [D] is added to the first branch.
     """
     rows, tokens, width = h.shape
     if width > MAX_WIDTH:
         raise ValueError(f"the fused norm holds a row of at most {MAX_WIDTH} channels, got {width}")
     if h.stride(-1) != 1:
         work = h.contiguous()
-        _run(work, residuals, modulations, outputs, eps, row_scale, bias)
+        run_adaln(work, residuals, modulations, outputs, eps, bias)
         if residuals:
             h.copy_(work)
         return
@@ -217,7 +210,9 @@ def _run(
         raise ValueError(f"the bias of a residual branch must have shape {(width,)}, got {tuple(bias.shape)}")
     (y, gate), (y2, gate2) = [(dense(y), _vector(gate, h)) for y, gate in residuals] + [(h, h)] * (2 - len(residuals))
     (shift, scale), (shift2, scale2) = [(_vector(a, h), _vector(b, h)) for a, b in modulations] + [(h, h)] * (2 - len(outputs))
-    n, n2 = (*outputs, h, h)[:2]
+    quantised = any(isinstance(output, Fp8Rows) for output in outputs)
+    written = [output if isinstance(output, Fp8Rows) else (output, h) for output in (*outputs, h, h)[:2]]
+    (n, row_scale), (n2, row_scale2) = written
     config = launch_config("adaln", row_class(rows * tokens, width), architecture(h.device))
     arguments = {
         "p_h": h,
@@ -230,13 +225,13 @@ def _run(
         "p_scale": scale,
         "p_shift2": shift2,
     }
-    arguments |= {"p_scale2": scale2, "p_n": n, "p_n2": n2, "p_row_scale": h if row_scale is None else row_scale}
+    arguments |= {"p_scale2": scale2, "p_n": n, "p_n2": n2, "p_row_scale": row_scale, "p_row_scale2": row_scale2}
     arguments |= {"tokens": tokens, "h_row": h.stride(0), "h_token": h.stride(1), "y_row": y.stride(0), "y_token": y.stride(1)}
     arguments |= {"y2_row": y2.stride(0), "y2_token": y2.stride(1), "gate2_row": gate2.stride(0)}
     arguments |= {"gate_row": gate.stride(0), "shift_row": shift.stride(0), "scale_row": scale.stride(0)}
     arguments |= {"shift2_row": shift2.stride(0), "scale2_row": scale2.stride(0), "eps": eps, "D": width}
     arguments |= {"BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "RESIDUALS": len(residuals)}
-    arguments |= {"BIAS": bias is not None, "OUTPUTS": len(outputs), "FP8_TOP": 0.0 if row_scale is None else FP8_MAX}
+    arguments |= {"BIAS": bias is not None, "OUTPUTS": len(outputs), "FP8_TOP": FP8_MAX if quantised else 0.0}
     launch(adaln_kernel, (-(-tokens // config.rows), rows), arguments, config.warps)
 
 
@@ -248,20 +243,20 @@ def _vector(x: Tensor, h: Tensor) -> Tensor:
     return dense(x).expand(rows, 1, width)
 
 
-def _output(h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(h.shape, dtype=dtype or h.dtype, device=h.device)
+def _output(h: Tensor) -> Tensor:
+    return torch.empty(h.shape, dtype=h.dtype, device=h.device)
 
 
 def modulated_norm_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """:func:`modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, (), ((shift, scale),), (n,), eps)
+    run_adaln(h, (), ((shift, scale),), (n,), eps)
     return n
 
 
 def gated_residual_triton(h: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`gated_residual` as one kernel."""
-    _run(h, ((y, gate),), (), (), bias=bias)
+    run_adaln(h, ((y, gate),), (), (), bias=bias)
     return h
 
 
@@ -270,7 +265,7 @@ def residual_modulated_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """:func:`residual_modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, ((y, gate),), ((shift, scale),), (n,), eps, bias=bias)
+    run_adaln(h, ((y, gate),), ((shift, scale),), (n,), eps, bias=bias)
     return h, n
 
 
@@ -287,7 +282,7 @@ def residual_modulated_norm2_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`residual_modulated_norm2` as one kernel."""
     n, n2 = _output(h), _output(h)
-    _run(h, ((y, gate),), ((shift, scale), (shift2, scale2)), (n, n2), eps, bias=bias)
+    run_adaln(h, ((y, gate),), ((shift, scale), (shift2, scale2)), (n, n2), eps, bias=bias)
     return h, n, n2
 
 
@@ -296,7 +291,7 @@ def modulated_norm2_triton(
 ) -> tuple[Tensor, Tensor]:
     """:func:`modulated_norm2` as one kernel."""
     n, n2 = _output(h), _output(h)
-    _run(h, (), ((shift, scale), (shift2, scale2)), (n, n2), eps)
+    run_adaln(h, (), ((shift, scale), (shift2, scale2)), (n, n2), eps)
     return n, n2
 
 
@@ -313,30 +308,14 @@ def residual2_modulated_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """:func:`residual2_modulated_norm` as one kernel."""
     n = _output(h)
-    _run(h, ((y, gate), (y2, gate2)), ((shift, scale),), (n,), eps, bias=bias)
+    run_adaln(h, ((y, gate), (y2, gate2)), ((shift, scale),), (n,), eps, bias=bias)
     return h, n
-
-
-def modulated_norm_fp8_triton(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """:func:`modulated_norm_fp8` as one kernel."""
-    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], dtype=torch.float32, device=h.device)
-    _run(h, (), ((shift, scale),), (q,), eps, row_scale)
-    return q, row_scale
-
-
-def residual_modulated_norm_fp8_triton(
-    h: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`residual_modulated_norm_fp8` as one kernel."""
-    q, row_scale = _output(h, FP8), torch.empty(h.shape[:2], dtype=torch.float32, device=h.device)
-    _run(h, ((y, gate),), ((shift, scale),), (q,), eps, row_scale, bias)
-    return h, q, row_scale
 
 
 def bytes_moved(rows: int, tokens: int, width: int, itemsize: int, residuals: int, outputs: int, fp8: bool = False) -> int:
     """Least device-memory traffic: ``h`` in, with residuals each ``y`` in and ``h`` out, each output out, the vectors once."""
     state = rows * tokens * width
-    written = outputs * state * (1 if fp8 else itemsize) + (4 * rows * tokens if fp8 else 0)
+    written = outputs * (state + 4 * rows * tokens if fp8 else state * itemsize)
     vectors = rows * width * itemsize * (residuals + 2 * outputs)
     return state * itemsize * (2 + residuals if residuals else 1) + written + vectors
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import (
     adaln,
+    adaln_fp8,
     attention,
     attention_lse,
     combine,
@@ -46,6 +47,7 @@ EPS = 1e-6
 CALLS, CALL_NUMBERS = 33, 10
 LOOKING_BACK = "two rows back"  # of solver updates: weighing what the row before the previous one left
 LAST_BLOCK = "of the image alone"  # whose text stream ends before
+TWO_ATTENTIONS = "of two attentions"  # of a dual block, whose outputs are quantised together
 OF_A_RING = "of a ring"  # a table that holds the next calls of every sample
 
 
@@ -179,28 +181,34 @@ DUAL_NORMS = {
     "residual_modulated_norm2": (2, 5, 2),
     "residual2_modulated_norm": (3, 4, 1),
 }
-FP8_NORMS = {"modulated_norm_fp8": (1, 2, 1), "residual_modulated_norm_fp8": (2, 3, 1)}
 
 
 def _norms(size: Size, dtype: torch.dtype) -> Iterator[Case]:
     """Of the image stream, then of the text's; after a joint attention the residual brings the bias of its projection."""
     image, text = (size.rows, size.tokens), (size.rows, size.text)
-    for operation in NORMS | (DUAL_NORMS if size.dual else {}) | FP8_NORMS:
+    for operation, (*_, outputs) in (NORMS | (DUAL_NORMS if size.dual else {})).items():
         yield _norm(operation, size, dtype, *image)
+        if outputs:
+            yield _norm(operation, size, dtype, *image, in_fp8=True)
     if not size.text:
         return
     for operation in ("residual_modulated_norm", "residual2_modulated_norm") if size.dual else ("residual_modulated_norm",):
         yield _norm(operation, size, dtype, *image, biased=True, variant="with bias")
-    for operation in ("modulated_norm", "residual_modulated_norm"):
-        yield _norm(operation, size, dtype, *text, variant="of the text")
     yield _norm("residual_modulated_norm", size, dtype, *text, biased=True, variant="of the text, with bias")
-    for operation in NORMS:
-        yield _norm(operation, size, dtype, size.samples, size.text, variant="of the text, one branch", branches=1)
+    one_branch = {"variant": "of the text, one branch", "branches": 1}
+    for operation in ("modulated_norm", "residual_modulated_norm"):
+        for in_fp8 in (False, True):
+            yield _norm(operation, size, dtype, *text, in_fp8=in_fp8, variant="of the text")
+            yield _norm(operation, size, dtype, size.samples, size.text, in_fp8=in_fp8, **one_branch)
+    yield _norm("gated_residual", size, dtype, size.samples, size.text, **one_branch)
 
 
-def _norm(operation: str, size: Size, dtype: torch.dtype, rows: int, tokens: int, biased: bool = False, **more: Any) -> Case:
-    shape, in_fp8 = (rows, tokens, size.width), operation.endswith("fp8")
-    states, vectors, outputs = (NORMS | DUAL_NORMS | FP8_NORMS)[operation]
+def _norm(
+    operation: str, size: Size, dtype: torch.dtype, rows: int, tokens: int, biased: bool = False, in_fp8: bool = False,
+    **more: Any,
+) -> Case:  # fmt: skip
+    shape = (rows, tokens, size.width)
+    states, vectors, outputs = (NORMS | DUAL_NORMS)[operation]
 
     def arguments(make: Factory) -> tuple:
         modulation = make(rows, vectors * size.width)[:, None].chunk(vectors, dim=-1)
@@ -209,8 +217,9 @@ def _norm(operation: str, size: Size, dtype: torch.dtype, rows: int, tokens: int
 
     traffic = adaln.bytes_moved(*shape, dtype.itemsize, states - 1, outputs, in_fp8)
     work = adaln.flops(*shape, states - 1, outputs) + biased * rows * tokens * size.width
-    capability = FP8_CAPABILITY if in_fp8 else 80
-    return _case(adaln, operation, size, arguments, traffic, work, minimum_capability=capability, dtype=dtype, **more)
+    more |= {"dtype": dtype, "minimum_capability": FP8_CAPABILITY if in_fp8 else 80}
+    module, name = (adaln_fp8, f"{operation}_fp8") if in_fp8 else (adaln, operation)
+    return _case(module, name, size, arguments, traffic, work, **more)
 
 
 def _attention(size: Size, dtype: torch.dtype) -> Iterator[Case]:
@@ -366,6 +375,30 @@ def _quantised(size: Size, dtype: torch.dtype) -> Iterator[Case]:
         traffic, work = fp8.bytes_moved(*shape, dtype.itemsize), fp8.flops(*shape, gelu)
         more = {"minimum_capability": FP8_CAPABILITY, "variant": "with GELU" if gelu else "", "dtype": dtype}
         yield _case(fp8, "quantize_rows", size, arguments, traffic, work, **more)
+    if size.text:
+        yield from _quantised_streams(size, dtype)
+
+
+def _quantised_streams(size: Size, dtype: torch.dtype) -> Iterator[Case]:
+    """What the attentions of a block leave, the joint one in slices, and what its MLPs pass on."""
+    rows, text, image = size.rows, size.text, size.tokens
+
+    def attended(make: Factory, dual: bool) -> tuple:
+        joint = make(rows, image + text, size.width)
+        return False, joint[:, :image], joint[:, image:], *([make(rows, image, size.width)] if dual else [])
+
+    def hidden(make: Factory) -> tuple:
+        return True, *(make(rows, tokens, 4 * size.width) for tokens in (image, text))
+
+    forms = [("", partial(attended, dual=False), (image, text), False), ("with GELU", hidden, (image, text), True)]
+    if size.dual:
+        forms.append((TWO_ATTENTIONS, partial(attended, dual=True), (image, text, image), False))
+    for variant, arguments, counts, gelu in forms:
+        shapes = [(rows, tokens, size.width * (4 if gelu else 1)) for tokens in counts]
+        traffic = sum(fp8.bytes_moved(*shape, dtype.itemsize) for shape in shapes)
+        work = sum(fp8.flops(*shape, gelu) for shape in shapes)
+        more = {"minimum_capability": FP8_CAPABILITY, "variant": variant, "dtype": dtype}
+        yield _case(fp8, "quantize_streams", size, arguments, traffic, work, **more)
 
 
 def _fp8_products(size: Size) -> Iterator[Case]:

@@ -70,8 +70,16 @@ CONTRACTS: dict[str, Contract] = {
     "residual_modulated_norm2": rounding("gated_residual, then modulated_norm2 of the rounded state: equal to both to the bit"),
     "residual2_modulated_norm": rounding("both residuals summed in fp32, the state rounded once where two calls round twice"),
     "modulated_norm_fp8": quantised("modulated_norm in fp32, then one rounding to e4m3 by a scale per row"),
+    "modulated_norm2_fp8": quantised("each output equals modulated_norm_fp8 of its modulation to the bit"),
     "residual_modulated_norm_fp8": quantised("the state as gated_residual, its norm rounded to e4m3 by a scale per row"),
+    "residual_modulated_norm2_fp8": quantised(
+        "gated_residual, then modulated_norm2_fp8 of the state: equal to both to the bit"
+    ),
+    "residual2_modulated_norm_fp8": quantised(
+        "the state as residual2_modulated_norm, its norm rounded to e4m3 by a scale per row"
+    ),
     "quantize_rows": quantised("GELU and scale in fp32, one rounding to e4m3"),
+    "quantize_streams": quantised("each output equals quantize_rows of its stream to the bit"),
     "fp8_linear": rounding("of the quantised operands: their products are exact in fp32, summed there, rounded once"),
     "split_heads_norm": rounding("sum of squares in fp32, one rounding of q and k; v, and all without a norm, to the bit"),
     "joint_heads_norm": rounding("as split_heads_norm; v, and all without norms, are copies to the bit"),

@@ -69,8 +69,9 @@ COMPOSED = {
     "project_joint_heads": {"products": "grouped_linear", "split": "joint_heads_norm"},
 }
 WITHOUT_KERNEL = {"linear_gated_residual": ("deferred", "automatic: the residual is added by the norm that follows")}
-FP8_OPERATIONS = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows", "fp8_linear")
-ROW_BY_ROW = ("gated_residual", "quantize_rows", "merge_normalized")
+QUANTISED = tuple(name for name in OPERATIONS if name.endswith("_fp8") or name.startswith("quantize_"))  # by rows
+FP8_OPERATIONS = (*QUANTISED, "fp8_linear")
+ROW_BY_ROW = ("gated_residual", "quantize_rows", "quantize_streams", "merge_normalized")
 NORMS = tuple(name for name in OPERATIONS if "modulated_norm" in name or name in ROW_BY_ROW)  # hold a row in registers
 HEAD_PRODUCTS = ("project_heads", "project_joint_heads")
 READOUTS = ("combine_then_project", "project", "readout_update")

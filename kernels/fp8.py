@@ -20,6 +20,7 @@ FP8_MAX = 448.0  # the largest finite e4m3 number
 SMALLEST_SCALE = 1e-12  # of a row's largest magnitude: a row of zeros stays zero
 ALIGNMENT = 16  # the vendor's fp8 products need rows of a multiple of 16 bytes, inputs and outputs
 MAX_WIDTH = 16384  # a row is held in registers
+MAX_STREAMS = 3  # of one launch: what two attentions of a block leave for the image, and the first for the text
 
 
 class Fp8Rows(NamedTuple):
@@ -41,6 +42,11 @@ def quantize_rows(x: Tensor, gelu: bool = False) -> Fp8Rows:
         x = F.gelu(x, approximate="tanh")
     scale = x.abs().amax(-1).clamp_min(SMALLEST_SCALE) / FP8_MAX
     return Fp8Rows((x / scale[..., None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
+
+
+def quantize_streams(gelu: bool, *streams: Tensor) -> tuple[Fp8Rows, ...]:
+    """:func:`quantize_rows` of up to ``MAX_STREAMS`` streams of one width, each [R, L, D] with R and L of its own."""
+    return tuple(quantize_rows(stream, gelu) for stream in streams)
 
 
 def fp8_linear(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -85,11 +91,21 @@ def quantized_row(b_x, FP8_TOP: tl.constexpr):
     return tl.clamp(b_x / scale, -FP8_TOP, FP8_TOP, propagate_nan=tl.PropagateNan.ALL), scale
 
 
-@jit(do_not_specialize=["tokens"])
-def quantize_kernel(
+@jit()
+def store_quantized_row(p_q, p_scale, b_x, index, o_d, m_d, D: tl.constexpr, FP8_TOP: tl.constexpr):
+    """Write a row of fp32 numbers as row ``index`` (int64) of dense values [..., D] and scales [...]."""
+    b_q, scale = quantized_row(b_x, FP8_TOP)
+    tl.store(p_scale + index, scale)
+    tl.store(p_q + index * D + o_d, b_q.to(p_q.dtype.element_ty), mask=m_d)
+
+
+@jit(do_not_specialize=["count", "tokens"])
+def quantize_block(
     p_x,
     p_q,
     p_scale,
+    block,
+    count,
     tokens,
     x_row,
     x_token,
@@ -99,34 +115,101 @@ def quantize_kernel(
     GELU: tl.constexpr,
     FP8_TOP: tl.constexpr,
 ):
-    """Grid (token blocks, R).  A row is read once and written once."""
-    row = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * TOKENS
+    """``TOKENS`` of the ``count`` = R L tokens of one stream, wherever its rows begin."""
+    first = block * TOKENS
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    for token in range(first, tl.minimum(first + TOKENS, tokens)):
-        b_x = tl.load(p_x + row * x_row + token * x_token + o_d, mask=m_d, other=0.0).to(tl.float32)
+    for i in range(tl.minimum(TOKENS, count - first)):
+        index = first + i
+        row = (index // tokens).to(tl.int64)
+        b_x = tl.load(p_x + row * x_row + index % tokens * x_token + o_d, mask=m_d, other=0.0).to(tl.float32)
         if GELU:
             # x / 2 (1 + tanh(z)) = x / (1 + 2^(-2 z log2 e)) with z = sqrt(2 / pi) (x + 0.044715 x^3)
             b_x = b_x / (1.0 + tl.exp2(b_x * (-2.302208198144325 - 0.1029432395800235 * b_x * b_x)))
-        b_q, scale = quantized_row(b_x, FP8_TOP)
-        tl.store(p_scale + row * tokens + token, scale)
-        tl.store(p_q + (row * tokens + token) * D + o_d, b_q.to(p_q.dtype.element_ty), mask=m_d)
+        store_quantized_row(p_q, p_scale, b_x, index.to(tl.int64), o_d, m_d, D, FP8_TOP)
+
+
+@jit(do_not_specialize=["count", "tokens", "count2", "tokens2", "count3", "tokens3"])
+def quantize_kernel(
+    p_x,
+    p_q,
+    p_scale,
+    p_x2,
+    p_q2,
+    p_scale2,
+    p_x3,
+    p_q3,
+    p_scale3,
+    count,
+    tokens,
+    x_row,
+    x_token,
+    count2,
+    tokens2,
+    x_row2,
+    x_token2,
+    count3,
+    tokens3,
+    x_row3,
+    x_token3,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    STREAMS: tl.constexpr,
+    GELU: tl.constexpr,
+    FP8_TOP: tl.constexpr,
+):
+    """Grid: blocks of the first stream's tokens, then of the others'.  A row is read once and written once."""
+    block = tl.program_id(0)
+    blocks = tl.cdiv(count, TOKENS)
+    both = blocks + tl.cdiv(count2, TOKENS)
+    if block < blocks:
+        quantize_block(p_x, p_q, p_scale, block, count, tokens, x_row, x_token, D, BLOCK_D, TOKENS, GELU, FP8_TOP)
+    elif STREAMS > 1:
+        if block < both:
+            quantize_block(
+                p_x2, p_q2, p_scale2, block - blocks, count2, tokens2, x_row2, x_token2,
+                D, BLOCK_D, TOKENS, GELU, FP8_TOP,
+            )  # fmt: skip
+        elif STREAMS > 2:
+            quantize_block(
+                p_x3, p_q3, p_scale3, block - both, count3, tokens3, x_row3, x_token3,
+                D, BLOCK_D, TOKENS, GELU, FP8_TOP,
+            )  # fmt: skip
+
+
+def empty_rows(x: Tensor) -> Fp8Rows:
+    """Memory for the rows of ``x`` [R, L, D], dense."""
+    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    return Fp8Rows(torch.empty(x.shape, dtype=FP8, device=x.device), scale)
 
 
 def quantize_rows_triton(x: Tensor, gelu: bool = False) -> Fp8Rows:
     """:func:`quantize_rows` as one kernel.  x [R, L, D] with D at most ``MAX_WIDTH``."""
-    rows, tokens, width = x.shape
+    return quantize_streams_triton(gelu, x)[0]
+
+
+def quantize_streams_triton(gelu: bool, *streams: Tensor) -> tuple[Fp8Rows, ...]:
+    """:func:`quantize_streams` as one kernel.  D is at most ``MAX_WIDTH``."""
+    widths = {x.shape[-1] for x in streams}
+    if len(widths) != 1 or len(streams) > MAX_STREAMS:
+        shapes = ", ".join(str(tuple(x.shape)) for x in streams)
+        raise ValueError(f"one launch quantises up to {MAX_STREAMS} streams of one width, got {shapes or 'none'}")
+    (width,) = widths
     if width > MAX_WIDTH:
         raise ValueError(f"the quantising kernel holds a row of at most {MAX_WIDTH} channels, got {width}")
-    x = dense(x)
-    values = torch.empty(x.shape, dtype=FP8, device=x.device)
-    scale = torch.empty(rows, tokens, dtype=torch.float32, device=x.device)
-    config = launch_config("quantise", row_class(rows * tokens, width), architecture(x.device))
-    arguments = {"p_x": x, "p_q": values, "p_scale": scale, "tokens": tokens, "x_row": x.stride(0), "x_token": x.stride(1)}
-    arguments |= {"D": width, "BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "GELU": gelu, "FP8_TOP": FP8_MAX}
-    launch(quantize_kernel, (-(-tokens // config.rows), rows), arguments, config.warps)
-    return Fp8Rows(values, scale)
+    streams, made = tuple(map(dense, streams)), tuple(map(empty_rows, streams))
+    counts = [x.shape[0] * x.shape[1] for x in streams]
+    config = launch_config("quantise", row_class(sum(counts), width), architecture(streams[0].device))
+    arguments: dict = {}
+    for index, suffix in enumerate(("", "2", "3")):
+        x, rows, count = (given[min(index, len(streams) - 1)] for given in (streams, made, counts))
+        arguments |= {f"p_x{suffix}": x, f"p_q{suffix}": rows.values, f"p_scale{suffix}": rows.scale, f"count{suffix}": count}
+        arguments |= {f"tokens{suffix}": x.shape[1], f"x_row{suffix}": x.stride(0), f"x_token{suffix}": x.stride(1)}
+    arguments |= {"D": width, "BLOCK_D": next_power_of_two(width), "TOKENS": config.rows, "STREAMS": len(streams)}
+    arguments |= {"GELU": gelu, "FP8_TOP": FP8_MAX}
+    launch(quantize_kernel, (sum(-(-count // config.rows) for count in counts),), arguments, config.warps)
+    return made
 
 
 def bytes_moved(rows: int, tokens: int, width: int, itemsize: int) -> int:

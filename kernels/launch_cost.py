@@ -65,9 +65,11 @@ def _adaln(launch: Launch, given: dict[str, Any]) -> LaunchCost:
 
 
 def _quantize(launch: Launch, given: dict[str, Any]) -> LaunchCost:
-    rows, tokens, width = given["p_x"].shape
-    sizes = f"{rows} x {tokens} x {width}{', GELU' * given['GELU']}"
-    return _memory(fp8.bytes_moved(rows, tokens, width, given["p_x"].element_size()), sizes)
+    streams = [given[f"p_x{suffix}"].shape[:2] for suffix in ("", "2", "3")[: given["STREAMS"]]]
+    width, itemsize = given["D"], given["p_x"].element_size()
+    counts = " + ".join(f"{rows} x {tokens}" for rows, tokens in streams)
+    sizes = f"{counts if len(streams) == 1 else f'({counts})'} x {width}{', GELU' * given['GELU']}"
+    return _memory(sum(fp8.bytes_moved(rows, tokens, width, itemsize) for rows, tokens in streams), sizes)
 
 
 def _heads(launch: Launch, given: dict[str, Any]) -> LaunchCost:

@@ -6,6 +6,7 @@ from functools import partial
 
 from . import (
     adaln,
+    adaln_fp8,
     combine,
     differentiable,
     embed,
@@ -43,9 +44,13 @@ class Kernels:
     residual_modulated_norm: Callable = adaln.residual_modulated_norm
     residual_modulated_norm2: Callable = adaln.residual_modulated_norm2
     residual2_modulated_norm: Callable = adaln.residual2_modulated_norm
-    modulated_norm_fp8: Callable = adaln.modulated_norm_fp8
-    residual_modulated_norm_fp8: Callable = adaln.residual_modulated_norm_fp8
+    modulated_norm_fp8: Callable = adaln_fp8.modulated_norm_fp8
+    modulated_norm2_fp8: Callable = adaln_fp8.modulated_norm2_fp8
+    residual_modulated_norm_fp8: Callable = adaln_fp8.residual_modulated_norm_fp8
+    residual_modulated_norm2_fp8: Callable = adaln_fp8.residual_modulated_norm2_fp8
+    residual2_modulated_norm_fp8: Callable = adaln_fp8.residual2_modulated_norm_fp8
     quantize_rows: Callable = fp8.quantize_rows
+    quantize_streams: Callable = fp8.quantize_streams
     fp8_linear: Callable = fp8.fp8_linear
     split_heads_norm: Callable = qkv.split_heads_norm
     joint_heads_norm: Callable = qkv.joint_heads_norm
@@ -98,9 +103,13 @@ TRITON = Kernels(
     residual_modulated_norm=adaln.residual_modulated_norm_triton,
     residual_modulated_norm2=adaln.residual_modulated_norm2_triton,
     residual2_modulated_norm=adaln.residual2_modulated_norm_triton,
-    modulated_norm_fp8=adaln.modulated_norm_fp8_triton,
-    residual_modulated_norm_fp8=adaln.residual_modulated_norm_fp8_triton,
+    modulated_norm_fp8=adaln_fp8.modulated_norm_fp8_triton,
+    modulated_norm2_fp8=adaln_fp8.modulated_norm2_fp8_triton,
+    residual_modulated_norm_fp8=adaln_fp8.residual_modulated_norm_fp8_triton,
+    residual_modulated_norm2_fp8=adaln_fp8.residual_modulated_norm2_fp8_triton,
+    residual2_modulated_norm_fp8=adaln_fp8.residual2_modulated_norm_fp8_triton,
     quantize_rows=fp8.quantize_rows_triton,
+    quantize_streams=fp8.quantize_streams_triton,
     split_heads_norm=qkv.split_heads_norm_triton,
     joint_heads_norm=qkv.joint_heads_norm_triton,
     attention=attention_triton,

@@ -161,9 +161,7 @@ def target(architecture: str) -> Any:
 
 def compile_specialisation(specialisation: Specialisation, launch: Launch, names: Iterable[str]) -> Resources:
     """Compile for a target that need not be present, and read what the binary uses."""
-    architecture = specialisation.architecture
-    options = launch_options(launch.warps, launch.stages)
-    compiled = triton.compile(specialisation.source(launch.kernel), target=target(architecture), options=options)
+    architecture, compiled = specialisation.architecture, _compile(specialisation, launch)
     read = _read_nvidia if "cubin" in compiled.asm else _read_amd
     registers, spilled = read(compiled.asm)
     shared = compiled.metadata.shared
@@ -181,16 +179,26 @@ def compile_specialisation(specialisation: Specialisation, launch: Launch, names
     )
 
 
+def _compile(specialisation: Specialisation, launch: Launch) -> Any:
+    """Triton's compiled kernel, with every form that it took on the way."""
+    options, chip = launch_options(launch.warps, launch.stages), target(specialisation.architecture)
+    return triton.compile(specialisation.source(launch.kernel), target=chip, options=options)
+
+
 def instructions(specialisation: Specialisation, launch: Launch) -> Counter[str]:
     """How often each instruction stands in the binary of an NVIDIA architecture, by the first part of its name (HGMMA).
 
     Of the special functions by both parts (MUFU.RCP).
     """
-    options = launch_options(launch.warps, launch.stages)
-    chip = target(specialisation.architecture)
-    compiled = triton.compile(specialisation.source(launch.kernel), target=chip, options=options)
-    text = _dumped(compiled.asm["cubin"], "--dump-sass")
+    text = _dumped(_compile(specialisation, launch).asm["cubin"], "--dump-sass")
     return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?((?:MUFU\.)?[A-Z][A-Z0-9]*)", text))
+
+
+def sum_layouts(specialisation: Specialisation, launch: Launch) -> tuple[str, ...]:
+    """How the elements of a tensor lie in threads where fp32 numbers are summed, sum by sum: what decides their order."""
+    text = _compile(specialisation, launch).asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", text, re.MULTILINE))
+    return tuple(layouts[name] for name in re.findall(r"\}\) : \(tensor<\w+xf32, (#\w+)>\) -> f32", text))
 
 
 def _dumped(cubin: bytes, what: str) -> str:

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from .catalogue import LAST_BLOCK, LOOKING_BACK, OF_A_RING, Case, Size, cases
+from .catalogue import LAST_BLOCK, LOOKING_BACK, OF_A_RING, TWO_ATTENTIONS, Case, Size, cases
 from .dispatch import FP8_OPERATIONS, HEAD_PRODUCTS
 
 # of a nominal card: bytes per second, and operations per second in products of 16 bits, of 8 bits, and in fp32
@@ -17,7 +17,7 @@ CORRECTIONS = ("moments", "linear_combination")
 ONCE_A_STEP = (
     "gather_rows", "gather_modulation", "embed_patches", "combine_then_project", "project", "readout_update",
     "combine_branches", "solver_update", "normal_noise", *CORRECTIONS,
-    "modulated_norm", "modulated_norm2", "gated_residual",  # where no residual waits, or none may
+    "modulated_norm", "modulated_norm2", "modulated_norm_fp8", "modulated_norm2_fp8", "gated_residual",  # where none waits
 )  # fmt: skip
 TWICE_A_LAYER = ("residual_modulated_norm", "residual_modulated_norm_fp8")
 # of the runs: those with fp8 linears, a correction, noise, a longer history or a large batch; those of a network in fp32;
@@ -29,9 +29,13 @@ def calls(case: Case) -> int:
     """How often the operation occurs in a step of the case's model, in the stream and in the form that the case is of."""
     if case.operation in ONCE_A_STEP:
         return 1
-    if case.size.text and (case.operation == "linear_gelu" or (case.operation, case.variant) == ("project_slices", LAST_BLOCK)):
+    ended = case.operation in ("linear_gelu", "quantize_rows") or (case.operation, case.variant) == (
+        "project_slices",
+        LAST_BLOCK,
+    )
+    if case.size.text and ended:
         return 1  # of the last block, whose text stream has ended
-    if case.operation in ("split_heads_norm", "project_heads") and case.size.text:
+    if case.size.text and (case.operation in ("split_heads_norm", "project_heads") or case.variant == TWO_ATTENTIONS):
         return case.size.dual
     if case.operation == "residual_modulated_norm" and case.size.text:
         return case.size.layers  # with the bias of a projection after the attention, without one after the MLP

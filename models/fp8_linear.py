@@ -10,7 +10,7 @@ from segue.kernels.fp8 import ALIGNMENT, Fp8Rows, quantize_rows
 from segue.kernels.mlp import Projected
 from segue.kernels.record import Kernels
 
-from .residuals import Residual, settled
+from .residuals import Residual
 
 
 class Fp8Linear(nn.Module):
@@ -50,10 +50,18 @@ def apply_linear(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Ker
     return kernels.fp8_linear(*rows, layer.values, layer.scale, layer.bias)
 
 
+def linear_inputs(layer: nn.Linear | Fp8Linear, kernels: Kernels, *streams: Tensor | None) -> list[Tensor | Fp8Rows | None]:
+    """Streams [R, L, D] as inputs of layers like ``layer``: quantised where that is in fp8, all in one launch."""
+    if not isinstance(layer, Fp8Linear):
+        return [*streams]
+    rows = iter(kernels.quantize_streams(False, *(stream for stream in streams if stream is not None)))
+    return [None if stream is None else next(rows) for stream in streams]
+
+
 def linear_gelu(x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, kernels: Kernels) -> Tensor | Fp8Rows:
     """``gelu(x W^T + b)``, quantised by rows after a layer in fp8: both layers of an MLP are, or neither."""
     if isinstance(layer, Fp8Linear):
-        return Fp8Rows(*kernels.quantize_rows(apply_linear(x, layer, kernels), gelu=True))
+        return kernels.quantize_rows(apply_linear(x, layer, kernels), gelu=True)
     return kernels.linear_gelu(x, layer.weight, layer.bias)
 
 
@@ -78,9 +86,9 @@ def grouped_linear(
 def grouped_linear_gelu(
     x: Tensor | Fp8Rows, layer: nn.Linear | Fp8Linear, x2: Tensor | Fp8Rows, layer2: nn.Linear | Fp8Linear, kernels: Kernels
 ) -> tuple[Tensor | Fp8Rows, Tensor | Fp8Rows]:
-    """:func:`linear_gelu` of two layers of one shape on two streams."""
+    """:func:`linear_gelu` of two layers of one shape on two streams, quantised in one launch."""
     if isinstance(layer, Fp8Linear):
-        return linear_gelu(x, layer, kernels), linear_gelu(x2, layer2, kernels)
+        return kernels.quantize_streams(True, *grouped_linear(x, layer, x2, layer2, kernels))
     return kernels.grouped_linear_gelu(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias)
 
 
@@ -118,7 +126,7 @@ def project_joint_heads(
     return kernels.project_joint_heads(x, layer.weight, layer.bias, x2, layer2.weight, layer2.bias, *of_both)
 
 
-def project_slices(kernels: Kernels, *streams: tuple[Tensor, nn.Linear | Fp8Linear]) -> tuple[Projected, ...]:
+def project_slices(kernels: Kernels, *streams: tuple[Tensor | Fp8Rows, nn.Linear | Fp8Linear]) -> tuple[Projected, ...]:
     """Layers on slices of the tokens of a longer sequence, x [R, L, D]: outputs, and the biases that these yet lack."""
     if any(isinstance(layer, Fp8Linear) for _, layer in streams):
         return tuple((apply_linear(x, layer, kernels), None) for x, layer in streams)
@@ -136,31 +144,28 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
     """The state with its residual, and its modulated norm as the input of ``layer``: quantised where that is in fp8."""
     in_fp8 = isinstance(layer, Fp8Linear)
-    if residual is None and in_fp8:
-        return h, Fp8Rows(*kernels.modulated_norm_fp8(h, shift, scale, eps))
     if residual is None:
-        return h, kernels.modulated_norm(h, shift, scale, eps)
-    y, gate, bias = residual.y, residual.gate, residual.bias
-    if in_fp8:
-        h, *rows = kernels.residual_modulated_norm_fp8(h, y, gate, shift, scale, eps, bias)
-        return h, Fp8Rows(*rows)
-    return kernels.residual_modulated_norm(h, y, gate, shift, scale, eps, bias)
+        norm = kernels.modulated_norm_fp8 if in_fp8 else kernels.modulated_norm
+        return h, norm(h, shift, scale, eps)
+    norm = kernels.residual_modulated_norm_fp8 if in_fp8 else kernels.residual_modulated_norm
+    return norm(h, residual.y, residual.gate, shift, scale, eps, residual.bias)
 
 
 def residual_norm2(
-    h: Tensor, residual: Residual | None, modulations: tuple[Tensor, ...], kernels: Kernels
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The state with its residual, and its norm under two modulations (shift, scale, shift2, scale2)."""
+    h: Tensor, residual: Residual | None, modulations: tuple[Tensor, ...], layer: nn.Module, kernels: Kernels
+) -> tuple[Tensor, Tensor | Fp8Rows, Tensor | Fp8Rows]:
+    """:func:`residual_norm` under two modulations (shift, scale, shift2, scale2): the inputs of two layers like ``layer``."""
+    in_fp8 = isinstance(layer, Fp8Linear)
     if residual is None:
-        return h, *kernels.modulated_norm2(h, *modulations)
-    return kernels.residual_modulated_norm2(h, residual.y, residual.gate, *modulations, bias=residual.bias)
+        norm = kernels.modulated_norm2_fp8 if in_fp8 else kernels.modulated_norm2
+        return h, *norm(h, *modulations)
+    norm = kernels.residual_modulated_norm2_fp8 if in_fp8 else kernels.residual_modulated_norm2
+    return norm(h, residual.y, residual.gate, *modulations, bias=residual.bias)
 
 
 def residual2_norm(
     h: Tensor, first: Residual, second: Residual, shift: Tensor, scale: Tensor, layer: nn.Module, kernels: Kernels
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
-    """:func:`residual_norm` of two residuals, of which the second has its bias; before fp8 they are added in two passes."""
-    if isinstance(layer, Fp8Linear):
-        return residual_norm(settled(h, first, kernels), second, shift, scale, layer, kernels)
-    gates = first.gate, second.gate
-    return kernels.residual2_modulated_norm(h, first.y, second.y, *gates, shift, scale, bias=first.bias)
+    """:func:`residual_norm` of two residuals, of which the second has its bias."""
+    norm = kernels.residual2_modulated_norm_fp8 if isinstance(layer, Fp8Linear) else kernels.residual2_modulated_norm
+    return norm(h, first.y, second.y, first.gate, second.gate, shift, scale, bias=first.bias)

@@ -16,7 +16,15 @@ from segue.kernels.fp8 import Fp8Rows
 from segue.kernels.mlp import Projected
 from segue.kernels.record import DIFFERENTIABLE, Kernels
 
-from .fp8_linear import apply_linear, project_heads, project_slices, residual2_norm, residual_norm, residual_norm2
+from .fp8_linear import (
+    apply_linear,
+    linear_inputs,
+    project_heads,
+    project_slices,
+    residual2_norm,
+    residual_norm,
+    residual_norm2,
+)
 from .joint_attention import JoinedTexts, Stream, attend_rows, image_segments, text_segments
 from .layers import Mlp, MlpInput, PatchEmbed, TimestepEmbedder, sincos_position_table, two_mlps
 from .mmdit_spec import MMDiTSpec
@@ -117,17 +125,20 @@ class JointBlock(nn.Module):
             text = joined.modulation[:, None].split(self.dim, dim=-1)[self.image_chunks :]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = image[:6]
         second = self.x_block.attn2
+        qkv, n2 = self.x_block.attn.qkv, None
         if second is None:
-            h, n = residual_norm(h, Carry.taken(carries[0]), shift_a, scale_a, self.x_block.attn.qkv, kernels)
+            h, n = residual_norm(h, Carry.taken(carries[0]), shift_a, scale_a, qkv, kernels)
         else:
-            h, n, n2 = residual_norm2(h, Carry.taken(carries[0]), (shift_a, scale_a, *image[6:8]), kernels)
+            h, n, n2 = residual_norm2(h, Carry.taken(carries[0]), (shift_a, scale_a, *image[6:8]), qkv, kernels)
         c, m = self._text_norm(c, Carry.taken(carries[1]), text, kernels)
-        (y, y_bias), (z, z_bias) = self._joint_attention(n, m, kernels, segments, joined)
+        o, o_text, o2 = self._attend(n, m, n2, kernels, segments, joined)
+        (y, y_bias), (z, z_bias) = self._project(o, o_text, m.shape, kernels, segments)
         attended, after = Residual(y, gate_a, y_bias), (shift_m, scale_m, self.x_block.mlp.fc1, kernels)
         if second is None:
             h, n = residual_norm(h, attended, *after)
         else:
-            h, n = residual2_norm(h, attended, Residual(self._image_attention(second, n2, kernels, segments), image[8]), *after)
+            y2 = zero_skipped(apply_linear(o2, second.proj, kernels), image_segments(segments))
+            h, n = residual2_norm(h, attended, Residual(y2, image[8]), *after)
         if z is None:
             return self.x_block.mlp(h, n, gate_m, kernels, carries[0]), c
         c, m = residual_norm(c, Residual(z, text[2], z_bias), text[3], text[4], self.context_block.mlp.fc1, kernels)
@@ -142,36 +153,53 @@ class JointBlock(nn.Module):
             shift, scale = scale, shift
         return residual_norm(c, before, shift, scale, self.context_block.attn.qkv, kernels)
 
-    def _joint_attention(
+    def _attend(
         self,
         n: Tensor | Fp8Rows,
         m: Tensor | Fp8Rows,
+        n2: Tensor | Fp8Rows | None,
         kernels: Kernels,
         segments: tuple[Segment, ...],
         joined: JoinedTexts | None,
-    ) -> tuple[Projected, Projected | tuple[None, None]]:
-        """n [R, L, D], m [R, M, D] -> the image's and the text's attention output; None where the text stream ends."""
-        image, text = self.x_block.attn, self.context_block.attn
-        streams = Stream(n, image.qkv, image.norm_weights), Stream(m, text.qkv, text.norm_weights)
-        y, z = attend_rows(*streams, self.heads, kernels, segments, None if joined is None else joined.numbers)
-        if any(segment.operation == "attention_skip" for segment in segments):  # their rows get no bias either
-            y = zero_skipped(apply_linear(y, image.proj, kernels), segments)
-            if text.proj is None:
-                return (y, None), (None, None)
-            z = apply_linear(z, text.proj, kernels).view(m.shape)
-            return (y, None), (zero_skipped(z, text_segments(segments)), None)
-        if text.proj is None:
-            (projected,) = project_slices(kernels, (y, image.proj))
-            return projected, (None, None)
-        projected, (z, bias) = project_slices(kernels, (y, image.proj), (z, text.proj))
-        return projected, (z.view(m.shape), bias)
+    ) -> list[Tensor | Fp8Rows | None]:
+        """n, n2 [R, L, D] and m [R, M, D] -> what the out-projections take: the image's, the text's, the second attention's.
 
-    def _image_attention(self, attn: StreamAttention, n: Tensor, kernels: Kernels, segments: tuple[Segment, ...]) -> Tensor:
+        None for the text where its stream ends, and for a second attention that the block has not.
+        """
+        image, text, second = self.x_block.attn, self.context_block.attn, self.x_block.attn2
+        streams = Stream(n, image.qkv, image.norm_weights), Stream(m, text.qkv, text.norm_weights)
+        o, o_text = attend_rows(*streams, self.heads, kernels, segments, None if joined is None else joined.numbers)
+        o2 = None if second is None else self._image_attention(second, n2, kernels, image_segments(segments))
+        return linear_inputs(image.proj, kernels, o, None if text.proj is None else o_text, o2)
+
+    def _image_attention(
+        self, attn: StreamAttention, n: Tensor | Fp8Rows, kernels: Kernels, segments: tuple[Segment, ...]
+    ) -> Tensor:
         """The second attention, n [R, L, D] -> [R, L, D]."""
-        segments = image_segments(segments)
         q, k, v = project_heads(n, attn.qkv, self.heads, attn.norm_weights, kernels)
-        o = attend_segments(q, k, v, kernels, segments) if segments else kernels.attention(q, k, v)
-        return zero_skipped(apply_linear(o, attn.proj, kernels), segments)
+        return attend_segments(q, k, v, kernels, segments) if segments else kernels.attention(q, k, v)
+
+    def _project(
+        self,
+        o: Tensor | Fp8Rows,
+        o_text: Tensor | Fp8Rows | None,
+        text_shape: torch.Size,
+        kernels: Kernels,
+        segments: tuple[Segment, ...],
+    ) -> tuple[Projected, Projected | tuple[None, None]]:
+        """The out-projections of the joint attention, the text's in its own shape; None where its stream ends."""
+        image, text = self.x_block.attn, self.context_block.attn
+        if any(segment.operation == "attention_skip" for segment in segments):  # their rows get no bias either
+            y = zero_skipped(apply_linear(o, image.proj, kernels), segments)
+            if o_text is None:
+                return (y, None), (None, None)
+            z = apply_linear(o_text, text.proj, kernels).view(text_shape)
+            return (y, None), (zero_skipped(z, text_segments(segments)), None)
+        if o_text is None:
+            (projected,) = project_slices(kernels, (o, image.proj))
+            return projected, (None, None)
+        projected, (z, bias) = project_slices(kernels, (o, image.proj), (o_text, text.proj))
+        return projected, (z.view(text_shape), bias)
 
 
 class PooledEmbedder(nn.Module):

@@ -71,6 +71,10 @@ _MODULES = {
     "segue.engine.rules.solver_corrections": ("TSR", "EpsilonScaling"),
     "segue.engine.rules.window": ("Window",),
     "segue.engine.running.sampler": ("CallInfo", "NonFiniteError"),
+    "segue.engine.scheduling.errors": ("DeadlineError", "MemoryLimitError", "QueueFullError", "SchedulerClosedError"),
+    "segue.engine.scheduling.request": ("Progress", "Request"),
+    "segue.engine.scheduling.scheduler": ("StepScheduler",),
+    "segue.engine.scheduling.stats": ("SchedulerStats",),
 }
 # Classes on top of diffusers' own, made when they are first asked for: a star import leaves them, and diffusers, alone.
 _ON_DIFFUSERS = {"segue.engine.adapters.modular": ("SegmentedGuidance",)}

@@ -75,5 +75,14 @@ from segue.engine.rules.presets import parse_rule as parse_rule
 from segue.engine.rules.solver_corrections import TSR as TSR, EpsilonScaling as EpsilonScaling
 from segue.engine.rules.window import Window as Window
 from segue.engine.running.sampler import CallInfo as CallInfo, NonFiniteError as NonFiniteError
+from segue.engine.scheduling.errors import (
+    DeadlineError as DeadlineError,
+    MemoryLimitError as MemoryLimitError,
+    QueueFullError as QueueFullError,
+    SchedulerClosedError as SchedulerClosedError,
+)
+from segue.engine.scheduling.request import Progress as Progress, Request as Request
+from segue.engine.scheduling.scheduler import StepScheduler as StepScheduler
+from segue.engine.scheduling.stats import SchedulerStats as SchedulerStats
 
 __version__: str

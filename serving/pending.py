@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from .refusals import Refusal, checking
 from .served_model import Order
 
 STOPPED = Refusal(503, "the picture was given up because the server stopped", "server_error", code="shutting_down")
-Watch = Callable[[int, Any], None]  # the place of a picture and what the scheduler says of it, from the scheduler's thread
+Watch = Callable[[int, Any], None]  # the place of a picture and what is heard of it: its progress, and itself when it has ended
 
 
 class GoneError(Exception):
@@ -39,12 +40,13 @@ class Pending:
 
     def _submit_all(self, scheduler: Any, order: Order, previews: int, watch: Watch | None) -> None:
         for place, seed in enumerate(order.seeds):
+            listener = None if watch is None else partial(watch, place)
             with checking():
-                request = scheduler.submit(order.what, order.rule, seed=seed, previews=previews, **order.options())
+                options = order.options() | {"previews": previews, "listener": listener}
+                request = scheduler.submit(order.what, order.rule, seed=seed, **options)
             self.requests.append(request)
-            if watch is not None:
-                request.on_progress(lambda progress, place=place: watch(place, progress))
-                request.add_done_callback(lambda done, place=place: watch(place, done))
+            if listener is not None:
+                request.add_done_callback(listener)
 
     def cancel(self) -> None:
         """Cancel what is not done."""
@@ -66,7 +68,8 @@ class Pending:
             return [finished(future) for future in futures]
         finally:
             watcher.cancel()
-            self.cancel()
+            for future in futures:
+                _ = future.cancel() or future.cancelled() or future.exception()  # which nobody else looks at
 
 
 def finished(future: Any) -> Any:

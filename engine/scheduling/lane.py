@@ -1,7 +1,7 @@
 """Runs of one latent size that share forwards: each in a place of its own, at a call of its own, under a rule of its own.
 
-A tick makes one forward of every network for all runs in it.  What a run does with the outputs of its branches, its rule and
-its solver, is its own program's work: the same as of a run alone.
+A tick makes one forward of every network for all runs in it.  The steps of linear rules are part of it; what another rule does
+with the outputs of its branches is its own program's work, the same as of a run alone.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from segue.kernels.record import REFERENCE, Kernels
 from segue.models.mmdit import MMDiT
 from segue.models.registry import make_shared_rows
 from segue.models.rows import FULL
-from segue.models.shared_layout import RunRows, SharedLayout, shared_rows
+from segue.models.shared_layout import RunRows, SharedLayout, SharedRowsOfCall, shared_rows
 from segue.models.shared_rows import SharedRows
 from segue.models.sit import SiT
 from segue.models.weight_watch import WeightWatch
@@ -25,16 +25,16 @@ from ..planning.plan import Plan
 from ..rules.branch import Exit, Perturb
 from ..rules.drawn import Draw
 from ..running.graph import CapturedStep
-from ..running.program import Program
-from ..running.program_key import ProgramKey
-from ..running.stopping import StopPoll
 from .drawing import Drawing
+from .lane_runs import LaneRun, LinearRun, ProgramRun
+from .linear_steps import LinearSteps, StepShape, is_linear
 from .memory import bytes_of
 from .sizes import Sizes
 
 CONDITIONS = 4  # of one run
 BLOCK_WIDTH = 8  # numbers of its width that a block holds of a token beside its state: 4 of an MLP, queries, keys, values, sums
 KINDS = 4  # groups of perturbed rows in one tick; runs with others wait for the next
+Capture = Callable[[Callable[[], None]], CapturedStep]
 Group = tuple[str, int, tuple[str, ...]]  # of rows: network, the layer at which they begin, operations
 
 
@@ -68,37 +68,6 @@ class RowCount:
         return RowCount(self.used + other.used, self.run + other.run)
 
 
-class SharedRun:
-    """One run in a lane: its program, which evaluates no branches itself, and where it is."""
-
-    def __init__(self, drawing: Drawing, place: int, program: Program):
-        self.plan, self.place, self.program = drawing.plan, place, program
-        self.call = 0
-        self._poll = StopPoll(program.combination.stopping) if drawing.plan.adaptive else None
-
-    @property
-    def x(self) -> Tensor:
-        """The state [1, C, H, W] fp32."""
-        return self.program.x
-
-    @property
-    def live(self) -> tuple[int, ...]:
-        """The branches that the next call needs."""
-        planned = self.plan.live[self.call]
-        return planned if self._poll is None else self._poll.live(planned)
-
-    @property
-    def ended(self) -> bool:
-        return self.call == self.plan.calls
-
-    def step(self, outputs: Mapping[int, Tensor]) -> None:
-        """Make the next call's step of the outputs [1, C, H, W] fp32 of its live branches."""
-        self.program.step_with(outputs)
-        self.call += 1
-        if self._poll is not None:
-            self._poll.after_call()
-
-
 class Lane:
     """Places for runs on latents of one size, and of one prompt length; see :func:`why_alone` for which can be here.
 
@@ -115,7 +84,7 @@ class Lane:
         sizes: Sizes,
         device: torch.device,
         kernels: Kernels,
-        capture: Callable[[Callable[[], None]], CapturedStep] | None = None,
+        capture: Capture | None = None,
     ):
         """``places`` runs at once, of the size of ``plan``; ``capture`` as of :meth:`.Program.use_graphs`."""
         spec = plan.spec
@@ -126,7 +95,8 @@ class Lane:
         shape = (places + 1, spec.channels, plan.height, plan.width)  # the last one is for rows that nobody reads
         self.states = torch.zeros(shape, dtype=torch.float32, device=device)
         self.networks: dict[str, SharedRows] = {}
-        self.graphs: dict[tuple[str, SharedLayout], CapturedStep] = {}
+        self.linear = LinearSteps(self.states, sizes.largest, kernels)
+        self.graphs: dict[tuple[str, SharedLayout, StepShape | None], CapturedStep] = {}
         self._free = list(range(places))
         self._watches: dict[str, WeightWatch] = {}
 
@@ -163,24 +133,23 @@ class Lane:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def join(self, drawing: Drawing) -> SharedRun:
+    def join(self, drawing: Drawing) -> LaneRun:
         """Let a run take a free place."""
-        place, plan, start = self._free[0], drawing.plan, drawing.start
-        program = Program(ProgramKey.of(plan, 1), plan, {}, self.device, self.kernels)
-        program.load(plan, start.state.to(self.device, torch.float32), start.conditions, [drawing.seed])
-        state = self.states[place : place + 1]
-        state.copy_(program.x)
-        program.x = state  # where the rows begin from
+        place, plan = self._free[0], drawing.plan
         for name in plan.models(tuple(range(len(plan.branches)))):
             rows = self.networks[name] if name in self.networks else self._network(name, plan)
-            rows.begin(place, plan.times[0], [start.conditions[condition] for condition in plan.conditions])
+            rows.begin(place, plan.times[0], [drawing.start.conditions[condition] for condition in plan.conditions])
+        if is_linear(plan):
+            self.linear.begin(place)
+            run: LaneRun = LinearRun(drawing, place, self.states)
+        else:
+            run = ProgramRun(drawing, place, self.states, self.kernels)
         self._free.pop(0)
-        return SharedRun(drawing, place, program)
+        return run
 
-    def leave(self, run: SharedRun) -> None:
-        """Free a run's place; its state is no more its own."""
-        run.program.x = run.program.x.clone()
-        self.states[run.place].zero_()  # rows of nobody, too, shall be finite
+    def leave(self, run: LaneRun) -> None:
+        """Free a run's place."""
+        run.leave()
         self._free.append(run.place)
 
     def _network(self, name: str, plan: Plan) -> SharedRows:
@@ -190,9 +159,9 @@ class Lane:
 
     # --- ticks ---------------------------------------------------------------------------------------------------------
 
-    def choose(self, runs: Sequence[SharedRun]) -> list[SharedRun]:
+    def choose(self, runs: Sequence[LaneRun]) -> list[LaneRun]:
         """Those of ``runs``, the first ones first, whose rows fit into one tick; the others wait."""
-        chosen: list[SharedRun] = []
+        chosen: list[LaneRun] = []
         together: Counter[Group] = Counter()
         for run in runs:
             trial = together + _groups(run.plan, run.live)
@@ -213,55 +182,70 @@ class Lane:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def tick(self, runs: Sequence[SharedRun]) -> tuple[RowCount, dict[SharedRun, Exception]]:
+    def tick(self, runs: Sequence[LaneRun]) -> tuple[RowCount, dict[LaneRun, Exception]]:
         """Make the next call of all ``runs``, which :meth:`choose` found to fit; also returns those whose step failed."""
-        live = [run.live for run in runs]
-        outputs: list[dict[int, Tensor]] = [{} for _ in runs]
+        live = {run: run.live for run in runs}
+        outputs: dict[LaneRun, dict[int, Tensor]] = {run: {} for run in runs}
         count = RowCount()
-        for name in dict.fromkeys(name for run, own in zip(runs, live, strict=True) for name in run.plan.models(own)):
-            members = [i for i, run in enumerate(runs) if run.plan.members(live[i], name)]
-            found, rows = self._forward(name, [(runs[i], live[i]) for i in members])
-            for i, own in zip(members, found, strict=True):
-                outputs[i] |= own
+        for name in dict.fromkeys(name for run in runs for name in run.plan.models(live[run])):
+            members = {run: own for run in runs if (own := run.plan.members(live[run], name))}
+            found, rows = self._forward(name, {run: live[run] for run in members})
+            for run, places in zip(members, found.outputs, strict=True):
+                network = self.networks[name].outputs
+                outputs[run] |= {i: network[at : at + 1] for i, at in zip(members[run], places, strict=True)}
             count += rows
-        failed: dict[SharedRun, Exception] = {}
-        for run, own, branches in zip(runs, outputs, live, strict=True):
-            try:
-                run.step({branch: own[branch] for branch in branches})
-            except Exception as error:  # of its own rule or solver: the others go on
-                failed[run] = error
+        failed: dict[LaneRun, Exception] = {}
+        for run in runs:
+            if isinstance(run, ProgramRun):
+                try:
+                    run.step({branch: outputs[run][branch] for branch in live[run]})
+                except Exception as error:  # of its own rule or solver: the others go on
+                    failed[run] = error
+            run.call += 1
         return count, failed
 
-    def _forward(
-        self, name: str, runs: Sequence[tuple[SharedRun, tuple[int, ...]]]
-    ) -> tuple[list[dict[int, Tensor]], RowCount]:
-        """What a network gives of each run's live branches, each [1, C, H, W] fp32."""
+    def _forward(self, name: str, live: Mapping[LaneRun, tuple[int, ...]]) -> tuple[SharedRowsOfCall, RowCount]:
+        """Run a network over the live branches of runs, and make the steps of those that are linear."""
         network = self.networks[name]
         if not self._watches[name].unchanged(values=False):
             network.table.forget()
             self._watches[name] = WeightWatch(network.remembered)
-        for run, _ in runs:
+        for run in live:
             network.look_ahead(run.place, run.call)
-        wanted = [_run_rows(network, run, live, name) for run, live in runs]
+        wanted = [_run_rows(network, run, own, name) for run, own in live.items()]
         rows = shared_rows(wanted, self.models[name].spec.depth, len(self.states) - 1, self.sizes.padded)
         network.put(rows)
-        self._run(name, rows.layout)
-        found = []
-        for (run, live), places in zip(runs, rows.outputs, strict=True):
-            members = run.plan.members(live, name)
-            found.append({i: network.outputs[place : place + 1] for i, place in zip(members, places, strict=True)})
-        return found, RowCount(rows.used, rows.layout.rows)
+        steps = [run.step(places) for run, places in zip(live, rows.outputs, strict=True) if isinstance(run, LinearRun)]
+        shape = self.linear.put(steps, self.sizes.padded(len(steps))) if steps else None
+        self._run(name, rows.layout, shape)
+        return rows, RowCount(rows.used, rows.layout.rows)
 
-    def _run(self, name: str, layout: SharedLayout) -> None:
-        """One forward, on CUDA replayed from its graph."""
+    def _run(self, name: str, layout: SharedLayout, shape: StepShape | None) -> None:
+        """One forward with the steps that need nothing else, on CUDA replayed from its graph."""
         network = self.networks[name]
-        if self._capture is None:
+
+        def forward() -> None:
             network.forward(self.states, layout)
+            if shape is not None:
+                self.linear.apply(self.states, network.outputs, shape)
+
+        if self._capture is None:
+            forward()
             return
-        key = name, layout
+        key = name, layout, shape
         if key not in self.graphs:
-            self.graphs[key] = self._capture(lambda: network.forward(self.states, layout))
+            self.graphs[key] = self._captured(self._capture, forward)
         self.graphs[key].replay()
+
+    def _captured(self, capture: Capture, forward: Callable[[], None]) -> CapturedStep:
+        """Warm-up makes the steps for real, so states are put back afterwards."""
+        state = self.states, self.linear.history, self.linear.earlier
+        saved = [tensor.clone() for tensor in state]
+        try:
+            return capture(forward)
+        finally:
+            for tensor, value in zip(state, saved, strict=True):
+                tensor.copy_(value)
 
 
 def make_lane_rows(network: nn.Module, places: int, sizes: Sizes, plan: Plan, kernels: Kernels = REFERENCE) -> SharedRows:
@@ -280,7 +264,7 @@ def _groups(plan: Plan, live: tuple[int, ...]) -> "Counter[Group]":
     return groups
 
 
-def _run_rows(network: SharedRows, run: SharedRun, live: tuple[int, ...], name: str) -> RunRows:
+def _run_rows(network: SharedRows, run: LaneRun, live: tuple[int, ...], name: str) -> RunRows:
     layout = run.plan.layout(live, name)
     table = network.table
     return RunRows(

@@ -52,7 +52,9 @@ class StepScheduler:
         if slots > MOST_SLOTS:
             raise ValueError(f"slots must be at most {MOST_SLOTS}, got {slots}")
         self.engine, self._draw = engine, draw
-        self._limit = counting_number(queue, "queue")
+        if (queue := whole_number(queue, "queue must be a whole number")) < 0:
+            raise ValueError(f"queue must be 0 or more, got {queue}")
+        self._limit = queue
         self._slots = Slots(engine, slots, Sizes.of(sizes), memory)
         self._running: dict[AnyRun, Request] = {}
         self._waiting: deque[Request] = deque()
@@ -75,13 +77,21 @@ class StepScheduler:
     # --- from any thread -----------------------------------------------------------------------------------------------
 
     def submit(
-        self, what: Any, guidance: Any = None, *, previews: int = 0, deadline: float | None = None, **options: Any
+        self,
+        what: Any,
+        guidance: Any = None,
+        *,
+        previews: int = 0,
+        deadline: float | None = None,
+        listener: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> Request:
         """Ask for one picture: of a label or a class name, or of a prompt, as the engine takes.
 
         ``guidance`` is a rule or its text; ``options`` are those of the engine's own ``sample`` or ``generate``: ``seed``,
         ``steps``, ``schedule``, ``solver``, ``height``, ``width``, ``negative_prompt``.  ``previews``: every so many calls a
         picture of the clean estimate is made.  ``deadline``: seconds from now after which the request is given up.
+        ``listener`` hears of every call, from the first on; see :meth:`.request.Request.on_progress`.
         Raises ``TypeError`` or ``ValueError`` for what cannot be drawn, :class:`.errors.MemoryLimitError` among them,
         :class:`.errors.QueueFullError` and :class:`.errors.SchedulerClosedError`.
         """
@@ -94,6 +104,8 @@ class StepScheduler:
             self._slots.check(drawing.plan)
             _ = drawing.start  # here, in the caller's thread
             request = Request(drawing, previews, until)
+            if listener is not None:
+                request.on_progress(listener)
         except BaseException:
             with self._change:
                 self._coming -= 1

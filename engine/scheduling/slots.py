@@ -10,12 +10,13 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan
 from .drawing import Drawing
 from .errors import MemoryLimitError
-from .lane import Lane, RowCount, SharedRun, why_alone
+from .lane import Lane, RowCount, why_alone
+from .lane_runs import LaneRun
 from .memory import usual_limit
 from .sizes import Sizes
 from .solo import SoloRun
 
-AnyRun = SharedRun | SoloRun
+AnyRun = LaneRun | SoloRun
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Slots:
         self._needs: dict[tuple[Any, ...], int] = {}  # bytes of a lane, by size and networks
         self.lanes: list[Lane] = []
         self.runs: dict[AnyRun, int] = {}  # and the tick at which each made its last call
-        self._lane_of: dict[SharedRun, Lane] = {}
+        self._lane_of: dict[LaneRun, Lane] = {}
         self._ticks = 0
         self._models = engine.models
 
@@ -129,7 +130,7 @@ class Slots:
         failed: dict[AnyRun, Exception] = {}
         rows = RowCount()
         for lane in self.lanes:
-            own = [run for run in waiting if isinstance(run, SharedRun) and self._lane_of[run] is lane]
+            own = [run for run in waiting if isinstance(run, LaneRun) and self._lane_of[run] is lane]
             chosen = lane.choose(own)
             if chosen:
                 rows += self._tick_lane(lane, chosen, made, failed)
@@ -141,7 +142,7 @@ class Slots:
         return Ticked(tuple(run for run in made if run not in failed), failed, rows)
 
     def _tick_lane(
-        self, lane: Lane, chosen: Sequence[SharedRun], made: list[AnyRun], failed: dict[AnyRun, Exception]
+        self, lane: Lane, chosen: Sequence[LaneRun], made: list[AnyRun], failed: dict[AnyRun, Exception]
     ) -> RowCount:
         try:
             rows, broken = lane.tick(chosen)

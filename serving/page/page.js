@@ -15,6 +15,7 @@ const element = (tag, properties = {}, ...children) => {
 
 let about; // what the server says of its model
 let current = null; // the AbortController of the picture that is being drawn
+let changed = false; // whether the form was, while a picture was being drawn
 let planned = 0; // numbers the plans that are asked for, so that a late answer does not replace a newer one
 
 // --- asking the server ------------------------------------------------------------------------------------------------
@@ -110,7 +111,9 @@ async function showPlan() {
   if (!at("steps").checkValidity()) return;
   try {
     const plan = await (await ask("v1/images/plans", planFields())).json();
-    if (number !== planned || current) return;
+    if (number !== planned) return;
+    changed = Boolean(current); // the plan that is shown is that of the picture which is being drawn
+    if (current) return;
     drawPlan(plan);
     showProblem("");
   } catch (error) {
@@ -175,8 +178,8 @@ async function draw() {
   showProblem("");
   at("caption").textContent = name;
   at("status").textContent = "Waiting for a slot";
-  showCalls(0);
   try {
+    drawPlan(await (await ask("v1/images/plans", planFields(), current.signal)).json());
     const fields = { ...requestFields(), stream: true, partial_images: PREVIEWS, progress: true };
     for await (const event of events(await ask("v1/images/generations", bodyText(fields), current.signal))) {
       if (event.error) throw new Refused(event.error.message);
@@ -199,6 +202,7 @@ async function draw() {
   } finally {
     current = null;
     at("draw").textContent = "Draw";
+    if (changed) showPlan();
   }
 }
 

@@ -8,6 +8,7 @@ import torch
 from segue.bench.cases import BenchModel
 from segue.bench.census import META, meta_network
 from segue.engine.core import network_shapes
+from segue.engine.linears import LINEARS
 from segue.engine.running.program import Program
 from segue.engine.running.program_key import ProgramKey
 from segue.kernels.catalogue import SIZES
@@ -28,32 +29,33 @@ def catalogue() -> set[Specialisation]:
 
 
 @cache
-def program(name: str, backend: str = "auto") -> Program:
+def program(name: str, backend: str = "auto", linears: str = "native") -> Program:
     """The step of a guided run without weights, with the kernels that an H100 is given where nothing was measured.
 
-    ``backend``: that of the projections of slices.
+    ``backend``: that of the projections of slices; ``linears`` of the blocks as an engine's.
     """
     plan = BenchModel.parse(name).plan("sgg", 28)
-    networks = {key: meta_network(spec, torch.bfloat16) for key, spec in plan.specs.items()}
+    networks = {key: meta_network(spec, torch.bfloat16, linears) for key, spec in plan.specs.items()}
     with trace_launches(SERVED):
         shapes, asked = network_shapes(networks), {"project_slices": backend}
         selection = select_kernels(torch.device("cuda"), torch.bfloat16, shapes, overrides=asked)
         return Program(ProgramKey.of(plan, 1), plan, networks, META, selection.kernels)
 
 
-def launched(name: str, live: tuple[int, ...], backend: str = "auto") -> list[Launch]:
-    step = program(name, backend)
+def launched(name: str, live: tuple[int, ...], backend: str = "auto", linears: str = "native") -> list[Launch]:
+    step = program(name, backend, linears)
     with trace_launches(SERVED) as launches:
         step.step(live)
     return launches
 
 
 @pytest.mark.parametrize("live", [PLAIN, GUIDED, WEAK], ids=["plain", "guided", "weak"])
+@pytest.mark.parametrize("linears", LINEARS)
 @pytest.mark.parametrize("name", ["sd3.5-medium", "dit-xl/2", "sd3.5-large"])
-def test_every_kernel_of_a_step_is_in_the_catalogue(name, live):
+def test_every_kernel_of_a_step_is_in_the_catalogue(name, linears, live):
     missing = {
         f"{launch.name} {constants(launch)}"
-        for launch in launched(name, live)
+        for launch in launched(name, live, linears=linears)
         if Specialisation.of(launch, SERVED) not in catalogue()
     }
     assert not missing

@@ -19,6 +19,7 @@ from segue.engine.running.program_key import ProgramKey
 from segue.kernels import dispatch
 from segue.kernels.dispatch import Selection, Shapes, select_kernels
 from segue.kernels.triton_runtime import Chip, trace_launches
+from segue.models.fp8_network import Fp8Layers
 
 H100 = CARDS["h100"]
 
@@ -62,15 +63,16 @@ def test_the_census_is_what_a_step_on_the_cpu_does(architecture):
             assert names[name] == ran.counts[name], (live, name)
 
 
-TRUE_SIZES = [("sd3.5-medium", "sgg", 1), ("dit-xl/2", "sgg-exit", 2), ("sit-s/2", "cfg:scale=3+pag:weight=1,layers=3", 3)]
-TRUE_SIZES += [("sd3-medium", "nag:scale=5,window=fraction:0,0.5", 1)]  # attention over parts, with its log-sum-exp
+TRUE_SIZES = [("sd3.5-medium", "sgg", 1, "native"), ("sd3.5-medium", "sgg", 1, "fp8"), ("dit-xl/2", "sgg-exit", 2, "native")]
+TRUE_SIZES += [("sit-s/2", "cfg:scale=3+pag:weight=1,layers=3", 3, "native")]
+TRUE_SIZES += [("sd3-medium", "nag:scale=5,window=fraction:0,0.5", 1, "native")]  # attention over parts, with its log-sum-exp
 
 
-@pytest.mark.parametrize(("name", "rule", "batch"), TRUE_SIZES)
-def test_flops_are_those_of_the_plan(name, rule, batch):
+@pytest.mark.parametrize(("name", "rule", "batch", "linears"), TRUE_SIZES)
+def test_flops_are_those_of_the_plan(name, rule, batch, linears):
     """To the last one; a perturbed attention, which computes no scores, is counted whole by the plan."""
     model = BenchModel.parse(name)
-    plan, census = model.plan(rule, 28), take_census(model, H100, rule, batch)
+    plan, census = model.plan(rule, 28), take_census(model, H100, rule, batch, linears=linears)
     assert [step.branches for step in census.steps] == [
         tuple(str(plan.branches[i]) for i in live) for live in dict.fromkeys((PLAIN, *plan.live_sets))
     ]
@@ -128,6 +130,17 @@ def test_a_request_is_followed():
     assert {kernel.name for kernel in apart.kernels} - {kernel.name for kernel in joined.kernels} == {"gelu"}
     own = take_census(model, H100, "none", kernels="triton").steps[0]
     assert {kernel.name for kernel in own.kernels if kernel.kind == "attention"} == {"attention_kernel"}
+
+
+def test_linears_in_fp8_are_products_of_fp8_numbers():
+    """One for each of the block linears, and no other product in the step; in half precision there is none."""
+    model = BenchModel.parse("sd3.5-medium@128:64")
+    (step,) = take_census(model, H100, "none", linears="fp8").steps
+    groups, layers = step.groups("kind", "dtype"), Fp8Layers.of(meta_network(model.spec, torch.bfloat16, "fp8"))
+    products = {dtype: total.kernels for (kind, dtype), total in groups.items() if kind == "product"}
+    assert products == {"float8_e4m3fn": layers.quantized}
+    with pytest.raises(ValueError, match=r"linears='fp8' cannot work: .* computes in float16"):
+        take_census(model, H100, "none", dtype=torch.float16, linears="fp8")
 
 
 def test_precision_decides_which_attention_serves():

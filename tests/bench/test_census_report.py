@@ -85,6 +85,18 @@ def test_tables_show_the_census(census):
     assert sum(int(share) for share in re.findall(r"(\d+)%", shares)) == pytest.approx(100, abs=2)
 
 
+def test_linears_in_fp8_are_named_and_have_no_measured_rows(call_row, tmp_path):
+    """The suite times native ones."""
+    found = invoke(MODEL, "--linears", "fp8")
+    assert f"{MODEL}, batch 1, bfloat16, fp8 linears, 28 calls under sgg" in found.stdout, found.output
+    assert json.loads(invoke(MODEL, "--linears", "fp8", "--json").stdout)["linears"] == "fp8"
+    rows = tmp_path / "rows.jsonl"
+    append_rows(rows, [call_row("cond", 1.0)])
+    assert invoke(MODEL, "--beside", str(rows)).exit_code == 0
+    refused = invoke(MODEL, "--linears", "fp8", "--beside", str(rows))
+    assert refused.exit_code == 2 and "bfloat16, fp8 linears, sgg" in refused.stderr
+
+
 def test_against_names_what_came_and_went(tmp_path):
     before = tmp_path / "before.json"
     before.write_text(invoke(MODEL, "--kernels", "linear_gelu=reference", "--json").stdout)

@@ -31,9 +31,12 @@ def stand_ins(tmp_path_factory):
 def run_page(stand_ins, tmp_path, monkeypatch):
     def run(name: str, slow: bool) -> None:
         page = Page(tmp_path, stand_ins, monkeypatch)
-        for block in PAGES[name]:
-            if block.mark != "not run" and (slow or block.mark != "slow"):
-                page.run(block)
+        try:
+            for block in PAGES[name]:
+                if block.mark != "not run" and (slow or block.mark != "slow"):
+                    page.run(block)
+        finally:
+            page.server.stop()
 
     return run
 

@@ -91,13 +91,17 @@ def test_a_form_counts_as_often_as_it_occurs():
     norm = "residual_modulated_norm"
     assert [counts[norm, form] for form in ("", "with bias", "of the text", "of the text, with bias")] == [24] * 4
     assert counts["split_heads_norm", "of the image alone"] == 13 and counts["joint_heads_norm", ""] == 24
+    assert counts["quantize_streams", "of two attentions"] == 13 and counts["quantize_streams", "with GELU"] == 24
+    assert counts["quantize_rows", "with GELU"] == 1  # of the last block
     image, text = (
         next(one for one in cases(size) if one.name == f"{norm}{form}, {size.name}") for form in ("", " of the text")
     )
     assert share(text) < share(image) / 4  # 333 tokens against 4096
     alone = [case for case in cases(size) if case.branches == 1]
     of_unguided = {"embed_patches", "readout_update", "modulated_norm", norm, "gated_residual"}
-    assert {case.operation for case in alone} == of_unguided | {"attention_lse", "merge_normalized"}  # and of NAG by itself
+    in_fp8 = {"modulated_norm_fp8", f"{norm}_fp8"}
+    of_nag = {"attention_lse", "merge_normalized"}  # by itself
+    assert {case.operation for case in alone} == of_unguided | in_fp8 | of_nag
     assert all(map(is_rare, alone))
     single = next(one for one in cases(SIZES[2]) if one.operation == norm)
     assert calls(single) == 2 * single.size.layers

@@ -32,6 +32,7 @@ from segue.kernels.resources import (
     runs_on,
     source_digest,
     source_digests,
+    sum_layouts,
     traced,
 )
 from segue.kernels.table_file import TABLE_FILE, table_source
@@ -106,6 +107,18 @@ def test_a_multiprocessor_holds_two_blocks_of_attention(committed):
     names = {"attention, SD3.5-medium 1024", "attention without a maximum, SD3.5-medium 1024"}
     found = [row for row in rows.values() if row.architecture == "sm_90" and names & {*row.cases}]
     assert {name for row in found for name in names & {*row.cases}} == names and all(row.blocks == 2 for row in found)
+
+
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_the_forms_of_a_norm_sum_in_one_order(in_fp8):
+    """As their contracts need to be equal to the bit: as many neighbours of a row in a thread, whatever else a form reads."""
+    orders = {}
+    for case in cases(next(size for size in SIZES if size.dual and size.text)):
+        if "modulated_norm" in case.operation and not case.variant and case.operation.endswith("_fp8") == in_fp8:
+            (launch,) = case_launches(case, "sm_90")
+            orders[case.operation] = sum_layouts(Specialisation.of(launch, "sm_90"), launch)
+    (order,) = set(orders.values())
+    assert len(orders) == 5 and len(order) == 2  # a mean and a variance
 
 
 def test_both_streams_of_a_product_have_numbers_of_one_type():

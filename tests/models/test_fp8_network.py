@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny_models import tiny_sit
 from torch import nn
 
 from segue.kernels.contracts import FP8_STEP
+from segue.kernels.record import OPERATIONS, REFERENCE, Kernels
 from segue.models.fp8_linear import Fp8Linear
 from segue.models.fp8_network import Fp8Layers, quantize_linears, with_fp8_linears
 from segue.models.mmdit import TextCondition
@@ -143,27 +145,91 @@ def test_an_mmdit_equals_diffusers_with_naive_layers(kind, seed):
     check_moved(out, plain)
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sd3.5-medium"])
-@torch.no_grad()
-def test_rows_of_an_mmdit_equal_branches_evaluated_alone(kind, seed):
+def fp8_mmdit(kind: str):
     pytest.importorskip("diffusers")
     from tiny_sd3 import tiny_transformer
 
-    fp8 = quantize_linears(from_diffusers(tiny_transformer(kind, 6), share=False))
+    return quantize_linears(from_diffusers(tiny_transformer(kind, 6), share=False))
+
+
+def evaluations(fp8, seed: int, paths, kernels: Kernels = REFERENCE, joined=None):
+    """``evaluate(paths)``: what rows that hold the branches ``paths`` give for some of them, a branch at a time."""
     depth, generator = fp8.spec.depth, torch.Generator().manual_seed(seed)
     x = torch.randn(SAMPLES, 4, 8, 8, generator=generator)
     texts = [
         TextCondition(torch.randn(SAMPLES, 7, 24, generator=generator), torch.randn(SAMPLES, 20, generator=generator))
         for _ in range(2)
     ]
-    skipping = Path(0, tuple(SKIP if layer in (2, 4) else FULL for layer in range(depth)))
-    paths = (Path.full(0, depth), Path.full(1, depth), skipping)
-    rows = make_rows(fp8, SAMPLES, 8, 8, row_blocks=3, slots=2, times=SAMPLES, conditions=2 * SAMPLES, text_tokens=7)
+    capacity = {"row_blocks": len(paths), "slots": 2, "times": SAMPLES, "conditions": 2 * SAMPLES, "text_tokens": 7}
+    capacity |= {"text_blocks": sum(RowLayout(paths, depth, joined).texts)} if joined else {}
+    rows = make_rows(fp8, SAMPLES, 8, 8, kernels=kernels, **capacity)
     rows.load(torch.linspace(100, 900, SAMPLES).double(), texts)
-    index = torch.arange(SAMPLES)
-    for i, one in enumerate(paths):
-        together = rows.forward(x, at_times(index), RowLayout(paths, depth), torch.eye(3)[i].expand(SAMPLES, 3))
-        check_same(together, rows.forward(x, at_times(index), RowLayout((one,), depth), torch.ones(SAMPLES, 1)))
+    more = {"normalized": torch.tensor([5.0, 2.5, 0.25]).expand(SAMPLES, 3)} if joined else {}
+
+    def evaluate(some):
+        layout, numbers = RowLayout(tuple(some), depth, joined), torch.eye(len(some))
+        time = at_times(torch.arange(SAMPLES))
+        return [rows.forward(x, time, layout, each.expand(SAMPLES, -1), **more) for each in numbers]
+
+    return evaluate
+
+
+def mmdit_paths(depth: int):
+    """A condition, another, and branches of the first that perturb blocks, dual ones and others."""
+
+    def perturbed(operation: str) -> Path:
+        return Path(0, tuple(operation if layer in (1, 4) else FULL for layer in range(depth)))
+
+    return Path.full(0, depth), Path.full(1, depth), *map(perturbed, (SKIP, "attention_skip", "attention_identity_image"))
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd3.5-medium"])
+@torch.no_grad()
+def test_rows_of_an_mmdit_equal_branches_evaluated_alone(kind, seed):
+    fp8 = fp8_mmdit(kind)
+    paths = mmdit_paths(fp8.spec.depth)[:3]
+    evaluate = evaluations(fp8, seed, paths)
+    for together, one in zip(evaluate(paths), paths, strict=True):
+        check_same(together, evaluate([one])[0])
+
+
+# norms and GELUs are written in fp32, the dtype of these networks, and every layer quantises what it reads by itself
+APART = replace(
+    REFERENCE,
+    **{name: getattr(REFERENCE, name.removesuffix("_fp8")) for name in OPERATIONS if name.endswith("_fp8")},
+    quantize_streams=lambda gelu, *streams: tuple(F.gelu(x, approximate="tanh") if gelu else x for x in streams),
+)
+
+
+@pytest.mark.parametrize("joined", [None, {0: 1}], ids=["one text", "two texts"])
+@pytest.mark.parametrize("kind", ["sd3", "sd3.5-medium"])
+@torch.no_grad()
+def test_inputs_that_are_quantised_by_what_makes_them_are_those_quantised_apart(kind, joined, seed):
+    """To the bit, whatever the rows do; only the MLP of the last block, whose text stream has ended, is quantised alone."""
+    fp8 = fp8_mmdit(kind)
+    paths, counts = mmdit_paths(fp8.spec.depth), {}
+
+    def counted(name: str):
+        def call(*arguments, **options):
+            counts[name] = counts.get(name, 0) + 1
+            return getattr(REFERENCE, name)(*arguments, **options)
+
+        return call
+
+    watched = replace(REFERENCE, **{name: counted(name) for name in OPERATIONS if "norm" in name or "quantize" in name})
+    fused = evaluations(fp8, seed, paths, watched, joined)
+    together = fused(paths)
+    for ours, apart in zip(together, evaluations(fp8, seed, paths, APART, joined)(paths), strict=True):
+        assert torch.equal(ours, apart)
+    counts.clear()
+    fused(paths[1:2])
+    depth, dual = fp8.spec.depth, len(fp8.spec.dual_layers)
+    norms = {name: count for name, count in counts.items() if name.endswith("_fp8")}
+    assert sum(norms.values()) == 4 * depth - 1  # two a block and stream; the text's last is before the attention
+    assert (
+        sum(count for name, count in norms.items() if "norm2" in name) == norms.get("residual2_modulated_norm_fp8", 0) == dual
+    )
+    assert (counts["quantize_streams"], counts["quantize_rows"]) == (2 * depth - 1, 1)
 
 
 # --- which layers, and whose memory ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The code blocks of a document run as written: commands through the command line, Python by ``exec``, in one folder a page.
 
+``segue serve`` runs until the page ends, and ``curl`` asks it.
+
 Weights that nobody can bring into a test are played by tiny random networks of the same layout under the names that the
 documents use: folders, checkpoints, and one repository of a stand-in hub.
 """
@@ -13,6 +15,7 @@ from typing import Any
 
 import diffusers
 import torch
+from document_server import DocumentServer
 from hub_stand_in import StandInHub
 from markdown_pages import ROOT, Block
 from official_dit import random_state
@@ -51,6 +54,7 @@ class Page:
 
     def __init__(self, folder: Path, stand_ins: Path, monkeypatch):
         self.folder, self.monkeypatch = folder, monkeypatch
+        self.server = DocumentServer(monkeypatch)
         self.names: dict[str, Any] = {"__name__": "page"}
         for source in (*stand_ins.iterdir(), ROOT / "bench", ROOT / "examples"):
             (folder / source.name).symlink_to(source)
@@ -88,6 +92,14 @@ class Page:
             program = program.removeprefix(".venv/bin/")
             if program == "make":
                 assert arguments[0] in TARGETS, command
+                if arguments[0] == "serve":
+                    self.server.serve([])
+            elif (program, *arguments[:1]) == ("segue", "serve") and block.mark != "raises":
+                self.server.serve(arguments[1:])
+            elif program == "curl":
+                printed = self.server.curl(arguments, command)
+                if file:
+                    Path(file).write_text(printed, encoding="utf-8")
             elif program == "python":
                 patch.syspath_prepend(ROOT / "examples")
                 runpy.run_path(*arguments, run_name="__main__")

@@ -1,6 +1,7 @@
 """A client that goes gives its request up: nothing of it stays in a slot, in the queue or in a thread."""
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -123,3 +124,17 @@ def test_pictures_that_the_server_gives_up_are_told_as_such(by_hand):
     plain, streamed = asyncio.run(work())
     assert (plain.status_code, plain.json()["error"]["code"]) == (503, "shutting_down")
     assert '"code": "shutting_down"' in streamed.text
+
+
+def test_pictures_that_fail_together_leave_no_error_that_nobody_looked_at(engine):
+    heard = []
+
+    async def work():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
+        async with served(engine) as client:
+            status = (await client.draw(n=4, deadline=1e-9)).status_code
+        gc.collect()
+        await asyncio.sleep(0)
+        return status
+
+    assert (asyncio.run(work()), heard) == (504, [])

@@ -81,6 +81,17 @@ def test_what_is_no_http_is_answered_or_closed_and_the_server_lives(engine):
         assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_a_head_without_an_end_is_not_read_for_ever(engine):
+    with listening(engine) as (url, _):
+        host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()
+        sent = 0
+        with socket.create_connection((host, int(port))) as connection, pytest.raises(OSError):  # closed by the server
+            while sent < 100 << 20:
+                sent += connection.send(b"X-Header: " + b"x" * 60_000 if sent else b"GET / HTTP/1.1\r\nX: ")
+        assert sent < 50 << 20
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
 def memory() -> int:
     """Bytes of this process that are in memory."""
     with open("/proc/self/statm") as file:

@@ -104,7 +104,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("architecture", "channels"),
-    [("sit", None), ("sd3", 2), pytest.param("sit", 2, marks=SLOW), pytest.param("sd3", None, marks=SLOW)],
+    [("sit", None), slow_interpreted("sd3", 2), pytest.param("sit", 2, marks=SLOW), pytest.param("sd3", None, marks=SLOW)],
 )
 def test_more_branches_than_one_kernel_combines(architecture, channels, monkeypatch):
     pair = Pair(architecture, many_branches(engine_of(architecture, device="cpu").spec, channels), steps=1)

@@ -10,11 +10,12 @@ import torch
 from lone_requests import drawing_of
 from tiny_models import tiny_sit
 
-from segue import CFG, Engine, SkipLayer
+from segue import CFG, Engine, Rescale, SkipLayer
 from segue.engine.running.sampler import NonFiniteError
 from segue.engine.scheduling import scheduler as scheduler_module
 from segue.engine.scheduling.drawing import Drawing, Start
 from segue.engine.scheduling.errors import DeadlineError, MemoryLimitError, QueueFullError, SchedulerClosedError
+from segue.engine.scheduling.lane_runs import ProgramRun
 from segue.engine.scheduling.scheduler import StepScheduler
 
 STEPS = 4
@@ -69,6 +70,14 @@ def test_progress_comes_in_order_with_the_pictures_that_were_asked_for(stepped, 
     assert [event.picture is not None for event in told] == [False, True, False, True, False]
     assert [event.sigma for event in told] == request.plan.sigmas.tolist()
     assert heard == told
+
+
+def test_a_listener_that_comes_with_a_request_hears_of_every_call_from_any_thread(engine):
+    heard = []
+    with engine.scheduler() as scheduler:
+        request = scheduler.submit(1, seed=1, steps=5, listener=heard.append)
+    assert [event.call for event in heard] == [1, 2, 3, 4, 5]
+    assert heard == list(request.events(timeout=60))
 
 
 def test_a_preview_is_the_clean_estimate_of_a_step_of_euler(stepped, engine):
@@ -140,6 +149,17 @@ def test_a_full_queue_refuses_and_a_free_place_takes_again(stepped):
     assert scheduler.stats().refused == 1
 
 
+def test_without_a_queue_requests_find_a_free_slot_or_are_refused(stepped):
+    scheduler = stepped(slots=2, queue=0)
+    requests = [scheduler.submit(label, steps=1) for label in range(2)]
+    with pytest.raises(QueueFullError, match="the queue holds 0"):
+        scheduler.submit(2, steps=1)
+    scheduler.tick()
+    assert all(request.result(timeout=60) for request in requests)
+    with pytest.raises(ValueError, match="queue must be 0 or more, got -1"):
+        stepped(queue=-1)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -169,7 +189,7 @@ def test_a_broken_request_hurts_no_other(stepped, engine):
     """One has a state that is no number, one a rule that raises in the middle of its run."""
     scheduler = stepped()
     healthy = scheduler.submit(1, CFG(2.0), seed=1, steps=STEPS)
-    plan = engine.plan(CFG(2.0), steps=STEPS)
+    plan = engine.plan(CFG(2.0) + Rescale(0.5), steps=STEPS)
     good = drawing_of(engine, plan, 2)
     poisoned = Drawing(plan, 2, lambda: Start(good.start.conditions, good.start.state * float("nan")), good.finished, None)
     undrawable = Drawing(plan, 2, good.begin, lambda latents: 1 / 0, None)
@@ -178,6 +198,7 @@ def test_a_broken_request_hurts_no_other(stepped, engine):
     bad, odd, raising = (scheduler.submit(index) for index in range(3))
     scheduler.tick()
     (run,) = [run for run, request in scheduler._running.items() if request is raising]
+    assert isinstance(run, ProgramRun)
     run.step = lambda outputs: 1 / 0
     while scheduler.tick():
         pass

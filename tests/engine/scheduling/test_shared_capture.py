@@ -10,7 +10,8 @@ from step_trace import check_repeats
 from segue import CFG, AutoGuidance, EarlyExit, PerturbedLayers, SkipLayer
 from segue.engine.core import EngineCore
 from segue.engine.scheduling.drawing import Drawing
-from segue.engine.scheduling.lane import Lane, SharedRun
+from segue.engine.scheduling.lane import Lane
+from segue.engine.scheduling.lane_runs import LaneRun
 from segue.engine.scheduling.scheduler import StepScheduler
 from segue.engine.scheduling.sizes import Sizes
 
@@ -81,7 +82,7 @@ def test_a_run_looks_ahead_in_a_ring_of_few_calls(monkeypatch):
     drawing = drawing_of(engine, engine.plan(CFG(2.0), steps=11), 3)
     lane = lane_of(engine, drawing)
     assert lane.networks == {}
-    run: SharedRun = lane.join(drawing)
+    run: LaneRun = lane.join(drawing)
     while not run.ended:
         lane.tick([run])
     assert lane.networks["main"].table.ahead == 4

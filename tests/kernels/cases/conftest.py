@@ -7,6 +7,7 @@ the CPU, and by its GPU twin on a CUDA device.
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from segue.kernels import judgement
 from segue.kernels.contracts import contract, shared_dimensions
@@ -81,7 +82,7 @@ def dense_clones(values):
 
 
 def as_tuple(result) -> tuple[torch.Tensor, ...]:
-    return tuple(result) if isinstance(result, tuple | list) else (result,)
+    return tuple(tree_leaves(result))
 
 
 @pytest.fixture

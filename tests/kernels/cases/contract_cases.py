@@ -17,10 +17,9 @@ SIZES = [
     Size("two streams", 1, 36, 13, 96, 3, 2, CHANNELS, dual=True),
     Size("one stream", 2, 16, 0, 72, 1, 2, CHANNELS),
 ]
-QUANTISED = ("modulated_norm_fp8", "residual_modulated_norm_fp8", "quantize_rows")  # adaln_cases and fp8_cases judge these
 # without a running maximum scores are bounded, and there are no outliers: attention_cases judge it
 KERNELS = [case for size in SIZES for case in cases(size) if not (case.vendor or case.alternative)]
-CASES = [case for case in KERNELS if case.operation not in QUANTISED]
+CASES = [case for case in KERNELS if case.operation not in dispatch.QUANTISED]  # adaln_fp8_cases and fp8_cases judge those
 
 
 class Outliers(Factory):
@@ -66,8 +65,8 @@ def test_with_outlier_channels(case: Case, dtype, device, seed, judge):
 def test_every_operation_meets_outliers():
     following = set(dispatch.FOLLOWERS) - {"attention_lse"}  # of which one alone has a kernel of its own
     with_kernels = set(dispatch.OPERATIONS) - following - set(dispatch.WITHOUT_TRITON)
-    assert {case.operation for case in CASES} == with_kernels - set(QUANTISED)
-    assert set(QUANTISED) <= with_kernels
+    assert {case.operation for case in CASES} == with_kernels - set(dispatch.QUANTISED)
+    assert set(dispatch.QUANTISED) <= with_kernels
 
 
 def test_the_outliers_are_there(device):

@@ -1,39 +1,30 @@
-"""The kernel that quantises rows, alone and with the GELU."""
+"""The kernel that quantises rows, alone and with the GELU, of one stream and of several."""
 
 import pytest
 import torch
+from fp8_rows import check_rows, same_bits
 
 from segue.kernels import judgement
-from segue.kernels.contracts import FP8_STEP
-from segue.kernels.fp8 import FP8, fp8_linear, quantize_rows, quantize_rows_triton
+from segue.kernels.fp8 import fp8_linear, quantize_rows, quantize_rows_triton, quantize_streams_triton
+from segue.kernels.launch import RowLaunch
+from segue.kernels.launch_lookup import using
 from segue.kernels.triton_runtime import interpreting, observe_launches
 
 # [R, L, D]: odd token counts; hidden widths and the width between the layers of an MLP
 SHAPES = [(2, 1, 64), (1, 63, 192), (3, 5, 1152), (1, 3, 9728)]
 
 
-def check(values, scale, x, gelu):
-    """Scales to fp32 rounding; values equal, or one e4m3 step apart where a value sits on a rounding boundary."""
-    _, expected = quantize_rows(x, gelu)
-    assert values.dtype == FP8 and values.shape == x.shape and scale.shape == expected.shape
-    # the GELU is computed by another formula: a few roundings of fp32, relative to the largest value of a row
-    assert torch.allclose(scale, expected, rtol=1e-5)
-    exact = torch.nn.functional.gelu(x.double(), approximate="tanh") if gelu else x.double()
-    truth = exact / expected[..., None].double()
-    wrong = (values.double() - truth).abs() > FP8_STEP * truth.abs().clamp_min(2**-6)
-    if interpreting():
-        # the interpreter truncates subnormals, and drops the carry of a mantissa that rounds up to a power of two
-        wrong &= (torch.frexp(truth.abs())[0] < 1 - 2**-5) & (truth.abs() > 2**-6)
-    else:
-        assert judgement.bias(values.double(), truth).passed
-    assert not wrong.any()
+def check(rows, x, gelu):
+    """Against fp64; where fp8 is rounded as the format says, there is no bias either."""
+    scaled = check_rows(rows, torch.nn.functional.gelu(x.double(), approximate="tanh") if gelu else x.double())
+    assert interpreting() or judgement.bias(rows.values.double(), scaled).passed
 
 
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows(shape, gelu, dtype, normal):
     x = normal(*shape, dtype=dtype) * 3
-    check(*quantize_rows_triton(x, gelu), x, gelu)
+    check(quantize_rows_triton(x, gelu), x, gelu)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -41,16 +32,31 @@ def test_rows_whose_scale_is_set_by_outlier_channels(gelu, dtype, normal):
     """Three channels 30 to 100 times as large: the others keep their three bits, at a hundredth of the range."""
     x = normal(2, 33, 192, dtype=dtype)
     x[..., [3, 96, 190]] *= torch.tensor([30.0, 100.0, 60.0], device=x.device).to(dtype)
-    values, scale = quantize_rows_triton(x, gelu)
-    check(values, scale, x, gelu)
-    assert (scale * 448 > 20).sum() > scale.numel() / 2
+    rows = quantize_rows_triton(x, gelu)
+    check(rows, x, gelu)
+    assert (rows.scale * 448 > 20).sum() > rows.scale.numel() / 2
 
 
 def test_strided_rows_are_read_in_place(dtype, normal):
     """The attention output of one stream is a slice of the joint one, of a row prefix of a buffer."""
     joint = normal(4, 9, 48, dtype=dtype)
     for x in (joint[:2, :7], joint[1:, 7:], joint[..., ::2]):
-        check(*quantize_rows_triton(x), x, False)
+        check(quantize_rows_triton(x), x, False)
+
+
+@pytest.mark.parametrize("per_program", [1, 4])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_streams_equal_each_alone_to_the_bit(count, gelu, per_program, dtype, normal):
+    """Slices of a joint sequence and a stream of other rows; programs that begin in one row and end in the next."""
+    joint = normal(3, 9, 200, dtype=dtype)
+    streams = (joint[1:, :7], joint[:, 7:], normal(1, 5, 200, dtype=dtype))[:count]
+    with using("quantise", "d512 m512", RowLaunch(per_program, 1)), observe_launches() as launches:
+        made = quantize_streams_triton(gelu, *streams)
+    assert [launch.arguments["TOKENS"] for launch in launches] == [per_program]
+    for rows, x in zip(made, streams, strict=True):
+        check(rows, x, gelu)
+        assert same_bits(rows, quantize_rows_triton(x, gelu))
 
 
 def test_a_row_of_zeros_stays_zero(device):
@@ -61,12 +67,20 @@ def test_a_row_of_zeros_stays_zero(device):
 def test_it_is_one_launch(normal):
     with observe_launches() as launches:
         quantize_rows_triton(normal(2, 3, 16), gelu=True)
-    assert [launch.name for launch in launches] == ["quantize_kernel"]
+        quantize_streams_triton(False, normal(2, 3, 16), normal(1, 2, 16))
+    assert [launch.name for launch in launches] == 2 * ["quantize_kernel"]
 
 
 def test_a_row_too_wide_is_refused(normal):
     with pytest.raises(ValueError, match="at most 16384 channels, got 16385"):
         quantize_rows_triton(normal(1, 1, 16385))
+
+
+def test_streams_that_are_too_many_or_of_several_widths_are_refused(normal):
+    x = normal(1, 2, 16)
+    for streams, found in (((x, x[..., :8]), r"\(1, 2, 16\), \(1, 2, 8\)"), ((x, x, x, x), r"\(1, 2, 16\), .*"), ((), "none")):
+        with pytest.raises(ValueError, match=f"up to 3 streams of one width, got {found}$"):
+            quantize_streams_triton(False, *streams)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -36,7 +36,7 @@ def numbers_of(normal, rows):
     return torch.stack([1 + 3 * scale, 1 + tau, alpha.clamp(0, 1)], dim=1)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[:3], *map(slow_interpreted, SHAPES[3:])], ids=str)
 def test_log_sum_exp(shape, dtype, normal, judge):
     """By the kernel of attention itself, whose output it leaves as it is, bit for bit."""
     rows, heads, queries, keys, head_dim = shape
@@ -70,7 +70,7 @@ def test_log_sum_exp_of_the_library(tokens, normal, device):
         assert (sum_of_mine.double() - lse).abs().max() < bound * lse.abs().max()
 
 
-@pytest.mark.parametrize("shape", [*JOINT[:2], *map(slow_interpreted, JOINT[2:])], ids=str)
+@pytest.mark.parametrize("shape", [JOINT[0], *map(slow_interpreted, JOINT[1:])], ids=str)
 def test_merge(shape, dtype, normal, judge):
     arguments = parts_of(normal, *shape, dtype)
     with observe_launches() as launches:

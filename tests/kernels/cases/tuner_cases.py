@@ -14,7 +14,9 @@ SMALL = Size("small", 1, 9, 5, 32, 2, 2, 4, dual=True, single=True)
 @pytest.mark.parametrize("case", list(cases(SMALL)), ids=lambda case: case.name)
 def test_every_case_of_the_catalogue_agrees_with_its_reference(case, dtype, device, seed):
     if interpreting() and case.operation in FP8_OPERATIONS:
-        pytest.skip("the interpreter's own rounding to fp8 is wrong at powers of two; adaln_cases and fp8_cases look closer")
+        pytest.skip(
+            "the interpreter's own rounding to fp8 is wrong at powers of two; adaln_fp8_cases and fp8_cases look closer"
+        )
     if case.vendor and (device.type == "cpu" or dtype != torch.bfloat16):
         pytest.skip("the vendor's fp8 product needs its device, and gives bf16")
     if case.alternative:
