@@ -290,7 +290,8 @@ def test_half_precision_outputs_are_combined_in_fp32():
 
 def test_the_modules_import_neither_diffusers_nor_comfy():
     code = (
-        "import sys, segue.engine.adapters.modular, segue.engine.adapters.comfy\n"
-        "sys.exit(any(name in sys.modules for name in ('diffusers', 'comfy')))"
+        "import sys, segue.engine.adapters.modular, segue.engine.adapters.modular_loop\n"
+        "import segue.engine.adapters.comfy, segue.engine.adapters.comfy_v3\n"
+        "sys.exit(any(name in sys.modules for name in ('diffusers', 'comfy', 'comfy_api')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
