@@ -133,9 +133,10 @@ def transformer_call(state: Any) -> TransformerCall:
     if not hasattr(state, JOINED):
         positive = [getattr(state, name) for name in TEXTS]
         pairs = zip(negative, positive, strict=True)
-        setattr(state, JOINED, tuple(torch.cat(pair) for pair in pairs) if guided else tuple(positive))
+        setattr(state, JOINED, [torch.cat(pair) for pair in pairs] if guided else positive)
+    context, pooled = getattr(state, JOINED)
     latents = torch.cat([state.latents] * (1 + guided))
-    return TransformerCall.of(guided, latents, *getattr(state, JOINED), None, state.joint_attention_kwargs)
+    return TransformerCall.of(guided, latents, context, pooled, None, state.joint_attention_kwargs)
 
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from modular_sd3 import (
     SKIP,
     STEPS,
     Recorder,
+    drawn_prompts,
     inputs,
     make_scheduler,
     naive_run,
@@ -43,10 +44,7 @@ def transformer():
 
 @pytest.fixture(scope="module")
 def prompts():
-    generator = torch.Generator().manual_seed(3)
-    shapes = {"prompt_embeds": (2, 7, 24), "pooled_prompt_embeds": (2, 20)}
-    shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return drawn_prompts()
 
 
 @pytest.fixture

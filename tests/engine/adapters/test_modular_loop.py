@@ -7,7 +7,7 @@ import torch
 from attached_runs import draw_attached, relative_error
 from counted_rows import counted_rows, planned_rows
 from markdown_pages import ROOT
-from modular_sd3 import RULES, SKIP, STEPS, make_scheduler
+from modular_sd3 import RULES, SKIP, STEPS, drawn_prompts, make_scheduler
 from PIL import Image
 from tiny_sd3 import T5_TOKENS, tiny_components, tiny_pipeline, tiny_transformer
 
@@ -47,10 +47,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def prompts():
-    generator = torch.Generator().manual_seed(3)
-    shapes = {"prompt_embeds": (2, 7, 24), "pooled_prompt_embeds": (2, 20)}
-    shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return drawn_prompts()
 
 
 @pytest.fixture(scope="module")
