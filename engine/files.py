@@ -2,10 +2,12 @@
 
 import filecmp
 import itertools
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 Save = Callable[[Path], object]
 
@@ -17,6 +19,19 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def written_first(path: Path, text: str) -> bool:
+    """Write ``text`` into ``path``, whole; False where a file is there already, also if another process was faster."""
+    part = _unused_name(path.parent)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.link(part, path)  # unlike a rename, refused where the name is taken
+        return True
+    except FileExistsError:
+        return False
     finally:
         part.unlink(missing_ok=True)
 
@@ -87,6 +102,17 @@ def _reserve(paths: list[Path]) -> bool:
     except FileExistsError:
         for path in made:
             path.unlink()
+        return False
+    return True
+
+
+def locked(file: IO, wait: bool = False) -> bool:
+    """Whether this process has the open ``file`` for itself, until the file is closed or the process ends in any way."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
         return False
     return True
 

@@ -5,14 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segue.engine.cli.jobs import check_prompt_source, open_prompt_engine
 from segue.engine.cli.options import DEFAULT_RULE, UNGUIDED, Source
-from segue.engine.cli.session import open_engine, reading_of, refuse_size
-from segue.engine.prompts.saved_pipeline import SavedSD3
-from segue.engine.sources import is_sd3_pipeline, local_source
 from segue.models.bundled import BUNDLED
 
 from .app import create_app
+from .opening import open_served
 from .server import bound_socket, make_server, url_of
 from .settings import Settings, is_loopback
 
@@ -23,28 +20,26 @@ def serve_model(
     source: Source, host: str, port: int, proxies: str | None, drain: int | None, quiet: bool, options: dict[str, Any]
 ) -> None:
     """Check everything, load the model, and serve until a signal.  Raises ``ValueError`` or ``OSError``."""
-    given = {name: value for name, value in options.items() if value is not None}
-    default = DEFAULT_RULE if source.adapter is None else UNGUIDED
-    settings = Settings(**{"name": public_name(source.name), "guidance": default} | given)
+    settings = settings_of(source, options)
     bound = bound_socket(host, port)
     with bound:
         app = create_app(open_served(source), settings)
-        if not is_loopback(host) and not settings.keys:
-            print(f"warning: {host} can be reached from other machines, and no API key is asked for", file=sys.stderr)
-        print(f"{settings.name} at {url_of(bound)}: the page; /v1/images/generations; Ctrl-C stops", flush=True)
+        tell(settings, host, url_of(bound))
         make_server(app, proxies, drain, quiet).run(sockets=[bound])
 
 
-def open_served(source: Source) -> Any:
-    """The engine of a model, with all that its pictures need.  Raises ``ValueError`` or ``OSError``."""
-    refuse_size(source.name)
-    model = local_source(source.name, reading_of(source), weights=False)
-    saved = SavedSD3.read(model)
-    if saved is None:
-        return open_engine(source)
-    check_prompt_source(source, saved, is_sd3_pipeline(model))
-    saved.check_vae()
-    return open_prompt_engine(source)
+def settings_of(source: Source, options: dict[str, Any]) -> Settings:
+    """The settings of a server of ``source``, by the options that were given.  Raises ``ValueError``."""
+    given = {name: value for name, value in options.items() if value is not None}
+    default = DEFAULT_RULE if source.adapter is None else UNGUIDED
+    return Settings(**{"name": public_name(source.name), "guidance": default} | given)
+
+
+def tell(settings: Settings, host: str, url: str) -> None:
+    """Say where the server is, and who may reach it."""
+    if not is_loopback(host) and not settings.keys:
+        print(f"warning: {host} can be reached from other machines, and no API key is asked for", file=sys.stderr)
+    print(f"{settings.name} at {url}: the page; /v1/images/generations; Ctrl-C stops", flush=True)
 
 
 def public_name(source: str) -> str:

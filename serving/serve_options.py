@@ -8,6 +8,8 @@ import typer
 
 from segue.engine.cli import options as o
 
+from .ray_options import PANEL, AddressOption, CpusOption, GpusOption, RayOption, ray_options
+
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")
 _ADDRESS, _LIMITS = "Address", "Limits"
@@ -59,6 +61,11 @@ PixelsOption = Annotated[
 MaxStepsOption = Annotated[int | None, _limit("--max-steps", "200", "Steps of a request.")]
 MaxImagesOption = Annotated[int | None, _limit("--max-images", "10", "Pictures of a request.")]
 
+ReplicasOption = Annotated[
+    str | None,
+    typer.Option("--replicas", rich_help_panel=PANEL, show_default="1", help="Processes: a number, or 1-8 as requests wait."),
+]
+
 
 def serve(
     model: o.ModelOption = None,
@@ -92,6 +99,11 @@ def serve(
     max_pixels: PixelsOption = None,
     max_steps: MaxStepsOption = None,
     max_images: MaxImagesOption = None,
+    ray: RayOption = False,
+    replicas: ReplicasOption = None,
+    cpus: CpusOption = None,
+    gpus: GpusOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Serve pictures over HTTP, by OpenAI's images API, with a page at / to try it: by default of the bundled model.
 
@@ -104,8 +116,11 @@ def serve(
     segue serve --model sd3.5-medium/ --guidance cfg --slots 4 --deadline 120
 
     segue serve --host 0.0.0.0 --port 80 --api-keys keys.txt --rate 60
+
+    segue serve --model sd3.5-medium/ --ray --replicas 1-8 --gpus 1 --address auto
     """
     require_extra()
+    given = ray_options(ray, replicas=replicas, cpus=cpus, gpus=gpus, address=address)
     from .command import read_keys, serve_model
 
     source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
@@ -123,7 +138,12 @@ def serve(
         "max_steps": max_steps,
         "max_images": max_images,
     }
-    serve_model(source, host, port, proxy, drain, quiet, options)
+    if given is None:
+        serve_model(source, host, port, proxy, drain, quiet, options)
+    else:
+        from .ray_command import serve_model_on_ray
+
+        serve_model_on_ray(source, host, port, proxy, drain, options, given)
 
 
 def require_extra() -> None:

@@ -4,7 +4,6 @@
 shard, whose length says how many there are; the archive is made of them at the end, without holding them in memory.
 """
 
-import json
 import os
 import shutil
 import zipfile
@@ -19,8 +18,9 @@ import torch
 from numpy.lib import format as npy_format
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import locked
 from ..images import latents_to_images
+from ..records.begun import begin_or_go_on
 
 COPY_BYTES = 1 << 24
 LABEL_BYTES = 8
@@ -93,18 +93,10 @@ class NpzFile:
 
     def _begin(self, record: dict) -> None:
         """Write what the file is made by, or see that it is what it was begun with."""
-        text = json.dumps(record, sort_keys=True)
-        if self.record.exists():
-            before, now = json.loads(self.record.read_text(encoding="utf-8")), json.loads(text)
-            if differences := _differences(before, now):
-                name, (old, new) = next(iter(differences.items()))
-                raise ValueError(f"{self.path} was begun with {name} {old!r}, and cannot go on with {new!r}")
-        elif self.path.exists():
+        if self.path.exists() and not self.record.exists():
             raise ValueError(f"{self.path} exists already, and nothing beside it says how it was made")
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.record) as part:
-                part.write_text(text, encoding="utf-8")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        begin_or_go_on(self.record, record, self.path)
 
     @property
     def finished(self) -> bool:
@@ -115,7 +107,7 @@ class NpzFile:
         """How many pictures of this shard have their label, in whole batches; drops what an interruption left behind them."""
         raw, wanted = self._raw(self.shard.rank), len(self.shard.samples())
         self._lock = raw[1].open("ab")
-        if not _locked(self._lock):
+        if not locked(self._lock):
             raise ValueError(f"another process is writing to {raw[1]}")
         written = min(wanted, *(_length(path) // size for path, size in zip(raw, self._sizes, strict=True)))
         written -= written % self.shard.batch if written < wanted else 0
@@ -170,7 +162,7 @@ class NpzFile:
     def _alone(self) -> Iterator[None]:
         """While no other process makes the archive: two shards may end at once."""
         with self.record.open("ab") as file:
-            _locked(file, wait=True)
+            locked(file, wait=True)
             yield
 
     def _archive(self) -> None:
@@ -200,28 +192,5 @@ def remove_samples(path: Path) -> None:
         path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
-def _differences(before: dict, now: dict) -> dict[str, tuple[Any, Any]]:
-    """What two records disagree on, by its innermost name; single values before lists, which are long to read."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in before.keys() | now.keys():
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found |= _differences(old, new)
-        elif old != new:
-            found[name] = (old, new)
-    return dict(sorted(found.items(), key=lambda item: (isinstance(item[1][0], list), item[0])))
-
-
 def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _locked(file, wait: bool = False) -> bool:
-    """Whether this process has the open file for itself, until the file is closed or the process ends in any way."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True

@@ -32,7 +32,6 @@ from .session import (
 
 BATCH = {"cuda": 256}
 BATCH_ELSEWHERE = 32
-PLACES = ("source", "models", "vae", "adapter")  # where networks were read from: their weights say what they are
 
 
 def archive_of(out: Path | None) -> Path | None:
@@ -59,11 +58,10 @@ class Stream:
 
     def made_by(self, origin: Origin, rule: str) -> dict:
         """What the file is begun with, and what may not change before its end."""
-        how = {name: value for name, value in vars(origin).items() if name not in PLACES}
         plan = {"steps": self.plan.schedule.steps, "solver": self.plan.solver.name, "schedule": self.plan.schedule.name}
         levels = [float(sigma) for sigma in self.plan.schedule.sigmas]
         drawn = {"rule": rule, "classes": list(self.labels), "first_seed": self.first_seed, "levels": levels}
-        return how | plan | drawn
+        return origin.identity | plan | drawn
 
     def draw(self, file: NpzFile, title: str) -> None:
         """Draw what the file lacks of its shard, batch by batch."""

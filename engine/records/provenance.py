@@ -27,6 +27,7 @@ from ..saved_files import VAE
 
 FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
 LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have
+PLACES = ("source", "models", "vae", "adapter")  # fields of an origin that say where networks were read from
 PLAN_KEYS = ("schedule", "schedule_sigmas", "solver", "height", "width", "sigmas", "weights", "solver_rows")
 
 
@@ -69,6 +70,11 @@ class Origin:
         dtype = str(engine.dtype).removeprefix("torch.")
         weights, device = fingerprint(engine.models), engine.device.type
         return cls(source, family, engine.spec.name, weights, device, dtype, engine.linears, **how)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the networks are, wherever they were read from: their weights say it."""
+        return {name: value for name, value in vars(self).items() if name not in PLACES}
 
     def with_decoder(self, decoder: Decoder | None) -> "Origin":
         """This with what makes the pictures."""

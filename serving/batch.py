@@ -1,0 +1,105 @@
+"""A table of pictures, drawn by this process or by others: what is there is left out, and what fails stops nothing else."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from segue.engine.running.progress import progress_bar
+
+from .batch_drawing import Drawing, Outcome
+from .batch_folder import FAILURES, BatchFolder
+from .batch_requests import Failure, Requests, RowRequest
+from .batch_shards import Shard, shards_of, unfinished
+from .batch_table import Row
+
+DrawAll = Callable[[Drawing, Sequence[Shard]], Generator[Outcome]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a table; ``skipped`` pictures were there before, ``retried`` counts shards begun again after a death."""
+
+    out: str
+    rows: int
+    drawn: int
+    skipped: int
+    failed: int
+    retried: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Pictures a second, of those that were drawn now."""
+        return self.drawn / self.seconds if self.seconds else 0.0
+
+    def told(self) -> dict:
+        """Numbers for machines."""
+        return asdict(self) | {"seconds": round(self.seconds, 3), "images_per_second": round(self.per_second, 3)}
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.drawn} of {self.rows} rows drawn into {self.out} in {self.seconds:.1f} s ({self.per_second:.2f} a second)"
+        )
+        text += f", {self.skipped} were there" if self.skipped else ""
+        return f"{text}; {self.failed} failed: {Path(self.out) / FAILURES} says why" if self.failed else text
+
+
+def draw_here(drawing: Drawing, shards: Sequence[Shard]) -> Generator[Outcome]:
+    """Draw every shard in this process, with one engine."""
+    yield from map(drawing.open(), shards)
+
+
+def draw_table(
+    rows: Sequence[Row], requests: Requests, drawing: Drawing, draw_all: DrawAll = draw_here, force: bool = False
+) -> Report:
+    """Draw what a table lacks, by ``draw_all``; an interruption leaves everything to go on with.
+
+    Raises ``ValueError`` before any work where the folder holds pictures of rows that have changed or are gone, unless
+    ``force`` lets them go, and where it was begun with other networks.
+    """
+    settled, failures = requests.split(rows)
+    wanted = {request.id: request for request, _ in settled}
+    folder = BatchFolder(drawing.out)
+    with folder.begin():
+        done = _still_right(folder, rows, wanted, force)
+        todo, tally, began = unfinished(shards_of(settled, drawing.batch), done), _Tally(), time.perf_counter()
+        try:
+            if todo:
+                count = sum(len(shard.wanted) for shard in todo)
+                with progress_bar(requests.name, count, of="row") as advance, closing(draw_all(drawing, todo)) as outcomes:
+                    for outcome in outcomes:
+                        tally.add(outcome)
+                        advance(outcome.drawn + len(outcome.failures))
+        finally:
+            folder.finish(rows, wanted, [*failures, *tally.failures])
+    failed = len(failures) + len(tally.failures)
+    times = tally.retried, time.perf_counter() - began
+    return Report(str(drawing.out), len(rows), tally.drawn, len(done), failed, *times)
+
+
+class _Tally:
+    """The sum of outcomes so far."""
+
+    def __init__(self) -> None:
+        self.drawn = self.retried = 0
+        self.failures: list[Failure] = []
+
+    def add(self, outcome: Outcome) -> None:
+        self.drawn += outcome.drawn
+        self.retried += outcome.retried
+        self.failures += outcome.failures
+
+
+def _still_right(folder: BatchFolder, rows: Sequence[Row], wanted: dict[str, RowRequest], force: bool) -> set[str]:
+    """The ids of rows whose pictures are there; those of rows that say something else by now go, if ``force`` says so."""
+    there, known = folder.drawn(), {row.id for row in rows}
+    stale = [id for id, made in there.items() if id not in wanted or wanted[id].digest != made.digest]
+    if stale and not force:
+        what = "says something else than when its picture was drawn" if stale[0] in known else "is not in the table any more"
+        more = f" (and {len(stale) - 1} more have changed)" if len(stale) > 1 else ""
+        way = f"take another folder than {folder.out}, or let --force remove such pictures"
+        raise ValueError(f"row {stale[0]!r} {what}{more}; {way}")
+    folder.forget(stale if force else ())
+    return there.keys() - set(stale)
