@@ -52,6 +52,14 @@ def run(work: Callable[[Client], Awaitable[Any]], engine: Any, **settings: Any) 
     return asyncio.run(whole())
 
 
+def counted(scheduler: Any) -> Any:
+    """The statistics once every accepted request has ended and is counted, which is just after its result is there."""
+    while True:
+        stats = scheduler.stats()
+        if stats.submitted == stats.finished + stats.cancelled + stats.expired + stats.failed:
+            return stats
+
+
 def picture_of(data: dict[str, Any]) -> Image.Image:
     """The picture of an answer or an event."""
     return Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))

@@ -5,7 +5,7 @@ import gc
 import json
 
 import pytest
-from served import DRAW, served
+from served import DRAW, counted, served
 
 BODY = {"prompt": "3", "steps": 5}
 
@@ -72,7 +72,7 @@ def test_a_client_that_goes_in_the_queue_or_in_a_slot_cancels_its_pictures(by_ha
             connection.gone.set()
             await connection.work
             assert drained(scheduler)
-            return connection, scheduler.stats(), await client.get("/health")
+            return connection, counted(scheduler), await client.get("/health")
 
     connection, stats, health = asyncio.run(work())
     assert (stats.submitted, stats.cancelled, stats.finished) == (fields.get("n", 1), fields.get("n", 1), 0)
@@ -88,7 +88,7 @@ def test_a_stream_whose_client_goes_before_its_first_byte_is_given_up(by_hand):
             connection.gone.set()
             await connection.work
             assert drained(scheduler)
-            return scheduler.stats()
+            return counted(scheduler)
 
     stats = asyncio.run(work())
     assert (stats.submitted, stats.cancelled) == (1, 1)
@@ -105,7 +105,7 @@ def test_one_picture_that_fails_gives_up_the_others_of_its_request(by_hand, monk
             assert first.settle(error=FloatingPointError("call 1 of cond is not finite"))
             answer = await waiting
             assert drained(scheduler)
-            return answer, scheduler.stats()
+            return answer, counted(scheduler)
 
     answer, stats = asyncio.run(work())
     assert (answer.status_code, answer.json()["error"]["message"]) == (500, "call 1 of cond is not finite")

@@ -1,7 +1,7 @@
 """What Prometheus reads says what was done."""
 
 from prometheus_client.parser import text_string_to_metric_families
-from served import run
+from served import counted, run
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
@@ -20,6 +20,7 @@ def test_requests_steps_and_rows_are_counted_as_the_plans_say(engine):
         await client.draw(steps=0)
         await client.get("/" + "x" * 50)
         await client.draw(deadline=1e-9)
+        counted(client.serving.scheduler)
         return samples((await client.get("/metrics")).text)
 
     found = run(work, engine, slots=3, queue=5)

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from served import DRAW, run
+from served import DRAW, counted, run
 
 LONG = "x" * 5000
 DEEP = "[" * 20000
@@ -95,7 +95,7 @@ def test_every_bad_field_is_refused_before_any_work_with_the_value_that_was_give
     async def work(client):
         answers = [await client.draw(**fields) for fields, _, _ in FIELDS]
         good = await client.draw(steps=1)
-        return answers, good.status_code, client.serving.scheduler.stats()
+        return answers, good.status_code, counted(client.serving.scheduler)
 
     answers, good, stats = run(work, engine)
     found = [(answer.status_code, sentence(answer)) for answer in answers]
@@ -153,7 +153,7 @@ def test_a_queue_that_is_full_says_when_to_come_again_and_leaves_nothing_of_the_
         refused = await client.draw(n=2)  # its first picture fits, its second does not
         while scheduler.tick():
             pass
-        return refused, await first, scheduler.stats()
+        return refused, await first, counted(scheduler)
 
     refused, first, stats = run(work, by_hand, slots=1, queue=2)
     assert (refused.status_code, refused.headers["retry-after"], first.status_code) == (429, "1", 200)
@@ -166,7 +166,7 @@ def test_a_queue_that_is_full_says_when_to_come_again_and_leaves_nothing_of_the_
 )
 def test_a_deadline_of_the_request_or_of_the_server_ends_it_with_504(engine, settings, fields):
     async def work(client):
-        return await client.draw(**fields), client.serving.scheduler.stats()
+        return await client.draw(**fields), counted(client.serving.scheduler)
 
     answer, stats = run(work, engine, **settings)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")

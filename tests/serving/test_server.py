@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from served import DRAW, events_of, listening
+from served import DRAW, counted, events_of, listening
 
 JSON = {"prompt": "3", "steps": 4}
 
@@ -59,7 +59,7 @@ def test_a_connection_that_is_closed_cancels_its_picture(engine):
         assert heard.wait(60)
         answer = httpx.post(f"{url}{DRAW}", json=JSON, timeout=None)
         assert answer.status_code == 200
-        stats = stats_of(server)
+        stats = counted(scheduler)
     assert (stats.submitted, stats.cancelled, stats.finished, stats.failed) == (2, 1, 1, 0)
 
 
@@ -136,7 +136,7 @@ def test_500_connections_at_once_are_drawn_or_refused_in_bounded_memory():
     assert {*statuses} == {200, 400, 404, 413, 429} and statuses.count(200) >= 20
     assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
     assert all("\n" not in answer.json()["error"]["message"] for answer in answers if answer.status_code >= 400)
-    assert "segue_failed_total 0.0" in text and "segue_running 0.0" in text and "segue_queued 0.0" in text
+    assert all(f"segue_{name} 0.0" in text for name in ("failed_total", "running", "queued"))
     assert after - before < 32 << 20
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from served import DRAW, MOST_LEVELS, differ, events_of, listening, picture_of
+from served import DRAW, MOST_LEVELS, counted, differ, events_of, listening, picture_of
 
 REQUESTS, AT_ONCE, WAVES = 1000, 24, 2
 RULES = ("none", "cfg:scale=1.5", "cfg:scale=3,window=steps:1-2", "sgg:switch=0.5", "slg", "cfg:scale=2 + rescale:phi=0.7")
@@ -93,10 +93,7 @@ def test_a_thousand_requests_with_cancels_deadlines_bad_input_and_disconnects(en
         for number in range(WAVES):
             found += asyncio.run(wave(url, seed + number))
         text = httpx.get(f"{url}/metrics").text  # behind whatever the loop still had to do
-        while (
-            (stats := scheduler.stats()).running or stats.queued or scheduler.stats().submitted != sum(ended(scheduler.stats()))
-        ):
-            pass
+        stats = counted(scheduler)
         after, threads = held(), threading.active_count()
     assert Counter(kind for kind, _, _ in found).keys() == KINDS.keys() and len(found) == REQUESTS
     assert {status for kind, _, status in found if kind == "bad"} <= {400, 404}
@@ -105,12 +102,8 @@ def test_a_thousand_requests_with_cancels_deadlines_bad_input_and_disconnects(en
         fields for kind, fields, got in found if kind in ("good", "stream") and differ(got, expected(fields)) > MOST_LEVELS
     ]
     assert wrong == []
+    assert (stats.running, stats.queued) == (0, 0)
     assert stats.failed == 0 and stats.refused == 0 and stats.cancelled > 0 and stats.expired > 0
     assert sum((after - before).values()) <= 2 * 6, f"{after - before} are held of {REQUESTS} requests"
     assert 'segue_http_requests_total{route="/v1/images/generations",status="500"}' not in text
     assert threads < 20
-
-
-def ended(stats) -> tuple[int, ...]:
-    """How many accepted requests ended in which way."""
-    return stats.finished, stats.cancelled, stats.expired, stats.failed

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from served import events_of, picture_of, run
+from served import counted, events_of, picture_of, run
 
 from segue.serving.events import ALIVE, COMPLETED, ERROR, PARTIAL, PROGRESS, Events, Inbox, previews_every
 from segue.serving.schemas import ImageRequest
@@ -57,7 +57,7 @@ def test_several_pictures_of_a_stream_are_told_apart(engine):
 def test_a_failure_after_the_first_byte_is_an_event_and_the_last(engine):
     async def work(client):
         answer = await client.draw(stream=True, progress=True, deadline=1e-9)
-        return answer.status_code, events_of(answer.text), client.serving.scheduler.stats()
+        return answer.status_code, events_of(answer.text), counted(client.serving.scheduler)
 
     status, events, stats = run(work, engine)
     assert (status, [event["error"]["code"] for event in events]) == (200, ["deadline"])
