@@ -36,7 +36,7 @@ BAD = {
 PLANTED = (
     ("planning/plan.py", "return len(self.sigmas)", "return str(self.sigmas)"),
     ("adapters/diffusers.py", "else Attachment)(pipe, guidance, graphs, further)", "else Attachment)(pipe, guidanec=guidance)"),
-    ("adapters/diffusers.py", "self._choose_engine(call)\n", "self._chose_engine(call)\n"),
+    ("adapters/guided_calls.py", "self._choose_engine(call)\n", "self._chose_engine(call)\n"),
     ("prompts/engine.py", "self._check_numerics(numerics, schedule", "self._chek_numerics(numerics, schedule"),
     ("prompts/engine.py", "return PromptRun(result, plan,", "return PromptRun(plan,"),
     ("engine.py", "return SampleRun(latents, plan,", "return SampleRun(plan,"),
