@@ -211,7 +211,7 @@ def test_a_folder_belongs_to_its_networks_and_its_batch(segue, model, tmp_path):
 
 
 def test_options_of_a_pool_need_one(segue):
-    assert "--workers 2 is for a pool of Ray actors: give --ray" in segue(table(leaves(1)), "--workers", 2, code=2)
+    assert "--workers 2 is for processes of Ray's: give --ray" in segue(table(leaves(1)), "--workers", 2, code=2)
     assert "a pool has at least one worker, got 0" in segue("rows.csv", "--ray", "--workers", 0, code=2)
     assert not Path("rows").exists()
 
