@@ -6,21 +6,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST_ARGS ?=
+CONSTRAINTS := constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt
 
 # the build runs in the same environment: an isolated one would not obey the constraints
 define install
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing segue into $(VENV)"
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable "$(1)"
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) setuptools
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable "$(1)"
 	@touch $@
 endef
 
 # one thread per test worker: threads of two workers on two cores would fight
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve test test-all lint docs bench gpu bundled
+.PHONY: help demo serve test test-all test-oldest lint docs bench gpu bundled
 
 help:
 	@echo "make demo      install, and draw out/demo.png: real leaves, and the same leaves by five rules, with what each costs and scores"
@@ -28,6 +29,7 @@ help:
 	@echo "make bundled   hours: make again what derives from the bundled model and is not of its weights; again: go on"
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
+	@echo "make test-oldest  the tests of diffusers' neighbourhood beside the oldest diffusers that pyproject.toml allows"
 	@echo "make lint      style, format and types"
 	@echo "make docs      the documents and the API reference as a site, out/site/index.html"
 	@echo "make bench     measure for 12 minutes, beside other implementations, into out/bench; again: go on where it stopped"
@@ -68,6 +70,19 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(PYTEST) $(PYTEST_ARGS)
+
+# In an environment of its own; everything else as the constraints have it, but for the hub's library, of which diffusers
+# before 0.42 wants the releases before 2.
+OLDEST := $(shell sed -n 's/.*"diffusers>=\(.*\)".*/\1/p' pyproject.toml)
+OLDEST_TESTS := tests/engine/adapters tests/engine/prompts tests/models tests/training/distill \
+	$(addprefix tests/engine/,planning/test_diffusers_solvers.py rules/test_against_guiders.py running/test_programs_in_use.py \
+	test_changed_weights.py test_ddpm.py test_denoiser.py test_encoding_threads.py test_further_networks.py test_gradients.py \
+	test_hub.py test_vae.py)
+
+test-oldest:
+	@mkdir -p out
+	sed -e 's/^diffusers==.*/diffusers==$(OLDEST)/' -e 's/^huggingface_hub==.*/huggingface_hub==1.33.0/' constraints.txt > out/oldest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=out/oldest.txt PYTEST_ARGS="$(or $(PYTEST_ARGS),$(OLDEST_TESTS))"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -77,7 +77,10 @@ _MODULES = {
     "segue.engine.scheduling.stats": ("SchedulerStats",),
 }
 # Classes on top of diffusers' own, made when they are first asked for: a star import leaves them, and diffusers, alone.
-_ON_DIFFUSERS = {"segue.engine.adapters.modular": ("SegmentedGuidance",)}
+_ON_DIFFUSERS = {
+    "segue.engine.adapters.modular": ("SegmentedGuidance",),
+    "segue.engine.adapters.modular_loop": ("GuidedLoopDenoiser",),
+}
 _HOMES = {name: module for module, names in (_MODULES | _ON_DIFFUSERS).items() for name in names}
 
 __all__ = sorted(name for names in _MODULES.values() for name in names)

@@ -2,6 +2,7 @@
 
 from segue.engine.adapters.diffusers import Attachment as Attachment, attach as attach, detach as detach
 from segue.engine.adapters.modular import SegmentedGuidance as SegmentedGuidance
+from segue.engine.adapters.modular_loop import GuidedLoopDenoiser as GuidedLoopDenoiser
 from segue.engine.engine import Engine as Engine
 from segue.engine.planning.ancestral import dpm_sde as dpm_sde, euler_ancestral as euler_ancestral, lcm as lcm
 from segue.engine.planning.compile import compile_plan as compile_plan

@@ -1,1 +1,1 @@
-"""Engines inside other libraries' loops: diffusers, modular diffusers, ComfyUI, k-diffusion."""
+"""Engines inside other programs' loops: diffusers, modular diffusers, ComfyUI, vLLM-Omni, k-diffusion."""

@@ -1,7 +1,8 @@
 """A ComfyUI node for segmented guidance on SD3 and SD3.5: CFG above a noise level, skip-layer guidance at and below it.
 
-To install it, install Segue into ComfyUI's Python (``pip install`` and the path of its checkout) and write this line into
-``ComfyUI/custom_nodes/segue_sgg.py``::
+To install it, install Segue into ComfyUI's Python (``pip install`` and the path of its checkout) and copy ``examples/comfyui``
+of that checkout to ``ComfyUI/custom_nodes/segue``.  That is the node of ComfyUI's V3 interface (``comfy_v3.py``).  A ComfyUI
+without ``comfy_api`` takes the same node by this line in ``ComfyUI/custom_nodes/segue_sgg.py``::
 
     from segue.engine.adapters.comfy import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
@@ -30,6 +31,8 @@ from ..rules.integers import parse_integers
 from ..rules.linear_rules import CFG, SGG, SkipLayer
 from ..rules.preset_numbers import DEFAULTS
 
+NODE, TITLE, CATEGORY = "SegueSegmentedGuidance", "Segmented Guidance (Segue)", "advanced/guidance"
+DESCRIPTION = "CFG above the switch, skip-layer guidance at and below it; the negative prompt is not evaluated there."
 HOOK = "sampler_calc_cond_batch_function"
 AUTO = "auto"
 MEDIUM_BLOCKS = 24  # of SD3-medium and SD3.5-medium; the published layers damage the larger model
@@ -116,13 +119,38 @@ def make_hook(cfg: float, weight: float, layers: tuple[int, ...], level: Callabl
     return segmented
 
 
+def patched_model(model: Any, cfg: float, weight: float, layers: str, switch_by: str, switch: float) -> Any:
+    """A clone of the model patcher with the hook; the original keeps its options.
+
+    Raises ``TypeError`` or ``ValueError`` for another model than SD3 and SD3.5, and for numbers that no rule takes.
+    """
+    blocks = getattr(model.get_model_object("diffusion_model"), "joint_blocks", None)
+    if blocks is None:
+        raise ValueError("segmented guidance skips the joint blocks of SD3 and SD3.5, and this model has none")
+    if HOOK in model.model_options:
+        raise ValueError("another node already decides which conditions this model evaluates; remove one of the two")
+    if switch_by not in ("sigma", "percent"):
+        raise ValueError(f"the switch is given by sigma or by percent, got {switch_by!r}")
+    chosen = choose_layers(layers, len(blocks))
+    SGG(CFG(cfg), SkipLayer(weight, chosen), switch)  # values out of range raise here, not in the sampler
+
+    def level(sampled: Any) -> float:
+        # asked at each call: a node behind this one may change the shift
+        return float(sampled.model_sampling.percent_to_sigma(float(switch))) if switch_by == "percent" else switch
+
+    patched = model.clone()
+    patched.set_model_sampler_calc_cond_batch_function(make_hook(cfg, weight, chosen, level))
+    patched.model_options["disable_cfg1_optimization"] = True  # or a sampler at cfg 1 hides the negative prompt
+    return patched
+
+
 class SegueSegmentedGuidance:
     """The node: a model in, a model out whose sampling follows the rule."""
 
     RETURN_TYPES: ClassVar = ("MODEL",)
     FUNCTION = "apply"
-    CATEGORY = "advanced/guidance"
-    DESCRIPTION = "CFG above the switch, skip-layer guidance at and below it; the negative prompt is not evaluated there."
+    CATEGORY = CATEGORY
+    DESCRIPTION = DESCRIPTION
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -139,27 +167,10 @@ class SegueSegmentedGuidance:
             }
         }
 
-    def apply(self, model: Any, cfg: float, weight: float, layers: str, switch_by: str, switch: float) -> tuple[Any]:
-        """A clone of the model patcher with the hook; the original keeps its options."""
-        blocks = getattr(model.get_model_object("diffusion_model"), "joint_blocks", None)
-        if blocks is None:
-            raise ValueError("segmented guidance skips the joint blocks of SD3 and SD3.5, and this model has none")
-        if HOOK in model.model_options:
-            raise ValueError("another node already decides which conditions this model evaluates; remove one of the two")
-        if switch_by not in ("sigma", "percent"):
-            raise ValueError(f"the switch is given by sigma or by percent, got {switch_by!r}")
-        chosen = choose_layers(layers, len(blocks))
-        SGG(CFG(cfg), SkipLayer(weight, chosen), switch)  # values out of range raise here, not in the sampler
-
-        def level(sampled: Any) -> float:
-            # asked at each call: a node behind this one may change the shift
-            return float(sampled.model_sampling.percent_to_sigma(float(switch))) if switch_by == "percent" else switch
-
-        patched = model.clone()
-        patched.set_model_sampler_calc_cond_batch_function(make_hook(cfg, weight, chosen, level))
-        patched.model_options["disable_cfg1_optimization"] = True  # or a sampler at cfg 1 hides the negative prompt
-        return (patched,)
+    def apply(self, **given: Any) -> tuple[Any]:
+        """The patched model, as :func:`patched_model` makes it."""
+        return (patched_model(**given),)
 
 
-NODE_CLASS_MAPPINGS = {"SegueSegmentedGuidance": SegueSegmentedGuidance}
-NODE_DISPLAY_NAME_MAPPINGS = {"SegueSegmentedGuidance": "Segmented Guidance (Segue)"}
+NODE_CLASS_MAPPINGS = {NODE: SegueSegmentedGuidance}
+NODE_DISPLAY_NAME_MAPPINGS = {NODE: TITLE}

@@ -84,6 +84,6 @@ def test_and_within_a_run(bounded, value, monkeypatch):
 
 def test_a_live_pipeline_has_no_bound(monkeypatch):
     """Its weights are not the engine's."""
-    from segue.engine.adapters.diffusers import AttachedCore
+    from segue.engine.adapters.guided_calls import LiveCore
 
-    assert engine_of("sd3.5-medium").owns_weights and not AttachedCore.owns_weights
+    assert engine_of("sd3.5-medium").owns_weights and not LiveCore.owns_weights

@@ -183,3 +183,9 @@ def test_a_run_in_a_notebook_shows_pictures_captions_and_the_plan(folder):
     assert all(f"{engine.spec.class_names[label]}, seed {seed}" in page for label, seed in ((0, 9), (3, 10)))
     latents = Engine(tiny_sit(), device="cpu").sample([0, 3], steps=1, seeds=9)._repr_html_()
     assert "data:image" not in latents and "class 3, seed 10" in latents
+
+
+def test_the_bytes_of_a_picture_are_those_of_its_file(segue, folder, tmp_path):
+    run = Engine.from_pretrained("tiny.safetensors").sample([0, 1, 2], RULE, seeds=[5, 6, 7], steps=3, max_batch=2)
+    files = run.save(tmp_path / "out")
+    assert [run.png(index) for index in range(3)] == [file.read_bytes() for file in files]

@@ -48,6 +48,14 @@ class Recorder:
         transformer.forward = forward
 
 
+def drawn_prompts() -> dict[str, torch.Tensor]:
+    """Embeddings of two prompts and their negative ones, by the names that pipelines give them."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"prompt_embeds": (2, 7, 24), "pooled_prompt_embeds": (2, 20)}
+    shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
 def make_scheduler(kind: str):
     """A flow-matching scheduler: Euler with a ``static`` or ``dynamic`` shift, or ``heun``."""
     import diffusers

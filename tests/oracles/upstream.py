@@ -1,10 +1,19 @@
-"""Defects of diffusers, shown in the tests that ours does not have them."""
+"""Defects of diffusers, shown in the tests that ours does not have them, and what a release of it cannot do here."""
 
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+import torch
+from packaging.version import Version
+
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+offloads_groups = pytest.mark.skipif(
+    Version(version("diffusers")) < Version("0.41") and torch.accelerator.current_accelerator() is None,
+    reason="diffusers 0.40 offloads groups of layers on machines with an accelerator only",
+)
 
 
 def diffusers_defect(shown: bool, what: str) -> None:

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -92,48 +94,55 @@ def test_a_head_without_an_end_is_not_read_for_ever(engine):
         assert httpx.get(f"{url}/health").status_code == 200
 
 
-def memory() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.slow
-def test_500_connections_at_once_are_drawn_or_refused_in_bounded_memory(engine):
-    """Each is answered with a picture, or with 429 and when to come again; a second wave needs no more memory."""
-
-    async def wave(url: str, bodies: list) -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=len(bodies), max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
-            return await asyncio.gather(*(client.post(DRAW, **body) for body in bodies))
-
-    good, large = {"json": JSON | {"steps": 2}}, {"json": {"prompt": "x" * 1_000_000}}
-    bodies = [large if place % 5 == 0 else good for place in range(500)]
-    with listening(engine, slots=4, queue=16) as (url, server):
-        asyncio.run(wave(url, bodies))
-        before = memory()
-        answers = asyncio.run(wave(url, bodies))
-        after, stats = memory(), stats_of(server)
-        assert httpx.get(f"{url}/health").status_code == 200
-    statuses = [answer.status_code for answer in answers]
-    assert set(statuses[::5]) == {413}
-    assert {*statuses} == {200, 413, 429}
-    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
-    assert (stats.queued, stats.running, stats.failed) == (0, 0, 0)
-    assert stats.finished == stats.submitted
-    assert after - before < 64 << 20
-
-
-@pytest.mark.slow
-def test_the_command_serves_until_a_signal_and_ends_with_0():
-    command = [sys.executable, "-m", "segue", "serve", "--port", "0", "--quiet"]
+@contextmanager
+def served_by_the_command(*options: str) -> Iterator[tuple[str, int]]:
+    """The address and the number of a process that serves; at the end it is told to stop, and has nothing to say of it."""
+    command = [sys.executable, "-m", "segue", "serve", "--port", "0", "--quiet", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        url = re.match(r"herbarium at (http://127\.0\.0\.1:\d+):", process.stdout.readline())[1]
-        answer = httpx.post(f"{url}{DRAW}", json=JSON, timeout=None)
-        assert answer.status_code == 200
-        assert answer.json()["segue"]["guidance"].startswith("sgg:")
+        yield re.match(r"herbarium at (http://127\.0\.0\.1:\d+):", process.stdout.readline())[1], process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
+
+
+def memory(process: int) -> int:
+    """Bytes of a process that are in memory."""
+    with open(f"/proc/{process}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def wave(url: str, bodies: list) -> list[httpx.Response]:
+    """The answers to requests that are sent at once, each over a connection of its own."""
+    limits = httpx.Limits(max_connections=len(bodies), max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
+        return await asyncio.gather(*(client.post(DRAW, json=body) for body in bodies))
+
+
+@pytest.mark.slow
+def test_500_connections_at_once_are_drawn_or_refused_in_bounded_memory():
+    """Each is answered with a picture, or with a refusal; a second wave needs no more memory."""
+    hostile = ({"prompt": "x" * 1_000_000}, {"size": "99999x99999"}, {"model": "../../etc/passwd"}, {"evil": 1})
+    bodies = [JSON | {"steps": 2} | ({} if place % 5 else hostile[place // 5 % 4]) for place in range(500)]
+    with served_by_the_command("--slots", "4", "--queue", "16") as (url, process):
+        asyncio.run(wave(url, bodies))
+        before = memory(process)
+        answers = asyncio.run(wave(url, bodies))
+        after = memory(process)
+        text = httpx.get(f"{url}/metrics").text
+    statuses = [answer.status_code for answer in answers]
+    assert statuses[::5] == [413, 400, 404, 400] * 25
+    assert {*statuses} == {200, 400, 404, 413, 429} and statuses.count(200) >= 20
+    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
+    assert all("\n" not in answer.json()["error"]["message"] for answer in answers if answer.status_code >= 400)
+    assert "segue_failed_total 0.0" in text and "segue_running 0.0" in text and "segue_queued 0.0" in text
+    assert after - before < 32 << 20
+
+
+@pytest.mark.slow
+def test_the_command_serves_the_bundled_model_until_a_signal_and_ends_with_0():
+    with served_by_the_command() as (url, _):
+        answer = httpx.post(f"{url}{DRAW}", json=JSON, timeout=None)
+    assert answer.status_code == 200
+    assert answer.json()["segue"]["guidance"].startswith("sgg:")

@@ -10,6 +10,7 @@ from counted_rows import counted_rows, planned_rows
 from tiny_models import randomize
 from tiny_sd3 import add_ip_adapter, tiny_components, tiny_pipeline
 from torch import nn
+from upstream import offloads_groups
 
 import segue
 from segue import CFG, SkipLayer, Window
@@ -185,6 +186,7 @@ def test_model_offload_of_the_pipeline(twins):
     twins.check("packed")
 
 
+@offloads_groups
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("first", ["offload", "attach"])
 def test_group_offload(twins, kind, first, tmp_path):

@@ -1,13 +1,19 @@
-"""The ComfyUI node, inside a stand-in for the parts of ComfyUI that it touches (``comfy_stand_in`` says which)."""
+"""The ComfyUI node, inside a stand-in for the parts of ComfyUI that it touches (``comfy_stand_in`` says which).
+
+In its V3 form it is the same node, for a stand-in of the interface that ComfyUI documents (``comfy_api_stand_in``).
+"""
 
 import importlib.util
 import sys
+import tomllib
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from comfy_api_stand_in import latest, load_custom_node
 from comfy_stand_in import BaseModel, FlowSampling, ModelPatcher, calc_cond_batch, copy_nested, sampling_function
+from markdown_pages import ROOT
 
 from segue.engine.adapters import comfy as adapter
 from segue.engine.planning.schedule import flow_shift
@@ -214,3 +220,52 @@ def test_what_it_cannot_serve_is_refused_in_one_sentence(drawn):
     with pytest.raises(ValueError, match=r"on both sides of the switch: sigma 0\.3 to 0\.9"):
         sampling_function(patched.model, drawn.x, split, drawn.uncond, drawn.cond, 4.0, patched.model_options)
     assert patched.model.evaluations == []
+
+
+PACK = ROOT / "examples" / "comfyui"
+
+
+@pytest.fixture
+def v3_node(monkeypatch):
+    """The node that a ComfyUI with ``comfy_api`` finds in the folder for ``custom_nodes``."""
+    monkeypatch.setitem(sys.modules, "comfy_api", ModuleType("comfy_api"))
+    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest())
+    spec = importlib.util.spec_from_file_location("segue_pack", PACK / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    nodes = load_custom_node(module)
+    assert list(nodes) == list(adapter.NODE_CLASS_MAPPINGS)
+    return nodes[adapter.NODE]
+
+
+def test_the_v3_node_shows_what_the_v1_node_shows(v3_node):
+    v1, info = adapter.SegueSegmentedGuidance, v3_node.info_v1()
+    wanted = {}
+    for name, (kind, *options) in v1.INPUT_TYPES()["required"].items():
+        settings = dict(*options)
+        wanted[name] = ("COMBO", {"options": kind, **settings}) if isinstance(kind, list) else (kind, settings)
+    assert info["input"] == {"required": wanted}
+    assert list(info["input"]["required"]) == list(wanted)
+    assert tuple(info["output"]) == v1.RETURN_TYPES
+    assert (info["category"], info["description"]) == (v1.CATEGORY, v1.DESCRIPTION)
+    assert info["display_name"] == adapter.NODE_DISPLAY_NAME_MAPPINGS[info["name"]]
+
+
+def test_the_v3_node_guides_as_the_v1_node(v3_node, drawn):
+    given = {"cfg": CFG_SCALE, "weight": WEIGHT, "layers": "1, 3-4", "switch_by": "sigma", "switch": SWITCH}
+    patcher = ModelPatcher(BaseModel())
+    (patched,) = v3_node.run(model=patcher, **given)
+    assert patched is not patcher and adapter.HOOK not in patcher.model_options
+    expected = naive_euler(drawn)
+    assert (euler(patched, drawn, 7.0) - expected).abs().max() <= ERROR * expected.abs().max()
+    with pytest.raises(ValueError, match="layer 6 does not exist"):
+        v3_node.run(model=patcher, **given | {"layers": "6"})
+
+
+def test_what_the_registry_reads_of_the_folder():
+    table = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert table["project"]["version"] == own["version"]
+    assert table["project"]["requires-python"] == own["requires-python"]
+    assert table["project"]["dependencies"] == [own["name"]]
+    assert table["tool"]["comfy"]["DisplayName"] == adapter.TITLE

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from modular_sd3 import SKIP, STEPS, make_scheduler, naive_run, run_pipeline
+from modular_sd3 import SKIP, STEPS, drawn_prompts, make_scheduler, naive_run, run_pipeline
 from tiny_sd3 import tiny_transformer
 from upstream import diffusers_defect
 
@@ -29,10 +29,7 @@ def transformer():
 
 @pytest.fixture(scope="module")
 def prompts():
-    generator = torch.Generator().manual_seed(3)
-    shapes = {"prompt_embeds": (2, 7, 24), "pooled_prompt_embeds": (2, 20)}
-    shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return drawn_prompts()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from modular_sd3 import (
     SKIP,
     STEPS,
     Recorder,
+    drawn_prompts,
     inputs,
     make_scheduler,
     naive_run,
@@ -43,10 +44,7 @@ def transformer():
 
 @pytest.fixture(scope="module")
 def prompts():
-    generator = torch.Generator().manual_seed(3)
-    shapes = {"prompt_embeds": (2, 7, 24), "pooled_prompt_embeds": (2, 20)}
-    shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return drawn_prompts()
 
 
 @pytest.fixture
@@ -290,7 +288,8 @@ def test_half_precision_outputs_are_combined_in_fp32():
 
 def test_the_modules_import_neither_diffusers_nor_comfy():
     code = (
-        "import sys, segue.engine.adapters.modular, segue.engine.adapters.comfy\n"
-        "sys.exit(any(name in sys.modules for name in ('diffusers', 'comfy')))"
+        "import sys, segue.engine.adapters.modular, segue.engine.adapters.modular_loop\n"
+        "import segue.engine.adapters.comfy, segue.engine.adapters.comfy_v3\n"
+        "sys.exit(any(name in sys.modules for name in ('diffusers', 'comfy', 'comfy_api')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,6 +12,7 @@ from attached_runs import relative_error
 from live_runs import NEGATIVE, PROMPTS, RULE, SEEDS, STEPS, Twins, generate, plain_draw
 from PIL import ImageChops
 from tiny_sd3 import T5_TOKENS, add_ip_adapter, tiny_pipeline, tiny_transformer
+from upstream import offloads_groups
 
 import segue
 from segue import CFG, Engine
@@ -196,6 +197,7 @@ def test_model_offload_of_the_pipeline(twins, monkeypatch):
     twins.check("packed")
 
 
+@offloads_groups
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offload(twins, kind, tmp_path):
     """Groups are offloaded to disk: a module whose hook does not fire runs with uninitialised weights.
