@@ -1,7 +1,7 @@
 """A table of pictures, drawn by this process or by others: what is there is left out, and what fails stops nothing else."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +10,8 @@ from segue.engine.running.progress import progress_bar
 
 from .batch_drawing import Drawing, Outcome
 from .batch_folder import FAILURES, BatchFolder
-from .batch_requests import Failure, Requests, RowRequest
+from .batch_requests import Failure, RowRequest, Settled
 from .batch_shards import Shard, shards_of, unfinished
-from .batch_table import Row
 
 DrawAll = Callable[[Drawing, Sequence[Shard]], Generator[Outcome]]
 
@@ -51,40 +50,36 @@ def draw_here(drawing: Drawing, shards: Sequence[Shard]) -> Generator[Outcome]:
     yield from map(drawing.open(), shards)
 
 
-def draw_table(
-    rows: Sequence[Row], requests: Requests, drawing: Drawing, draw_all: DrawAll = draw_here, force: bool = False
-) -> Report:
+def draw_table(table: Settled, drawing: Drawing, draw_all: DrawAll = draw_here, force: bool = False) -> Report:
     """Draw what a table lacks, by ``draw_all``; an interruption leaves everything to go on with.
 
     Raises ``ValueError`` before any work where the folder holds pictures of rows that have changed or are gone, unless
     ``force`` lets them go, and where it was begun with other networks.
     """
-    settled, failures = requests.split(rows)
-    wanted = {request.id: request for request, _ in settled}
-    folder = BatchFolder(drawing.out)
+    folder, wanted, tally, began = BatchFolder(drawing.out), table.wanted, _Tally(table.failures), time.perf_counter()
     with folder.begin():
-        done = _still_right(folder, rows, wanted, force)
-        todo, tally, began = unfinished(shards_of(settled, drawing.batch), done), _Tally(), time.perf_counter()
+        done = _still_right(folder, table, wanted, force)
+        todo = unfinished(shards_of(table.requests, drawing.batch), done)
         try:
             if todo:
                 count = sum(len(shard.wanted) for shard in todo)
-                with progress_bar(requests.name, count, of="row") as advance, closing(draw_all(drawing, todo)) as outcomes:
+                with progress_bar(table.model, count, of="row") as advance, closing(draw_all(drawing, todo)) as outcomes:
                     for outcome in outcomes:
                         tally.add(outcome)
                         advance(outcome.drawn + len(outcome.failures))
         finally:
-            folder.finish(rows, wanted, [*failures, *tally.failures])
-    failed = len(failures) + len(tally.failures)
-    times = tally.retried, time.perf_counter() - began
-    return Report(str(drawing.out), len(rows), tally.drawn, len(done), failed, *times)
+            folder.finish(table.rows, wanted, tally.failures)
+    seconds = time.perf_counter() - began
+    counts = len(table.rows), tally.drawn, len(done), len(tally.failures), tally.retried
+    return Report(str(drawing.out), *counts, seconds)
 
 
 class _Tally:
     """The sum of outcomes so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: Iterable[Failure]):
         self.drawn = self.retried = 0
-        self.failures: list[Failure] = []
+        self.failures = list(failures)
 
     def add(self, outcome: Outcome) -> None:
         self.drawn += outcome.drawn
@@ -92,14 +87,14 @@ class _Tally:
         self.failures += outcome.failures
 
 
-def _still_right(folder: BatchFolder, rows: Sequence[Row], wanted: dict[str, RowRequest], force: bool) -> set[str]:
+def _still_right(folder: BatchFolder, table: Settled, wanted: Mapping[str, RowRequest], force: bool) -> set[str]:
     """The ids of rows whose pictures are there; those of rows that say something else by now go, if ``force`` says so."""
-    there, known = folder.drawn(), {row.id for row in rows}
+    there, known = folder.drawn(), {row.id for row in table.rows}
     stale = [id for id, made in there.items() if id not in wanted or wanted[id].digest != made.digest]
     if stale and not force:
         what = "says something else than when its picture was drawn" if stale[0] in known else "is not in the table any more"
         more = f" (and {len(stale) - 1} more have changed)" if len(stale) > 1 else ""
         way = f"take another folder than {folder.out}, or let --force remove such pictures"
         raise ValueError(f"row {stale[0]!r} {what}{more}; {way}")
-    folder.forget(stale if force else ())
+    folder.forget(stale)
     return there.keys() - set(stale)

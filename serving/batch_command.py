@@ -107,11 +107,12 @@ def batch(
     source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention)
     rows = read_table(table, pass_through)
     requests = Requests(source, defaults)
+    settled = requests.settle(rows)
+    for oddity in settled.oddities:
+        print(f"warning: {oddity}", file=sys.stderr)
     size = max_batch or (BATCH_ELSEWHERE if requests.model.saved is None else PROMPT_BATCH)
     drawing = Drawing(out or table.with_suffix(""), source, size)
-    report = draw_table(rows, requests, drawing, draw_here if pool is None else pool.draw, force)
-    for oddity in requests.oddities:
-        print(f"warning: {oddity}", file=sys.stderr)
+    report = draw_table(settled, drawing, draw_here if pool is None else pool.draw, force)
     print(json_text.dumps(report.told()) if json else report)
     if report.failed:
         fail(f"{report.failed} of {report.rows} rows failed", FAILED)

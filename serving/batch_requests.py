@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -81,6 +81,25 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """A table before any work: ``requests`` of rows that can be drawn, each with its group, and ``failures`` of the others.
+
+    ``oddities`` are notes and warnings of plans, ``model`` what draws.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+    requests: tuple[tuple[RowRequest, Group], ...]
+    failures: tuple[Failure, ...] = ()
+    oddities: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> dict[str, RowRequest]:
+        """The requests by id."""
+        return {request.id: request for request, _ in self.requests}
+
+
+@dataclass(frozen=True)
 class _Settings:
     """What rows often share: the rule in full, the steps, what is odd about the plan, and with whom it may be drawn."""
 
@@ -117,15 +136,15 @@ class Requests:
             if (value := getattr(self.defaults, name)) is not None:
                 raise ValueError(f"{self.name} is a class-label model and takes no {name.replace('_', ' ')}, got {value!r}")
 
-    def split(self, rows: Iterable[Row]) -> tuple[list[tuple[RowRequest, Group]], list[Failure]]:
-        """The requests of rows that can be drawn, each with its group, and why the others cannot."""
+    def settle(self, rows: Sequence[Row]) -> "Settled":
+        """The requests of rows that can be drawn, and why the others cannot."""
         requests, failures = [], []
         for row in rows:
             try:
                 requests.append(self.of(row))
             except (ValueError, TypeError) as error:
                 failures.append(Failure(row.id, one_line(error)))
-        return requests, failures
+        return Settled(self.name, tuple(rows), tuple(requests), tuple(failures), tuple(self.oddities))
 
     def of(self, row: Row) -> tuple[RowRequest, Group]:
         """The request of a row and its group.  Raises ``ValueError`` or ``TypeError`` in one sentence."""

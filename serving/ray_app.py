@@ -43,7 +43,7 @@ class Replicas:
                 raise ValueError(f"{name} of a replica must be a number from 0, got {value}")
 
 
-class Drawing:
+class ServedProcess:
     """A process that draws: the application of one machine, asked by ASGI messages instead of a socket."""
 
     async def __init__(self, make_app: MakeApp, settings: Settings):  # type: ignore[misc]  # Ray awaits it
@@ -118,7 +118,7 @@ def application(
         max_queued_requests=max(settings.queue, 1),
         graceful_shutdown_timeout_s=patience,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": gpus},
-    )(Drawing)
+    )(ServedProcess)
     door = serve.deployment(
         name=DOOR,
         max_ongoing_requests=settings.max_requests,

@@ -23,8 +23,9 @@ def rows(*values):
 def test_a_row_says_more_than_the_command_and_the_command_more_than_the_model(source):
     requests = Requests(source, Defaults(guidance="cfg:scale=2", steps=5, first_seed=40))
     table = rows({"label": "Betulina alba"}, {"label": 4.0, "steps": "3", "seed": 2**63, "guidance": "none"}, {"label": 1})
-    (first, second, third), failures = requests.split(table)
-    assert failures == []
+    settled = requests.settle(table)
+    (first, second, third), failures = settled.requests, settled.failures
+    assert failures == () and settled.rows == tuple(table)
     assert first[0].told() == {
         "label": 2,
         "guidance": "cfg:scale=2",
@@ -35,7 +36,7 @@ def test_a_row_says_more_than_the_command_and_the_command_more_than_the_model(so
     }
     assert (second[0].what, second[0].steps, second[0].seed, second[0].guidance) == (4, 3, 2**63, "none")
     assert third[0].seed == 42
-    (unsaid,), _ = Requests(source, Defaults()).split(rows({"label": 1}))
+    (unsaid,) = Requests(source, Defaults()).settle(rows({"label": 1})).requests
     assert unsaid[0].steps == 28 and unsaid[0].guidance == parse_rule("sgg", "herbarium").text  # with all its numbers
 
 
@@ -63,8 +64,9 @@ def test_a_row_says_more_than_the_command_and_the_command_more_than_the_model(so
     ),
 )
 def test_a_row_that_cannot_be_drawn_fails_alone_with_a_sentence(source, value, words):
-    drawn, (failure,) = Requests(source, Defaults(steps=2)).split(rows({"label": 1}, value, {"label": 2}))
-    assert [request.id for request, _ in drawn] == ["row0", "row2"]
+    settled = Requests(source, Defaults(steps=2)).settle(rows({"label": 1}, value, {"label": 2}))
+    (failure,) = settled.failures
+    assert [request.id for request, _ in settled.requests] == ["row0", "row2"] == list(settled.wanted)
     assert failure.id == "row1" and words in failure.reason and "\n" not in failure.reason
 
 
@@ -72,7 +74,7 @@ def test_the_digest_tells_pictures_apart_and_nothing_else(source):
     base = {"label": 1, "seed": 3, "steps": 4, "guidance": "cfg:scale=2"}
     others = [{"label": 2}, {"seed": 4}, {"steps": 5}, {"guidance": "cfg:scale=3"}, {"solver": "heun"}, {"schedule": "shift=2"}]
     requests = Requests(source, Defaults())
-    (first, *changed), _ = requests.split(rows(base, *(base | other for other in others)))
+    first, *changed = requests.settle(rows(base, *(base | other for other in others))).requests
     same = requests.of(Row(9, "elsewhere", {"label": "1", "seed": "3", "steps": 4.0, "guidance": "cfg:scale=2.0"}, {"a": 1}))
     digests = [request.digest for request, _ in (first, *changed)]
     assert len(set(digests)) == len(digests) and same[0].digest == digests[0]
@@ -82,8 +84,7 @@ def test_rows_of_a_batch_run_what_each_would_run_alone(source):
     rules = ("none", "cfg:scale=2", "cfg:scale=3", "cfg:scale=2,window=sigma:0.5,1", "slg:weight=1,layers=7", "cfg:scale=4")
     table = rows(*({"label": index % 5, "guidance": rule, "steps": 4 + index // 12} for index, rule in enumerate(rules * 4)))
     requests = Requests(source, Defaults())
-    settled, _ = requests.split(table)
-    batches = shards_of(settled, 3)
+    batches = shards_of(requests.settle(table).requests, 3)
     assert sorted(request.id for batch in batches for request in batch) == sorted(row.id for row in table)
     assert len(batches) == 2 * (1 + 2 + 1 + 1)  # of each number of steps: none, cfg, windowed, slg
     for batch in batches:
@@ -96,7 +97,7 @@ def test_rows_of_a_batch_run_what_each_would_run_alone(source):
 
 
 def test_what_is_drawn_together_does_not_depend_on_what_is_there(source):
-    settled, _ = Requests(source, Defaults(guidance="none", steps=2)).split(rows(*({"label": 0} for _ in range(7))))
+    settled = Requests(source, Defaults(guidance="none", steps=2)).settle(rows(*({"label": 0} for _ in range(7)))).requests
     batches = shards_of(settled, 3)
     assert [len(batch) for batch in batches] == [3, 3, 1]
     fresh, left = unfinished(batches, ()), unfinished(batches, {"row0", "row2", "row3", "row4", "row5"})

@@ -56,9 +56,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_workers_that_are_killed_cost_no_row_and_no_bit(tmp_path):
     source = Source(str(save_tiny(tmp_path / "tiny.safetensors")), device="cpu")
-    requests = Requests(source, Defaults(guidance="cfg:scale=2", steps=40))
     rows = [Row(number, f"r{number}", {"label": number % 5}, {}) for number in range(ROWS)]
-    whole = draw_table(rows, requests, Drawing(tmp_path / "whole", source, BATCH))
+    table = Requests(source, Defaults(guidance="cfg:scale=2", steps=40)).settle(rows)
+    whole = draw_table(table, Drawing(tmp_path / "whole", source, BATCH))
     assert (whole.drawn, whole.retried) == (ROWS, 0)
     killed, ended = [], threading.Event()
 
@@ -75,7 +75,7 @@ def test_workers_that_are_killed_cost_no_row_and_no_bit(tmp_path):
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        report = draw_table(rows, requests, Drawing(tmp_path / "killed", source, BATCH), Pool(WORKERS).draw)
+        report = draw_table(table, Drawing(tmp_path / "killed", source, BATCH), Pool(WORKERS).draw)
     finally:
         ended.set()
         killer.join()
@@ -90,10 +90,10 @@ def test_workers_that_are_killed_cost_no_row_and_no_bit(tmp_path):
 def test_a_pool_says_in_a_sentence_why_it_cannot_draw(tmp_path):
     source = Source(str(save_tiny(tmp_path / "tiny.safetensors")), device="cpu")
     requests, rows = Requests(source, Defaults(steps=1)), [Row(0, "r0", {"label": 1}, {})]
-    draw_table(rows, requests, Drawing(tmp_path / "made", source, 1), Pool(1).draw)
+    draw_table(requests.settle(rows), Drawing(tmp_path / "made", source, 1), Pool(1).draw)
     more = [*rows, Row(1, "r1", {"label": 1}, {})]
     with pytest.raises(ValueError, match="made was begun with batch 1, and cannot go on with 2"):
-        draw_table(more, requests, Drawing(tmp_path / "made", source, 2), Pool(1).draw)
+        draw_table(requests.settle(more), Drawing(tmp_path / "made", source, 2), Pool(1).draw)
 
 
 def slow_app():

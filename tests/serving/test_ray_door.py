@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.types import Message
 
-from segue.serving.ray_app import Drawing, Replicas
+from segue.serving.ray_app import Replicas, ServedProcess
 from segue.serving.ray_command import replicas_of
 from segue.serving.ray_door import ATTEMPTS, door_app
 from segue.serving.ray_metrics import joined_page
@@ -72,7 +72,7 @@ class Handle:
         return Answer(self, self.fates.pop(0) if self.fates else None, scope, body)
 
 
-class Played(Drawing):
+class Played(ServedProcess):
     """A process that Ray does not end."""
 
     def __del__(self):
@@ -98,7 +98,7 @@ class Answer:
                 yield message
                 count += 1
         finally:
-            await Drawing.__del__(drawing)
+            await ServedProcess.__del__(drawing)
 
     def __aiter__(self):
         return self.messages
