@@ -53,7 +53,7 @@ class StepScheduler:
             raise ValueError(f"slots must be at most {MOST_SLOTS}, got {slots}")
         self.engine, self._draw = engine, draw
         self._limit = counting_number(queue, "queue")
-        self._slots = Slots(engine, slots, Sizes.of(sizes), memory)
+        self._slots = Slots(engine, slots, Sizes.of(sizes, engine.capture is not None), memory)
         self._running: dict[AnyRun, Request] = {}
         self._waiting: deque[Request] = deque()
         self._coming = 0  # requests that are being understood
