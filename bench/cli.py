@@ -11,6 +11,7 @@ import typer
 
 from . import options as o
 from .calibration import commands as calibration_commands
+from .load import commands as load_commands
 from .pictures import commands as picture_commands
 from .quality import commands as quality_commands
 from .reproduction import commands as reproduction_commands
@@ -24,6 +25,7 @@ bench = typer.Typer(no_args_is_help=True, help="Measure what guidance costs here
 def register(app: typer.Typer) -> None:
     """Add ``segue bench``, ``segue score``, ``segue tune-scales`` and ``segue reproduce`` to ``app``."""
     picture_commands.register(bench)
+    load_commands.register(bench)
     app.add_typer(bench, name="bench")
     quality_commands.register(app)
     calibration_commands.register(app)
