@@ -187,14 +187,14 @@ class Workload:
 
 
 def random_conditions(
-    spec: ModelSpec, names: tuple[str | int, ...], batch: int, device: torch.device, dtype: torch.dtype
+    spec: ModelSpec, names: tuple[str | int, ...], batch: int, device: torch.device, dtype: torch.dtype, first: int = 0
 ) -> Mapping[str | int, Tensor | TextCondition]:
-    """Labels [B], or random prompt embeddings, for every named condition."""
+    """Labels [B] from ``first`` on, or random prompt embeddings of that number, for every named condition."""
     if isinstance(spec, SiTSpec):
-        return condition_labels(spec, names, [index % spec.num_classes for index in range(batch)])
+        return condition_labels(spec, names, [(first + index) % spec.num_classes for index in range(batch)])
     made = {}
     for index, name in enumerate(names):
-        generator = torch.Generator(device).manual_seed(SEED + index)
+        generator = torch.Generator(device).manual_seed(SEED + len(names) * first + index)
         shape = (batch, spec.text_tokens, spec.text_dim)
         context = torch.randn(shape, generator=generator, device=device).to(dtype)
         made[name] = TextCondition(context, torch.randn(batch, spec.pooled_dim, generator=generator, device=device).to(dtype))

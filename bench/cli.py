@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from segue.engine.cli.options import RULE_NAMES
-
+from . import options as o
 from .calibration import commands as calibration_commands
+from .load import commands as load_commands
 from .pictures import commands as picture_commands
 from .quality import commands as quality_commands
 from .reproduction import commands as reproduction_commands
@@ -21,50 +21,11 @@ RESULTS = Path("bench/results")
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what guidance costs here, beside other implementations.")
 
-ModelsOption = Annotated[
-    list[str] | None,
-    typer.Option("--model", help="NAME, NAME@WIDTH or NAME:PIXELS, e.g. herbarium, sit-xl/2@576, sd3.5-medium:512; repeat it."),
-]
-RulesOption = Annotated[
-    list[str] | None, typer.Option(*RULE_NAMES, help="none, cfg, slg, sgg, sgg-exit, or a rule in full; repeat it.")
-]
-PeersOption = Annotated[
-    list[str] | None,
-    typer.Option("--peer", help="published on our modules, eager, compiled, modular, cache-dit, xdit; repeat it."),
-]
-BatchOption = Annotated[list[int] | None, typer.Option("--batch", help="Samples drawn together; repeat it.")]
-SizeOption = Annotated[int | None, typer.Option("--size", help="Image side in pixels.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Calls of a run, even; default 2 on the CPU, 28 on CUDA.")]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-RepetitionsOption = Annotated[int, typer.Option("--repetitions", help="Rounds of every case, at most.")]
-CaseLimitOption = Annotated[
-    float, typer.Option("--case-seconds", help="Timed seconds of one case; three rounds are made even if they take longer.")
-]
-LimitOption = Annotated[
-    float,
-    typer.Option(
-        "--limit-minutes", help="No case starts that would end after this by its estimate; exit code 3 if one is left out."
-    ),
-]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of everything that is run.")]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="JSON-lines file (.jsonl) to add rows to; a CSV file goes beside it.")
-]
-ResumeOption = Annotated[bool, typer.Option("--resume/--again", help="Skip cases that the file holds / measure them again.")]
-MemoryOption = Annotated[
-    bool,
-    typer.Option(
-        "--keep-memory/--default-memory",
-        help="Freed host memory stays with the process, for all variants alike / as the C library does it.",
-    ),
-]
-QuickOption = Annotated[bool, typer.Option("--quick", help="One small model, three rounds.")]
-
 
 def register(app: typer.Typer) -> None:
     """Add ``segue bench``, ``segue score``, ``segue tune-scales`` and ``segue reproduce`` to ``app``."""
     picture_commands.register(bench)
+    load_commands.register(bench)
     app.add_typer(bench, name="bench")
     quality_commands.register(app)
     calibration_commands.register(app)
@@ -73,22 +34,22 @@ def register(app: typer.Typer) -> None:
 
 def _suite_command(name: str):
     def command(
-        model: ModelsOption = None,
-        rule: RulesOption = None,
-        peer: PeersOption = None,
-        batch: BatchOption = None,
-        size: SizeOption = None,
-        steps: StepsOption = None,
-        dtype: DtypeOption = None,
-        device: DeviceOption = None,
-        repetitions: RepetitionsOption = 7,
-        case_seconds: CaseLimitOption = 60.0,
-        limit_minutes: LimitOption = 30.0,
-        threads: ThreadsOption = None,
-        out: OutOption = None,
-        resume: ResumeOption = True,
-        keep_memory: MemoryOption = True,
-        quick: QuickOption = False,
+        model: o.ModelsOption = None,
+        rule: o.RulesOption = None,
+        peer: o.PeersOption = None,
+        batch: o.BatchOption = None,
+        size: o.SizeOption = None,
+        steps: o.StepsOption = None,
+        dtype: o.DtypeOption = None,
+        device: o.DeviceOption = None,
+        repetitions: o.RepetitionsOption = 7,
+        case_seconds: o.CaseLimitOption = 60.0,
+        limit_minutes: o.LimitOption = 30.0,
+        threads: o.ThreadsOption = None,
+        out: o.OutOption = None,
+        resume: o.ResumeOption = True,
+        keep_memory: o.MemoryOption = True,
+        quick: o.QuickOption = False,
     ) -> None:
         from .runs import run_suites
 
@@ -129,17 +90,17 @@ for _name, _purpose in SUITES.items():
 @bench.command()
 def run(
     suites: Annotated[str, typer.Option(help="Comma-separated suites, in this order.")] = "cost,e2e",
-    model: ModelsOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    repetitions: RepetitionsOption = 7,
-    case_seconds: CaseLimitOption = 40.0,
-    limit_minutes: LimitOption = 12.0,
-    threads: ThreadsOption = None,
-    out: OutOption = None,
-    resume: ResumeOption = True,
-    keep_memory: MemoryOption = True,
-    quick: QuickOption = False,
+    model: o.ModelsOption = None,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    repetitions: o.RepetitionsOption = 7,
+    case_seconds: o.CaseLimitOption = 40.0,
+    limit_minutes: o.LimitOption = 12.0,
+    threads: o.ThreadsOption = None,
+    out: o.OutOption = None,
+    resume: o.ResumeOption = True,
+    keep_memory: o.MemoryOption = True,
+    quick: o.QuickOption = False,
 ) -> None:
     """Several suites under one time limit; start it again with the same --out to go on where it stopped.
 
@@ -155,10 +116,10 @@ def run(
 @bench.command()
 def training(
     batch: Annotated[int, typer.Option(help="Samples of a step.")] = 32,
-    repetitions: RepetitionsOption = 7,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
+    repetitions: o.RepetitionsOption = 7,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    threads: o.ThreadsOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON-lines file (.jsonl) to add rows to.")] = None,
 ) -> None:
     """What guidance built in by training costs: a step of every weak signal over a plain one, on the herbarium's network.
@@ -173,8 +134,8 @@ def training(
 @bench.command()
 def table(
     roofline: Annotated[bool, typer.Option(help="Also measure this machine and add the least times it allows.")] = False,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
 ) -> None:
     """The cost of guidance by counting, from the model specs alone."""
     from .runs import print_tables

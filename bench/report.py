@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from .load.tables import load_tables
 from .plots import write_plots
 from .quality.tables import quality_tables
 from .readme_block import update_document
@@ -27,6 +28,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "kernels": ("Operations", kernel_tables),
     "cold": ("Cold start", cold_tables),
     "scaling": ("Scaling", scaling_tables),
+    "serve": ("Under load", load_tables),
     "quality": ("Quality", quality_tables),
 }
 

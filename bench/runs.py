@@ -25,39 +25,53 @@ def open_session(settings: Settings, out: Path | None, resume: bool, keep_memory
     return Session(settings, environment(device, command_line(), allocator), timer_for(device), out, resume)
 
 
-def run_suites(
-    names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, keep_memory: bool, **options
-) -> int:
-    """Run suites one after the other in one session; returns the exit code of the command.
-
-    0 when every case has its rows, 1 when one failed or did not pass its gate, ``UNFINISHED`` when one was left out for want of
-    time.  Of several suites each may use an equal share of the time that is left.  Raises ``ValueError`` for bad options before
-    any work.
-    """
-    for name in names:
-        if name not in SUITES:
-            raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+def begin_session(settings: Settings, out: Path | None, resume: bool, threads: int | None, keep_memory: bool) -> Session:
+    """Open a session that uses so many CPU threads, and say where it measures.  Raises ``ValueError`` for bad options."""
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    settings = Settings(**options)
-    check_read(names, settings)
     session = open_session(settings, out, resume, keep_memory)
     where = session.environment
     session.echo(
         f"{where.device}, {where.threads} threads, {settings.dtype_name}, commit {where.commit}, {where.versions['allocator']}"
     )
+    return session
+
+
+def end_session(session: Session) -> int:
+    """Say what a session has come to; returns the exit code of its command.
+
+    0 when every case has its rows, 1 when one failed or did not pass its gate, ``UNFINISHED`` when one was left out for want of
+    time.
+    """
+    failed = f", {session.failures} failures" if session.failures else ""
+    later = f", {session.unfinished} cases left for another run" if session.unfinished else ""
+    session.echo(f"{len(session.rows)} rows{f' added to {session.path}' if session.path else ''}{failed}{later}")
+    return UNFINISHED if session.unfinished else int(session.failures > 0)
+
+
+def run_suites(
+    names: tuple[str, ...], out: Path | None, resume: bool, threads: int | None, keep_memory: bool, **options
+) -> int:
+    """Run suites one after the other in one session; returns the exit code of the command, see :func:`end_session`.
+
+    Of several suites each may use an equal share of the time that is left.  Raises ``ValueError`` for bad options before any
+    work.
+    """
+    for name in names:
+        if name not in SUITES:
+            raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+    settings = Settings(**options)
+    check_read(names, settings)
+    session = begin_session(settings, out, resume, threads, keep_memory)
     reason = Telemetry(settings.torch_device).reason
     if reason:
         session.echo(reason)
     for index, name in enumerate(names):
         session.allot(1 / (len(names) - index))
         run_suite(name, session)
-    failed = f", {session.failures} failures" if session.failures else ""
-    later = f", {session.unfinished} cases left for another run" if session.unfinished else ""
-    session.echo(f"{len(session.rows)} rows{f' added to {out}' if out else ''}{failed}{later}")
-    return UNFINISHED if session.unfinished else int(session.failures > 0)
+    return end_session(session)
 
 
 def print_tables(roofline: bool, device: str | None, dtype: str | None) -> None:

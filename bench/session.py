@@ -95,11 +95,13 @@ class Session:
         self._end = self._allotted = self.now() + 60 * self.settings.limit_minutes
         self.failures, self.unfinished = 0, 0  # cases that failed, and that wanted more time than was left
         self._finished: dict[tuple[str, str, str], set[str]] = {}  # variants by suite, case and dtype
+        self.held: list[Row] = []  # of the file, made on this machine by this commit and versions
         if self.path is not None:
             check_writable(self.path)
         if self.path is not None and self.path.exists():
             for row in read_rows(self.path):
                 if self.resume and row.made_with == self._made_with:
+                    self.held.append(row)
                     self._finished.setdefault((row.suite, row.case, row.dtype), set()).add(row.variant)
 
     @property
@@ -134,6 +136,12 @@ class Session:
         """Whether the file has rows of a case with all its ``variants``, made on this machine by this commit and versions."""
         finished = self._finished.get((suite, case, dtype or self.settings.dtype_name))
         return finished is not None and finished >= set(variants)
+
+    def value(self, suite: str, case: str, variant: str, metric: str) -> float | None:
+        """What was measured, by this run or one that it goes on with; None where it was not."""
+        wanted = suite, case, variant, metric, self.settings.dtype_name
+        found = [row.value for row in (*self.held, *self.rows) if row.key[:5] == wanted]
+        return found[-1] if found else None
 
     def wants(self, suite: str, case: str, dtype: str | None = None, variants: Iterable[str] = (), flops: float = 0.0) -> bool:
         """Whether a case should run now; says why not.

@@ -32,9 +32,7 @@ class Statistic:
     @classmethod
     def of(cls, samples: np.ndarray) -> "Statistic":
         """The statistic of samples [n], n >= 1; raises ``ValueError`` for none or for a sample that is not finite."""
-        samples = np.asarray(samples, dtype=np.float64)
-        if not samples.size or not np.isfinite(samples).all():
-            raise ValueError(f"a statistic needs finite samples, got {samples.tolist()}")
+        samples = finite_samples(samples)
         low, high = np.percentile(samples, SPREAD)
         return cls(float(np.median(samples)), float(low), float(high), samples.size)
 
@@ -45,6 +43,14 @@ class Statistic:
 
     def __str__(self) -> str:
         return f"{self.median:.4g} ({self.p20:.4g} to {self.p80:.4g}, n = {self.n})"
+
+
+def finite_samples(samples: np.ndarray) -> np.ndarray:
+    """Samples [n], n >= 1, in fp64; raises ``ValueError`` for none or for a sample that is not finite."""
+    samples = np.asarray(samples, dtype=np.float64)
+    if not samples.size or not np.isfinite(samples).all():
+        raise ValueError(f"a statistic needs finite samples, got {samples.tolist()}")
+    return samples
 
 
 def once(value: float) -> Statistic:

@@ -288,8 +288,8 @@ class EngineCore:
         """Draws requests that come at any time, from any thread: those that run share the forwards of their steps.
 
         ``slots`` run at once and ``queue`` more wait.  A forward has as many rows of a kind as one of ``sizes`` says: fewer are
-        padded, and on CUDA each combination is captured once.  ``memory``: the bytes that the buffers of runs may take, by
-        default most of what the device has free.
+        padded, and on CUDA each combination is captured once.  Without graphs every number is a size by default.  ``memory``:
+        the bytes that the buffers of runs may take, by default most of what the device has free.
         """
         return StepScheduler(self, self.drawing, slots=slots, queue=queue, sizes=sizes, memory=memory)
 

@@ -55,7 +55,7 @@ class StepScheduler:
         if (queue := whole_number(queue, "queue must be a whole number")) < 0:
             raise ValueError(f"queue must be 0 or more, got {queue}")
         self._limit = queue
-        self._slots = Slots(engine, slots, Sizes.of(sizes), memory)
+        self._slots = Slots(engine, slots, Sizes.of(sizes, engine.capture is not None), memory)
         self._running: dict[AnyRun, Request] = {}
         self._waiting: deque[Request] = deque()
         self._coming = 0  # requests that are being understood

@@ -1,4 +1,4 @@
-"""How many rows stand for so many: the few sizes that forwards are made, and on CUDA captured, for."""
+"""How many rows stand for so many: the few sizes that forwards are captured for, or every number where none is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,14 @@ class Sizes:
         object.__setattr__(self, "sizes", checked)
 
     @classmethod
-    def of(cls, sizes: "Sequence[int] | None") -> "Sizes":
-        """The sizes that a caller asks for; None: the usual ones."""
-        return cls() if sizes is None else cls(tuple(sizes))
+    def of(cls, sizes: "Sequence[int] | None", captured: bool) -> "Sizes":
+        """The sizes that a caller asks for; None: the usual ones, and where no forward is captured every number.
+
+        Sizes bound how many forwards are captured.  Where none is, a padded row costs what any other does and saves nothing.
+        """
+        if sizes is not None:
+            return cls(tuple(sizes))
+        return cls() if captured else cls(tuple(range(1, SIZES[-1] + 1)))
 
     @property
     def largest(self) -> int:

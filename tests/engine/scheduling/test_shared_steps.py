@@ -9,12 +9,14 @@ from counted_rows import counted_rows
 from live_sets import engine_of
 from lone_requests import alone, drawing_of
 from random_rules import made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
+from recorded_captures import Recorder
 
 from segue import CFG, SGG, Engine, Guidance, SkipLayer
 from segue.engine.core import EngineCore
 from segue.engine.scheduling.drawing import Drawing
 from segue.engine.scheduling.lane import why_alone
 from segue.engine.scheduling.scheduler import StepScheduler
+from segue.engine.scheduling.sizes import SIZES
 
 REQUESTS = 320
 # fp32, relative to the largest value: other numbers of rows in a product, up to 20 calls, guidance gains up to 5
@@ -73,7 +75,7 @@ def test_every_picture_of_a_mixed_load_is_that_of_its_request_alone(engines, chu
     rng = random.Random(f"load {chunk}")
     engine = engines[chunk % len(engines)]
     loads = [Load(random_request(rng, engine), rng.randrange(60)) for _ in range(REQUESTS // 8)]
-    scheduler = scheduler_of(engine, slots=rng.choice((3, 8)))
+    scheduler = scheduler_of(engine, slots=rng.choice((3, 8)), sizes=rng.choice((SIZES, None)))  # padded, and not
     with counted_rows() as counted:
         drawn = draw_all(scheduler, loads)
     stats = scheduler.stats()
@@ -91,16 +93,31 @@ def test_every_picture_of_a_mixed_load_is_that_of_its_request_alone(engines, chu
     scheduler.close()
 
 
-def test_the_blocks_that_run_are_the_planned_ones_where_every_number_of_rows_is_a_size(engines):
+def test_the_blocks_that_run_are_the_planned_ones_where_nothing_is_captured(engines):
     rng = random.Random("exact")
     loads = [Load(random_request(rng, engines[0]), rng.randrange(20)) for _ in range(24)]
-    scheduler = scheduler_of(engines[0], slots=4, sizes=range(1, 33))
+    scheduler = scheduler_of(engines[0], slots=4)  # without graphs nothing is padded
     with counted_rows() as counted:
         draw_all(scheduler, loads)
     stats = scheduler.stats()
     assert sum(counted) == sum(load.drawing.plan.cost.blocks for load in loads)
     assert stats.rows_run == stats.rows_used
     scheduler.close()
+
+
+def test_where_forwards_are_captured_rows_are_padded_to_few_sizes():
+    engine = engine_of("sit", device="cpu")
+    loads = [Load(drawing_of(engine, engine.plan(None, steps=2), i), 0) for i in range(5)]
+    padded = {}
+    for capture in (None, Recorder()):
+        engine.capture = capture
+        scheduler = scheduler_of(engine)
+        drawn = draw_all(scheduler, loads)
+        padded[capture is not None] = scheduler.stats().rows_run
+        for load, latents in zip(loads, drawn, strict=True):
+            assert torch.allclose(latents, alone(engine, load.drawing), rtol=0, atol=ERROR)
+        scheduler.close()
+    assert padded == {False: 2 * 5, True: 2 * 6}
 
 
 @pytest.mark.parametrize("architecture", ["sit", "repa", "dit", "sd3", "sd3.5-medium", "sd3.5-large"])
