@@ -93,12 +93,13 @@ class BenchModel:
         """
         layers, half = ",".join(map(str, self.layers)), "switch=fraction:0.5"
         exit_layer = self.spec.exits[0] if self.spec.exits else None
-        if text == "sgg-exit" and exit_layer is None:
+        if text in ("exit", "sgg-exit") and exit_layer is None:
             raise NotApplicable(f"{self.text} has no early-exit head")
         written = {
             "cfg": f"cfg:scale={SCALE}",
             "slg": f"slg:weight={WEIGHT},layers={layers}",
             "sgg": f"sgg:scale={SCALE},weight={WEIGHT},layers={layers},{half}",
+            "exit": f"exit:weight={WEIGHT},layer={exit_layer}",
             "sgg-exit": f"sgg-exit:scale={SCALE},weight={WEIGHT},layer={exit_layer},{half}",
         }
         return parse_rule(written.get(text, text)).guidance

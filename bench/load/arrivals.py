@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 STEPS = (8, 20, 28, 50)
 AT_ONCE = math.inf  # a rate
-SHARES = {"none": 0.3, "cfg": 0.3, "sgg": 0.3, "sgg-exit": 0.1}
+SHARES = {"none": 0.3, "cfg": 0.3, "sgg": 0.3, "exit": 0.1}
 
 
 @dataclass(frozen=True, order=True)

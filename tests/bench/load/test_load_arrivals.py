@@ -42,7 +42,7 @@ def test_the_same_requests_come_at_every_rate():
 def test_a_rule_that_a_model_lacks_leaves_its_share_to_the_others():
     mix = Mix.of(("none", "cfg", "sgg"))
     assert dict(mix.shares) == pytest.approx({"none": 1 / 3, "cfg": 1 / 3, "sgg": 1 / 3})
-    assert str(Mix()) == "none 30%, cfg 30%, sgg 30%, sgg-exit 10%; 8, 20, 28, 50 steps"
+    assert str(Mix()) == "none 30%, cfg 30%, sgg 30%, exit 10%; 8, 20, 28, 50 steps"
 
 
 @pytest.mark.parametrize(
