@@ -41,7 +41,7 @@ class StepShape:
     earlier: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearStep:
     """The coming step of one run: the place of its state, its numbers, and where each of its live branches was read.
 
