@@ -13,6 +13,7 @@ from .errors import MemoryLimitError
 from .lane import Lane, RowCount, why_alone
 from .lane_runs import LaneRun
 from .memory import usual_limit
+from .pace import Pace
 from .sizes import Sizes
 from .solo import SoloRun
 
@@ -41,7 +42,7 @@ class Slots:
         self.lanes: list[Lane] = []
         self.runs: dict[AnyRun, int] = {}  # and the tick at which each made its last call
         self._lane_of: dict[LaneRun, Lane] = {}
-        self._ticks = 0
+        self._ticks, self._pace = 0, Pace(engine.device)
         self._models = engine.models
 
     @property
@@ -126,6 +127,7 @@ class Slots:
         if not self.engine.is_current():
             error = RuntimeError("the network was changed in the middle of a run; change it between runs")
             return Ticked((), dict.fromkeys(waiting, error))
+        self._pace.wait()
         made: list[AnyRun] = []
         failed: dict[AnyRun, Exception] = {}
         rows = RowCount()
@@ -137,6 +139,7 @@ class Slots:
         for run in waiting:
             if isinstance(run, SoloRun):
                 rows += self._tick_solo(run, made, failed)
+        self._pace.mark()
         for run in made:
             self.runs[run] = self._ticks
         return Ticked(tuple(run for run in made if run not in failed), failed, rows)
