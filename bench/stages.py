@@ -13,9 +13,10 @@ from segue.engine.running.graph import CudaCapture
 from segue.engine.running.program import Program
 from segue.engine.running.program_key import ProgramKey
 from segue.engine.running.sampler import run_program
-from segue.kernels.choice import ByClass
+from segue.kernels.choice import ByClass, dependent
 from segue.kernels.dispatch import HEAD_PRODUCTS, WITHOUT_KERNEL, Selection
 from segue.kernels.record import REFERENCE, Kernels
+from segue.kernels.triton_runtime import dependent_obstacle
 
 from .cases import Workload
 
@@ -25,7 +26,8 @@ APPROXIMATE = (FP8, REUSE)  # every other stage computes the same function
 EXACT = "engine, exact"
 WITH_HEADS = "+ heads in the product"
 FP8_ALONE, REUSE_ALONE = "fp8 linears alone", "directions reused once alone"
-ALONE = (FP8_ALONE, REUSE_ALONE)
+DEPENDENT_ALONE = "dependent launches alone"  # the exact engine's numbers: its error is measured to be none
+ALONE = (FP8_ALONE, REUSE_ALONE, DEPENDENT_ALONE)
 
 
 def program_draw(
@@ -110,13 +112,17 @@ def engine_stages(
 def alone_draws(
     workload: Workload, plan: Plan, fp8: EngineCore | None, echo: Callable[[str], None]
 ) -> dict[str, Callable[[], Tensor]]:
-    """The engine as it is by default, exact, and with each approximation by itself; one that is not here is reported."""
+    """The engine as it is by default, exact, and with each option that is off by itself; one that is not here is reported."""
     engine = workload.engine
     on_cuda = engine.device.type == "cuda"
     draw = partial(program_draw, workload, graphs=on_cuda)
     draws = {EXACT: draw(plan=plan, kernels=engine.selection.kernels)}
     if fp8 is not None and on_cuda:  # elsewhere the reference computes its numbers, not its speed
         draws[FP8_ALONE] = draw(plan=plan, kernels=fp8.selection.kernels, engine=fp8)
+    if obstacle := dependent_obstacle(engine.device):
+        echo(f"{DEPENDENT_ALONE}: not run, {obstacle}")
+    else:
+        draws[DEPENDENT_ALONE] = draw(plan=plan, kernels=dependent(engine.selection.kernels))
     reused = reusing(workload, plan)
     if reused.cost.evaluations == plan.cost.evaluations:
         echo(f"{REUSE_ALONE}: not run, in {plan.calls} calls no direction is used twice")

@@ -15,7 +15,7 @@ from torch import Tensor
 from .fp8 import FP8_MAX, Fp8Rows, store_quantized_row
 from .launch_lookup import launch_config
 from .shape_class import row_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 MAX_WIDTH = 4096  # a row is held in registers
 
@@ -141,8 +141,10 @@ def adaln_kernel(
     BIAS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     FP8_TOP: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Grid (token blocks, R).  Two-pass mean and variance in fp32; ``FP8_TOP`` > 0 quantises the outputs by rows."""
+    await_previous(DEPENDENT)
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * TOKENS
     o_d = tl.arange(0, BLOCK_D)

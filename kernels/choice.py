@@ -1,4 +1,4 @@
-"""A backend for each shape class: the callable that classifies a call by its shapes and runs what was measured fastest.
+"""Operations around others: a backend for each shape class, which a call is classified by, and dependent launches.
 
 The mapping is fixed when an engine is built, and a class is a function of shapes and dtype alone: nothing waits for the device.
 """
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .record import OPERATIONS, Kernels
 from .shape_class import FULL_PRECISION, attention_class, product_class
+from .triton_runtime import dependent_launches
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,23 @@ class ByClass:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.preferred.get(self.classify(*arguments, **options), self.default)(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class Dependent:
+    """An operation whose kernels of this project start while the one before ends; its numbers are those of ``function``."""
+
+    function: Callable
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        with dependent_launches():
+            return self.function(*arguments, **options)
+
+
+def dependent(kernels: Kernels) -> Kernels:
+    """The same operations, launched dependent; those that are left to another operation stay so."""
+    made = {name: getattr(kernels, name) for name in OPERATIONS}
+    return Kernels(**{name: function and Dependent(function) for name, function in made.items()})
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor) -> str:

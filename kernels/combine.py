@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .launch_lookup import launch_config
-from .triton_runtime import architecture, dense, jit, launch, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, tl
 
 MAX_BRANCHES, MAX_ROW_BLOCKS = 7, 256  # row blocks are packed into one 64-bit constant, eight bits each
 
@@ -101,9 +101,10 @@ def count_call(p_call, sample, call_step):
 @jit(do_not_specialize=["elements"])
 def solver_kernel(
     p_x, p_output, p_history, p_noise, p_earlier, p_row, p_call, elements, row_sample, row_column, call_step,
-    NOISE: tl.constexpr, EARLIER: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    NOISE: tl.constexpr, EARLIER: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (element blocks, B); all operands are contiguous."""
+    await_previous(DEPENDENT)
     sample = tl.program_id(1).to(tl.int64)
     if COUNT:
         count_call(p_call, sample, call_step)
@@ -167,9 +168,10 @@ def branches_kernel(
     p_outputs, p_coefficients, p_out, height, width, block_stride, sample_stride, token_stride,
     coefficient_sample, coefficient_branch, coefficient_channel,
     ROWS: tl.constexpr, BRANCHES: tl.constexpr, PATCH: tl.constexpr, CHANNELS: tl.constexpr,
-    COMBINE: tl.constexpr, BLOCK: tl.constexpr,
+    COMBINE: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (blocks of pixels, B); every pixel finds its place in the patches."""
+    await_previous(DEPENDENT)
     sample = tl.program_id(1).to(tl.int64)
     o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_x = o_x < CHANNELS * height * width

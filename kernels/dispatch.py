@@ -17,7 +17,7 @@ import torch
 from . import adaln, compiled, fp8, mlp, onednn, readout
 from .attention import attention_sdpa, attention_xformers, perturbed_attention, sdpa_order
 from .attention_lse import FORMS, attention_lse_cpu
-from .choice import CLASSIFIERS, ByClass
+from .choice import CLASSIFIERS, ByClass, dependent
 from .flash_attention import LARGEST_SCORE, MAX_HEAD_DIM, attention_bounded
 from .launch_lookup import table_architecture
 from .launch_table import PREFERRED
@@ -25,7 +25,7 @@ from .normalized_attention import normalized_attention_by_parts
 from .predicted_table import PREDICTED
 from .record import OPERATIONS, REFERENCE, TRITON, Kernels
 from .sparse_attention import sparse_attention
-from .triton_runtime import architecture, compute_capability, unavailable
+from .triton_runtime import architecture, compute_capability, dependent_obstacle, unavailable
 
 ENVIRONMENT = "SEGUE_KERNELS"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,6 +33,8 @@ logger = logging.getLogger("segue")
 
 
 BACKENDS = ("reference", "triton")
+LAUNCH = "launch"  # beside the operations: how this project's kernels start
+PLAIN, DEPENDENT = LAUNCHES = ("plain", "dependent")
 BOUNDED = "bounded"  # attention without a running maximum, by request only: that scores are small is for a network to show
 # the vendor's functions beside PyTorch's own, by operation and backend; attention's need a word with the device first
 VENDOR: dict[str, dict[str, Callable]] = {
@@ -95,13 +97,14 @@ class Selection:
     """The kernels of an engine; ``chosen`` gives backend and reason of every operation.
 
     ``classes`` gives, by operation and shape class, the backends that were measured or predicted to be faster than that one;
-    ``predicted``, of the latter, the part of the time that they should save.
+    ``predicted``, of the latter, the part of the time that they should save.  ``launch`` is one of LAUNCHES.
     """
 
     kernels: Kernels
     chosen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     classes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     predicted: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    launch: str = PLAIN
 
     @property
     def without_maximum(self) -> bool:
@@ -109,20 +112,26 @@ class Selection:
         return self.chosen.get("attention", ("", ""))[0] == BOUNDED
 
     def explain(self) -> list[str]:
-        """One line per backend and reason, with the operations that it serves; then those of single shape classes."""
+        """One line per backend and reason, with the operations that it serves; then those of single shape classes, and how
+        kernels start where that was chosen."""
         groups: dict[tuple[str, str], list[str]] = {}
         for operation, choice in self.chosen.items():
             groups.setdefault(choice, []).append(operation)
         if len(groups) == 1:
             ((backend, reason),) = groups
-            return [f"kernels {backend} ({reason}): every operation"]
+            return [f"kernels {backend} ({reason}): every operation", *self._start()]
         lines = [f"kernels {backend} ({reason}): {', '.join(served)}" for (backend, reason), served in groups.items()]
         for operation, preferred in self.classes.items():
             shapes: dict[str, list[str]] = {}
             for shape_class, backend in preferred.items():
                 shapes.setdefault(f"{backend} ({self._why(operation, shape_class)})", []).append(shape_class)
             lines += [f"kernels {choice} for {operation} at {'; '.join(alike)}" for choice, alike in sorted(shapes.items())]
-        return lines
+        return lines + self._start()
+
+    def _start(self) -> list[str]:
+        if self.launch == PLAIN:
+            return []
+        return [f"launches {self.launch} (requested, not measured): kernels of this project start while the one before ends"]
 
     def _why(self, operation: str, shape_class: str) -> str:
         gain = self.predicted.get((operation, shape_class))
@@ -130,7 +139,7 @@ class Selection:
 
 
 def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
-    """``"triton"``, ``"attention=sdpa"`` or ``"auto,attention=triton,linear_gelu=reference"`` -> (backend, overrides)."""
+    """``"triton"``, ``"attention=sdpa"`` or ``"auto,attention=triton,launch=dependent"`` -> (backend, overrides)."""
     if not isinstance(text, str):
         raise TypeError(f"kernels must be text such as 'auto' or 'triton,attention=sdpa', got {text!r}")
     backend, overrides = "auto", {}
@@ -145,15 +154,18 @@ def parse_kernels(text: str) -> tuple[str, dict[str, str]]:
     return backend, overrides
 
 
-def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]:
-    """The backend asked for each operation: arguments first, then the environment, then ``auto``."""
+def _wanted(backend: str, overrides: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
+    """The backend asked for each operation, and how kernels start: arguments first, then the environment, then ``auto``."""
     requests: dict[str, str] = {}
     if backend == "auto" and (text := os.environ.get(ENVIRONMENT)):
         backend, requests = parse_kernels(text)
     requests = requests | dict(overrides or {})
+    start = requests.pop(LAUNCH, PLAIN)
+    if start not in LAUNCHES:
+        raise ValueError(f"unknown launch {start!r}; known: {', '.join(LAUNCHES)}")
     for operation in requests:
         if operation not in OPERATIONS:
-            raise ValueError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}")
+            raise ValueError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}, and {LAUNCH}")
         if operation in FOLLOWERS:
             raise ValueError(f"{operation} takes the backend of {FOLLOWERS[operation]}; choose that")
     wanted = dict.fromkeys((operation for operation in OPERATIONS if operation not in FOLLOWERS), backend)
@@ -167,7 +179,7 @@ def _wanted(backend: str, overrides: Mapping[str, str] | None) -> dict[str, str]
         known = ("auto", *own, *MORE_BACKENDS.get(operation, ()))
         if name not in known:
             raise ValueError(f"unknown backend {name!r} for {operation}; known: {', '.join(known)}")
-    return wanted
+    return wanted, start
 
 
 def select_kernels(
@@ -181,12 +193,15 @@ def select_kernels(
     """Choose every operation for networks of ``dtype`` and ``shapes`` on ``device``.
 
     ``backend`` is ``auto``, ``reference``, ``triton`` or ``compiled``, which leaves products and attention to the automatic
-    choice; ``overrides`` names a backend for single operations.  Where the argument is ``auto``, the environment variable
-    SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises ``ValueError`` for unknown names and for an explicit
-    choice that cannot work here.
+    choice; ``overrides`` names a backend for single operations, and under ``launch`` whether this project's kernels start
+    ``plain``, after the one before has ended, as they do by default, or ``dependent``.  Where the argument is ``auto``, the
+    environment variable SEGUE_KERNELS (text as for :func:`parse_kernels`) is asked.  Raises ``ValueError`` for unknown names
+    and for an explicit choice that cannot work here.
     """
     made, chosen, classes, predicted = {}, {}, {}, {}
-    wanted = _wanted(backend, overrides)
+    wanted, start = _wanted(backend, overrides)
+    if start == DEPENDENT and (obstacle := dependent_obstacle(device)):
+        raise ValueError(f"{LAUNCH}={start!r} cannot work: {obstacle}")
     for operation, name in wanted.items():
         automatic = name == "auto"
         if automatic:
@@ -209,7 +224,8 @@ def select_kernels(
             classes[operation] = preferred
     made |= _followers(made, chosen["attention"][0], classes.get("attention", {}), device)
     chosen |= {follower: chosen[operation] for follower, operation in FOLLOWERS.items()}
-    return Selection(Kernels(**made), {operation: chosen[operation] for operation in OPERATIONS}, classes, predicted)
+    kernels = dependent(Kernels(**made)) if start == DEPENDENT else Kernels(**made)
+    return Selection(kernels, {operation: chosen[operation] for operation in OPERATIONS}, classes, predicted, start)
 
 
 def _parts(operation: str) -> set[str]:

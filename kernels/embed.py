@@ -9,7 +9,7 @@ from torch import Tensor
 from .compensated import add_product
 from .launch_lookup import launch_config
 from .shape_class import embed_class
-from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, jit, launch, next_power_of_two, tl
 
 
 def embed_patches(
@@ -30,9 +30,10 @@ def embed_patches(
 def embed_kernel(
     p_x, p_scale, p_weight, p_bias, p_positions, p_out, height, width, scale_sample, out_block, out_sample,
     CHANNELS: tl.constexpr, PATCH: tl.constexpr, D: tl.constexpr, ROOTS: tl.constexpr, SCALED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (token blocks x column blocks, B).  Sums in fp32, rounded once; the tokens are computed once for all row blocks."""
+    await_previous(DEPENDENT)
     K: tl.constexpr = CHANNELS * PATCH * PATCH
     blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     sample = tl.program_id(1).to(tl.int64)

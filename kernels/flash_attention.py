@@ -10,7 +10,7 @@ from torch import Tensor
 from .descriptors import describable, descriptor, has_descriptors
 from .launch_lookup import launch_config
 from .shape_class import FULL_PRECISION, attention_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 MAX_HEAD_DIM = 128
 # Without a running maximum exp(q . k / sqrt(K)) is 2^s with |s| up to this: sums over 2^16 keys, of values up to 2^11, fit
@@ -129,6 +129,7 @@ def attention_kernel(
     LSE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     BOUNDED: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Flash attention (arXiv 2307.08691), forward.  Grid (query blocks, R * H); output [R, T, H * K] contiguous.
 
@@ -138,6 +139,7 @@ def attention_kernel(
     costs less than padding it to the next power (128).  Strides come in units of ``ALIGN`` elements, so that a stride like
     72 is known to allow vector loads.
     """
+    await_previous(DEPENDENT)
     row = (tl.program_id(1) // HEADS).to(tl.int64)
     head = (tl.program_id(1) % HEADS).to(tl.int64)
     p_q += (row * q_row + head * q_head) * ALIGN

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .launch_lookup import launch_config
 from .shape_class import row_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest finite e4m3 number
@@ -158,8 +158,10 @@ def quantize_kernel(
     STREAMS: tl.constexpr,
     GELU: tl.constexpr,
     FP8_TOP: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Grid: blocks of the first stream's tokens, then of the others'.  A row is read once and written once."""
+    await_previous(DEPENDENT)
     block = tl.program_id(0)
     blocks = tl.cdiv(count, TOKENS)
     both = blocks + tl.cdiv(count2, TOKENS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .launch_lookup import launch_config
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 
 def gather_rows(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
@@ -74,8 +74,10 @@ def gather_kernel(
     W: tl.constexpr,
     BLOCK: tl.constexpr,
     FLOATING: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Grid (column blocks, R).  ``table_own`` leads from the table of one row to the next one's; 0 where they share it."""
+    await_previous(DEPENDENT)
     row = tl.program_id(1).to(tl.int64)
     index = tl.load(p_index + row * index_step).to(tl.int64)
     copy_row(p_table + row * table_own, p_out + row * out_row, index, entries, table_row, W, BLOCK, FLOATING)
@@ -85,8 +87,10 @@ def gather_kernel(
 def modulation_kernel(
     p_table, p_times, p_call, p_condition, p_out, p_held, entries, calls, samples, conditions, ahead, table_row, times_own,
     call_step, condition_block, condition_sample, out_row, W: tl.constexpr, BLOCK: tl.constexpr, RING: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (column blocks, J * B).  ``times_own`` leads from one sample's times to the next one's; 0 where they share them."""
+    await_previous(DEPENDENT)
     row = tl.program_id(1)
     sample = row % samples
     call = tl.load(p_call + sample * call_step)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .launch_lookup import launch_config
-from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, jit, launch, next_power_of_two, tl
 
 MAX_STATES = 8
 
@@ -71,9 +71,10 @@ def load_states(p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, o_k, o_x, m_x, COUNT: tl
 @jit(do_not_specialize=["elements", "blocks"])
 def block_moments_kernel(
     p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_part, elements, blocks,
-    COUNT: tl.constexpr, RELATIVE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    COUNT: tl.constexpr, RELATIVE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (blocks, B).  Of each block of elements K sums, then K x K products about the block's own means, two-pass."""
+    await_previous(DEPENDENT)
     block = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     o_k = tl.arange(0, K)
@@ -93,9 +94,10 @@ def block_moments_kernel(
 @jit(do_not_specialize=["elements", "blocks"])
 def merge_moments_kernel(
     p_part, p_mean, p_product, elements, blocks,
-    COUNT: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    COUNT: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (COUNT, B).  The mean of a state, and its products with all, from those of the blocks about their own means."""
+    await_previous(DEPENDENT)
     own = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     o_k = tl.arange(0, K)
@@ -117,8 +119,10 @@ def merge_moments_kernel(
 def linear_combination_kernel(
     p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_a, p_out, elements, samples,
     COUNT: tl.constexpr, RELATIVE: tl.constexpr, K: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (blocks, B)."""
+    await_previous(DEPENDENT)
     sample = tl.program_id(1).to(tl.int64)
     o_k = tl.arange(0, K)
     o_e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -15,7 +15,7 @@ from .compensated import add_product
 from .descriptors import describable, descriptor, has_descriptors
 from .launch_lookup import launch_config
 from .shape_class import product_class
-from .triton_runtime import architecture, dense, jit, launch, processors, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, processors, tl
 
 NO_EPILOGUE, GELU, GATED_RESIDUAL, HEADS = 0, 1, 2, 3
 # the entry of the launch table of each epilogue: the last two hold more registers than the product alone
@@ -157,9 +157,11 @@ def linear_kernel(
     NORM: tl.constexpr,
     GROUPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Persistent: each program walks tiles of the first product, then of the second, so the few tiles of a short stream
     fill the gaps of the long one instead of costing a wave of their own."""
+    await_previous(DEPENDENT)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     tiles = rows * tl.cdiv(tokens, BLOCK_M) * tiles_n
     every = tiles

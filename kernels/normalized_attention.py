@@ -17,7 +17,7 @@ from .attention import attention
 from .attention_lse import attention_lse
 from .launch_lookup import launch_config
 from .shape_class import row_class
-from .triton_runtime import architecture, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, jit, launch, next_power_of_two, tl
 
 TINY = 1e-30  # a token whose outputs are zero has nothing to scale
 NEUTRAL = (1.0, 1.0, 0.0)  # scale, tau and alpha that give z+
@@ -135,8 +135,10 @@ def merge_kernel(
     HEADS: tl.constexpr,
     K: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Grid (L + 2 M, R).  One token: its parts joined head by head and, of an image token, both outputs combined."""
+    await_previous(DEPENDENT)
     token = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     o_x = tl.arange(0, BLOCK)

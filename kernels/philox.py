@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .launch_lookup import launch_config
-from .triton_runtime import architecture, jit, launch, tl
+from .triton_runtime import architecture, await_previous, jit, launch, tl
 
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -86,8 +86,19 @@ def normal_pair(first, second):
 
 
 @jit(do_not_specialize=["elements"])
-def philox_kernel(p_seed, p_call, p_out, elements, seed_step, call_step, BLOCK: tl.constexpr, NORMAL: tl.constexpr):
+def philox_kernel(
+    p_seed,
+    p_call,
+    p_out,
+    elements,
+    seed_step,
+    call_step,
+    BLOCK: tl.constexpr,
+    NORMAL: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
+):
     """Grid (blocks of ``BLOCK`` counters, B); writes four numbers per counter: normal, or the words themselves."""
+    await_previous(DEPENDENT)
     sample = tl.program_id(1).to(tl.int64)
     counter = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     seed = tl.load(p_seed + sample * seed_step).to(tl.uint64)

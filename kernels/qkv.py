@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .launch_lookup import launch_config
 from .shape_class import heads_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,8 +131,10 @@ def heads_kernel(
     NORM: tl.constexpr,
     TEXT: tl.constexpr,
     TEXT_NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Grid (blocks of the image, then of the text; R).  Output [PARTS, R, L + M, H, K], image tokens first."""
+    await_previous(DEPENDENT)
     block = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     if block < blocks:

@@ -12,7 +12,7 @@ from .compensated import add_product
 from .launch import ReadoutLaunch
 from .launch_lookup import launch_config
 from .shape_class import readout_class
-from .triton_runtime import architecture, dense, jit, launch, next_power_of_two, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
 
@@ -111,10 +111,11 @@ def readout_kernel(
     coefficient_sample, coefficient_branch, row_sample, row_column, call_step, height, width, eps,
     D: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BRANCHES: tl.constexpr, PATCH: tl.constexpr,
     COMBINE: tl.constexpr, UPDATE: tl.constexpr, NOISE: tl.constexpr, EARLIER: tl.constexpr, COUNT: tl.constexpr,
-    TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr, DEPENDENT: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (token blocks, B).  Reads the hidden state twice (the second time from L2): statistics by merging two-pass
     moments of ``WIDTH`` channels, then norm, modulation, combination in fp32 and the product."""
+    await_previous(DEPENDENT)
     sample = tl.program_id(1).to(tl.int64)
     o_t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     o_j = tl.arange(0, BLOCK_J)

@@ -31,7 +31,7 @@ from .catalogue import SIZES, Case, Factory, cases
 from .launch_lookup import table_architecture
 from .launch_table import PROVENANCE
 from .occupancy import MULTIPROCESSORS
-from .triton_runtime import Launch, launch_options, trace_launches, triton
+from .triton_runtime import DEPENDENT, Launch, launch_options, trace_launches, triton
 
 TABLE_FILE = Path(__file__).with_name("resources.json")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -57,17 +57,18 @@ class Specialisation:
     attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
     warps: int
     stages: int
+    dependent: bool = False
 
     @classmethod
     def of(cls, launch: Launch, architecture: str) -> Specialisation:
         """By Triton's own binder, so that what is compiled ahead of time is found in the cache by a launch."""
         backend, binder = _binder(launch.kernel, architecture)
         bound, specialisation, _ = binder(**launch.arguments)
-        options = launch_options(launch.warps, launch.stages)
+        options = launch_options(launch.warps, launch.stages, launch.dependent)
         _, signature, constants, attributes = launch.kernel._pack_args(backend, options, bound, specialisation, options)
         known = tuple((path, tuple(map(tuple, found))) for path, found in attributes.items())
         parts = tuple(signature.items()), tuple(constants.items()), known
-        return cls(launch.name, architecture, *parts, launch.warps, launch.stages)
+        return cls(launch.name, architecture, *parts, launch.warps, launch.stages, launch.dependent)
 
     def source(self, kernel: Any) -> Any:
         """The compiler's input, equal to that of a launch of ``kernel``."""
@@ -78,10 +79,16 @@ class Specialisation:
 
     @property
     def key(self) -> str:
-        """The constants, and a digest of types and attributes: what distinguishes the specialisations of one kernel."""
+        """The constants, and a digest of types and attributes: what distinguishes the specialisations of one kernel.
+
+        The switch of dependent launches is no part of it where it is off: the binary is the one without the switch.
+        """
         names = [name for name, _ in self.signature]
-        constants = ",".join(f"{names[path[0]]}={value}" for path, value in self.constants)
-        digest = hashlib.sha256(repr((self.signature, self.attributes)).encode()).hexdigest()[:8]
+        silent = None if self.dependent else DEPENDENT
+        constants = ",".join(f"{names[path[0]]}={value}" for path, value in self.constants if names[path[0]] != silent)
+        signature = tuple(part for part in self.signature if part[0] != silent)
+        attributes = tuple(part for part in self.attributes if names[part[0][0]] != silent)
+        digest = hashlib.sha256(repr((signature, attributes)).encode()).hexdigest()[:8]
         return f"{constants};{digest}"
 
 
@@ -161,7 +168,7 @@ def target(architecture: str) -> Any:
 
 def compile_specialisation(specialisation: Specialisation, launch: Launch, names: Iterable[str]) -> Resources:
     """Compile for a target that need not be present, and read what the binary uses."""
-    architecture, compiled = specialisation.architecture, _compile(specialisation, launch)
+    architecture, compiled = specialisation.architecture, forms(specialisation, launch)
     read = _read_nvidia if "cubin" in compiled.asm else _read_amd
     registers, spilled = read(compiled.asm)
     shared = compiled.metadata.shared
@@ -179,9 +186,9 @@ def compile_specialisation(specialisation: Specialisation, launch: Launch, names
     )
 
 
-def _compile(specialisation: Specialisation, launch: Launch) -> Any:
+def forms(specialisation: Specialisation, launch: Launch) -> Any:
     """Triton's compiled kernel, with every form that it took on the way."""
-    options, chip = launch_options(launch.warps, launch.stages), target(specialisation.architecture)
+    options, chip = launch_options(launch.warps, launch.stages, launch.dependent), target(specialisation.architecture)
     return triton.compile(specialisation.source(launch.kernel), target=chip, options=options)
 
 
@@ -190,13 +197,13 @@ def instructions(specialisation: Specialisation, launch: Launch) -> Counter[str]
 
     Of the special functions by both parts (MUFU.RCP).
     """
-    text = _dumped(_compile(specialisation, launch).asm["cubin"], "--dump-sass")
+    text = _dumped(forms(specialisation, launch).asm["cubin"], "--dump-sass")
     return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?((?:MUFU\.)?[A-Z][A-Z0-9]*)", text))
 
 
 def sum_layouts(specialisation: Specialisation, launch: Launch) -> tuple[str, ...]:
     """How the elements of a tensor lie in threads where fp32 numbers are summed, sum by sum: what decides their order."""
-    text = _compile(specialisation, launch).asm["ttgir"]
+    text = forms(specialisation, launch).asm["ttgir"]
     layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", text, re.MULTILINE))
     return tuple(layouts[name] for name in re.findall(r"\}\) : \(tensor<\w+xf32, (#\w+)>\) -> f32", text))
 

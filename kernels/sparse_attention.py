@@ -12,7 +12,7 @@ from .attention import attention
 from .flash_attention import MAX_HEAD_DIM, split_head_dim, stride_arguments
 from .launch_lookup import launch_config
 from .shape_class import FULL_PRECISION, attention_class
-from .triton_runtime import architecture, dense, jit, launch, tl
+from .triton_runtime import architecture, await_previous, dense, jit, launch, tl
 
 FACTOR = 5  # of the usual budget; source: Informer (arXiv 2012.07436)
 
@@ -85,11 +85,13 @@ def spread_kernel(
     BLOCK_K: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Scores of a block of queries with ``COUNT`` keys, of which the maximum and the sum are kept.  Grid (blocks, R * H).
 
     Head dims are cut in two parts and strides counted in units of ``ALIGN``, as in the attention kernel.
     """
+    await_previous(DEPENDENT)
     row = (tl.program_id(1) // HEADS).to(tl.int64)
     head = (tl.program_id(1) % HEADS).to(tl.int64)
     p_q += (row * q_row + head * q_head) * ALIGN

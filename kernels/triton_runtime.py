@@ -29,6 +29,8 @@ except ImportError:
     TensorDescriptor = None
 
 DEFAULT_ARCHITECTURE = "sm_90"  # whose launch table the interpreter uses
+DEPENDENT_SINCE = 90  # the first compute capability with programmatic dependent launch
+DEPENDENT = "DEPENDENT"  # the argument by which a kernel awaits the one before it, see :func:`dependent_launches`
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}  # multiprocessors of a full chip, for traces
 
 
@@ -37,15 +39,26 @@ def jit(**options) -> Callable:
     return triton.jit(**options) if triton else lambda function: function
 
 
+@jit()
+def await_previous(DEPENDENT: tl.constexpr):
+    """The first statement of every kernel.  Launched dependent, its programs start while the kernel before it ends: here they
+    wait until all that it wrote can be seen, and let the next kernel's programs start, which wait in the same place."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: the kernel, its grid, all its arguments by name, and its resources."""
+    """One kernel launch: the kernel, its grid, all its arguments by name, and its resources; ``dependent`` as
+    :func:`dependent_launches` says."""
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     warps: int
     stages: int
+    dependent: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +86,20 @@ class _Trace:
 
 _observed: ContextVar[list[Launch] | None] = ContextVar("observed", default=None)
 _trace: ContextVar[_Trace | None] = ContextVar("trace", default=None)
+_dependent: ContextVar[bool] = ContextVar("dependent", default=False)
+
+
+@contextmanager
+def dependent_launches() -> Iterator[None]:
+    """Inside, kernels start while the one before them on the stream ends, where the device can (programmatic dependent launch).
+
+    The same numbers to the bit: a kernel touches memory only after :func:`await_previous`.
+    """
+    token = _dependent.set(True)
+    try:
+        yield
+    finally:
+        _dependent.reset(token)
 
 
 @contextmanager
@@ -183,9 +210,22 @@ def processors(device: torch.device) -> int:
     return _device_processors(device.index if device.index is not None else torch.cuda.current_device())
 
 
-def launch_options(warps: int, stages: int) -> dict[str, int | bool]:
+def dependent_obstacle(device: torch.device) -> str | None:
+    """Why no kernel on ``device`` can start before the one before it has ended; None when it can."""
+    if reason := unavailable(device):
+        return reason
+    if not tracing() and device.type != "cuda":
+        return "Triton's interpreter runs one kernel after the other"
+    name = architecture(device)
+    if name.startswith("sm_") and int(name.removeprefix("sm_")) >= DEPENDENT_SINCE:
+        return None
+    return f"programmatic dependent launch needs compute capability 9.0 or later, and this device is {name}"
+
+
+def launch_options(warps: int, stages: int, dependent: bool = False) -> dict[str, int | bool]:
     """Compiler options of a launch; fused multiply-add is explicit because its default differs between Triton releases."""
-    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return options | {"launch_pdl": True} if dependent else options
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int = 1) -> None:
@@ -195,16 +235,19 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps:
     """
     if 0 in grid:
         return
-    record = Launch(kernel, grid, arguments, warps, stages)
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    dependent = _dependent.get() and DEPENDENT in kernel.arg_names and not dependent_obstacle(device)
+    if dependent:
+        arguments = arguments | {DEPENDENT: True}
+    record = Launch(kernel, grid, arguments, warps, stages, dependent)
     if trace := _trace.get():
         trace.launches.append(record)
         return
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     if reason := unavailable(device):
         raise RuntimeError(f"kernel {record.name} cannot run: {reason}")
     if (observed := _observed.get()) is not None:
         observed.append(record)
-    options = launch_options(warps, stages)
+    options = launch_options(warps, stages, dependent)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](**arguments, **options)

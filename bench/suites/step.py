@@ -213,7 +213,7 @@ def waterfall_rows(study: Study) -> list[Row]:
 
 
 def alone_rows(study: Study) -> list[Row]:
-    """The engine with each approximation by itself, beside the exact engine: the gain of each, and its error."""
+    """The engine with each option that is off by itself, beside the exact engine: the gain of each, and its error."""
     session, case, settings = study.session, study.case, study.session.settings
     draws = alone_draws(study.workload, study.plan, next(iter(study.fp8), None), session.echo)
     exact = draws.pop(EXACT)

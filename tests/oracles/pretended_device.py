@@ -2,12 +2,13 @@
 
 import torch
 
-from segue.kernels import dispatch
+from segue.kernels import dispatch, triton_runtime
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def pretend(monkeypatch, architecture: str, capability: tuple[int, int], cudnn: int = 91501):
-    monkeypatch.setattr(dispatch, "architecture", lambda device: architecture)
+    for module in (dispatch, triton_runtime):
+        monkeypatch.setattr(module, "architecture", lambda device: architecture)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
