@@ -41,19 +41,32 @@ class SharedMMDiT(SharedRows):
         self.text = self.hidden.new_zeros(rows, tokens, spec.dim)  # [R, M, D]
         self.context = self.hidden.new_zeros(runs * conditions, tokens, spec.dim)
         self.pooled = [self.hidden.new_zeros(0)] * runs
+        self._texts: list[Sequence[TextCondition]] = [()] * runs  # of the runs under way
 
     def remembered(self) -> Iterator[Tensor]:
         return self.model.run_weights()
 
+    def follow(self) -> None:
+        super().follow()
+        with torch.no_grad():
+            self.positions.copy_(self.model.position_table(self.height, self.width))
+        for run, conditions in enumerate(self._texts):
+            self._embed_texts(run, conditions)
+
     @torch.no_grad()
     def begin(self, run: int, times: np.ndarray, conditions: Sequence[TextCondition]) -> None:
         self.table.begin(run, times, len(conditions))
+        self._embed_texts(run, conditions)
+        self._texts[run] = tuple(conditions)
+        self.pooled[run] = torch.cat([condition.pooled.to(self.hidden.device) for condition in conditions])
+
+    @torch.no_grad()
+    def _embed_texts(self, run: int, conditions: Sequence[TextCondition]) -> None:
         device, tokens = self.hidden.device, self.context.shape[1]
         for place, condition in enumerate(conditions, start=run * self.table.conditions):
             if condition.context.shape[1] != tokens:
                 raise ValueError(f"prompts here are of {tokens} tokens, got one of {condition.context.shape[1]}")
             self.context[place].copy_(self.model.embed_context(condition.context.to(device))[0])
-        self.pooled[run] = torch.cat([condition.pooled.to(device) for condition in conditions])
 
     @torch.no_grad()
     def look_ahead(self, run: int, call: int) -> None:

@@ -49,6 +49,10 @@ class SharedRows(ABC):
     def remembered(self) -> Iterator[Tensor]:
         """The weights that :meth:`begin` and :meth:`look_ahead` compute with, and :meth:`forward` does not."""
 
+    def follow(self) -> None:
+        """Compute anew what was computed from weights that have changed."""
+        self.table.forget()
+
     @abstractmethod
     def begin(self, run: int, times: np.ndarray, conditions: Sequence[Any]) -> None:
         """A run takes the place ``run``: its network times [N], and its conditions as rows of one sample take them."""

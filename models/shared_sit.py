@@ -38,6 +38,15 @@ class SharedSiT(SharedRows):
         self.labels[run] = torch.cat([label.to(self.hidden.device) for label in conditions])
 
     @torch.no_grad()
+    def follow(self) -> None:
+        super().follow()
+        self.positions.copy_(self.model.positions(self.height, self.width))
+        for layer, held in self.projections.items():
+            for own, now in zip(held, self.model.projection(layer), strict=True):
+                if own.data_ptr() != now.data_ptr():  # a copy, of some of the channels
+                    own.copy_(now)
+
+    @torch.no_grad()
     def look_ahead(self, run: int, call: int) -> None:
         def compute(times: Tensor, into: Tensor) -> None:
             labels = self.labels[run]

@@ -193,8 +193,10 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/ready", summary="Whether requests would be drawn at once: 503 while starting and while shutting down.")
     async def ready() -> Response:
-        state = "shutting down" if serving.draining else "ready" if serving.ready else "starting"
-        return JSONResponse({"status": state}, 200 if serving.ready else 503)
+        alive = serving.scheduler is not None and serving.scheduler.alive
+        up = serving.ready and alive
+        state = "shutting down" if serving.draining else "ready" if up else "broken" if serving.ready else "starting"
+        return JSONResponse({"status": state}, 200 if up else 503)
 
     @app.get("/metrics", summary="For Prometheus.")
     async def metrics() -> Response:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .refusals import RETRY_SECONDS, Refusal
 from .settings import Settings
 
+WATCHED = ("/health", "/ready")  # answered however many requests there are: orchestrators end a process that does not
 OPEN = ("/health", "/ready", "/", "/page/")  # without a key: what orchestrators ask, and the page that asks for the key
 BURST_SECONDS = 10  # of the rate, which a client may use up at once
 DROPPED = 1 << 24  # bytes of a body that is too large
@@ -49,7 +50,7 @@ class Limits:
     rate: Rate | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or (scope["path"] in WATCHED and scope["method"] in ("GET", "HEAD")):
             await self.app(scope, receive, send)
             return
         try:

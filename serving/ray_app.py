@@ -51,6 +51,12 @@ class ServedProcess:
         self.lifespan = self.app.router.lifespan_context(self.app)
         await self.lifespan.__aenter__()
 
+    def check_health(self) -> None:
+        """Raise where nothing is drawn here any more: Ray then starts another process in the place of this one."""
+        serving = getattr(self.app.state, "serving", None)
+        if serving is not None and serving.scheduler is not None and not (serving.draining or serving.scheduler.alive):
+            raise RuntimeError("the scheduler of this process has ended")
+
     async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """The messages that answer a request; leaving them early is to the application as if its client had gone."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue()

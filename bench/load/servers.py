@@ -49,6 +49,8 @@ class RequestScheduler(StepScheduler):
         """Make the results of the batch."""
         done, self._done = self._done, []
         for request, state in done:
+            with self._change:
+                self._finishing += 1
             self._finisher.submit(self._settle, request, state)
 
     def _give_up(self, error: Exception) -> None:

@@ -33,6 +33,7 @@ from .sizes import Sizes
 
 CONDITIONS = 4  # of one run
 BLOCK_WIDTH = 8  # numbers of its width that a block holds of a token beside its state: 4 of an MLP, queries, keys, values, sums
+MOST_GRAPHS = 128  # of a lane: requests choose layers, and with them layouts
 KINDS = 4  # groups of perturbed rows in one tick; runs with others wait for the next
 Capture = Callable[[Callable[[], None]], CapturedStep]
 Group = tuple[str, int, tuple[str, ...]]  # of rows: network, the layer at which they begin, operations
@@ -128,7 +129,8 @@ class Lane:
         for live in plan.live_sets:
             groups = _groups(plan, live)
             if not self._fit(groups):
-                return f"one of its calls has {sum(groups.values())} rows of {len(groups)} kinds"
+                rows = {group: count for group, count in groups.items() if group[2]}
+                return f"one of its calls has {sum(rows.values())} rows of {len(rows)} kinds"
         return ""
 
     @torch.inference_mode(False)
@@ -173,12 +175,12 @@ class Lane:
     def _fit(self, groups: "Counter[Group]") -> bool:
         if any(count > self.sizes.largest for count in groups.values()):
             return False
-        if sum(set(operations) != {FULL} for _, _, operations in groups) > KINDS:
+        if sum(bool(set(operations) - {FULL}) for _, _, operations in groups) > KINDS:
             return False
-        rows: Counter[str] = Counter()
-        for (name, _, _), count in groups.items():
-            rows[name] += self.sizes.padded(count)
-        return all(count <= self.rows for count in rows.values())
+        rows, reads = Counter[str](), Counter[str]()
+        for (name, _, operations), count in groups.items():
+            (rows if operations else reads)[name] += self.sizes.padded(count)
+        return all(rows[name] <= self.rows and rows[name] + reads[name] <= 2 * self.rows for name in rows)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -208,7 +210,7 @@ class Lane:
         """Run a network over the live branches of runs, and make the steps of those that are linear."""
         network = self.networks[name]
         if not self._watches[name].unchanged(values=False):
-            network.table.forget()
+            network.follow()
             self._watches[name] = WeightWatch(network.remembered)
         for run in live:
             network.look_ahead(run.place, run.call)
@@ -233,9 +235,11 @@ class Lane:
             forward()
             return
         key = name, layout, shape
-        if key not in self.graphs:
-            self.graphs[key] = self._captured(self._capture, forward)
-        self.graphs[key].replay()
+        graph = self.graphs.pop(key, None) or self._captured(self._capture, forward)
+        self.graphs[key] = graph  # last: the most recently used
+        if len(self.graphs) > MOST_GRAPHS:
+            del self.graphs[next(iter(self.graphs))]
+        graph.replay()
 
     def _captured(self, capture: Capture, forward: Callable[[], None]) -> CapturedStep:
         """Warm-up makes the steps for real, so states are put back afterwards."""
@@ -256,11 +260,12 @@ def make_lane_rows(network: nn.Module, places: int, sizes: Sizes, plan: Plan, ke
 
 
 def _groups(plan: Plan, live: tuple[int, ...]) -> "Counter[Group]":
-    """How many rows of each group a call of one run has."""
+    """How many rows of each group a call of one run has; without operations: how many are read early after a layer."""
     groups: Counter[Group] = Counter()
     for name in plan.models(live):
         layout = plan.layout(live, name)
         groups.update((name, start, path.operations) for start, path in zip(layout.starts, layout.blocks, strict=True))
+        groups.update((name, read.layer, ()) for read in layout.readouts if read.layer < layout.depth)
     return groups
 
 

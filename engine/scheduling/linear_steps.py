@@ -102,9 +102,9 @@ class LinearSteps:
         x, history = (gather(tensor.flatten(1), place).view(n, *states.shape[1:]) for tensor in (states, self.history))
         total = torch.zeros_like(x)
         for branch in range(shape.branches):
-            weights = numbers[:, COLUMNS + branch * self.channels :][:, : self.channels]
+            weights = numbers[:, COLUMNS + branch * self.channels :][:, : self.channels, None, None]
             own = gather(outputs.flatten(1), self.whole[3 + branch, :n]).view_as(x)
-            total.addcmul_(weights[:, :, None, None], own)
+            total.addcmul_(weights, own.masked_fill(weights == 0, 0.0))  # 0 * nan is nan, and the row may be another run's
         noise = self.kernels.normal_noise(seed, call, x[0].numel()).view_as(x) if shape.stochastic else None
         earlier, columns = None, COLUMNS - EARLIER
         if shape.earlier:

@@ -40,11 +40,12 @@ class Request(Future):
     def __init__(self, drawing: Drawing, previews: int = 0, until: float | None = None):
         """``previews``: every so many calls a picture is made, 0 for none; ``until``: a time of ``time.monotonic()``."""
         super().__init__()
+        self._settling = threading.RLock()
         self.drawing, self.previews, self.until = drawing, previews, until
         self.arrived = time.monotonic()
         self._events: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[Progress], None]] = []
-        self._settling = threading.RLock()
+        self.add_done_callback(lambda _: self._tell_waiters())
         self.add_done_callback(lambda _: self._events.put(None))
 
     @property
@@ -76,6 +77,12 @@ class Request(Future):
             except Exception:
                 self._listeners.remove(listener)
                 _LOG.exception("a listener of a request failed, and hears of it no more")
+
+    def _tell_waiters(self) -> None:
+        """Let ``concurrent.futures.wait`` know of a request that was cancelled, which a future leaves to who runs it."""
+        with self._settling:
+            if self.cancelled() and self._state == "CANCELLED":  # type: ignore[attr-defined]
+                self.set_running_or_notify_cancel()
 
     def settle(self, result: Any = None, error: BaseException | None = None) -> bool:
         """End the request, unless it has ended already; returns whether it had not."""

@@ -59,6 +59,7 @@ class StepScheduler:
         self._running: dict[AnyRun, Request] = {}
         self._waiting: deque[Request] = deque()
         self._coming = 0  # requests that are being understood
+        self._finishing = 0  # requests whose pictures are yet to be made of their latents
         self._change = threading.Condition()
         self._closed = self._draining = False
         self._stats = SchedulerStats(slots, self._limit)
@@ -133,10 +134,16 @@ class StepScheduler:
             if self._closed:
                 raise SchedulerClosedError("the scheduler is closed: it takes no more requests")
             room = self._limit + self._slots.count - len(self._running)
-            if len(self._waiting) + self._coming >= room:
+            late = max(0, self._finishing - self._slots.count)  # where pictures take longer than steps
+            if len(self._waiting) + self._coming + late >= room:
                 self._count(refused=1)
                 raise QueueFullError(f"{len(self._waiting)} requests wait already, and the queue holds {self._limit}")
             self._coming += 1
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken: not after :meth:`close`, nor after a fault that ended the thread which draws."""
+        return not self._closed
 
     def stats(self) -> SchedulerStats:
         """What was done so far, and how much is under way."""
@@ -256,14 +263,14 @@ class StepScheduler:
                 self._running[run] = request
 
     def _leave(self, run: AnyRun) -> Tensor:
+        state = self._slots.leave(run)  # first: where it raises, the request is still known, and is given up
         with self._change:
             del self._running[run]
-        return self._slots.leave(run)
+        return state
 
     def _end(self, run: AnyRun, error: Exception) -> None:
-        request = self._running[run]
+        self._counted(**{"failed" if self._running[run].settle(error=error) else "cancelled": 1})
         self._leave(run)
-        self._counted(**{"failed" if request.settle(error=error) else "cancelled": 1})
 
     def _tell(self, run: AnyRun, sigma: float, before: Tensor | None) -> None:
         """Let a request hear of its call; ``before``: the state before it, where a picture is wanted."""
@@ -278,10 +285,17 @@ class StepScheduler:
 
     def _finish(self, run: AnyRun) -> None:
         request = self._running[run]
-        self._finisher.submit(self._settle, request, self._leave(run))
+        state = self._leave(run)
+        with self._change:
+            self._finishing += 1
+        self._finisher.submit(self._settle, request, state)
 
     def _settle(self, request: Request, state: Tensor) -> None:
         """Make the result of a state [1, C, H, W], in the thread that decodes."""
+        with self._change:
+            self._finishing -= 1
+        if self._over(request, time.monotonic()):
+            return
         try:
             if not torch.isfinite(state).all():
                 raise NonFiniteError(f"the latent is not finite after its {request.plan.calls} calls")
@@ -291,15 +305,13 @@ class StepScheduler:
             self._counted(**{"failed" if request.settle(error=error) else "cancelled": 1})
 
     def _cancel_all(self) -> None:
-        for run, request in list(self._running.items()):
-            request.cancel()
-            self._leave(run)
-            self._counted(cancelled=1)
         with self._change:
             waiting, self._waiting = self._waiting, deque()
-        for request in waiting:
+        for request in [*self._running.values(), *waiting]:
             request.cancel()
             self._counted(cancelled=1)
+        for run in list(self._running):
+            self._leave(run)
 
 
 def _shows(request: Request, call: int) -> bool:

@@ -70,9 +70,9 @@ class Slots:
         """Whether a run can begin now: there is a place, the weights are those that the others run with, and memory is left."""
         if not self.free or (self.runs and not self.engine.is_current()):
             return False
-        if any(lane.holds(plan) for lane in self.lanes):
-            return True
-        return sum(lane.taken for lane in self._used()) + self._need(plan) <= self.memory
+        home = next((lane for lane in self.lanes if lane.holds(plan)), None)
+        others = sum(lane.taken for lane in self._used() if lane is not home)
+        return others + max(self._need(plan), home.taken if home else 0) <= self.memory
 
     def _used(self) -> list[Lane]:
         """The lanes that have runs; the others can be dropped."""
@@ -101,6 +101,7 @@ class Slots:
         """The lane of a run's size."""
         for lane in self.lanes:
             if lane.holds(drawing.plan):
+                lane.taken = max(lane.taken, self._need(drawing.plan))
                 return lane
         engine, need = self.engine, self._need(drawing.plan)
         if sum(lane.taken for lane in self.lanes) + need > self.memory:

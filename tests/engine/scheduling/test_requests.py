@@ -3,14 +3,14 @@
 import queue
 import random
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import pytest
 import torch
-from lone_requests import drawing_of
+from lone_requests import alone, drawing_of
 from tiny_models import tiny_sit
 
-from segue import CFG, Engine, Rescale, SkipLayer
+from segue import CFG, Branch, Engine, Exit, Guidance, Rescale, SkipLayer, Term, Weight
 from segue.engine.running.sampler import NonFiniteError
 from segue.engine.scheduling import scheduler as scheduler_module
 from segue.engine.scheduling.drawing import Drawing, Start
@@ -209,6 +209,48 @@ def test_a_broken_request_hurts_no_other(stepped, engine):
             request.result(timeout=60)
     assert torch.allclose(healthy.result(timeout=60).latents, sampled(engine, 1, CFG(2.0), 1), rtol=0, atol=1e-5)
     assert scheduler.stats().failed == 3
+
+
+def test_a_latent_that_is_no_number_stays_with_its_request(stepped, engine):
+    """Linear rules share one sum: the first row is the broken one's, and others have fewer branches, or padding."""
+    scheduler = stepped(sizes=(4, 16))
+    plan = engine.plan(CFG(2.0), steps=STEPS)
+    good = drawing_of(engine, plan, 2)
+    start = Start(good.start.conditions, good.start.state * float("nan"))
+    drawings = [Drawing(plan, 2, lambda: start, good.finished, None), drawing_of(engine, engine.plan(steps=STEPS), 3), good]
+    scheduler._draw = lambda what, guidance: drawings[what]
+    bad, unguided, guided = (scheduler.submit(index) for index in range(3))
+    while scheduler.tick():
+        pass
+    with pytest.raises(NonFiniteError):
+        bad.result(timeout=60)
+    for request, drawing in ((unguided, drawings[1]), (guided, good)):
+        assert torch.allclose(request.result(timeout=60), alone(engine, drawing), rtol=0, atol=1e-5)
+    assert torch.isfinite(scheduler._slots.lanes[0].states).all()
+
+
+def test_those_who_wait_for_several_hear_of_a_cancelled_one(stepped):
+    scheduler = stepped()
+    request = scheduler.submit(0, steps=1)
+    request.cancel()
+    assert wait([request], timeout=60).done == {request}
+
+
+def test_more_early_exits_than_a_forward_reads_take_turns(stepped, engine):
+    """Each run reads two exits, and twelve of them more than the largest size holds."""
+    scheduler = stepped(slots=12)
+    rule = Guidance(
+        (
+            Term(Branch("cond", Exit(2)), Weight(0.5)),
+            Term(Branch("uncond", Exit(2)), Weight(0.25)),
+        )
+    )
+    requests = [scheduler.submit(i % 6, rule, seed=i, steps=2) for i in range(12)]
+    while scheduler.tick():
+        pass
+    for i, request in enumerate(requests):
+        assert torch.allclose(request.result(timeout=60).latents, sampled(engine, i % 6, rule, i, 2), rtol=0, atol=1e-5)
+    assert scheduler.stats().ticks > 2
 
 
 def test_more_kinds_of_rows_than_a_tick_has_take_turns(stepped, engine):
