@@ -9,7 +9,7 @@ from pathlib import Path
 from segue.engine.running.progress import progress_bar
 
 from .batch_drawing import Drawing, Outcome
-from .batch_folder import FAILURES, BatchFolder
+from .batch_folder import FAILURES, BatchFolder, Drawn
 from .batch_requests import Failure, RowRequest, Settled
 from .batch_shards import Shard, shards_of, unfinished
 
@@ -58,8 +58,13 @@ def draw_table(table: Settled, drawing: Drawing, draw_all: DrawAll = draw_here, 
     """
     folder, wanted, tally, began = BatchFolder(drawing.out), table.wanted, _Tally(table.failures), time.perf_counter()
     with folder.begin():
-        done = _still_right(folder, table, wanted, force)
+        there = folder.drawn()
+        stale = _changed(folder, there, table, wanted, force)
+        done = there.keys() - set(stale)
         todo = unfinished(shards_of(table.requests, drawing.batch), done)
+        if stale or (done and not todo):
+            drawing.open()  # other networks are refused before anything goes, and where nothing is left to draw
+        folder.forget(stale)
         try:
             if todo:
                 count = sum(len(shard.wanted) for shard in todo)
@@ -87,14 +92,15 @@ class _Tally:
         self.failures += outcome.failures
 
 
-def _still_right(folder: BatchFolder, table: Settled, wanted: Mapping[str, RowRequest], force: bool) -> set[str]:
-    """The ids of rows whose pictures are there; those of rows that say something else by now go, if ``force`` says so."""
-    there, known = folder.drawn(), {row.id for row in table.rows}
+def _changed(
+    folder: BatchFolder, there: Mapping[str, Drawn], table: Settled, wanted: Mapping[str, RowRequest], force: bool
+) -> list[str]:
+    """Those ids of pictures that are ``there`` whose rows say something else by now; ``ValueError`` unless ``force``."""
+    known = {row.id for row in table.rows}
     stale = [id for id, made in there.items() if id not in wanted or wanted[id].digest != made.digest]
     if stale and not force:
         what = "says something else than when its picture was drawn" if stale[0] in known else "is not in the table any more"
         more = f" (and {len(stale) - 1} more have changed)" if len(stale) > 1 else ""
         way = f"take another folder than {folder.out}, or let --force remove such pictures"
         raise ValueError(f"row {stale[0]!r} {what}{more}; {way}")
-    folder.forget(stale)
-    return there.keys() - set(stale)
+    return stale

@@ -200,6 +200,10 @@ def test_an_error_of_one_batch_stops_no_other(segue, drawn, monkeypatch):
 def test_a_folder_belongs_to_its_networks_and_its_batch(segue, model, tmp_path):
     segue(table(leaves(4)), "--out", "made")
     other = save_tiny(tmp_path / "other.safetensors", seed=1)
+    pictures = sorted(path.name for path in Path("made/pictures").iterdir())
+    assert "made was begun with weights" in segue(table(leaves(4)), "--out", "made", "--model", other, code=2)
+    assert "made was begun with weights" in segue(table(leaves(2)), "--out", "made", "--model", other, "--force", code=2)
+    assert sorted(path.name for path in Path("made/pictures").iterdir()) == pictures
     rows = table(leaves(5))
     assert "made was begun with weights" in segue(rows, "--out", "made", "--model", other, code=2)
     assert "made was begun with batch 3, and cannot go on with 4" in segue(rows, "--out", "made", "--max-batch", 4, code=2)
