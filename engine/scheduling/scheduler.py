@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -120,6 +120,22 @@ class StepScheduler:
             self._waiting.append(request)
             self._change.notify_all()
         return request
+
+    def stream(self, what: Any, guidance: Any = None, **options: Any) -> Iterator[Any]:
+        """Ask as :meth:`submit` does, and yield a :class:`.request.Progress` after every call, then the finished run.
+
+        Raises how the request ends otherwise.  Leaving the loop early cancels it.
+        """
+        request = self.submit(what, guidance, **options)
+        return self._followed(request)
+
+    @staticmethod
+    def _followed(request: Request) -> Iterator[Any]:
+        try:
+            yield from request.events()
+            yield request.result()
+        finally:
+            request.cancel()
 
     @staticmethod
     def _until(deadline: float) -> float:

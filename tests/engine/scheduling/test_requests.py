@@ -80,6 +80,18 @@ def test_a_listener_that_comes_with_a_request_hears_of_every_call_from_any_threa
     assert heard == list(request.events(timeout=60))
 
 
+def test_a_stream_ends_with_the_run_and_leaving_it_cancels(engine):
+    with engine.scheduler(slots=2) as scheduler:
+        *events, run = scheduler.stream(3, "cfg:scale=2", seed=7, steps=STEPS)
+        assert [event.call for event in events] == [1, 2, 3, 4]
+        assert torch.allclose(run.latents, sampled(engine, 3, CFG(2.0), 7), rtol=0, atol=1e-5)
+        for _ in scheduler.stream(3, steps=50):
+            break
+    assert (scheduler.stats().finished, scheduler.stats().cancelled) == (1, 1)
+    with pytest.raises(SchedulerClosedError):
+        scheduler.stream(0)
+
+
 def test_a_preview_is_the_clean_estimate_of_a_step_of_euler(stepped, engine):
     shown = []
     drawing = drawing_of(engine, engine.plan(CFG(2.0), steps=3), 5)
