@@ -43,6 +43,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)  # from here on a client that is told the address waits, and is not refused
     except OSError as error:
         raise OSError(f"cannot listen at {host} port {port}: {error.strerror or error}") from None
     return bound
