@@ -2,7 +2,6 @@
 
 import json as json_text
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -103,8 +102,7 @@ def batch(
     given = ray_options(ray, workers=workers, cpus=cpus, gpus=gpus, address=address)
     pool = None if given is None else Pool(**given)
     defaults = Defaults(guidance, steps, solver, schedule, check_seed(first_seed or 0), negative_prompt, height, width)
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention)
+    source = o.Source.of(locals())
     rows = read_table(table, pass_through)
     requests = Requests(source, defaults)
     settled = requests.settle(rows)

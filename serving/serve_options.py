@@ -1,6 +1,5 @@
 """``segue serve``: what the command accepts."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,8 +122,7 @@ def serve(
     given = ray_options(ray, replicas=replicas, cpus=cpus, gpus=gpus, address=address)
     from .command import read_keys, serve_model
 
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention)
+    source = o.Source.of(locals())
     options = {
         "name": name,
         "guidance": guidance,

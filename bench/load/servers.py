@@ -51,7 +51,7 @@ class RequestScheduler(StepScheduler):
         for request, state in done:
             with self._change:
                 self._finishing += 1
-            self._finisher.submit(self._settle, request, state)
+            self._finisher.submit(self._make_result, request, state)
 
     def _give_up(self, error: Exception) -> None:
         super()._give_up(error)

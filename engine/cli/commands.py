@@ -3,8 +3,6 @@
 Modules that import torch are imported inside the commands, so that ``segue --help`` does not wait for them.
 """
 
-from dataclasses import replace
-
 import typer
 
 from . import options as o
@@ -109,8 +107,7 @@ def sample(
     from .sample import draw_pictures
     from .stream import archive_of, refuse_shards, write_samples
 
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention, upscale=upscale)
+    source = o.Source.of(locals())
     rule = o.RuleOptions.of(
         guidance,
         calibration,
@@ -199,8 +196,7 @@ def compare(
 
     run = o.RunOptions(steps, solver, schedule, classes, seeds, count, max_batch, check_finite)
     text = o.PromptOptions(prompt, negative_prompt, height, width, image, strength)
-    source = o.Source(model, family, device, dtype, linears, heads, branch_head, revision, variant, t5, vae, weak)
-    source = replace(source, adapter=adapter, adapter_scale=adapter_scale, attention=attention)
+    source = o.Source.of(locals())
     output = o.Output(out, zoom=zoom, json=json, force=force)
     if sheet is not None:
         refuse_calibration(calibration)
@@ -264,9 +260,7 @@ def plan(
         refresh=refresh,
     )
     text = o.PromptOptions(height=height, width=width)
-    source = o.Source(model, family, heads=heads, branch_head=branch_head, revision=revision, variant=variant, weak=weak)
-    source = replace(source, attention=attention)
-    show_plan(source, rule, o.RunOptions(steps, solver, schedule), text, json)
+    show_plan(o.Source.of(locals()), rule, o.RunOptions(steps, solver, schedule), text, json)
 
 
 def guidance(
@@ -288,7 +282,7 @@ def guidance(
     """
     from .list_rules import list_rules
 
-    list_rules(o.Source(model, family, heads=heads, branch_head=branch_head, weak=weak), steps, json)
+    list_rules(o.Source.of(locals()), steps, json)
 
 
 def doctor(verbose: o.VerboseOption = False, json: o.JsonOption = False) -> None:

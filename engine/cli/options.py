@@ -1,7 +1,7 @@
 """Options that several commands share: their types for typer, and what they are once collected."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -292,6 +292,11 @@ class Source:
     adapter_scale: float | None = None
     attention: str | None = None
     upscale: str | None = None  # of the pictures, once they are drawn
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Source":
+        """Those of the options of a command, by the names of its arguments, that say which model is meant and how."""
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ from ..rules.drawn import Draw
 from ..running.graph import CapturedStep
 from .drawing import Drawing
 from .lane_runs import LaneRun, LinearRun, ProgramRun
-from .linear_steps import LinearSteps, StepShape, is_linear
+from .linear_steps import STATES, LinearSteps, StepShape, is_linear
 from .memory import bytes_of
 from .sizes import Sizes
 
@@ -92,7 +92,6 @@ class Lane:
         self.models, self.sizes, self.device, self.kernels, self._capture = models, sizes, device, kernels, capture
         self.height, self.width, self.text_tokens = plan.height, plan.width, spec.text_tokens
         self.taken = 0  # bytes, as far as they were counted before
-        self.rows = 2 * sizes.largest  # of every network in one tick
         shape = (places + 1, spec.channels, plan.height, plan.width)  # the last one is for rows that nobody reads
         self.states = torch.zeros(shape, dtype=torch.float32, device=device)
         self.networks: dict[str, SharedRows] = {}
@@ -105,12 +104,12 @@ class Lane:
     def memory(models: Mapping[str, nn.Module], plan: Plan, places: int, sizes: Sizes) -> int:
         """The bytes that a lane takes for runs of the size of ``plan`` on its networks, with what their blocks pass on."""
         height, width = plan.height, plan.width
-        total = 4 * (places + 1) * plan.spec.channels * height * width
+        total = 4 * STATES * (places + 1) * plan.spec.channels * height * width
         for name in plan.models(tuple(range(len(plan.branches)))):
-            network, rows = models[name], 2 * sizes.largest
+            network = models[name]
             total += bytes_of(partial(make_lane_rows, network, places, sizes, plan))
             widest = BLOCK_WIDTH * network.spec.dim * next(network.parameters()).element_size()
-            total += rows * network.spec.tokens(height, width) * widest
+            total += sizes.rows * network.spec.tokens(height, width) * widest
         return total
 
     # --- runs come and go ----------------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ class Lane:
         rows, reads = Counter[str](), Counter[str]()
         for (name, _, operations), count in groups.items():
             (rows if operations else reads)[name] += self.sizes.padded(count)
-        return all(rows[name] <= self.rows and rows[name] + reads[name] <= 2 * self.rows for name in rows)
+        return all(rows[name] <= self.sizes.rows and rows[name] + reads[name] <= 2 * self.sizes.rows for name in rows)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -255,7 +254,7 @@ class Lane:
 def make_lane_rows(network: nn.Module, places: int, sizes: Sizes, plan: Plan, kernels: Kernels = REFERENCE) -> SharedRows:
     """The rows of one network of a lane for runs of the size of ``plan``."""
     length = {"text_tokens": plan.spec.text_tokens} if isinstance(network, MMDiT) else {}
-    shape = places, CONDITIONS, 2 * sizes.largest, plan.height, plan.width
+    shape = places, CONDITIONS, sizes.rows, plan.height, plan.width
     return make_shared_rows(network, *shape, kernels=kernels, **length)
 
 

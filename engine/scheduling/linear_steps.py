@@ -17,6 +17,7 @@ from ..planning.plan import Plan
 from ..planning.solver_rows import IDLE, SOLVER_COLUMNS
 
 EARLIER = 2  # states that a solver's rows weigh beside the previous one, at most
+STATES = 2 + EARLIER  # in memory for each run: its own, and what its solver left behind
 BRANCHES = (1, 2, 4, 8)  # of a run: sizes that they are padded to
 COLUMNS = len(SOLVER_COLUMNS) - 1 + EARLIER  # of a solver's row without the scale of the network's input
 

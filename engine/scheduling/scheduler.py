@@ -212,7 +212,7 @@ class StepScheduler:
             left, self._waiting = [*self._running.values(), *self._waiting], deque()
             self._running.clear()
         for request in left:
-            self._counted(**{"failed" if request.settle(error=error) else "cancelled": 1})
+            self._settle(request, error=error)
 
     def tick(self) -> bool:
         """Let requests come and go, and make one network call of those that run; returns whether any is left."""
@@ -250,18 +250,17 @@ class StepScheduler:
 
     def _over(self, request: Request, now: float) -> bool:
         """Whether a request has ended, or has to: its time is over."""
-        if request.done():
-            self._counted(**{"cancelled" if request.cancelled() else "failed": 1})
-            return True
-        if request.until is None or now < request.until:
+        if not request.done() and (request.until is None or now < request.until):
             return False
-        ended = request.settle(error=DeadlineError(f"the request was not done after {request.until - request.arrived:.3g} s"))
-        self._counted(**{"expired" if ended else "cancelled": 1})
+        late = "" if request.until is None else f"{request.until - request.arrived:.3g} s"
+        self._settle(request, error=DeadlineError(f"the request was not done after {late}"))
         return True
 
-    def _counted(self, **more: float) -> None:
+    def _settle(self, request: Request, result: Any = None, error: Exception | None = None) -> None:
+        """End a request, unless it has ended already, and count how it did; once for each that was accepted."""
+        request.settle(result, error)
         with self._change:
-            self._count(**more)
+            self._count(**{_fate(request): 1})
 
     def _admit(self) -> None:
         """Let waiting requests take free slots, in the order in which they came."""
@@ -273,7 +272,7 @@ class StepScheduler:
             try:
                 run = self._slots.join(request.drawing)
             except Exception as error:
-                self._counted(**{"failed" if request.settle(error=error) else "cancelled": 1})
+                self._settle(request, error=error)
                 continue
             with self._change:
                 self._running[run] = request
@@ -285,7 +284,7 @@ class StepScheduler:
         return state
 
     def _end(self, run: AnyRun, error: Exception) -> None:
-        self._counted(**{"failed" if self._running[run].settle(error=error) else "cancelled": 1})
+        self._settle(self._running[run], error=error)
         self._leave(run)
 
     def _tell(self, run: AnyRun, sigma: float, before: Tensor | None) -> None:
@@ -304,9 +303,9 @@ class StepScheduler:
         state = self._leave(run)
         with self._change:
             self._finishing += 1
-        self._finisher.submit(self._settle, request, state)
+        self._finisher.submit(self._make_result, request, state)
 
-    def _settle(self, request: Request, state: Tensor) -> None:
+    def _make_result(self, request: Request, state: Tensor) -> None:
         """Make the result of a state [1, C, H, W], in the thread that decodes."""
         with self._change:
             self._finishing -= 1
@@ -315,19 +314,29 @@ class StepScheduler:
         try:
             if not torch.isfinite(state).all():
                 raise NonFiniteError(f"the latent is not finite after its {request.plan.calls} calls")
-            done = request.settle(request.drawing.finished(state))
-            self._counted(**{"finished" if done else "cancelled": 1})
+            result = request.drawing.finished(state)
         except Exception as error:
-            self._counted(**{"failed" if request.settle(error=error) else "cancelled": 1})
+            self._settle(request, error=error)
+        else:
+            self._settle(request, result)
 
     def _cancel_all(self) -> None:
         with self._change:
             waiting, self._waiting = self._waiting, deque()
         for request in [*self._running.values(), *waiting]:
             request.cancel()
-            self._counted(cancelled=1)
+            self._settle(request, error=SchedulerClosedError("the scheduler was closed"))
         for run in list(self._running):
             self._leave(run)
+
+
+def _fate(request: Request) -> str:
+    """How a request ended, as :class:`.stats.SchedulerStats` calls it."""
+    if request.cancelled():
+        return "cancelled"
+    if (error := request.exception()) is None:
+        return "finished"
+    return "expired" if isinstance(error, DeadlineError) else "failed"
 
 
 def _shows(request: Request, call: int) -> bool:

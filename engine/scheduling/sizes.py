@@ -34,6 +34,11 @@ class Sizes:
     def largest(self) -> int:
         return self.sizes[-1]
 
+    @property
+    def rows(self) -> int:
+        """Of one network in one forward, at most: of several groups together."""
+        return 2 * self.largest
+
     def padded(self, count: int) -> int:
         """The smallest size that holds ``count`` rows.  Raises ``ValueError`` for more than the largest one holds."""
         for size in self.sizes:
