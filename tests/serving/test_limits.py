@@ -44,6 +44,43 @@ def test_a_body_that_does_not_come_is_not_waited_for():
     assert refused.value.status == 408
 
 
+async def until_ready(client):
+    while not client.serving.ready:
+        await asyncio.sleep(0)
+
+
+def test_health_is_answered_however_many_requests_there_are(engine):
+    async def work(client):
+        begun, over = asyncio.Event(), asyncio.Event()
+
+        async def slow():
+            begun.set()
+            await over.wait()
+            yield b"{}"
+
+        await until_ready(client)
+        waiting = asyncio.ensure_future(client.post("/v1/images/plans", content=slow(), headers=JSON))
+        await begun.wait()
+        statuses = [(await client.get(path)).status_code for path in ("/health", "/ready", "/v1/models")]
+        over.set()
+        return statuses, (await waiting).status_code
+
+    assert run(work, engine, max_requests=1) == ([200, 200, 429], 200)
+
+
+def test_a_server_whose_scheduler_has_ended_is_not_ready(engine):
+    async def work(client):
+        await until_ready(client)
+        before = await client.get("/ready")
+        client.serving.scheduler._give_up(RuntimeError("a fault of the device"))
+        after, health = await client.get("/ready"), await client.get("/health")
+        return before, after, health
+
+    before, after, health = run(work, engine)
+    assert (before.status_code, after.status_code, health.status_code) == (200, 503, 200)
+    assert after.json() == {"status": "broken"}
+
+
 def test_without_the_right_key_only_health_and_the_page_are_open(engine):
     async def work(client):
         statuses = {}

@@ -310,6 +310,18 @@ def test_a_fault_of_the_scheduler_itself_leaves_nobody_waiting(engine, monkeypat
     scheduler.close()
 
 
+def test_a_slot_that_cannot_be_left_loses_no_request(engine, monkeypatch):
+    scheduler = engine.scheduler()
+    monkeypatch.setattr(scheduler._slots, "leave", lambda run: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    requests = [scheduler.submit(0, steps=steps) for steps in (1, 3)]
+    for request in requests:
+        with pytest.raises(ZeroDivisionError):
+            request.result(timeout=60)
+    assert not scheduler.alive and scheduler.stats().failed == 2
+    scheduler.close()
+
+
 def test_a_thousand_requests_from_many_threads_with_everything_that_goes_wrong(engine):
     """Cancelled, late, refused and bad ones among them: every accepted one ends, every picture is right, nothing is left."""
     scheduler = engine.scheduler(slots=4, queue=12)
