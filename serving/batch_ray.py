@@ -15,9 +15,8 @@ from .batch_shards import Shard
 from .ray_cluster import gpus_of_each, on_cluster
 
 SHARD, OUTCOME, REFUSAL = "shard", "outcome", "refusal"
-MOST_BLOCKS = (
-    2000  # a task draws a block of shards: of long tables several, of which a retry leaves out those that are finished
-)
+# a task draws a block of shards: of long tables several, of which a retry leaves out those that are finished
+MOST_BLOCKS = 2000
 
 
 @dataclass(frozen=True)
