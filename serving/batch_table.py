@@ -136,7 +136,7 @@ def _read_parquet(path: Path) -> Records:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ValueError(f"reading {path} needs pyarrow: pip install 'segue[serve]'") from None
+        raise ValueError(f"reading {path} needs pyarrow: pip install 'segue[ray]'") from None
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:

@@ -12,6 +12,12 @@ from typing import Any
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own
 
 
+def check_installed() -> None:
+    """Raise ``ValueError`` where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ValueError("Ray is not installed: pip install 'segue[ray]', or leave --ray out")
+
+
 @contextmanager
 def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterator[Mapping[str, float]]:
     """Connect to ``address``, or that of ``RAY_ADDRESS``, else start Ray here with ``cpus``; yields the cluster's resources.
@@ -20,8 +26,7 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
     does, and begin in another folder.  Raises ``ValueError`` where Ray is not installed or
     no cluster answers.
     """
-    if find_spec("ray") is None:
-        raise ValueError("Ray is not installed: pip install 'segue[serve]', or leave --ray out")
+    check_installed()
     import ray
 
     if ray.is_initialized():

@@ -24,9 +24,15 @@ AddressOption = Annotated[
 
 
 def ray_options(ray: bool, **options: Any) -> dict[str, Any] | None:
-    """Those that were given; None without ``--ray``, where any of them raises ``ValueError``."""
+    """Those that were given; None without ``--ray``.
+
+    Raises ``ValueError`` for any without ``--ray``, and with it where Ray is not installed.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     if ray:
+        from .ray_cluster import check_installed
+
+        check_installed()
         return given
     for name, value in given.items():
         raise ValueError(f"--{name} {value} is for processes of Ray's: give --ray")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 
@@ -86,3 +87,9 @@ def test_bytes_that_are_no_table_get_a_sentence(tmp_path, name):
         read_table(path)
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / f"gone-{name}")
+
+
+def test_without_the_library_that_reads_it_a_table_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"rows.parquet needs pyarrow: pip install 'segue\[ray\]'"):
+        read_table(tmp_path / "rows.parquet")

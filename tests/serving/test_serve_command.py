@@ -2,6 +2,7 @@
 
 import importlib.util
 import socket
+from pathlib import Path
 
 import pytest
 from tiny_dit import tiny_dit_pipeline
@@ -64,6 +65,17 @@ def test_without_the_extra_the_command_says_what_to_install(monkeypatch):
     result = invoke()
     said = "segue: serving needs uvicorn, which is not installed: pip install 'segue[serve]'\n"
     assert (result.exit_code, result.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("command", (["serve", "--ray", "--port", "0"], ["batch", "rows.csv", "--ray", "--out", "drawn"]))
+def test_without_ray_a_command_says_what_to_install(monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("label\n0\n")
+    monkeypatch.setattr("segue.serving.ray_cluster.find_spec", lambda name: None)
+    result = CliRunner().invoke(app, command)
+    said = "segue: Ray is not installed: pip install 'segue[ray]', or leave --ray out\n"
+    assert (result.exit_code, result.stderr) == (2, said)
+    assert not Path("drawn").exists()
 
 
 def test_without_arguments_it_serves_the_bundled_model_to_this_machine_by_the_rule_of_the_command_line(started):
