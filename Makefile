@@ -18,6 +18,9 @@ define install
 	@touch $@
 endef
 
+# tests start processes by the hundred: what one has compiled of Python the next need not
+unexport PYTHONDONTWRITEBYTECODE
+
 # one thread per test worker: threads of two workers on two cores would fight
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 

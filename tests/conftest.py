@@ -17,6 +17,14 @@ hypothesis.settings.register_profile("segue", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("segue")
 
 
+def pytest_configure():
+    """Where kernels are interpreted, which only processes of their own do, without what the interpreter does again and again."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from quick_interpreter import replace_once
+
+        replace_once()
+
+
 def pytest_runtest_logreport(report):
     """With SEGUE_SAY_AT_ONCE a failure says its reason when it comes: a run that is ended early keeps what it had found."""
     if report.failed and SAY_AT_ONCE in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:

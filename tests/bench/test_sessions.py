@@ -270,7 +270,7 @@ def test_the_cost_suite_counts_the_work_that_the_plan_promises(make_session, flo
 
 
 def test_the_step_suite_shows_each_stage_saving_work(make_session, flop_timer):
-    session = make_session(flop_timer, models=(TINY,))
+    session = make_session(flop_timer, models=(TINY,), repetitions=1)
     run_suite("step", session)
     gains = [row for row in session.rows if row.metric == "speed-up over the published algorithm"]
     assert [row.variant for row in gains][:2] == ["as published", "+ live branches only"]
@@ -303,27 +303,21 @@ def test_the_kernels_of_the_engine_are_a_stage_on_the_cpu_too(monkeypatch, fused
     assert any(line.startswith("stage fused kernels: not run, ") for line in lines) is not fused
 
 
-def test_the_step_suite_shows_an_approximation_alone_with_its_gain_and_error(make_session, flop_timer):
-    """Time is arithmetic: reuse alone gains what its plan saves over the exact engine."""
+def test_the_step_suite_shows_what_reused_directions_save_and_their_error(make_session, flop_timer):
+    """Time is arithmetic: after the other stages and alone beside the exact engine, reuse gains what its plan saves."""
     session = make_session(flop_timer, models=("sit-s/2@64:64",), steps=4, repetitions=1)
     run_suite("step", session)
     model = BenchModel.parse("sit-s/2@64:64")
     exact, reused = (resolve_plan({"main": model.spec}, model.rule("sgg").reused(n), 4).cost for n in (1, 2))
-    rows = {row.metric: row.value for row in session.rows if row.variant == REUSE_ALONE}
-    assert rows["speed-up over the exact engine"] == pytest.approx(exact.flops / reused.flops, rel=0.02)
-    assert 0 < rows["error of a run"] < 1
-    assert rows["time of a run"] > 0
-
-
-def test_the_step_suite_shows_what_reused_directions_save_and_their_error(make_session, flop_timer):
-    session = make_session(flop_timer, models=(TINY,), steps=4)
-    run_suite("step", session)
+    saved = pytest.approx(exact.flops / reused.flops, rel=0.02)
     gains = {row.variant: row.value for row in session.rows if row.metric == "speed-up over the published algorithm"}
-    model = BenchModel.parse(TINY)
-    exact, reused = (resolve_plan({"main": model.spec}, model.rule("sgg").reused(n), 4).cost for n in (1, 2))
-    assert gains[REUSE] / gains["engine, plain kernels"] == pytest.approx(exact.flops / reused.flops, rel=0.02)
-    (error,) = [row.value for row in session.rows if row.variant == REUSE and row.metric == "error of a run"]
-    assert 0 < error < 1
+    assert gains[REUSE] / gains["engine, plain kernels"] == saved
+    alone = {row.metric: row.value for row in session.rows if row.variant == REUSE_ALONE}
+    assert alone["speed-up over the exact engine"] == saved
+    assert alone["time of a run"] > 0
+    errors = {row.variant: row.value for row in session.rows if row.metric == "error of a run"}
+    assert 0 < errors[REUSE] < 1
+    assert 0 < errors[REUSE_ALONE] < 1
 
 
 def test_the_scaling_suite_finds_the_exponents_of_the_work(monkeypatch, make_session, flop_timer):
