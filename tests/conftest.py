@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("segue")
 
 
 def pytest_configure():
-    """Where kernels are interpreted, which only processes of their own do, without what the interpreter does again and again."""
+    """Processes of their own interpret kernels: without what the interpreter does again and again."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         from quick_interpreter import replace_once
 
