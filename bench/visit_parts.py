@@ -22,6 +22,10 @@ SPARE_CORES = 4  # for the driver and for what feeds the device
 MODELS = ("dit-xl/2", "sd3.5-medium")
 SIZES = ("SD3.5-medium 1024", "DiT-XL/2 256")  # of the kernels' catalogue
 
+# on SD3.5-medium: a negative prompt inside attention; the published recipe, whole and with ten of its 28 calls
+RECIPE = "sgg:scale=4.5,weight=3,layers=7-9,switch=fraction:0.5"
+RULES = ("nag:scale=5", RECIPE, f"{RECIPE},order=1,calls=1,3,6,9,12,15,18,22,26,28")
+
 STARTS_KERNEL_CASES = ROOT / "tests" / "kernels" / "test_interpreter.py"
 
 TEST_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SEGUE_SAY_AT_ONCE": "1"}
@@ -73,6 +77,9 @@ def parts(out: Path) -> dict[str, Part]:
         "e2e": _suite("e2e", 135, results, *sd3, *peers),
         "step": _suite("step", 180, results, *models, "--case-seconds", "12"),
         "cost": _suite("cost", 25, results, "--model", MODELS[0], "--case-seconds", "6"),
+        "rules": _suite(
+            "cost", 30, results, *sd3, *(option for rule in RULES for option in ("--rule", rule)), "--case-seconds", "6"
+        ),
         "kernels": _suite("kernels", 60, results, *sizes, "--case-seconds", "1"),
         "tune": _tuner(110, out / TUNED_TABLE),
         "kernels-tuned": replace(_suite("kernels", 60, results, *sizes, "--case-seconds", "1"), tuned=True),
@@ -86,7 +93,7 @@ def parts(out: Path) -> dict[str, Part]:
 
 
 THIRD_CALL = ("train",)
-FIRST_CALL = ("kernel-tests", "e2e", "step", "cost", "kernels")
+FIRST_CALL = ("kernel-tests", "e2e", "step", "cost", "rules", "kernels")
 
 
 def _suite(name: str, seconds: float, results: Path, *options: str) -> Part:

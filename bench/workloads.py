@@ -55,20 +55,26 @@ def round_flops(model: BenchModel, batch: int, rules: Iterable[str], calls: int)
     return float(batch * sum(model.plan(rule, calls).cost.flops for rule in rules))
 
 
-def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], calls: int) -> None:
-    """Raise ``ValueError`` for a rule that is unknown, malformed, beyond the model or beyond the gate, before any work."""
+def check_rules(cases: list[tuple[BenchModel, int]], rules: tuple[str, ...], calls: int, published: bool = True) -> None:
+    """Raise ``ValueError`` for a rule that is unknown, malformed, beyond the model or beyond the gate, before any work.
+
+    ``published``: the gate is the published algorithm alone.
+    """
     for model, _ in cases:
         for rule in rules:
             with suppress(NotApplicable):
                 plan = model.plan(rule, calls)
-                if plan.corrections or plan.remembers:
-                    raise ValueError(
-                        f"the published algorithm, which gates all rules, has no corrections and no reuse or stop, got {rule!r}"
-                    )
-                if any(branch.is_text for branch in plan.branches):
-                    raise ValueError(f"the published algorithm, which gates all rules, has no NAG, got {rule!r}")
                 if plan.draws or plan.dropping:
-                    raise ValueError(f"the published algorithm, which gates all rules, draws nothing at a call, got {rule!r}")
+                    raise ValueError(f"the gate of all rules draws nothing at a call, got {rule!r}")
+                if published and (lacking := unpublished(plan)):
+                    raise ValueError(f"the published algorithm, which gates all rules, has no {lacking}, got {rule!r}")
+
+
+def unpublished(plan: Plan) -> str | None:
+    """What the published algorithm has not of a rule; None where it has all."""
+    if plan.corrections or plan.remembers:
+        return "corrections and no reuse or stop"
+    return "NAG" if any(branch.is_text for branch in plan.branches) else None
 
 
 def applicable(session: Session, model: BenchModel, rule: str) -> bool:
@@ -82,26 +88,29 @@ def applicable(session: Session, model: BenchModel, rule: str) -> bool:
 
 
 def gate_rules(workload: Workload, rules: Mapping[str, Guidance], calls: int) -> dict[str, Gate]:
-    """Every rule drawn by the engine against the published algorithm on the same networks, in few calls.
+    """Every rule drawn by the engine against the plainest code that knows it, on the same networks and in few calls.
 
-    In as many as are timed where the few would not have the same live sets.  In half precision the published algorithm also
-    runs in fp32, as the reference of both.
+    That is the published algorithm, or the engine on reference functions.  In as many calls as are timed where the few would
+    not have the same live sets.  In half precision the plain code also runs in fp32, as the reference of both.
     """
     plans = {name: gate_plan(workload, rule, calls) for name, rule in rules.items()}
     exact: dict[str, Tensor] = {}
     with full_single():
         drawn = {name: workload.sampler(plan)().clone() for name, plan in plans.items()}
-        plain = {name: published_draw(workload, plan)() for name, plan in plans.items()}
+        plain = {name: plain_draw(workload, plan)() for name, plan in plans.items()}
         if workload.engine.dtype != torch.float32:
             single = in_single(workload)
-            exact = {name: published_draw(single, plan)() for name, plan in plans.items()}
-    return {name: gate(drawn[name], plain[name], exact.get(name), f"{name} against the published algorithm") for name in plans}
+            exact = {name: plain_draw(single, plan)() for name, plan in plans.items()}
+    code = {
+        name: "engine on reference functions" if unpublished(plan) else "published algorithm" for name, plan in plans.items()
+    }
+    return {name: gate(drawn[name], plain[name], exact.get(name), f"{name} against the {code[name]}") for name in plans}
 
 
 def gate_plan(workload: Workload, rule: Guidance, calls: int) -> Plan:
     """A shorter plan that evaluates what the timed one evaluates: the same sets of live branches."""
     timed = workload.plan(rule, calls)
-    if calls <= GATE_CALLS:
+    if calls <= GATE_CALLS or timed.remembers:
         return timed
     short = workload.plan(rule, GATE_CALLS)
     alike = (short.branches, set(short.live_sets)) == (timed.branches, set(timed.live_sets))
@@ -115,6 +124,16 @@ def in_single(workload: Workload) -> Workload:
         return workload
     models = {name: copy.deepcopy(model).float() for name, model in engine.models.items()}
     return Workload(workload.model, EngineCore(models.pop("main"), models, engine.device, torch.float32), workload.batch)
+
+
+def plain_draw(workload: Workload, plan: Plan) -> Callable[[], Tensor]:
+    """A function that draws the batch as published, or, by a rule that was not, by the engine on reference functions."""
+    if not unpublished(plan):
+        return published_draw(workload, plan)
+    engine = workload.engine
+    models = dict(engine.models)
+    core = EngineCore(models.pop("main"), models, engine.device, engine.dtype, kernels="reference", graphs=False)
+    return Workload(workload.model, core, workload.batch).sampler(plan)
 
 
 def published_draw(workload: Workload, plan: Plan) -> Callable[[], Tensor]:

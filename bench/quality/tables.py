@@ -1,6 +1,6 @@
 """Rows of quality as Markdown tables: rules by cost, accuracy and distance, and how far judges agree on their order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -33,11 +33,11 @@ def values_by_rule(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def judged_metrics(rows: Sequence[Row]) -> list[str]:
-    """The metrics that a table shows, in order: of each judge its accuracy, if it classifies, and its distance."""
+def judged_metrics(rows: Sequence[Row], scores: Iterable[str] = TITLES) -> list[str]:
+    """The metrics that a table shows, in order: of each judge those of ``scores`` that it has."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     judges = dict.fromkeys(split_metric(metric)[1] for metric in metrics)
-    return [m for judge in judges for score in TITLES for m in metrics if split_metric(m) == (score, judge)]
+    return [m for judge in judges for score in scores for m in metrics if split_metric(m) == (score, judge)]
 
 
 def score_table(rows: Sequence[Row]) -> str:
@@ -66,7 +66,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 def metric_title(metric: str) -> str:
     score, judge = split_metric(metric)
-    return f"{TITLES[score]} by {short_name(judge)}"
+    return f"{TITLES.get(score, score)} by {short_name(judge)}"
 
 
 def interval_text(row: Row) -> str:

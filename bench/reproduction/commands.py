@@ -158,6 +158,9 @@ def rules(
     batch: BatchOption = None,
     out: ScoresOption = SCORES,
     limit_minutes: LimitOption = None,
+    beside_cfg: Annotated[
+        bool, typer.Option("--beside-cfg", help="Also CFG at the effective scale of every rule, at its best strength.")
+    ] = False,
     page: Annotated[str, typer.Option(help="Name of the page in --into: one for each model.")] = "rules",
     into: IntoOption = None,
 ) -> None:
@@ -185,7 +188,7 @@ def rules(
     }
     asked |= {"image-size": image_size, "samples": samples, "seed": seed, "steps": steps, "solver": solver, "batch": batch}
     command = command_of("reproduce rules", asked | {"out": out})
-    sweep = Sweep(guidance, tuple(factor or FACTORS))
+    sweep = Sweep(guidance, tuple(factor or FACTORS), beside_cfg)
     exit_with(reproduce_rules(source, sweep, drawing, judged, out, limit_minutes, into, page, command))
 
 
@@ -384,7 +387,7 @@ def efdit(
     seed: SeedOption = 200_000,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 28,
     guidance: Annotated[str, typer.Option("--guidance", "-g", help="The rule that all but tiers is drawn by.")] = "sgg-exit",
-    tuning: Annotated[int, typer.Option(help="Steps of fine-tuning with ProbSparse attention.")] = 300,
+    tuning: Annotated[int, typer.Option(help="Steps of fine-tuning, with ProbSparse attention and with all of it.")] = 300,
     training: Annotated[int, typer.Option(help="Steps of each network with tiered or flat labels.")] = 1_000,
     seeds: Annotated[int, typer.Option(help="Pairs of such networks.")] = 3,
     part: Annotated[

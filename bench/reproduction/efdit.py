@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import ParsedRule, parse_rule
+from segue.models.attention_kind import FULL_ATTENTION, PROBSPARSE
 from segue.models.classifiers import load_classifier
 from segue.models.spectrum import enlarge, radial_spectrum
 from segue.training.data.herbarium import Herbarium
@@ -30,15 +31,17 @@ from ..suites import UNFINISHED
 from ..telemetry import environment
 from .efdit_page import COMMAND, LARGER, REAL_LEAVES, SPARSE, SPECTRUM, TIERED, TIMED, TITLE, efdit_content
 from .efdit_runs import fine_tuned, tiered_and_flat
-from .efdit_spectrum import draw_spectrum
+from .efdit_spectrum import draw_spectrum, pictured
 from .efdit_times import TIMED_PARTS, TIMES, attention_times
 from .inference import show
 from .page import check_folder
 
 PARTS = ("upscaling", "attention", "time", "tiers")
+ENLARGED = ("enhancer", "bicubic", "zero-padding")
 JUDGE, CPU = "herbarium-judge", torch.device("cpu")
 REAL_SEED = 77  # of the stream of real leaves; trainings here have seeds of their own, from 0
 AT_ONCE = 48
+PICTURED = 192  # samples of which a picture of spectra shows the mean: four of every species
 TIER_RULE = "cfg"  # of the small networks with tiered and flat labels, which have no early-exit head
 
 
@@ -63,6 +66,13 @@ class EFDiTOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
+    @property
+    def variants(self) -> dict[str, tuple[str, ...]]:
+        """What is scored of each kind of case."""
+        attention = [FULL_ATTENTION, PROBSPARSE, *(f"{kind}, {self.tuning} steps" for kind in (FULL_ATTENTION, PROBSPARSE))]
+        pairs = [f"{kind}, seed {seed}" for seed in range(self.seeds) for kind in ("tiered", "flat")]
+        return {LARGER: ENLARGED, SPARSE: tuple(attention), TIERED: tuple(pairs)}
+
     def drawn(self, rule: ParsedRule) -> str:
         """What a case ends with: how its samples are drawn, with all numbers of the rule."""
         return f"{self.samples} samples from seed {self.first_seed}, {self.steps} steps, {rule.text}"
@@ -80,6 +90,11 @@ class EFDiT:
     echo: Callable[[str], None]
     figures: Path | None = None
     held: dict = field(default_factory=dict)
+
+    @property
+    def picture(self) -> Path | None:
+        """Where the spectra are drawn; None where nothing is."""
+        return None if self.figures is None else self.figures / SPECTRUM
 
     @cached_property
     def base(self) -> Engine:
@@ -110,6 +125,11 @@ class EFDiT:
     def form(self, kind: str, networks: str, parents: tuple[int, ...] = ()) -> RowForm:
         return RowForm(self.where, f"{kind}, {networks}, {self.drawn[kind]}", "float32", parents)
 
+    @property
+    def larger_form(self) -> RowForm:
+        """That of larger pictures."""
+        return self.form(LARGER, networks_of(self.base))
+
     def missing(self, form: RowForm, variant: str, judge: Judge, metric: str = FRECHET) -> bool:
         """Whether the file lacks that score."""
         return form.key(variant, metric_by(metric, judge.name)) not in self.held
@@ -119,55 +139,64 @@ class EFDiT:
         for row in rows:
             self.echo(str(row))
 
-    def draw(self, engine: Engine, kind: str) -> tuple[Tensor, Tensor]:
-        """Samples [N, C, H, W] in [-1, 1] and their labels, all classes in turn."""
+    def draw(self, engine: Engine, kind: str, count: int) -> tuple[Tensor, Tensor]:
+        """The first ``count`` samples [N, C, H, W] in [-1, 1] and their labels, all classes in turn."""
         o, made = self.options, []
-        labels = torch.arange(o.samples) % engine.spec.num_classes
-        for first in range(0, o.samples, AT_ONCE):
+        labels = torch.arange(count) % engine.spec.num_classes
+        for first in range(0, count, AT_ONCE):
             self.limit.check(f"samples of {engine.spec.name}", 0.0)
             part = labels[first : first + AT_ONCE].tolist()
             made.append(engine.sample(part, self.rules[kind].guidance, steps=o.steps, seeds=o.first_seed + first).latents.cpu())
         return torch.cat(made).clamp(-1, 1), labels
 
     def upscaling(self) -> None:
-        """Frechet distances at twice the size: the enhancer, bicubic interpolation, zeros in frequency, other real leaves."""
-        form, judges = self.form(LARGER, networks_of(self.base)), larger_judges()
-        wanted = ("enhancer", "bicubic", "zero-padding")
-        if not any(self.missing(form, variant, judge) for variant in wanted for judge in judges):
-            return
-        small, _ = self.draw(self.base, LARGER)
-        size = [2 * side for side in small.shape[-2:]]
+        """Frechet distances at twice the size, and a picture of the spectra of the first :data:`PICTURED` samples."""
+        form, judges = self.larger_form, larger_judges()
+        made: dict[str, Tensor] = {}
+        if any(self.missing(form, variant, judge) for variant in ENLARGED for judge in judges):
+            made = self.larger(self.options.samples)
+            real = real_leaves(4 * self.options.samples, self.larger_size[0], REAL_SEED)
+            for judge in judges:
+                seen = features_of(real, judge.features)
+                for variant, pictures in made.items():
+                    self.keep(form.judged(variant, judge, judge.view(pictures), None, seen))
+        if self.picture is not None and not pictured(self.picture, form.case):
+            count = min(PICTURED, self.options.samples)
+            made = made or self.larger(count)
+            self.picture.parent.mkdir(parents=True, exist_ok=True)
+            spectra = {name: radial_spectrum(pictures[:count]) for name, pictures in made.items()}
+            draw_spectrum(self.picture, form.case, count, spectra)
+
+    @property
+    def larger_size(self) -> tuple[int, int]:
+        """That of the base's samples, twice."""
+        return 2 * self.base.spec.height, 2 * self.base.spec.width
+
+    def larger(self, count: int) -> dict[str, Tensor]:
+        """The first ``count`` samples [N, C, 2 H, 2 W] by the enhancer and by the plain ways, and as many other real leaves."""
+        small, _ = self.draw(self.base, LARGER, count)
         made = {
             "enhancer": self.base.upscaler(2)(small),
-            "bicubic": F.interpolate(small, size=size, mode="bicubic"),
-            "zero-padding": enlarge(small, *size),
-            REAL_LEAVES: real_leaves(self.options.samples, size[0], REAL_SEED + 1),
+            "bicubic": F.interpolate(small, size=self.larger_size, mode="bicubic"),
+            "zero-padding": enlarge(small, *self.larger_size),
+            REAL_LEAVES: real_leaves(count, self.larger_size[0], REAL_SEED + 1),
         }
-        made = {name: pictures.clamp(-1, 1) for name, pictures in made.items()}
-        real = real_leaves(4 * self.options.samples, size[0], REAL_SEED)
-        for judge in judges:
-            seen = features_of(real, judge.features)
-            for variant, pictures in made.items():
-                self.keep(form.judged(variant, judge, judge.view(pictures), None, seen))
-        if self.figures is not None:
-            self.figures.mkdir(parents=True, exist_ok=True)
-            draw_spectrum(self.figures / SPECTRUM, {name: radial_spectrum(pictures) for name, pictures in made.items()})
+        return {name: pictures.clamp(-1, 1) for name, pictures in made.items()}
 
     def attention(self) -> None:
-        """The judge's scores of full and of ProbSparse attention, before and after fine-tuning with it."""
+        """The judge's scores of full and of ProbSparse attention, each before and after equal steps of fine-tuning with it."""
         form = self.form(SPARSE, networks_of(self.base))
-        variants: dict[str, Callable[[], Engine]] = {
-            "full": lambda: self.base,
-            "probsparse": lambda: Engine.from_pretrained("herbarium", device=CPU, attention="probsparse"),
-            f"probsparse, {self.options.tuning} steps": self._fine_tuned,
-        }
-        for variant, opened in variants.items():
+        kinds = (FULL_ATTENTION, PROBSPARSE)
+        as_it_is = [partial(Engine.from_pretrained, "herbarium", device=CPU, attention=kind) for kind in kinds]
+        opened: list[Callable[[], Engine]] = [*as_it_is, *(partial(self._fine_tuned, kind) for kind in kinds)]
+        for variant, engine in zip(self.options.variants[SPARSE], opened, strict=True):
             if self.missing(form, variant, self.judge):
-                pictures, labels = self.draw(opened(), SPARSE)
+                pictures, labels = self.draw(engine(), SPARSE, self.options.samples)
                 self.keep(form.judged(variant, self.judge, self.judge.view(pictures), labels, self.real))
 
-    def _fine_tuned(self) -> Engine:
-        return Engine.from_pretrained(fine_tuned(self.runs, self.options.tuning, self.limit, self.echo), device=CPU)
+    def _fine_tuned(self, attention: str) -> Engine:
+        path = fine_tuned(self.runs, attention, self.options.tuning, self.limit, self.echo)
+        return Engine.from_pretrained(path, device=CPU)
 
     def time(self) -> None:
         """Ratios of ProbSparse over full attention at 1024 tokens of the width of DiT-XL, interleaved."""
@@ -181,7 +210,7 @@ class EFDiT:
         form = self.form(TIERED, f"{o.training} training steps", Herbarium.parents)
         for name, path in tiered_and_flat(self.runs, o.training, o.seeds, self.limit, self.echo):
             if self.missing(form, name, self.judge):
-                pictures, labels = self.draw(Engine.from_pretrained(path(), device=CPU), TIERED)
+                pictures, labels = self.draw(Engine.from_pretrained(path(), device=CPU), TIERED, o.samples)
                 self.keep(form.judged(name, self.judge, self.judge.view(pictures), labels, self.real))
 
 
@@ -218,6 +247,7 @@ def reproduce_efdit(
     except OutOfTimeError as error:
         echo(f"{error}; the same command goes on there")
         code = UNFINISHED
-    content = efdit_content(list(held_rows(out).values()), study.drawn, f"segue reproduce {COMMAND}")
+    count = 0 if study.picture is None else pictured(study.picture, study.larger_form.case)
+    content = efdit_content(list(held_rows(out).values()), study.drawn, options.variants, f"segue reproduce {COMMAND}", count)
     show(content, into, COMMAND, TITLE, echo)
     return code

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segue.models.attention_kind import PROBSPARSE, spec_with_attention
+from segue.models.attention_kind import spec_with_attention
 from segue.models.spec import SiTSpec
 from segue.training.data.herbarium import Herbarium
 from segue.training.data.leaves import draw_leaves
@@ -46,11 +46,11 @@ class FewLeaves(Herbarium):
         return self.leaves[chosen], self.labels[chosen]
 
 
-def fine_tuned(folder: Path, steps: int, limit: TimeLimit, echo: Callable[[str], None]) -> Path:
-    """The herbarium fine-tuned with ProbSparse attention, as a file."""
+def fine_tuned(folder: Path, attention: str, steps: int, limit: TimeLimit, echo: Callable[[str], None]) -> Path:
+    """The herbarium fine-tuned with that ``attention``, as a file; full attention is the control of any other."""
     source = Herbarium()
     begun = starting_weights("herbarium", source)
-    spec = replace(spec_with_attention(begun.spec, PROBSPARSE), name=f"herbarium-{PROBSPARSE}-{steps}")
+    spec = replace(spec_with_attention(begun.spec, attention), name=f"herbarium-{attention}-{steps}")
     settings = TrainSettings(steps=steps, batch_size=32, learning_rate=1e-4, warmup=20, ema=0.98, dtype="float32")
     settings = replace(settings, dropout=LabelDropout(0.1, 0.1), checkpoint_every=100)
     return _trained(folder, spec, settings, source, begun.tensors, limit, echo)

@@ -15,7 +15,7 @@ from ..pictures.demo import Demo, default_classes
 from ..pictures.demo_command import scored_leaves
 from ..pictures.measured import Measured
 from ..quality.real_samples import RealSamples
-from ..quality.score_command import default_batch, draws_leaves
+from ..quality.score_command import default_batch, draws_leaves, equal_cfg
 from ..quality.scoring import Scorer
 from ..quality.time_limit import OutOfTimeError, TimeLimit
 from ..quality.trial import Trial, networks_of
@@ -37,10 +37,11 @@ TIMED_BATCH = 8
 
 @dataclass(frozen=True)
 class Sweep:
-    """Which rules are drawn, at which factors of their numbers."""
+    """Which rules are drawn, at which factors of their numbers; ``beside``: and CFG at the effective scale of each."""
 
     names: Sequence[str] | None
     factors: Sequence[float]
+    beside: bool = False
 
     def __post_init__(self):
         for factor in self.factors:
@@ -87,6 +88,11 @@ def reproduce_rules(
             times.measure([rule.own for rule in rules], limit)
             for factor in sweep.factors:
                 scorer.score([rule.texts[factor] for rule in rules if factor in rule.texts])
+            if sweep.beside:
+                texts = [text for rule in rules for text in rule.texts.values()]
+                best = best_texts(scorer.held(texts), rules)
+                best = best or [rule.own for rule in rules]  # of few samples the page shows none
+                scorer.score(equal_cfg(scorer.held(best)))
         except OutOfTimeError as error:
             echo(f"{error}; the same command goes on there")
             code = UNFINISHED

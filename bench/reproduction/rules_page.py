@@ -8,6 +8,7 @@ from ..quality.tuning import UNGUIDED
 from ..rows import Row
 from ..scores.units import FRECHET
 from ..tables import markdown_table
+from .inference_page import BESIDE
 from .page import Content, Missing
 from .rule_sweep import Swept
 from .rule_times import RATIO
@@ -42,22 +43,38 @@ def rules_content(rows: Sequence[Row], rules: Sequence[Swept], case: str, comman
     parts = []
     if texts:
         own = {rule.name: rule.own for rule in rules}
-        lines = [_line(scored, text, times.get(own[name])) for name, text in texts.items()]
+        lines = [line for name, text in texts.items() for line in _lines(scored, text, times.get(own[name]))]
         first, cost, *others = scored.header()
         header = [first, "evaluations", cost, "time", *others]
         real = [_line(scored, REAL, None)] if scored.has(REAL) else []
-        parts = [f"**{case}**", markdown_table(header, [*lines, *real]), *_swept_parts(scored, rules)]
+        parts = [f"**{case}**", markdown_table(header, [*lines, *real])]
+        beside = scored.equal_sentences([text for text in texts.values() if _equal(scored, text)])
+        parts += [f"{BESIDE}:", "\n".join(beside)] if beside else []
+        parts += _swept_parts(scored, rules)
         parts += [f"![The same leaves by every rule]({picture})"] if picture else []
     counts = {row.variant: samples_of(row) for row in rows if " by " in row.metric}
     wanted = [text for rule in rules for text in rule.texts.values()]
     missing = [Missing(text, counts.get(text, 0), f'{command} -g "{text}"') for text in wanted if not scored.has(text)]
-    used = [row for row in scored.rows if row.variant in {*wanted, REAL}]
+    equal = [cfg for text in texts.values() if (cfg := _equal(scored, text))]
+    used = [row for row in scored.rows if row.variant in {*wanted, *equal, REAL}]
     others = [row for row in rows if row.suite == "duration" or row in times.values()]
     return Content(parts, missing=missing, rows=[*used, *others] if used else [])
 
 
-def _line(scored: ScoredRules, text: str, time: Row | None) -> list[str]:
-    first, cost, *others = scored.line(f"`{text}`" if text not in (UNGUIDED, REAL) else text, text)
+def _lines(scored: ScoredRules, text: str, time: Row | None) -> list[list[str]]:
+    """Of a rule, and below it of CFG at its effective scale where that was scored."""
+    equal = _equal(scored, text)
+    beside = [] if equal is None else [_line(scored, equal, None, f"&nbsp;&nbsp;{equal}")]
+    return [_line(scored, text, time), *beside]
+
+
+def _equal(scored: ScoredRules, text: str) -> str | None:
+    equal = scored.equal(text)
+    return equal if equal is not None and scored.has(equal) else None
+
+
+def _line(scored: ScoredRules, text: str, time: Row | None, name: str | None = None) -> list[str]:
+    first, cost, *others = scored.line(name or (f"`{text}`" if text not in (UNGUIDED, REAL) else text), text)
     evaluations = scored.table.get(text, {}).get(EVALUATIONS)
     counted = LACKING if evaluations is None else f"{evaluations.value:g}"
     return [first, counted, cost, LACKING if time is None else f"{time.value:.2f}x", *others]

@@ -19,7 +19,7 @@ def run(session: Session) -> None:
     settings = session.settings
     rules = tuple(dict.fromkeys((BASE, *(settings.rules or RULES))))
     cases = chosen_cases(session)
-    check_rules(cases, rules, settings.calls)
+    check_rules(cases, rules, settings.calls, published=False)
     for model, batch in cases:
         case = f"{model.text} batch {batch}, {settings.calls} calls"
         possible = [rule for rule in rules if applicable(session, model, rule)]

@@ -20,7 +20,10 @@ KNOWN = "a factor for which the model has an enhancer, the name or file of one, 
 
 @dataclass(frozen=True, eq=False)
 class Upscaler:
-    """``enhancer`` maps pictures [B, C, H, W] in [-1, 1] to [B, C, f H, f W]; ``name`` finds it again, empty for a function."""
+    """``enhancer`` maps pictures [B, C, H, W] in [-1, 1] to [B, C, f H, f W]; ``name`` finds it again, empty for a function.
+
+    It acts once, on what a run has drawn.  Within the loop it would do nothing: what it makes reduces to what it was given.
+    """
 
     enhancer: Callable[[Tensor], Tensor]
     name: str = ""

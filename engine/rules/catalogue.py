@@ -26,7 +26,7 @@ ENTRIES: dict[str, Entry] = {
     "slg": Entry("c + w (c - k), k without blocks", "2411.18664"),
     "cfgpp": Entry("u + s' D, s' = s t (1 - t') / (t - t')", "2406.08070", "carried over", "to rectified flow"),
     "tpg": Entry(
-        "c + w (c - k), k with shuffled attention", "2506.10036", "carried over", "shuffles outputs of attention, not tokens"
+        "c + w (c - k), k with shuffled attention", "2506.10036", "carried over", "one shuffle, of attention's outputs"
     ),
     "pag": Entry("c + w (c - k), k with the identity as attention", "2403.17377"),
     "pag-image": Entry("as pag, attention to text kept", "2403.17377", "carried over", "as diffusers has it for SD3"),
@@ -39,7 +39,7 @@ ENTRIES: dict[str, Entry] = {
     "gfcg": Entry("c + w (1 - p) (c - v_rival), and two swaps", "2411.15393", "reconstruction"),
     "icg": Entry("u + s (c - u), u of a random other class", "2407.02687"),
     "sgg": Entry("cfg above a noise level, slg below", "2603.20584"),
-    "sgg-exit": Entry("cfg above a noise level, exit below", "2603.20584"),
+    "sgg-exit": Entry("cfg above a noise level, exit below", "2603.20584", "carried over", "from the rule of its training"),
     "zero-star": Entry("a u + s (c - a u), a = <c, u> / <u, u>", "2503.18886"),
     "apg": Entry("c + (s - 1) (D_orthogonal + eta D_parallel)", "2410.02416"),
     "tcfg": Entry("u' + s (c - u'), u' = <u, e> e", "2503.18137"),

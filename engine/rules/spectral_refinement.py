@@ -43,6 +43,8 @@ def SpectralRefine(beta: Numbers, cutoff: Numbers = 0.5, high: Numbers = 0.3) ->
 
     ``r`` is the radial frequency, 1 the Nyquist frequency of an axis: the mean and all below ``cutoff`` stay.  Enlarging by
     zeros and reducing again is the identity, so within the loop this gain is all that a linear pair of enhancement and
-    degradation does: it raises what is there and invents nothing.  A reconstruction after EFDiT (arXiv 2512.05152).
+    degradation does: it raises what is there and invents nothing.  No trained enhancer is in the loop: whatever one makes is
+    the estimate again once it is projected back and reduced, so it acts on finished pictures, as ``upscale`` of
+    ``Engine.sample``.  A reconstruction after EFDiT (arXiv 2512.05152).
     """
     return correcting(SpectralRefinement(as_kept(beta), as_kept(cutoff), as_kept(high)))

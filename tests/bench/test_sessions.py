@@ -14,7 +14,7 @@ from segue.bench.session import Session, Settings
 from segue.bench.stages import REUSE, REUSE_ALONE
 from segue.bench.suites import cost, run_suite, scaling, step
 from segue.bench.timing import Statistic
-from segue.bench.workloads import chosen_cases, gate_plan
+from segue.bench.workloads import chosen_cases, gate_plan, gate_rules
 from segue.engine.core import resolve_plan
 from segue.kernels import onednn
 
@@ -102,13 +102,35 @@ def test_half_precision_stages_are_judged_against_single(make_session, flop_time
     assert len([row for row in session.rows if row.metric == "speed-up over the published algorithm"]) >= 7
 
 
-def test_a_rule_that_the_published_algorithm_does_not_have_is_refused(make_session):
+def test_a_rule_that_the_published_algorithm_does_not_have_is_refused_where_it_is_the_gate(make_session):
     for rule in ("cfg:scale=2+zero-star:zero_steps=1", "sgg:scale=3,weight=1,layers=3,switch=fraction:0.5,refresh=2"):
         with pytest.raises(ValueError, match="has no corrections and no reuse"):
-            run_suite("cost", make_session(None, models=(TINY,), rules=(rule,), steps=8))
-    for rule in ("icg:scale=2", "s2:weight=1,share=0.3"):
-        with pytest.raises(ValueError, match=f"which gates all rules, draws nothing at a call, got '{rule}'"):
             run_suite("step", make_session(None, models=(TINY,), rules=(rule,), steps=8))
+    with pytest.raises(ValueError, match="has no NAG, got 'nag:scale=5'"):
+        run_suite("step", make_session(None, models=("sd3.5-medium@64:64",), rules=("nag:scale=5",), steps=2))
+    for suite in ("cost", "step"):
+        for rule in ("icg:scale=2", "s2:weight=1,share=0.3"):
+            with pytest.raises(ValueError, match=f"the gate of all rules draws nothing at a call, got '{rule}'"):
+                run_suite(suite, make_session(None, models=(TINY,), rules=(rule,), steps=8))
+
+
+def test_the_cost_suite_gates_other_rules_by_the_engine_on_reference_functions(make_session, flop_timer):
+    rules = "cfg:scale=2+rescale:phi=0.7", "cfg:scale=2,order=1,calls=1,3"
+    session = make_session(flop_timer, models=("sit-s/2@64:64",), rules=rules, steps=4, repetitions=1)
+    run_suite("cost", session)
+    ratios = {row.variant: row for row in session.rows if row.metric == "cost relative to unguided"}
+    assert set(ratios) == {*rules, "none (again)"}
+    for row in ratios.values():
+        assert row.value == pytest.approx(row.expected, rel=0.02)
+
+
+def test_a_rule_that_was_not_published_is_gated_by_reference_functions():
+    """Two texts a row: the engine on its kernels draws what it draws on reference functions."""
+    model = BenchModel.parse("sd3.5-medium@64:64")
+    workload = Workload.make(model, 1, torch.device("cpu"), torch.float32)
+    (found,) = gate_rules(workload, {"nag": model.rule("nag:scale=5")}, 2).values()
+    assert found.passed
+    assert found.what == "nag against the engine on reference functions"
 
 
 def test_a_stage_that_draws_something_else_is_not_timed(monkeypatch, make_session, flop_timer):

@@ -54,6 +54,7 @@ def test_every_suite_accepts_its_options(tmp_path, monkeypatch):
             assert result.exit_code == 0, result.output
     assert set(seen) == {"e2e", "step", "cost", "kernels", "cold"}
     assert seen["step"]["models"] == ("dit-xl/2", "sd3.5-medium")
+    assert (seen["cost"]["models"], len(seen["cost"]["rules"])) == (("sd3.5-medium",), 3)
     sizes = [size.name for size in SIZES]
     assert all(any(name.startswith(wanted) for name in sizes) for wanted in seen["kernels"]["models"])
     assert seen["e2e"]["peers"] == ("eager",)

@@ -171,6 +171,22 @@ def test_real_samples_have_their_line(environment):
     assert f"| {REAL} |" in inference_content(rows, OWN[:1], [], "segue score", None, case(LEAST)).text()
 
 
+def test_the_page_of_reused_directions_holds_segmented_guidance_to_its_aims_by_intervals(environment):
+    rule, held = "sgg:scale=2,weight=1,layers=3,switch=0.5", []
+    for variant, cost, error in (("every 2 calls, order 1", 1.3, 0.02), ("cost 1.22", 1.21, 0.09), ("cost 1.15", 1.14, 0.3)):
+        for case in (
+            f"net 1, {rule}, 28 steps, euler",
+            "net 1, cfg:scale=2, 28 steps, euler",
+            f"net 1, {rule}, 14 steps, euler",
+        ):
+            spread = Statistic(error, error - 0.001, error + 0.001, 96)
+            held.append(make_row(environment, SUITE, case, variant, GUIDED, "x", once(cost), "float32"))
+            held.append(make_row(environment, SUITE, case, variant, ERROR, "relative", spread, "float32"))
+    claims = reused_content(held, "net 1", {}).claims
+    assert [(claim.where, claim.verdict) for claim in claims] == [(f"`{rule}`", v) for v in (AGREES, DIFFERS, DIFFERS)]
+    assert claims[0].says == "every 2 calls, order 1: an error of 0.03 at most"
+
+
 def test_the_page_of_reused_directions_keeps_every_case_of_the_networks_and_lists_what_is_missing(environment):
     def rows(case, variant, samples):
         error = make_row(environment, SUITE, case, variant, ERROR, "relative", Statistic(0.1, 0.08, 0.12, samples), "float32")

@@ -9,6 +9,7 @@ from tiny_models import tiny_sit
 
 from segue.bench.quality.judges import named_judge
 from segue.bench.quality.real_samples import leaves
+from segue.bench.quality.rows import RowForm
 from segue.bench.quality.scoring import Scorer
 from segue.bench.quality.trial import Trial
 from segue.bench.reproduction.page import LEAST
@@ -18,6 +19,7 @@ from segue.bench.reproduction.rule_times import SUITE as TIMES
 from segue.bench.reproduction.rules import draw_rules
 from segue.bench.reproduction.rules_page import best_texts, rules_content
 from segue.bench.rows import append_rows, make_row, read_rows
+from segue.bench.scores.units import EFFECTIVE
 from segue.bench.timing import once
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import parse_rule
@@ -92,6 +94,24 @@ def test_a_page_shows_each_rule_at_its_best_strength(environment):
     assert [(each.what, each.command) for each in content.missing] == [("cfg:scale=5", 'segue draw -g "cfg:scale=5"')]
     few = CASE.replace(str(LEAST), str(SAMPLES))
     assert not best_texts(made_up_scores(environment, few, "textures"), rules)
+
+
+def test_cfg_at_the_effective_scale_stands_below_a_rule_where_it_was_scored(environment):
+    rows = made_up_scores(environment, CASE, "textures")
+    scale = RowForm(environment, CASE, "float32").row("slg:weight=1,layers=1", EFFECTIVE, "x", once(2.0))
+    slg = [Swept("slg", {1.0: "slg:weight=1,layers=1"})]
+    alone, beside = (rules_content(found, slg, CASE, "segue draw", None).parts for found in (rows, [*rows, scale]))
+    assert "cfg:scale=2" not in alone[1] and "better" not in alone[2:]
+    assert beside[1].splitlines()[3].startswith("| &nbsp;&nbsp;cfg:scale=2 |  | 2.00x |")
+    assert "- FD by textures: worse `slg:weight=1,layers=1`." in beside[3]
+
+
+def test_cfg_is_drawn_at_the_effective_scale_of_every_rule_on_demand(rules, tmp_path):
+    rules("-g", "exit", "--factor", "1", "--beside-cfg")
+    rows = read_rows(tmp_path / "rows.jsonl")
+    (scale,) = [row.value for row in rows if row.variant.startswith("exit") and row.metric == EFFECTIVE]
+    drawn = dict.fromkeys(row.variant for row in rows if " by textures" in row.metric and row.variant != "real samples")
+    assert list(drawn)[2:] == ([f"cfg:scale={scale:.2f}".rstrip("0").rstrip(".")] if scale > 1.005 else [])
 
 
 def test_a_text_that_is_swept_already_is_no_second_rule():
