@@ -117,11 +117,20 @@ class Calibrator:
             if wanted.error is None or least <= wanted.error or found[0].calls == self.placements.weighed:
                 break
             aim = Wanted(error=aim.error * min(0.9, wanted.error / least))
-        for placement in search.neighbours(self._chosen(tried, wanted), wanted):
-            if len(tried) >= self.budget.tries:
+        self._climb(tried, wanted)
+        return self._chosen(tried, wanted)
+
+    def _climb(self, tried: dict[Placement, float], wanted: Wanted) -> None:
+        """Try placements with one call of the best moved, and from each that is better again, as far as the budget goes."""
+        best, near = None, iter(())
+        while len(tried) < self.budget.tries:
+            if self._chosen(tried, wanted) != best:
+                best = self._chosen(tried, wanted)
+                near = iter(self.search().neighbours(best, wanted))
+            placement = next((other for other in near if other not in tried), None)
+            if placement is None:
                 break
             self._try(placement, tried)
-        return self._chosen(tried, wanted)
 
     def _try(self, placement: Placement, tried: dict[Placement, float]) -> None:
         if placement not in tried:

@@ -122,6 +122,19 @@ def test_a_search_for_an_error_goes_on_past_rounds_with_nothing_new(engine, monk
     assert calibrator.best(wanted) == (better if steady else cheap)
 
 
+@pytest.mark.parametrize(("tries", "chosen"), [(2, 0), (3, 2), (4, 4), (99, 4)])
+def test_calls_are_moved_from_the_best_that_was_found(engine, monkeypatch, tries, chosen):
+    calibrator = Calibrator(engine, engine.plan(RULE, steps=STEPS), Budget(Draw(5, 0), Draw(5, 100), tries), lambda line: None)
+    every = calibrator.placements.all_calls()
+    made = [every.with_calls(0, every.calls[0][:count]) for count in range(1, 6)]
+    errors = dict(zip(map(calibrator.placements.rule, made), (0.5, 0.6, 0.4, 0.7, 0.3), strict=True))
+    near = {made[0]: [made[1], made[2], made[3]], made[2]: [made[4], made[3]], made[4]: []}
+    found = SimpleNamespace(best=lambda aim: [made[0]], neighbours=lambda placement, wanted: near[placement])
+    monkeypatch.setattr(calibrator, "_search", found)
+    monkeypatch.setattr(calibrator, "error", lambda rule, draw: errors.pop(rule))  # of each once
+    assert calibrator.best(Wanted(cost=1.3)) == made[chosen]
+
+
 def test_the_error_is_a_ratio_of_medians_with_an_interval_of_sets():
     moved, unguided = torch.arange(1.0, 11.0), torch.full((10,), 20.0)
     found = error_interval(moved, unguided)
