@@ -5,6 +5,7 @@ the network is called at, the order of the combination, the scheduler's step and
 network is not.  It stays ours, always on the reference functions (PyTorch's own operations, also on CUDA and whatever
 kernels the engine was given): QKV is one product, modulation comes from a table, a norm and its modulation are rounded
 once.  One evaluation in fp32 agrees with diffusers to about 1e-6; in half precision the roundings of every block differ.
+What a rule changes inside the network is the network's: layers that are perturbed or left out, and the attention of NAG.
 Windows follow the rule, so both stages of a Heun step are guided alike, where diffusers' skip-layer window counts calls.
 Noise that a scheduler draws in its steps comes from PyTorch's own generator, as in the pipeline: seed that to repeat a run.
 """
@@ -42,8 +43,8 @@ def sample_as_diffusers(
 
     noise [B, C, H, W], unit normal; latents [B, C, H, W], the clean start of an image-to-image run.  Returns (latents
     [B, C, H, W] in the engine's dtype, calls made).  Raises ``ValueError`` or ``TypeError`` for a scheduler that is not
-    flow-matching or cannot mix a clean start with noise, and for a rule that is more than terms over all channels at every
-    call.
+    flow-matching or cannot mix a clean start with noise, and for a rule that is more than NAG and terms over all channels at
+    every call.
     """
     if (plan.masks < plan.spec.channels).any():
         raise ValueError(f"numerics='diffusers' guides all latent channels, got channels {plan.masks.min()}")

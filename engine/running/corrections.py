@@ -86,8 +86,9 @@ def power_law(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided, N
 
 
 def normalized_beta(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided, None]:
-    scale = (guided.weight + 1) * numbers["density"]
-    return replace(guided, weight=scale / guided.direction.norm().clamp_min(TINY) ** numbers["gamma"] - 1), None
+    factor = numbers["density"] / guided.direction.norm().clamp_min(TINY) ** numbers["gamma"]
+    # (w + 1) f - 1 of a scale w + 1, which of f = 1 is w to the bit
+    return replace(guided, weight=guided.weight * factor + (factor - 1)), None
 
 
 def angle_domain(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided, None]:

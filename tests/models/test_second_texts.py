@@ -221,17 +221,22 @@ def published(depth: int, heads: int, dual: int = 0) -> MMDiTSpec:
 
 
 @pytest.mark.parametrize(
-    "spec, told, twice",
-    [(published(24, 24), "1.10", "1.37"), (published(24, 24, dual=13), "1.08", "1.30"), (published(38, 38), "1.09", "1.29")],
+    "spec, most, told, twice",
+    [
+        (published(24, 24), 1.10, "1.0963", "1.3743"),
+        (published(24, 24, dual=13), 1.08, "1.0762", "1.2962"),
+        (published(38, 38), 1.095, "1.0903", "1.2897"),
+    ],
     ids=["SD3-medium", "SD3.5-medium", "SD3.5-large"],
 )
-def test_published_costs(spec, told, twice):
-    """1024 x 1024 with 333 text tokens over unguided sampling, as ``docs/guidance.md`` says it, and by two whole attentions."""
+def test_published_costs(spec, most, told, twice):
+    """1024 x 1024 with 333 text tokens over unguided sampling, rounded in ``docs/guidance.md``, and by two whole attentions."""
     plan = compile_plan(NAG(5.0), flow_shift(28), "euler", spec)
     relative = plan.cost.relative
     image_scores = spec.depth * 4 * spec.tokens(128, 128) ** 2 * spec.dim  # which serve both texts here
     whole = relative + image_scores / spec.forward_flops(128, 128)
-    assert (f"{relative:.2f}", f"{whole:.2f}") == (told, twice)
+    assert relative <= most
+    assert (f"{relative:.4f}", f"{whole:.4f}") == (told, twice)
     assert (plan.cost.evaluations, plan.cost.blocks, plan.cost.text_blocks) == (28, 28 * spec.depth, 28 * spec.depth)
     half = compile_plan(NAG(5.0, window=Window.fraction(0, 0.5)), flow_shift(28), "euler", spec).cost
     assert half.relative == pytest.approx(1 + (relative - 1) / 2, abs=1e-3)

@@ -1,19 +1,28 @@
 """``numerics="diffusers"``: given the same network outputs, a run is bit for bit diffusers'; the network is ours."""
 
+import re
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 from counted_rows import counted_rows, planned_rows
+from nag_processor import nag_processors
 from published_sgg import PublishedSampler, Recipe
 from tiny_sd3 import T5_TOKENS, tiny_pipeline
+from upstream_network import use_upstream_network
 
-from segue import CFG, Engine, Rescale, SkipLayer, Window
+from segue import CFG, NAG, S2, Engine, Guidance, Rescale, SkipLayer, Window
 from segue.engine.prompts.parity import combine_as_diffusers
 from segue.engine.prompts.planning import DEFAULT_STEPS
+from segue.engine.rules.calibration import Calibration
+from segue.engine.rules.dropped_blocks import DropBlocks
+from segue.engine.rules.reuse import Reuse
+from segue.engine.rules.rule_text import rule_text
 from segue.engine.running.program import Program
 from segue.kernels.record import Kernels
+from segue.models.fingerprint import rounded_fingerprint
 from segue.models.mmdit_rows import MMDiTRows
 
 STEPS, PROMPTS, SEEDS = 5, ["a leaf", "a twig"], [3, 4]
@@ -45,46 +54,6 @@ def use_scheduler(engine, monkeypatch, name: str):
 
     kind, settings = SCHEDULERS[name]
     monkeypatch.setattr(engine.pipe, "scheduler", getattr(diffusers, kind)(**settings))
-
-
-def use_upstream_network(engine, monkeypatch, separately: bool = False):
-    """Evaluate every branch by diffusers' transformer, at the times that our rows were loaded with.
-
-    Whole branches are one batch, uncond first, as in the pipeline, unless ``separately``.
-    """
-    load, upstream = MMDiTRows.load, engine.pipe.transformer
-
-    def noted_load(rows, times, conditions):
-        rows.given = times.float(), conditions
-        load(rows, times, conditions)
-
-    def branch_outputs(program, live):
-        (rows,), plan = program.rows.values(), program.plan
-        times, conditions = rows.given
-        time, x = times[program.time_table.lookup[program.call, 0]], program.x.to(engine.dtype)
-
-        def call(members, skip=None):
-            texts = [conditions[plan.conditions.index(plan.branches[i].condition)] for i in members]
-            out = upstream(
-                hidden_states=torch.cat([x] * len(members)),
-                timestep=torch.cat([time] * len(members)),
-                encoder_hidden_states=torch.cat([text.context for text in texts]),
-                pooled_projections=torch.cat([text.pooled for text in texts]),
-                skip_layers=skip,
-                return_dict=False,
-            )[0]
-            return dict(zip(members, out.chunk(len(members)), strict=True))
-
-        whole = [i for i in live[::-1] if plan.branches[i].network is None]
-        outputs = {}
-        for members in [[i] for i in whole] if separately else [whole]:
-            outputs |= call(members)
-        for i in set(live) - set(whole):
-            outputs |= call([i], list(plan.branches[i].network.layers))
-        return [outputs[i] for i in live]
-
-    monkeypatch.setattr(MMDiTRows, "load", noted_load)
-    monkeypatch.setattr(Program, "branch_outputs", branch_outputs)
 
 
 def generators(seeds):
@@ -145,6 +114,17 @@ def test_given_the_network_image_to_image_is_the_pipelines_bit_for_bit(engine, s
     assert torch.equal(run.latents, expected)
 
 
+@torch.no_grad()
+def from_loop(engine, steps, velocity):
+    """A loop over the pipeline's scheduler; ``velocity`` of latents, their level and the step, counted from 1."""
+    own = engine.pipe.scheduler
+    own.set_timesteps(steps)
+    latents = torch.stack([torch.randn(4, 8, 8, generator=g, dtype=engine.dtype) for g in generators(SEEDS)])
+    for call, (level, time) in enumerate(zip(own.sigmas.tolist(), own.timesteps, strict=False)):
+        latents = own.step(velocity(latents, level, call // own.order + 1), time, latents, return_dict=False)[0]
+    return latents
+
+
 RECIPES = [Recipe(STEPS, 4.5, 0.0, (1, 3), 3.0, 0.0, (4, 5), (2, 3)), *(Recipe.random(seed) for seed in range(4))]
 
 
@@ -153,17 +133,64 @@ RECIPES = [Recipe(STEPS, 4.5, 0.0, (1, 3), 3.0, 0.0, (4, 5), (2, 3)), *(Recipe.r
 def test_given_the_network_a_run_is_the_published_loop_bit_for_bit(engine, scheduler, recipe, monkeypatch):
     """The published algorithm with diffusers' scheduler stepping; both stages of a Heun step follow one rule."""
     use_scheduler(engine, monkeypatch, scheduler)
-    own, published = engine.pipe.scheduler, PublishedSampler(engine.pipe, PROMPTS, ["x", "x"])
-    own.set_timesteps(recipe.steps)
-    expected = torch.stack([torch.randn(4, 8, 8, generator=g, dtype=engine.dtype) for g in generators(SEEDS)])
-    with torch.no_grad():
-        for call, (level, time) in enumerate(zip(own.sigmas.tolist(), own.timesteps, strict=False)):
-            velocity = published.velocity(recipe, expected, level, call // own.order + 1)
-            expected = own.step(velocity, time, expected, return_dict=False)[0]
+    published = PublishedSampler(engine.pipe, PROMPTS, ["x", "x"])
+    expected = from_loop(engine, recipe.steps, partial(published.velocity, recipe))
     use_upstream_network(engine, monkeypatch, separately=True)
     embeddings = engine.encode(PROMPTS, "x", max_sequence_length=T5_TOKENS)
     run = engine.sample(embeddings, recipe.rule, steps=recipe.steps, seeds=SEEDS, numerics="diffusers")
     assert torch.equal(run.latents, expected)
+
+
+DROPPED, NORMALIZED = DropBlocks(0.3, seed=2), (5.0, 2.5, 0.25)
+INSIDE = {  # rules that change the network inside
+    "s2": CFG(3.0) + S2(0.5, share=DROPPED.share, seed=DROPPED.seed),
+    "nag": NAG(5.0, alpha=0.25) + CFG(3.0, window=Window.steps(1, 3)) + SkipLayer(0.5, (1, 3), window=Window.steps(3, 5)),
+}
+
+
+class InsideSampler(PublishedSampler):
+    """The rules of INSIDE over diffusers' transformer: blocks left out, or the published attention processor."""
+
+    def normalized(self, x, level, skip=None):
+        with nag_processors(self.transformer, *NORMALIZED):
+            out = self.transformer(
+                hidden_states=torch.cat([x] * 2),
+                timestep=(torch.tensor(level) * 1000).expand(2 * len(x)),
+                encoder_hidden_states=torch.cat([self.positive, self.negative]),
+                pooled_projections=torch.cat([self.pooled, self.negative_pooled]),
+                skip_layers=skip,
+                return_dict=False,
+            )[0]
+        return out[: len(x)]
+
+    def s2(self, x, level, step):
+        c, u = self.output(x, level), self.output(x, level, negative=True)
+        dropped = DROPPED.dropped(self.transformer.config.num_layers, STEPS)[step - 1]
+        return u + 3.0 * (c - u) + (c - self.output(x, level, skip=list(dropped))) * 0.5
+
+    def nag(self, x, level, step):
+        c = v = self.normalized(x, level)
+        if step <= 3:
+            u = self.output(x, level, negative=True)
+            v = u + 3.0 * (c - u)
+        return v + (c - self.normalized(x, level, [1, 3])) * 0.5 if step >= 3 else v
+
+
+@pytest.mark.parametrize(("name", "scheduler"), [("s2", "heun"), ("nag", "static")])
+def test_rules_inside_the_network_are_its_own(engine, scheduler, name, monkeypatch):
+    """Given the network a loop over diffusers' bit for bit, else its rows by roundings; and only live ones run."""
+    use_scheduler(engine, monkeypatch, scheduler)
+    published = InsideSampler(engine.pipe, PROMPTS, ["x", "x"])
+    expected = from_loop(engine, STEPS, getattr(published, name))
+    with counted_rows() as rows:
+        run = from_engine(engine, INSIDE[name])
+    assert sum(rows) == len(SEEDS) * (run.plan.cost.blocks + run.plan.cost.text_blocks)
+    difference, size = (run.latents.float() - expected.float()).square().mean().sqrt(), expected.float().square().mean().sqrt()
+    assert difference <= 20 * torch.finfo(engine.dtype).eps * size
+    use_upstream_network(engine, monkeypatch, separately=True)
+    assert torch.equal(from_engine(engine, INSIDE[name]).latents, expected)
+    without = Guidance(tuple(term for term in INSIDE[name].terms if not isinstance(term.branch.network, DropBlocks)))
+    assert not torch.equal(from_engine(engine, without).latents, expected)
 
 
 @pytest.mark.parametrize("scheduler", ["static", "heun", "rounded times"])
@@ -284,8 +311,18 @@ def test_it_takes_the_scheduler_as_it_is(engine, monkeypatch):
 def test_what_diffusers_cannot_do_is_refused(engine, monkeypatch):
     with pytest.raises(ValueError, match="numerics='diffusers' guides all latent channels, got channels 3"):
         from_engine(engine, CFG(2.0, channels=3))
-    for rule, extra in ((CFG(2.0) + Rescale(0.5), "Rescale"), (CFG(2.0).reused(2), "reused directions")):
-        with pytest.raises(ValueError, match=f"adds up the terms of each call, and the rule has .*{extra}"):
+    levels, weights = engine.plan(None, steps=STEPS).schedule.sigmas, rounded_fingerprint(engine.models)
+    numbers = dict.fromkeys((field.name for field in fields(Calibration)), 0) | {"solver": "euler", "height": 8, "width": 8}
+    made = {"rule": rule_text(CFG(2.0)), "sigmas": levels, "weights": weights, "reuse": (Reuse(2),)}
+    refused = {
+        "RescaledDeviation (phi 0.5)": CFG(2.0) + Rescale(0.5),
+        "reused directions": CFG(2.0).reused(2),
+        "a calibration": CFG(2.0).calibrated(Calibration(**numbers | made)),
+        "branches that stop": CFG(2.0).adaptive(0.9),
+    }
+    for extra, rule in refused.items():
+        told = f"numerics='diffusers' adds up the terms of each call, and the rule has {extra}"
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
             from_engine(engine, rule)
     use_scheduler(engine, monkeypatch, "rounded times")
     with pytest.raises(ValueError, match="UniPCMultistepScheduler has no scale_noise, which diffusers' image-to-image calls"):
