@@ -108,10 +108,6 @@ class SharedLayout:
             runs.append((slice(first, segments[-1].stop), own))
         return runs
 
-    def block_rows(self) -> int:
-        """Blocks that run, summed over rows."""
-        return sum(rows.stop - rows.start for layer in self.layers for rows, _ in layer)
-
 
 @dataclass(frozen=True)
 class RunRows:

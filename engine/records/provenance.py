@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from segue.models.fingerprint import fingerprint
-
 from ..adapters.upscaling import Upscaler
 from ..adapters.vae import Decoder
 from ..core import EngineCore
@@ -24,6 +22,7 @@ from ..planning.solver_rows import Solver
 from ..rules.batch import ParsedRules, parse_rules
 from ..rules.presets import ParsedRule
 from ..saved_files import VAE
+from .known_fingerprints import known_fingerprint
 
 FORMAT, SHEET = 1, "sheet"  # the key of a record of several rules
 LATER = ("max_sequence_length", "planned")  # fields that records of this format need not have
@@ -68,7 +67,7 @@ class Origin:
     def of(cls, engine: EngineCore, source: str, family: str | None = None, **how: Any) -> "Origin":
         """That of an engine; ``how`` its model was read, as :meth:`Engine.from_pretrained` was told."""
         dtype = str(engine.dtype).removeprefix("torch.")
-        weights, device = fingerprint(engine.models), engine.device.type
+        weights, device = known_fingerprint(engine.models), engine.device.type
         return cls(source, family, engine.spec.name, weights, device, dtype, engine.linears, **how)
 
     @property
@@ -80,7 +79,7 @@ class Origin:
         """This with what makes the pictures."""
         if decoder is None:
             return self
-        return replace(self, vae_weights=fingerprint({VAE: decoder.vae}), pixels_per_latent=decoder.factor)
+        return replace(self, vae_weights=known_fingerprint({VAE: decoder.vae}), pixels_per_latent=decoder.factor)
 
     def with_upscaler(self, upscaler: Upscaler | None) -> "Origin":
         """This with what makes the pictures larger."""
@@ -98,7 +97,7 @@ class Origin:
 
     def check_decoder(self, decoder: Decoder | None) -> None:
         """Raise ``ValueError`` unless this VAE, or none, made the pictures."""
-        found = None if decoder is None else fingerprint({VAE: decoder.vae})
+        found = None if decoder is None else known_fingerprint({VAE: decoder.vae})
         if found != self.vae_weights:
             by = "without a VAE" if self.vae_weights is None else f"by a VAE of weights {self.vae_weights}"
             raise ValueError(f"the picture was made {by}, but there is {'none' if found is None else f'one of {found}'}")
@@ -202,7 +201,7 @@ class Record:
 
     def resolve(self, engine: EngineCore) -> tuple[ParsedRule | ParsedRules, Plan]:
         """The rule and the plan on an engine; ``ValueError`` if its weights or its plan are not those recorded."""
-        weights = fingerprint(engine.models)
+        weights = known_fingerprint(engine.models)
         if weights != self.origin.weights:
             raise ValueError(f"the picture was drawn by weights {self.origin.weights}, but {self.origin.source} has {weights}")
         rule, recorded = parse_rules(self.rule), self.plan

@@ -5,7 +5,7 @@ with the outputs of its branches is its own program's work, the same as of a run
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,15 +28,19 @@ from ..running.graph import CapturedStep
 from .drawing import Drawing
 from .lane_runs import LaneRun, LinearRun, ProgramRun
 from .linear_steps import STATES, LinearSteps, StepShape, is_linear
-from .memory import bytes_of
+from .memory import bytes_of, passed_on
 from .sizes import Sizes
 
 CONDITIONS = 4  # of one run
-BLOCK_WIDTH = 8  # numbers of its width that a block holds of a token beside its state: 4 of an MLP, queries, keys, values, sums
 MOST_GRAPHS = 128  # of a lane: requests choose layers, and with them layouts
 KINDS = 4  # groups of perturbed rows in one tick; runs with others wait for the next
 Capture = Callable[[Callable[[], None]], CapturedStep]
 Group = tuple[str, int, tuple[str, ...]]  # of rows: network, the layer at which they begin, operations
+
+
+def networks_of(plan: Plan) -> tuple[str, ...]:
+    """The names of those that a run calls."""
+    return plan.models(tuple(range(len(plan.branches))))
 
 
 def why_alone(plan: Plan, models: Mapping[str, nn.Module]) -> str:
@@ -46,7 +50,7 @@ def why_alone(plan: Plan, models: Mapping[str, nn.Module]) -> str:
             return f"the labels of {branch} are drawn on the device at every call"
         if not isinstance(branch.network, Perturb | Exit | None):
             return f"the branch {branch} needs a forward of its own kind"
-    for name in plan.models(tuple(range(len(plan.branches)))):
+    for name in networks_of(plan):
         if not isinstance(models[name], SiT | MMDiT):
             return f"the network {name!r} runs through modules of another library"
     if len(plan.conditions) > CONDITIONS:
@@ -55,6 +59,16 @@ def why_alone(plan: Plan, models: Mapping[str, nn.Module]) -> str:
         return f"its solver {plan.solver.name} reads a variance from the network"
     if plan.solver.begin() is not None:
         return f"the steps of its solver {plan.solver.name} are made on the host"
+    return ""
+
+
+def why_too_many(plan: Plan, sizes: Sizes) -> str:
+    """Why the rows of a run that could share forwards do not fit into one of these ``sizes``; empty where they do."""
+    for live in plan.live_sets:
+        groups = _groups(plan, live)
+        if not _fit(groups, sizes):
+            rows = {group: count for group, count in groups.items() if group[2]}
+            return f"one of its calls has {sum(rows.values())} rows of {len(rows)} kinds"
     return ""
 
 
@@ -101,15 +115,20 @@ class Lane:
         self._watches: dict[str, WeightWatch] = {}
 
     @staticmethod
-    def memory(models: Mapping[str, nn.Module], plan: Plan, places: int, sizes: Sizes) -> int:
-        """The bytes that a lane takes for runs of the size of ``plan`` on its networks, with what their blocks pass on."""
+    def memory(
+        models: Mapping[str, nn.Module], plan: Plan, places: int, sizes: Sizes, names: Collection[str] | None = None
+    ) -> int:
+        """The bytes that a lane takes for runs of the size of ``plan``, with what the blocks of its networks pass on.
+
+        Its networks are ``names``, by default those of the plan.
+        """
         height, width = plan.height, plan.width
         total = 4 * STATES * (places + 1) * plan.spec.channels * height * width
-        for name in plan.models(tuple(range(len(plan.branches)))):
+        for name in networks_of(plan) if names is None else names:
             network = models[name]
             total += bytes_of(partial(make_lane_rows, network, places, sizes, plan))
-            widest = BLOCK_WIDTH * network.spec.dim * next(network.parameters()).element_size()
-            total += sizes.rows * network.spec.tokens(height, width) * widest
+            element = next(network.parameters()).element_size()
+            total += passed_on(network.spec, sizes.rows * network.spec.tokens(height, width), element)
         return total
 
     # --- runs come and go ----------------------------------------------------------------------------------------------
@@ -123,26 +142,17 @@ class Lane:
         """Whether runs of this plan's size are at home here."""
         return (plan.height, plan.width, plan.spec.text_tokens) == (self.height, self.width, self.text_tokens)
 
-    def why_too_many(self, plan: Plan) -> str:
-        """Why a run that could share forwards does not fit into one; empty where it does."""
-        for live in plan.live_sets:
-            groups = _groups(plan, live)
-            if not self._fit(groups):
-                rows = {group: count for group, count in groups.items() if group[2]}
-                return f"one of its calls has {sum(rows.values())} rows of {len(rows)} kinds"
-        return ""
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def join(self, drawing: Drawing) -> LaneRun:
         """Let a run take a free place."""
         place, plan = self._free[0], drawing.plan
-        for name in plan.models(tuple(range(len(plan.branches)))):
+        for name in networks_of(plan):
             rows = self.networks[name] if name in self.networks else self._network(name, plan)
             rows.begin(place, plan.times[0], [drawing.start.conditions[condition] for condition in plan.conditions])
         if is_linear(plan):
             self.linear.begin(place)
-            run: LaneRun = LinearRun(drawing, place, self.states)
+            run: LaneRun = LinearRun(drawing, place, self.states, self.linear)
         else:
             run = ProgramRun(drawing, place, self.states, self.kernels)
         self._free.pop(0)
@@ -166,20 +176,10 @@ class Lane:
         together: Counter[Group] = Counter()
         for run in runs:
             trial = together + _groups(run.plan, run.live)
-            if self._fit(trial):
+            if _fit(trial, self.sizes):
                 chosen.append(run)
                 together = trial
         return chosen
-
-    def _fit(self, groups: "Counter[Group]") -> bool:
-        if any(count > self.sizes.largest for count in groups.values()):
-            return False
-        if sum(bool(set(operations) - {FULL}) for _, _, operations in groups) > KINDS:
-            return False
-        rows, reads = Counter[str](), Counter[str]()
-        for (name, _, operations), count in groups.items():
-            (rows if operations else reads)[name] += self.sizes.padded(count)
-        return all(rows[name] <= self.sizes.rows and rows[name] + reads[name] <= 2 * self.sizes.rows for name in rows)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -266,6 +266,18 @@ def _groups(plan: Plan, live: tuple[int, ...]) -> "Counter[Group]":
         groups.update((name, start, path.operations) for start, path in zip(layout.starts, layout.blocks, strict=True))
         groups.update((name, read.layer, ()) for read in layout.readouts if read.layer < layout.depth)
     return groups
+
+
+def _fit(groups: "Counter[Group]", sizes: Sizes) -> bool:
+    """Whether rows of these groups are of one forward."""
+    if any(count > sizes.largest for count in groups.values()):
+        return False
+    if sum(bool(set(operations) - {FULL}) for _, _, operations in groups) > KINDS:
+        return False
+    rows, reads = Counter[str](), Counter[str]()
+    for (name, _, operations), count in groups.items():
+        (rows if operations else reads)[name] += sizes.padded(count)
+    return all(rows[name] <= sizes.rows and rows[name] + reads[name] <= 2 * sizes.rows for name in rows)
 
 
 def _run_rows(network: SharedRows, run: LaneRun, live: tuple[int, ...], name: str) -> RunRows:

@@ -30,6 +30,19 @@ class Progress:
     picture: Any = None
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """``seconds`` after which a request is given up, and the time of ``time.monotonic()`` at which they are over."""
+
+    seconds: float
+    until: float
+
+    @classmethod
+    def after(cls, seconds: float) -> "Deadline":
+        """So many seconds from now."""
+        return cls(seconds, time.monotonic() + seconds)
+
+
 class Request(Future):
     """The future of a run of one sample.  :meth:`cancel` acts at the next step, also while it runs.
 
@@ -37,12 +50,11 @@ class Request(Future):
     :class:`.errors.SchedulerClosedError`, or what else went wrong.
     """
 
-    def __init__(self, drawing: Drawing, previews: int = 0, until: float | None = None):
-        """``previews``: every so many calls a picture is made, 0 for none; ``until``: a time of ``time.monotonic()``."""
+    def __init__(self, drawing: Drawing, previews: int = 0, deadline: Deadline | None = None):
+        """``previews``: every so many calls a picture is made, 0 for none."""
         super().__init__()
         self._settling = threading.RLock()
-        self.drawing, self.previews, self.until = drawing, previews, until
-        self.arrived = time.monotonic()
+        self.drawing, self.previews, self.deadline = drawing, previews, deadline
         self._events: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[Progress], None]] = []
         self.add_done_callback(lambda _: self._tell_waiters())

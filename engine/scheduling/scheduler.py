@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..numeric_input import counting_number, real_number, whole_number
 from ..running.sampler import NonFiniteError
+from .clean_estimate import CleanEstimate
 from .drawing import Drawing
 from .errors import DeadlineError, QueueFullError, SchedulerClosedError
-from .request import Progress, Request
+from .request import Deadline, Progress, Request
 from .sizes import Sizes
 from .slots import AnyRun, Slots
 from .stats import SchedulerStats
@@ -91,12 +92,29 @@ class StepScheduler:
 
         ``guidance`` is a rule or its text; ``options`` are those of the engine's own ``sample`` or ``generate``: ``seed``,
         ``steps``, ``schedule``, ``solver``, ``height``, ``width``, ``negative_prompt``.  ``previews``: every so many calls a
-        picture of the clean estimate is made.  ``deadline``: seconds from now after which the request is given up.
+        picture of the clean estimate is made, where the call has one: one without a velocity, as of ``zero_steps``, has none.
+        ``deadline``: seconds from now after which the request is given up.
         ``listener`` hears of every call, from the first on; see :meth:`.request.Request.on_progress`.
         Raises ``TypeError`` or ``ValueError`` for what cannot be drawn, :class:`.errors.MemoryLimitError` among them,
         :class:`.errors.QueueFullError` and :class:`.errors.SchedulerClosedError`.
         """
-        until = None if deadline is None else self._until(deadline)
+        try:
+            return self._submit(what, guidance, previews, deadline, listener, options)
+        except BaseException:
+            with self._change:
+                self._count(refused=1)
+            raise
+
+    def _submit(
+        self,
+        what: Any,
+        guidance: Any,
+        previews: int,
+        deadline: float | None,
+        listener: Callable[[Progress], None] | None,
+        options: Mapping[str, Any],
+    ) -> Request:
+        end = None if deadline is None else Deadline.after(_checked_seconds(deadline))
         if (previews := whole_number(previews, "previews must be a whole number")) < 0:
             raise ValueError(f"previews must be 0 or more, got {previews}")
         self._reserve()
@@ -104,13 +122,12 @@ class StepScheduler:
             drawing = self._draw(what, guidance, **options)
             self._slots.check(drawing.plan)
             _ = drawing.start  # here, in the caller's thread
-            request = Request(drawing, previews, until)
+            request = Request(drawing, previews, end)
             if listener is not None:
                 request.on_progress(listener)
         except BaseException:
             with self._change:
                 self._coming -= 1
-                self._count(refused=1)
             raise
         with self._change:
             self._coming -= 1
@@ -137,13 +154,6 @@ class StepScheduler:
         finally:
             request.cancel()
 
-    @staticmethod
-    def _until(deadline: float) -> float:
-        seconds = real_number(deadline, "deadline must be a number of seconds")
-        if not seconds > 0:
-            raise ValueError(f"deadline must be a number of seconds above 0, got {seconds:g}")
-        return time.monotonic() + seconds
-
     def _reserve(self) -> None:
         """Take a place in the queue for a request that is being understood."""
         with self._change:
@@ -152,7 +162,6 @@ class StepScheduler:
             room = self._limit + self._slots.count - len(self._running)
             late = max(0, self._finishing - self._slots.count)  # where pictures take longer than steps
             if len(self._waiting) + self._coming + late >= room:
-                self._count(refused=1)
                 raise QueueFullError(f"{len(self._waiting)} requests wait already, and the queue holds {self._limit}")
             self._coming += 1
 
@@ -184,8 +193,10 @@ class StepScheduler:
         elif drain:
             while self.tick():
                 pass
-        self._cancel_all()
-        self._finisher.shutdown()
+        try:
+            self._cancel_all()
+        finally:
+            self._finisher.shutdown()
 
     def _count(self, **more: float) -> None:
         self._stats = replace(self._stats, **{name: getattr(self._stats, name) + value for name, value in more.items()})
@@ -221,7 +232,7 @@ class StepScheduler:
         if self._running:
             before = time.perf_counter()
             sigmas = {run: float(run.plan.sigmas[run.call]) for run in self._running if run.call < run.plan.calls}
-            states = {run: run.x.clone() for run, request in self._running.items() if _shows(request, run.call + 1)}
+            estimates = {run: CleanEstimate(run) for run, request in self._running.items() if _shows(request, run.call + 1)}
             ticked = self._slots.tick()
             with self._change:
                 seconds = time.perf_counter() - before
@@ -229,7 +240,7 @@ class StepScheduler:
             for run, error in ticked.failed.items():
                 self._end(run, error=error)
             for run in ticked.made:
-                self._tell(run, sigmas[run], states.get(run))
+                self._tell(run, sigmas[run], estimates.get(run))
                 if run.ended:
                     self._finish(run)
         with self._change:
@@ -241,23 +252,25 @@ class StepScheduler:
         with self._change:
             waiting = list(self._waiting)
         for request in waiting:
-            if self._over(request, now):
+            if _is_over(request, now):
                 with self._change:
                     self._waiting.remove(request)
+                self._settle_over(request)
         for run, request in list(self._running.items()):
-            if self._over(request, now):
+            if _is_over(request, now):
                 self._leave(run)
+                self._settle_over(request)
 
-    def _over(self, request: Request, now: float) -> bool:
-        """Whether a request has ended, or has to: its time is over."""
-        if not request.done() and (request.until is None or now < request.until):
-            return False
-        late = "" if request.until is None else f"{request.until - request.arrived:.3g} s"
-        self._settle(request, error=DeadlineError(f"the request was not done after {late}"))
-        return True
+    def _settle_over(self, request: Request) -> None:
+        """End a request that :func:`_is_over`."""
+        late = "" if request.deadline is None else f" after {request.deadline.seconds:.3g} s"
+        self._settle(request, error=DeadlineError(f"the request was not done{late}"))
 
     def _settle(self, request: Request, result: Any = None, error: Exception | None = None) -> None:
-        """End a request, unless it has ended already, and count how it did; once for each that was accepted."""
+        """End a request, unless it has ended already, and count how it did.
+
+        Once for each that was accepted: it has left the queue and its slot by then, or no other settles it, whatever raises.
+        """
         request.settle(result, error)
         with self._change:
             self._count(**{_fate(request): 1})
@@ -284,18 +297,19 @@ class StepScheduler:
         return state
 
     def _end(self, run: AnyRun, error: Exception) -> None:
-        self._settle(self._running[run], error=error)
+        request = self._running[run]
         self._leave(run)
+        self._settle(request, error=error)
 
-    def _tell(self, run: AnyRun, sigma: float, before: Tensor | None) -> None:
-        """Let a request hear of its call; ``before``: the state before it, where a picture is wanted."""
+    def _tell(self, run: AnyRun, sigma: float, clean: CleanEstimate | None) -> None:
+        """Let a request hear of its call; ``clean``: of that call, where a picture is wanted."""
         request, plan, call = self._running[run], run.plan, run.call
         steps = int(plan.steps[-1]) + 1
         progress = Progress(call, plan.calls, int(plan.steps[call - 1]) + 1, steps, sigma)
         if request.previews == 0:
             request.tell(progress)
             return
-        estimate = None if before is None else _estimate(before, run.x, sigma, _level(plan, call))
+        estimate = None if clean is None else clean.tensor()
         self._finisher.submit(_tell_with_picture, request, progress, estimate)
 
     def _finish(self, run: AnyRun) -> None:
@@ -303,13 +317,18 @@ class StepScheduler:
         state = self._leave(run)
         with self._change:
             self._finishing += 1
-        self._finisher.submit(self._make_result, request, state)
+        try:
+            self._finisher.submit(self._make_result, request, state)
+        except Exception as error:  # the interpreter ends
+            self._settle(request, error=error)
+            raise
 
     def _make_result(self, request: Request, state: Tensor) -> None:
         """Make the result of a state [1, C, H, W], in the thread that decodes."""
         with self._change:
             self._finishing -= 1
-        if self._over(request, time.monotonic()):
+        if _is_over(request, time.monotonic()):
+            self._settle_over(request)
             return
         try:
             if not torch.isfinite(state).all():
@@ -323,11 +342,24 @@ class StepScheduler:
     def _cancel_all(self) -> None:
         with self._change:
             waiting, self._waiting = self._waiting, deque()
-        for request in [*self._running.values(), *waiting]:
+            running, self._running = self._running, {}
+        for request in [*running.values(), *waiting]:
             request.cancel()
             self._settle(request, error=SchedulerClosedError("the scheduler was closed"))
-        for run in list(self._running):
-            self._leave(run)
+        for run in running:
+            self._slots.leave(run)
+
+
+def _checked_seconds(deadline: float) -> float:
+    seconds = real_number(deadline, "deadline must be a number of seconds")
+    if not seconds > 0:
+        raise ValueError(f"deadline must be a number of seconds above 0, got {seconds:g}")
+    return seconds
+
+
+def _is_over(request: Request, now: float) -> bool:
+    """Whether a request has ended, or has to: its time is over."""
+    return request.done() or (request.deadline is not None and now >= request.deadline.until)
 
 
 def _fate(request: Request) -> str:
@@ -342,16 +374,6 @@ def _fate(request: Request) -> str:
 def _shows(request: Request, call: int) -> bool:
     """Whether a picture is to be made after this call; the last one is the result."""
     return request.previews > 0 and call % request.previews == 0 and call < request.plan.calls
-
-
-def _level(plan: Any, call: int) -> float:
-    """The noise level of the state after so many calls."""
-    return float(plan.sigmas[call]) if call < plan.calls else plan.last_sigma
-
-
-def _estimate(before: Tensor, after: Tensor, sigma: float, level: float) -> Tensor:
-    """The clean sample where the straight line through two states at two levels ends; that of Euler's method, to rounding."""
-    return after.clone() if sigma == level else torch.lerp(before, after, sigma / (sigma - level))
 
 
 def _tell_with_picture(request: Request, progress: Progress, estimate: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from ..numeric_input import counting_number
 from ..planning.plan import Plan
 from .drawing import Drawing
 from .errors import MemoryLimitError
-from .lane import Lane, RowCount, why_alone
+from .lane import Lane, RowCount, networks_of, why_alone, why_too_many
 from .lane_runs import LaneRun
 from .memory import usual_limit
 from .pace import Pace
@@ -18,6 +18,7 @@ from .sizes import Sizes
 from .solo import SoloRun
 
 AnyRun = LaneRun | SoloRun
+KEPT = 1 / 8  # of the memory, at most: programs that the engine keeps for later runs
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Ticked:
 class Slots:
     """Up to ``count`` runs at once on an engine, those of one size in one lane.
 
-    Lanes take up to ``memory`` bytes together, by default most of what the device has.
+    Lanes, and the programs of runs that share none, take up to ``memory`` bytes together, by default most of what the device
+    has.  Beside them are the programs that the engine keeps, of which runs here leave it at most :data:`KEPT` of the memory.
     """
 
     def __init__(self, engine: Any, count: int, sizes: Sizes, memory: int | None = None):
         self.engine, self.count, self.sizes = engine, count, sizes
         self.memory = usual_limit(engine.device) if memory is None else counting_number(memory, "memory")
-        self._needs: dict[tuple[Any, ...], int] = {}  # bytes of a lane, by size and networks
+        self._needs: dict[tuple[int, int, int, frozenset[str]], int] = {}  # bytes of a lane, by size and networks
         self.lanes: list[Lane] = []
         self.runs: dict[AnyRun, int] = {}  # and the tick at which each made its last call
         self._lane_of: dict[LaneRun, Lane] = {}
@@ -51,72 +53,93 @@ class Slots:
 
     def check(self, plan: Plan) -> None:
         """Raise :class:`.errors.MemoryLimitError` for a run that would take more memory than there may be, even alone."""
-        need = self._need(plan)
+        reason = self._why_alone(plan)
+        need = self._need(plan, reason)
         if need > self.memory:
-            size = f"{plan.height} x {plan.width}"
-            raise MemoryLimitError(
-                f"runs of {size} latents would take {need / 2**30:.3g} GiB, and there are {self.memory / 2**30:.3g}"
-            )
-
-    def _need(self, plan: Plan) -> int:
-        names = plan.models(tuple(range(len(plan.branches))))
-        key = plan.height, plan.width, plan.spec.text_tokens, names
-        if key not in self._needs:
-            shared = not why_alone(plan, self.engine.models)
-            self._needs[key] = Lane.memory(self.engine.models, plan, self.count, self.sizes) if shared else 0
-        return self._needs[key]
+            size = f"{plan.height} x {plan.width} latents"
+            runs = f"a run of {len(plan.branches)} branches on {size}" if reason else f"runs of {size}"
+            raise MemoryLimitError(f"{runs} would take {need / 2**30:.3g} GiB, and there are {self.memory / 2**30:.3g}")
 
     def may_join(self, plan: Plan) -> bool:
         """Whether a run can begin now: there is a place, the weights are those that the others run with, and memory is left."""
         if not self.free or (self.runs and not self.engine.is_current()):
             return False
-        home = next((lane for lane in self.lanes if lane.holds(plan)), None)
-        others = sum(lane.taken for lane in self._used() if lane is not home)
-        return others + max(self._need(plan), home.taken if home else 0) <= self.memory
+        reason = self._why_alone(plan)
+        home = None if reason else self._home(plan)
+        return self._taken(self._used(), home) + self._need(plan, reason, home) <= self.memory
+
+    def _why_alone(self, plan: Plan) -> str:
+        """Why a run shares no forward; empty where it does."""
+        return why_alone(plan, self.engine.models) or why_too_many(plan, self.sizes)
+
+    def _need(self, plan: Plan, reason: str, home: Lane | None = None) -> int:
+        """The bytes of a run's program where it runs alone, else of its lane: of ``home`` as it will be, or of a new one."""
+        if reason:
+            return SoloRun.memory_of(self.engine, plan)
+        names = frozenset((*networks_of(plan), *(home.networks if home else ())))
+        key = plan.height, plan.width, plan.spec.text_tokens, names
+        if key not in self._needs:
+            self._needs[key] = Lane.memory(self.engine.models, plan, self.count, self.sizes, names)
+        return self._needs[key]
+
+    def _home(self, plan: Plan) -> Lane | None:
+        """The lane that a run joins; one without runs that would become too large with its networks is none."""
+        for lane in self.lanes:
+            if lane.holds(plan) and (lane.free < self.count or self._need(plan, "", lane) <= self.memory):
+                return lane
+        return None
 
     def _used(self) -> list[Lane]:
         """The lanes that have runs; the others can be dropped."""
         return [lane for lane in self.lanes if lane.free < self.count]
+
+    def _taken(self, lanes: Sequence[Lane], home: Lane | None) -> int:
+        """The bytes of lanes but ``home``, and of the programs of runs."""
+        programs = sum(run.taken for run in self.runs if isinstance(run, SoloRun))
+        return programs + sum(lane.taken for lane in lanes if lane is not home)
+
+    def _make_room(self, need: int, home: Lane | None = None) -> None:
+        """Drop the lanes without runs but ``home`` where so many bytes more, or of it, would be too many."""
+        if self._taken(self.lanes, home) + need > self.memory:
+            used = self._used()
+            self.lanes = [lane for lane in self.lanes if lane is home or lane in used]
 
     def join(self, drawing: Drawing) -> AnyRun:
         """Begin a run.  Raises what :meth:`.EngineCore.prepare` raises."""
         if not self.runs:
             self.engine.refresh()
             if self.engine.models is not self._models:
-                self.lanes, self._models = [], self.engine.models
+                self.lanes, self._needs, self._models = [], {}, self.engine.models
         run: AnyRun
-        if reason := why_alone(drawing.plan, self.engine.models):
-            run = SoloRun(self.engine, drawing, reason)
+        if reason := self._why_alone(drawing.plan):
+            need = self._need(drawing.plan, reason)
+            self._make_room(need)
+            run = SoloRun(self.engine, drawing, reason, need)
         else:
-            lane = self._lane(drawing)
-            if reason := lane.why_too_many(drawing.plan):
-                run = SoloRun(self.engine, drawing, reason)
-            else:
-                run = lane.join(drawing)
-                self._lane_of[run] = lane
+            lane = self._lane(drawing.plan)
+            run = lane.join(drawing)
+            self._lane_of[run] = lane
         self.runs[run] = self._ticks
         return run
 
-    def _lane(self, drawing: Drawing) -> Lane:
-        """The lane of a run's size."""
-        for lane in self.lanes:
-            if lane.holds(drawing.plan):
-                lane.taken = max(lane.taken, self._need(drawing.plan))
-                return lane
-        engine, need = self.engine, self._need(drawing.plan)
-        if sum(lane.taken for lane in self.lanes) + need > self.memory:
-            self.lanes = self._used()
-        options = engine.device, engine.selection.kernels, engine.capture
-        self.lanes.append(Lane(engine.models, drawing.plan, self.count, self.sizes, *options))
-        self.lanes[-1].taken = need
-        return self.lanes[-1]
+    def _lane(self, plan: Plan) -> Lane:
+        """The lane of a run's size, with memory for its networks."""
+        home = self._home(plan)
+        need = self._need(plan, "", home)
+        self._make_room(need, home)
+        if home is None:
+            options = self.engine.device, self.engine.selection.kernels, self.engine.capture
+            home = Lane(self.engine.models, plan, self.count, self.sizes, *options)
+            self.lanes.append(home)
+        home.taken = need
+        return home
 
     def leave(self, run: AnyRun) -> Tensor:
         """End a run, wherever it is; returns its state [1, C, H, W] fp32, which nothing writes to any more."""
         del self.runs[run]
         if isinstance(run, SoloRun):
             state = run.x.clone()
-            run.leave()
+            run.leave(keep=self.engine.MAX_PROGRAMS * run.taken <= KEPT * self.memory)
             return state
         self._lane_of.pop(run).leave(run)
         return run.x

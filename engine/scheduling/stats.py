@@ -8,7 +8,8 @@ class SchedulerStats:
     """Counts since a scheduler began, and what is under way.
 
     ``rows_used`` are the rows that requests needed, ``rows_run`` those with the padding; ``tick_seconds`` is the time of all
-    ticks.  A refused request was never accepted; each other one is finished, cancelled, expired or failed in the end.
+    ticks.  ``refused`` are the requests that ``submit`` raised for: the queue was full, the scheduler closed, the input bad, or
+    the memory too little.  Each other one is ``submitted``, and finished, cancelled, expired or failed in the end: once.
     """
 
     slots: int
@@ -25,8 +26,3 @@ class SchedulerStats:
     rows_used: int = 0
     rows_run: int = 0
     tick_seconds: float = 0.0
-
-    @property
-    def padding(self) -> float:
-        """The share of rows that nobody read."""
-        return 1 - self.rows_used / self.rows_run if self.rows_run else 0.0

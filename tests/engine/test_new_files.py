@@ -1,11 +1,14 @@
 """No file of other content is lost: neither to a run, nor to the run itself, nor to one beside it."""
 
+import errno
+import os
 import random
+import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from segue.engine.files import NewFiles, check_writable, refuse_existing, whole_file
+from segue.engine.files import NewFiles, check_writable, refuse_existing, sync, unfinished_files, whole_file, written_first
 
 
 def texts(folder) -> dict[str, str]:
@@ -88,6 +91,47 @@ def test_a_file_that_cannot_be_finished_leaves_all_as_it_was(tmp_path):
         fail(part)
     check_writable(tmp_path / "a.png", folder=False)
     assert texts(tmp_path) == kept
+
+
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_before_it_counts(tmp_path, monkeypatch):
+    path, noted, fsync = tmp_path / "a.txt", [], os.fsync
+
+    def note(descriptor):
+        noted.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else f"file, {path.exists()}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with whole_file(path) as part:
+        part.write_text("not durable")
+    assert noted == []
+    path.unlink()
+    with whole_file(path, durable=True) as part:
+        part.write_text("durable")
+    assert noted == ["file, False", "folder"]
+    path.unlink()
+    assert written_first(path, "first") and noted == ["file, False", "folder"] * 2
+    assert not written_first(path, "second") and path.read_text() == "first"
+
+
+def test_a_file_system_that_syncs_no_folders_is_one_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").touch()
+
+    def refuse(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "a.txt")
+
+
+def test_files_that_are_being_written_are_told_from_those_of_others(tmp_path):
+    for name in (".movie.part", "0123456789abcdef.part", ".0123456789abcdef.part.txt"):
+        (tmp_path / name).touch()
+    with whole_file(tmp_path / "a.txt") as part:
+        part.touch()
+        assert unfinished_files(tmp_path) == [part]
+    assert unfinished_files(tmp_path) == []
 
 
 def test_a_file_that_a_user_named_is_refused(tmp_path):

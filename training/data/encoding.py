@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from segue.engine.adapters.vae import Decoder
 from segue.engine.files import check_writable, whole_file
-from segue.engine.records.provenance import fingerprint
 from segue.models.checkpoint_files import read_json
+from segue.models.fingerprint import fingerprint
 
 from .classes import Classes
 from .dataset_json import FILE, listing_text

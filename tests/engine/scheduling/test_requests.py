@@ -148,6 +148,23 @@ def test_a_deadline_ends_a_request_in_the_queue_and_one_that_runs(stepped, clock
     assert scheduler.stats().expired == 2
 
 
+def test_a_deadline_that_has_passed_says_the_seconds_that_were_given(stepped, engine, clock):
+    """Also where planning and encoding took some of them, or all."""
+    scheduler, draw = stepped(), engine.drawing
+
+    def slow(what, guidance, **options):
+        clock[0] += 2
+        return draw(what, guidance, **options)
+
+    scheduler._draw = slow
+    for seconds, told in ((3, "3 s"), (1e-9, "1e-09 s")):
+        request = scheduler.submit(0, steps=1, deadline=seconds)
+        clock[0] += 1
+        scheduler.tick()
+        with pytest.raises(DeadlineError, match=f"not done after {told}$"):
+            request.result(timeout=0)
+
+
 def test_a_full_queue_refuses_and_a_free_place_takes_again(stepped):
     scheduler = stepped(slots=1, queue=1)
     first = [scheduler.submit(0, steps=1), scheduler.submit(1, steps=1)]
@@ -194,7 +211,8 @@ def test_bad_input_is_refused_in_one_sentence_and_takes_no_place(stepped, option
     with pytest.raises(error, match=message) as refused:
         scheduler.submit(**({"what": 0} | options))
     assert "\n" not in str(refused.value)
-    assert (scheduler.stats().queued, scheduler.stats().submitted, scheduler._coming) == (0, 0, 0)
+    stats = scheduler.stats()
+    assert (stats.queued, stats.submitted, stats.refused, scheduler._coming) == (0, 0, 1, 0)
 
 
 def test_a_broken_request_hurts_no_other(stepped, engine):
@@ -288,6 +306,7 @@ def test_closing_lets_accepted_requests_finish_and_takes_no_more(engine):
     assert all(request.result(timeout=0).calls == 2 for request in requests)
     with pytest.raises(SchedulerClosedError, match="takes no more requests"):
         scheduler.submit(0)
+    assert (scheduler.stats().submitted, scheduler.stats().refused) == (6, 1)
 
 
 def test_closing_without_draining_cancels(engine):
@@ -320,6 +339,53 @@ def test_a_slot_that_cannot_be_left_loses_no_request(engine, monkeypatch):
             request.result(timeout=60)
     assert not scheduler.alive and scheduler.stats().failed == 2
     scheduler.close()
+
+
+class DeviceFault(Exception):
+    """As of a device that answers no more."""
+
+
+def broken(*_):
+    raise DeviceFault
+
+
+@pytest.mark.parametrize("fate", ["failed", "expired", "cancelled"])
+def test_every_request_is_counted_once_where_the_device_fails_while_it_ends(stepped, clock, monkeypatch, fate):
+    """Its step fails, or it was given up; then its state cannot be read either, and the scheduler ends all that is left."""
+    scheduler = stepped(slots=2)
+    first, second = scheduler.submit(0, steps=STEPS, deadline=9), scheduler.submit(1, steps=STEPS)
+    waiting = scheduler.submit(2, steps=STEPS)
+    scheduler.tick()
+    monkeypatch.setattr(torch.Tensor, "clone", broken)
+    if fate == "failed":
+        monkeypatch.setattr(scheduler._slots.lanes[0], "tick", broken)
+    if fate == "expired":
+        clock[0] += 10
+    if fate == "cancelled":
+        first.cancel()
+    with pytest.raises(DeviceFault) as fault:
+        scheduler.tick()
+    scheduler._give_up(fault.value)
+    monkeypatch.undo()
+    scheduler.close()
+    scheduler.close()
+    stats = scheduler.stats()
+    assert stats.finished + stats.cancelled + stats.expired + stats.failed == stats.submitted == 3
+    assert all(request.done() for request in (first, second, waiting))
+    assert stats.cancelled == (fate == "cancelled")
+
+
+def test_closing_twice_counts_nobody_twice(stepped, monkeypatch):
+    """Where a slot cannot be left the first time."""
+    scheduler = stepped()
+    requests = [scheduler.submit(i, steps=STEPS) for i in range(3)]
+    scheduler.tick()
+    monkeypatch.setattr(scheduler._slots, "leave", broken)
+    with pytest.raises(DeviceFault):
+        scheduler.close(drain=False)
+    scheduler.close(drain=False)
+    assert all(request.done() for request in requests)
+    assert scheduler.stats().cancelled == scheduler.stats().submitted == 3
 
 
 def test_a_thousand_requests_from_many_threads_with_everything_that_goes_wrong(engine):
