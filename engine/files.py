@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, beside what others wrote, in places that were tried before the work began."""
 
+import errno
 import filecmp
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,25 +12,35 @@ from pathlib import Path
 from typing import IO
 
 Save = Callable[[Path], object]
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields the path to write to; it takes the place of ``path`` at the end, and goes away if writing fails."""
+def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yields the path to write to; it takes the place of ``path`` at the end, and goes away if writing fails.
+
+    ``durable``: after a power cut, too, ``path`` is what it was or what was written, and the latter once this has ended.
+    """
     part = _unused_name(path.parent)
     try:
         yield part
+        if durable:
+            sync(part)
         part.replace(path)
+        if durable:
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
 def written_first(path: Path, text: str) -> bool:
-    """Write ``text`` into ``path``, whole; False where a file is there already, also if another process was faster."""
+    """Write ``text`` into ``path``, whole and durable; False where a file is there already, also if another was faster."""
     part = _unused_name(path.parent)
     try:
         part.write_text(text, encoding="utf-8")
+        sync(part)
         os.link(part, path)  # unlike a rename, refused where the name is taken
+        sync(path.parent)
         return True
     except FileExistsError:
         return False
@@ -36,9 +48,26 @@ def written_first(path: Path, text: str) -> bool:
         part.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Wait until a power cut can take nothing from a file, or no name from a folder; raises ``OSError`` where it may."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF)):  # of file systems that cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _unused_name(folder: Path) -> Path:
     """A name in ``folder`` for a file that is not finished: no other process, and no file of the user's, has it."""
     return folder / f".{secrets.token_hex(8)}.part"
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    """Files of ``folder`` that are being written, or were when the process that wrote them was killed."""
+    return [path for path in folder.iterdir() if _UNFINISHED.fullmatch(path.name)]
 
 
 class NewFiles:
@@ -140,7 +169,7 @@ def check_writable(path: Path, folder: bool) -> None:
             raise IsADirectoryError("it is a folder")
         probe = _unused_name(directory)
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a run beside this one may sweep its folder
     except OSError as error:
         raise OSError(f"cannot write to {path}: {error.strerror or error}") from None
     finally:

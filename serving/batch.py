@@ -46,8 +46,9 @@ class Report:
 
 
 def draw_here(drawing: Drawing, shards: Sequence[Shard]) -> Generator[Outcome]:
-    """Draw every shard in this process, with one engine."""
-    yield from map(drawing.open(), shards)
+    """Draw every shard in this process, with one engine, which is opened at once: what refuses, does so before any work."""
+    drawer = drawing.open()
+    return (drawer(shard) for shard in shards)
 
 
 def draw_table(table: Settled, drawing: Drawing, draw_all: DrawAll = draw_here, force: bool = False) -> Report:
@@ -63,12 +64,13 @@ def draw_table(table: Settled, drawing: Drawing, draw_all: DrawAll = draw_here, 
         done = there.keys() - set(stale)
         todo = unfinished(shards_of(table.requests, drawing.batch), done)
         if stale or (done and not todo):
-            drawing.open()  # other networks are refused before anything goes, and where nothing is left to draw
+            drawing.check()  # other networks are refused before anything goes, and where nothing is left to draw
+        outcomes = draw_all(drawing, todo) if todo else None
         folder.forget(stale)
         try:
-            if todo:
+            if outcomes is not None:
                 count = sum(len(shard.wanted) for shard in todo)
-                with progress_bar(table.model, count, of="row") as advance, closing(draw_all(drawing, todo)) as outcomes:
+                with progress_bar(table.model, count, of="row") as advance, closing(outcomes):
                     for outcome in outcomes:
                         tally.add(outcome)
                         advance(outcome.drawn + len(outcome.failures))

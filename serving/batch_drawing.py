@@ -1,7 +1,8 @@
 """Drawing shards of a table with one engine: each row's picture into the folder, each row's failure with its reason."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ import torch
 from segue.engine.cli.options import Source
 from segue.engine.engine import Engine
 from segue.engine.planning.plan_warnings import already_told
+from segue.engine.records.begun import ASKED, check_same
 from segue.engine.records.pictures import short_prompts
 from segue.engine.records.provenance import Origin
 from segue.models.spec import SiTSpec
 
-from .batch_folder import BatchFolder
+from .batch_folder import OPENED_FOR, BatchFolder
 from .batch_requests import Failure, RowRequest, one_line
 from .batch_shards import Shard
 from .opening import open_served
 
-MOST_ATTEMPTS = 3  # a shard that takes so many processes with it is the reason
+MOST_ATTEMPTS = 3  # what takes so many processes with it is the reason
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,53 @@ class Drawing:
     def open(self) -> "Drawer":
         """The engine, checked against what the folder was begun with.  Raises ``ValueError`` or ``OSError``."""
         drawer = Drawer(BatchFolder(self.out), open_served(self.source))
-        drawer.folder.claim(drawer.origin.identity | {"batch": self.batch})
+        drawer.folder.claim(drawer.origin.identity | {"batch": self.batch}, _asked(self.source))
         return drawer
+
+    def open_to_draw(self, shard: Shard) -> "Drawer":
+        """As :meth:`open`, where another process begins with ``shard`` again if this one dies.
+
+        Raises ``ValueError`` as well after ``MOST_ATTEMPTS`` that died before they could draw anything.
+        """
+        folder = BatchFolder(self.out)
+        if folder.count_attempt(shard, OPENED_FOR) > MOST_ATTEMPTS:
+            raise ValueError(
+                f"{MOST_ATTEMPTS} processes in turn died while they opened {self.source.name}: fewer --workers, or more memory "
+                f"for each, may help"
+            )
+        drawer = self.open()
+        folder.forget_attempts(shard, OPENED_FOR)
+        return drawer
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where the folder was begun with other networks or another batch; any device will do.
+
+        The model is opened only where it is asked for in other words than then, or its files have changed.
+        """
+        folder = BatchFolder(self.out)
+        begun = folder.begun()
+        if begun is None:
+            self.open()
+            return
+        now = begun | {"batch": self.batch}
+        if begun.get(ASKED) != _asked(self.source):
+            device = "cpu" if self.source.linears is None else self.source.device  # fp8 is not for every device
+            read = replace(self.source, device=device, dtype=self.source.dtype or begun.get("dtype"))
+            found = Drawer(folder, open_served(read)).origin.identity
+            now = found | {"batch": self.batch, "device": begun.get("device")}
+        check_same(begun, now, self.out)
+
+
+def _asked(source: Source) -> dict[str, Any]:
+    """How a model is asked for, but for the device, with a digest of the names, sizes and times of its local files."""
+    words = {name: value for name, value in asdict(source).items() if value is not None and name != "device"}
+    digest = hashlib.sha256()
+    for place in map(Path, filter(None, (source.name, source.vae, source.adapter, *source.further.values()))):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file():
+                found = file.stat()
+                digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return words | {"files": digest.hexdigest()}
 
 
 class Drawer:

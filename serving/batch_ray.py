@@ -12,7 +12,7 @@ from typing import Any
 from .batch_drawing import Drawing, Outcome
 from .batch_requests import one_line
 from .batch_shards import Shard
-from .ray_cluster import gpus_of_each, on_cluster
+from .ray_cluster import check_resources, gpus_of_each, on_cluster
 
 SHARD, OUTCOME, REFUSAL = "shard", "outcome", "refusal"
 # a task draws a block of shards: of long tables several, of which a retry leaves out those that are finished
@@ -34,10 +34,7 @@ class Pool:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"a pool has at least one worker, got {self.workers}")
-        for name in ("cpus", "gpus"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name} of a worker must be a number from 0, got {value}")
+        check_resources("worker", self.cpus, self.gpus)
 
     def draw(self, drawing: Drawing, shards: Sequence[Shard]) -> Generator[Outcome]:
         """Draw every shard; outcomes come in the order in which shards end.  Raises ``ValueError`` as :meth:`.Drawing.open`."""
@@ -54,7 +51,7 @@ class Pool:
                 fn_constructor_args=(drawing, os.getcwd()),
                 num_cpus=self.cpus,
                 num_gpus=gpus_of_each(self.gpus, drawing.source.device, resources),
-            )  # Ray Data starts actors and tasks again without end; a shard that kills every process gives up, see Drawer
+            )  # Ray starts actors and their tasks again without end: what kills every process is given up by Drawing and Drawer
             for row in outcomes.iter_rows():
                 if row[REFUSAL]:
                     raise ValueError(row[REFUSAL])
@@ -62,24 +59,31 @@ class Pool:
 
 
 class Worker:
-    """What an actor does: opens the engine for its first shard, and draws; ``folder`` is what paths start from."""
+    """What an actor does: opens the engine for its first shard, and draws; ``folder`` is what paths start from.
+
+    Once it has refused a shard it refuses all, by the same words: more may come before the command has heard of the first.
+    """
 
     def __init__(self, drawing: Drawing, folder: str):
         self.drawing, self.folder = drawing, folder
         self.drawer: Any = None
+        self.refusal = ""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
         """The outcome of the one shard of ``batch``, or why no shard can be drawn here."""
-        from torch import AcceleratorError
+        from torch import AcceleratorError, OutOfMemoryError
 
+        if self.refusal:
+            return {OUTCOME: [b""], REFUSAL: [self.refusal]}
+        shard = pickle.loads(batch[SHARD][0])
         try:
             if self.drawer is None:
                 os.chdir(self.folder)  # raises where the machines of a cluster share no files
-                self.drawer = self.drawing.open()
-        except (ValueError, OSError) as error:
-            return {OUTCOME: [b""], REFUSAL: [one_line(error)]}
-        try:
-            outcome = self.drawer(pickle.loads(batch[SHARD][0]))
+                self.drawer = self.drawing.open_to_draw(shard)
+            outcome = self.drawer(shard)
+        except (ValueError, OSError, OutOfMemoryError) as error:
+            self.refusal = one_line(error)
+            return {OUTCOME: [b""], REFUSAL: [self.refusal]}
         except AcceleratorError:
             logging.getLogger(__name__).exception("the device is lost to this process, which another will replace")
             os._exit(1)  # as any death: Ray starts an actor again, and that draws the shard

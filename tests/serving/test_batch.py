@@ -19,6 +19,7 @@ from segue import Engine
 from segue.__main__ import app
 from segue.engine.images import read_png
 from segue.engine.records.provenance import Record
+from segue.serving import batch_drawing
 
 RULES = ("cfg:scale=2", "none", "cfg:scale=3", "slg:weight=1,layers=7")
 OPTIONS = ("--steps", "2", "--max-batch", "3")  # before others, which may say otherwise
@@ -137,6 +138,18 @@ def test_what_is_there_is_not_drawn_again(segue, drawn):
     assert hashes("made") == names and drawn[before:] == [[40, 42, 44], [46, 48, 50]]  # whole batches, as before
 
 
+def test_pictures_that_no_file_names_are_never_those_of_a_row_that_says_otherwise_now(segue):
+    """As after a kill before the file of a shard, and then a change of the table."""
+    segue(table(leaves(4)), "--out", "made")
+    Path("made/manifest.jsonl").unlink()
+    changed = leaves(3)
+    changed[0]["guidance"], changed[1]["seed"] = "cfg:scle=2", 7
+    assert counts(segue(table(changed), "--out", "made", code=1)) == (3, 2, 0, 1, 0)
+    assert [line["id"] for line in lines("made/failures.jsonl")] == ["000000"]
+    assert hashes("made") == {Path(line["file"]).name: line["sha256"] for line in lines("made/manifest.jsonl")}
+    assert [line["seed"] for line in lines("made/manifest.jsonl")] == [7, 42]
+
+
 def test_an_interruption_ends_with_130_and_keeps_what_is_there(segue, drawn, monkeypatch):
     noted = Engine.sample
 
@@ -212,6 +225,38 @@ def test_a_folder_belongs_to_its_networks_and_its_batch(segue, model, tmp_path):
     Path("mine/thesis.tex").write_text("")
     assert "mine holds something else already" in segue(rows, "--out", "mine", code=2)
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.tex"]
+
+
+def test_where_nothing_is_left_to_draw_no_device_is_needed_and_other_weights_are_refused(segue, model, tmp_path, monkeypatch):
+    """A folder that workers with a GPU drew, and a head without one."""
+    mine, made = tmp_path / "mine.safetensors", Path("made/batch.json")
+    mine.write_bytes(model.read_bytes())
+    segue(table(leaves(4)), "--out", "made", "--model", mine)
+    begun = json.loads(made.read_text())
+    made.write_text(json.dumps(begun | {"device": "cuda"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_drawing, "open_served", lambda _: pytest.fail("the model was opened"))
+        assert counts(segue("rows.csv", "--out", "made", "--model", mine)) == (4, 0, 4, 0, 0)
+        assert counts(segue("rows.csv", "--out", "made", "--model", mine, "--device", "cpu")) == (4, 0, 4, 0, 0)
+        assert "with batch 3, and" in segue("rows.csv", "--out", "made", "--model", mine, "--max-batch", 4, code=2)
+        assert counts(segue(table(leaves(3)), "--out", "made", "--model", mine, "--force")) == (3, 0, 3, 0, 0)
+    copied = tmp_path / "copied.safetensors"
+    copied.write_bytes(mine.read_bytes())
+    assert counts(segue("rows.csv", "--out", "made", "--model", copied)) == (3, 0, 3, 0, 0)  # by its weights
+    assert "made was begun with dtype 'float32'" in segue("rows.csv", "--out", "made", "--dtype", "bfloat16", code=2)
+    save_tiny(mine, seed=1)
+    assert "made was begun with weights" in segue("rows.csv", "--out", "made", "--model", mine, code=2)
+    assert len(hashes("made")) == 3
+
+
+def test_other_networks_are_refused_before_the_pictures_of_changed_rows_go(segue):
+    segue(table(leaves(4)), "--out", "made")
+    made, before = Path("made/batch.json"), hashes("made")
+    made.write_text(json.dumps(json.loads(made.read_text()) | {"device": "cuda"}))
+    changed = leaves(4)
+    changed[2]["seed"] = 7
+    assert "made was begun with device 'cuda'" in segue(table(changed), "--out", "made", "--force", code=2)
+    assert hashes("made") == before and len(lines("made/manifest.jsonl")) == 4
 
 
 def test_options_of_a_pool_need_one(segue):
