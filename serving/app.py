@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Receive
 
 from segue.engine.core import EngineCore
 from segue.engine.scheduling.errors import DeadlineError, QueueFullError, SchedulerClosedError
@@ -23,17 +24,17 @@ from . import page
 from .encoded import PNG, encoded_run, kind_of, wants_file
 from .events import Events, EventStream, Inbox, previews_every
 from .limits import Current, Limits, Rate
-from .metrics import Measured, Metrics
+from .metrics import CLIENT_CLOSED, Measured, Metrics
 from .pending import GoneError, Pending
-from .refusals import Refusal, checking, fault, refusal_of
+from .refusals import Refusal, checking, closed, fault, refusal_of
 from .schemas import ImageRequest, PlanRequest
 from .served_model import Order, ServedModel, plan_told
 from .settings import Settings
 
 logger = logging.getLogger("segue.serving")
 
+READY = "ready"
 THREADS = 4  # that plan requests and encode pictures, beside the scheduler's own
-CLIENT_CLOSED = 499  # of a request whose client has gone: for the log and the metrics, nobody reads it
 ANSWERED = (
     Refusal,
     RequestValidationError,
@@ -70,6 +71,15 @@ class Serving:
             self.pool.shutdown()
             self.scheduler = None
 
+    @property
+    def state(self) -> str:
+        """What ``/ready`` says."""
+        if self.draining:
+            return "shutting down"
+        if not self.ready:
+            return "starting"
+        return READY if self.scheduler is not None and self.scheduler.alive else "broken"
+
     def stop(self) -> None:
         """Take no more requests; those that were accepted go on."""
         self.draining, self.ready = True, False
@@ -101,16 +111,16 @@ class Serving:
 
     async def generate(self, body: ImageRequest, request: Request) -> Response:
         """Pictures as one answer, or as events."""
-        if self.draining or self.scheduler is None:
-            raise SchedulerClosedError("the server is shutting down")
+        arrived = time.monotonic()
+        self.check_open()
         check_answer(body)
         plain = wants_file(request.headers.get("accept", ""), body)
         order = await self.checked(self.model.order, body)
         if body.stream:
-            return await self._streamed(body, order)
-        pending = await Pending.submit(self.scheduler, order, self.pool)
+            return await self._streamed(body, order, arrived)
+        pending = await Pending.submit(self.scheduler, order, arrived, self.pool)
         try:
-            runs = await pending.runs(until_gone(request))
+            runs = await pending.runs(until_gone(request.receive))
         except GoneError:
             return Response(status_code=CLIENT_CLOSED)
         if plain:
@@ -120,15 +130,23 @@ class Serving:
         about = plan_told(runs[0].plan, order.rule) | {"model": self.settings.name}
         return JSONResponse({"created": int(time.time())} | self._common(body, order) | {"data": pictures, "segue": about})
 
-    async def _streamed(self, body: ImageRequest, order: Order) -> Response:
+    async def _streamed(self, body: ImageRequest, order: Order, arrived: float) -> Response:
         inbox = Inbox()
         previews = previews_every(order.plan.calls, body.partial_images or 0)
-        pending = await Pending.submit(self.scheduler, order, self.pool, previews, inbox.put)
+        pending = await Pending.submit(self.scheduler, order, arrived, self.pool, previews, inbox.put)
         about = {"segue": plan_told(order.plan, order.rule) | {"model": self.settings.name}}
         events = Events(
             pending, inbox, self._common(body, order), body, self.thread, lambda run: self.picture(body, run) | about
         )
         return EventStream(events, self.settings.heartbeat)
+
+    def check_open(self) -> None:
+        """Raise :class:`Refusal` where nothing is drawn any more."""
+        if self.draining or self.scheduler is None:
+            raise closed()
+        if not self.scheduler.alive:
+            said = "the server draws no more since a fault of its device, and has to be started again"
+            raise Refusal(503, said, "server_error", code="broken")
 
     def picture(self, body: ImageRequest, run: Any) -> dict[str, Any]:
         """A finished picture, and the seed that draws it again."""
@@ -153,9 +171,9 @@ def check_answer(body: ImageRequest) -> None:
             raise Refusal(400, said, param=name)
 
 
-async def until_gone(request: Request) -> None:
+async def until_gone(receive: Receive) -> None:
     """Ends when the client closes the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
@@ -178,6 +196,11 @@ def create_app(engine: EngineCore, settings: Settings | None = None) -> FastAPI:
     return app
 
 
+def state_told(state: str) -> Response:
+    """The answer of ``/ready``."""
+    return JSONResponse({"status": state}, 200 if state == READY else 503)
+
+
 async def answer(_: Request, error: Exception) -> Response:
     """A refusal as its status and its sentence."""
     return (refusal_of(error, tuple(ImageRequest.model_fields)) or fault()).response()
@@ -193,10 +216,7 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/ready", summary="Whether requests would be drawn at once: 503 while starting and while shutting down.")
     async def ready() -> Response:
-        alive = serving.scheduler is not None and serving.scheduler.alive
-        up = serving.ready and alive
-        state = "shutting down" if serving.draining else "ready" if up else "broken" if serving.ready else "starting"
-        return JSONResponse({"status": state}, 200 if up else 503)
+        return state_told(serving.state)
 
     @app.get("/metrics", summary="For Prometheus.")
     async def metrics() -> Response:

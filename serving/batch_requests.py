@@ -10,6 +10,7 @@ from typing import Any, cast
 from segue.engine.cli.options import PromptOptions, RuleOptions, RunOptions, Source
 from segue.engine.cli.planned_model import PlannedModel
 from segue.engine.cli.session import choose_rule, refuse_options
+from segue.engine.error_text import one_line
 from segue.engine.labels import parse_labels
 from segue.engine.numeric_input import check_seed, whole_number
 from segue.engine.planning.plan import Plan
@@ -204,11 +205,6 @@ def _group(plan: Plan, solver: str | None, schedule: str | None) -> Group:
     """Rows of one group run the same branches at the same calls of the same levels; scales and other numbers may differ."""
     alone = replace(ProgramKey.of(plan, 1), shared=True)
     return (solver, schedule, plan.schedule.steps, alone, plan.live)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _whole(values: Mapping[str, Any], name: str) -> int:

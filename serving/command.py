@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from segue.engine.cli.options import DEFAULT_RULE, UNGUIDED, Source
-from segue.models.bundled import BUNDLED
 
 from .app import create_app
+from .encoded import public_name
 from .opening import open_served
+from .served_model import check_rule
 from .server import bound_socket, make_server, url_of
 from .settings import Settings, is_loopback
 
@@ -30,6 +31,7 @@ def serve_model(
 
 def settings_of(source: Source, options: dict[str, Any]) -> Settings:
     """The settings of a server of ``source``, by the options that were given.  Raises ``ValueError``."""
+    check_rule(options["guidance"])
     given = {name: value for name, value in options.items() if value is not None}
     default = DEFAULT_RULE if source.adapter is None else UNGUIDED
     return Settings(**{"name": public_name(source.name), "guidance": default} | given)
@@ -40,11 +42,6 @@ def tell(settings: Settings, host: str, url: str) -> None:
     if not is_loopback(host) and not settings.keys:
         print(f"warning: {host} can be reached from other machines, and no API key is asked for", file=sys.stderr)
     print(f"{settings.name} at {url}: the page; /v1/images/generations; Ctrl-C stops", flush=True)
-
-
-def public_name(source: str) -> str:
-    """What requests call a model: its name or hub id, but of a file or folder on this machine the last part alone."""
-    return source if not Path(source).exists() or source in BUNDLED else Path(source).resolve().stem
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .encoded import encoded
-from .pending import Pending, finished
+from .pending import Pending
 from .refusals import fault, refusal_of
 from .schemas import ImageRequest
 
@@ -34,27 +35,50 @@ def previews_every(calls: int, wanted: int) -> int:
     return -(-calls // (wanted + 1)) if wanted else 0
 
 
+@dataclass(eq=False)
+class News:
+    """What is heard of the picture at a place: its progress, or the request itself when it has ended."""
+
+    place: int
+    said: Any
+
+
 class Inbox:
-    """What the scheduler's thread says of pictures, in order, for the event loop."""
+    """What the scheduler's thread says of pictures, in order, for the event loop.
+
+    Of each picture the newest preview alone is kept: one that nobody has read leaves its progress when the next one comes, so
+    that a client which reads slowly holds one preview of each and misses the others.
+    """
 
     def __init__(self) -> None:
-        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[News]()
+        self.previews: dict[int, News] = {}  # that nobody has read, by place
 
-    def put(self, place: int, news: Any) -> None:
+    def put(self, place: int, said: Any) -> None:
         """From any thread; nothing is kept for a loop that has ended."""
         try:
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, (place, news))
+            self.loop.call_soon_threadsafe(self._take, News(place, said))
         except RuntimeError:
             if not self.loop.is_closed():
                 raise
 
-    async def next(self, heartbeat: float) -> tuple[int, Any] | None:
+    def _take(self, news: News) -> None:
+        if getattr(news.said, "picture", None) is not None:
+            if (older := self.previews.get(news.place)) is not None:
+                older.said = replace(older.said, picture=None)
+            self.previews[news.place] = news
+        self.queue.put_nowait(news)
+
+    async def next(self, heartbeat: float) -> News | None:
         """The next news, None where there is none for ``heartbeat`` seconds."""
         try:
             async with asyncio.timeout(heartbeat):
-                return await self.queue.get()
+                news = await self.queue.get()
         except TimeoutError:
             return None
+        if self.previews.get(news.place) is news:
+            del self.previews[news.place]
+        return news
 
 
 class Events:
@@ -86,23 +110,30 @@ class Events:
                 if news is None:
                     yield ALIVE
                     continue
-                place, said = news
-                if said is self.pending.requests[place]:
+                if news.said is self.pending.requests[news.place]:
                     left -= 1
-                    yield frame(COMPLETED, await self._finished(place, said))
+                    text, news = frame(COMPLETED, await self._finished(news.place, news.said)), None
+                    yield text
                     continue
                 if self.request.progress:
-                    yield frame(PROGRESS, self._progress(place, said))
-                if said.picture is not None and said.call < said.calls and self.sent[place] < self.wanted:
-                    yield frame(PARTIAL, await self._partial(place, said.picture))
+                    yield frame(PROGRESS, self._progress(news.place, news.said))
+                if self._shows(news):
+                    text, news = frame(PARTIAL, await self._partial(news.place, news.said.picture)), None
+                    yield text
         except Exception as error:
             refusal = refusal_of(error)
             yield frame(ERROR, (refusal or fault()).body())
             if refusal is None:
                 raise
 
+    def _shows(self, news: News) -> bool:
+        """Whether there is a preview in the news, and one more is wanted."""
+        said = news.said
+        return said.picture is not None and said.call < said.calls and self.sent[news.place] < self.wanted
+
     async def _finished(self, place: int, request: Any) -> dict[str, Any]:
-        data = await self.thread(self.completed, finished(request))
+        data = await self.thread(self.completed, self.pending.finished(request))
+        self.pending.forget(place)
         return {"type": COMPLETED, "created_at": int(time.time())} | self.common | data | {"index": place}
 
     async def _partial(self, place: int, picture: Any) -> dict[str, Any]:

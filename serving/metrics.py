@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-ABANDONED = "499"  # as nginx logs a client that closed the connection before its answer
+CLIENT_CLOSED = 499  # as nginx logs a client that closed the connection before its answer, which nobody reads
+FAULT = 500
 GAUGES = {
     "slots": "Samples that can share a step.",
     "queue_limit": "Requests that may wait for a slot.",
@@ -23,7 +24,7 @@ COUNTERS = {
     "cancelled": "Requests that were given up by their caller.",
     "expired": "Requests that passed their deadline.",
     "failed": "Requests that ended with an error.",
-    "refused": "Requests that found the queue full.",
+    "refused": "Requests that were not accepted: the queue was full, or they could not be drawn.",
     "rows_used": "Rows of network evaluations that a request needed.",
     "rows_run": "Rows of network evaluations that ran, empty slots among them.",
 }
@@ -73,18 +74,22 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, began = ABANDONED, time.perf_counter()
+        status: int | None = None
+        began = time.perf_counter()
 
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = str(message["status"])
+                status = message["status"]
             await send(message)
 
         with self.metrics.current.track_inprogress():
             try:
                 await self.app(scope, receive, noted)
+            except Exception:
+                status = status or FAULT  # which is answered around this middleware, where no answer has begun
+                raise
             finally:
                 route = getattr(scope.get("route"), "path", "other")
-                self.metrics.requests.labels(route, status).inc()
+                self.metrics.requests.labels(route, str(status or CLIENT_CLOSED)).inc()
                 self.metrics.seconds.labels(route).observe(time.perf_counter() - began)

@@ -47,6 +47,13 @@ def on_cluster(address: str | None = None, cpus: float | None = None) -> Iterato
         ray.shutdown()
 
 
+def check_resources(kind: str, cpus: float, gpus: float | None) -> None:
+    """Raise ``ValueError`` with the value unless a process, of which ``kind`` is the name, can have so much of a machine."""
+    for name, value in {"cpus": cpus, "gpus": gpus}.items():
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"{name} of a {kind} must be a number from 0, got {value}")
+
+
 def gpus_of_each(gpus: float | None, device: str | None, resources: Mapping[str, float]) -> float:
     """How many GPUs a process has: as many as were asked for, else one where there are any and ``device`` is not a CPU."""
     if gpus is not None:

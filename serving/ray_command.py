@@ -13,7 +13,6 @@ from .app import create_app
 from .command import settings_of, tell
 from .opening import open_served
 from .ray_app import Replicas, serve_on_ray
-from .server import bound_socket, url_of
 from .settings import Settings
 
 
@@ -39,14 +38,14 @@ def serve_model_on_ray(
     ray: dict[str, Any],
 ) -> None:
     """Check what can be checked without the model, and serve until a signal.  Raises ``ValueError`` or ``OSError``."""
-    if proxies is not None:
-        raise ValueError(f"--proxy {proxies} does not apply with --ray: a proxy of Ray's stands before the server")
+    for name, value in {"proxy": proxies, "send-seconds": options["send_seconds"]}.items():
+        if value is not None:
+            raise ValueError(f"--{name} {value} does not apply with --ray: a proxy of Ray's stands before the server")
     if (source.device or "").startswith("cpu"):
         ray = {"gpus": 0.0} | ray
     replicas, settings = replicas_of(**ray), settings_of(source, options)
-    with bound_socket(host, port) as bound:
-        url, (host, port) = url_of(bound), bound.getsockname()[:2]  # Ray's own proxy takes it next
-    serve_on_ray(ModelApp(source, os.getcwd()), settings, replicas, host, port, drain, lambda: tell(settings, host, url))
+    make_app = ModelApp(source, os.getcwd())
+    serve_on_ray(make_app, settings, replicas, host, port, drain, lambda url: tell(settings, host, url))
 
 
 def replicas_of(replicas: str = "1", **options: Any) -> Replicas:

@@ -10,10 +10,11 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
+from .app import READY, state_told, until_gone
 from .events import ERROR, frame
 from .limits import Current, Limits, Rate
 from .ray_metrics import joined_page
@@ -36,12 +37,9 @@ PASSED = (
     "client",
     "server",
 )
+READY_SECONDS = 1.0  # that processes have to say whether they are ready
 SCRAPE_SECONDS = 5.0  # that processes have to tell their metrics
 AGAIN = {"Retry-After": str(RETRY_SECONDS)}
-DIED = Refusal(503, f"{ATTEMPTS} processes died on this request, one after the other", "server_error", code="died")
-BROKEN = Refusal(503, "the process that drew this request died; send it again", "server_error", code="died")
-FULL = Refusal(429, "the queue is full", "rate_limit_error", code="queue_full", headers=AGAIN)
-UNAVAILABLE = Refusal(503, "no process that draws is there at the moment", "server_error", code="unavailable", headers=AGAIN)
 
 
 def door_app(drawing: Any, settings: Settings) -> Starlette:
@@ -49,14 +47,59 @@ def door_app(drawing: Any, settings: Settings) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         """Those of every process."""
+        from ray.serve.exceptions import DeploymentUnavailableError
+
         scope = {name: request.scope[name] for name in PASSED if name in request.scope}
-        pages = await drawing.broadcast("page", scope).results_async(timeout_s=SCRAPE_SECONDS, return_exceptions=True)
+        asked = drawing.broadcast("page", scope)
+        try:
+            pages = await asked.results_async(timeout_s=SCRAPE_SECONDS, return_exceptions=True)
+        except DeploymentUnavailableError:
+            raise unavailable() from None
+        except TimeoutError:
+            said = f"a process did not tell its metrics within {SCRAPE_SECONDS:g} seconds"
+            raise Refusal(503, said, "server_error", code="unavailable", headers=AGAIN) from None
         there = [page for page in pages if not isinstance(page, BaseException)]
         return Response(joined_page(there), media_type=CONTENT_TYPE_LATEST)
 
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    readiness = Readiness(drawing)
+
+    async def ready(_: Request) -> Response:
+        return state_told(await readiness.state())
+
+    own = {"/metrics": metrics, "/health": health, "/ready": ready}
+    routes = [Route(path, answer) for path, answer in own.items()]
     rate = None if settings.rate is None else Rate(settings.rate)
     limits = Middleware(Limits, settings=settings, current=Current(settings.max_requests), rate=rate)
-    return Starlette(routes=[Route("/metrics", metrics), Mount("/", Forward(drawing))], middleware=[limits])
+    return Starlette(routes=[*routes, Mount("/", Forward(drawing))], middleware=[limits])
+
+
+class Readiness:
+    """Whether any process would draw at once; they are asked once at a time, however many want to know."""
+
+    def __init__(self, drawing: Any):
+        self.drawing = drawing
+        self.asking: asyncio.Future[str] | None = None
+
+    async def state(self) -> str:
+        """What ``/ready`` says."""
+        if self.asking is None or self.asking.done():
+            self.asking = asyncio.ensure_future(self._ask())
+        return await asyncio.shield(self.asking)
+
+    async def _ask(self) -> str:
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        try:
+            told = await self.drawing.broadcast("state").results_async(timeout_s=READY_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            return READY  # they have their hands full: a process that has all it takes answers when one of it is done
+        except DeploymentUnavailableError:
+            return "unavailable"
+        states = [state for state in told if isinstance(state, str)]
+        return READY if READY in states else next(iter(states), "unavailable")
 
 
 class Forward:
@@ -75,7 +118,7 @@ class Forward:
             raise Refusal(400, f"this server speaks HTTP, got {scope['type']}")
         body = (await receive()).get("body", b"")
         passed = {name: scope[name] for name in PASSED if name in scope}
-        answered, gone = asyncio.ensure_future(self._answer(passed, body, send)), asyncio.ensure_future(_until_gone(receive))
+        answered, gone = asyncio.ensure_future(self._answer(passed, body, send)), asyncio.ensure_future(until_gone(receive))
         try:
             await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
@@ -96,15 +139,16 @@ class Forward:
                     await send(message)
                 return
             except BackPressureError:
-                raise FULL from None
+                raise Refusal(429, "the queue is full", "rate_limit_error", code="queue_full", headers=AGAIN) from None
             except DeploymentUnavailableError:
-                raise UNAVAILABLE from None
+                raise unavailable() from None
             except RayActorError as error:
                 logger.warning("a process died on attempt %d of a request: %s", attempt, " ".join(str(error).split())[:200])
                 if begun is not None:
                     await _end(begun, send)
                     return
-        raise DIED
+        said = f"{ATTEMPTS} processes died on this request, one after the other"
+        raise Refusal(503, said, "server_error", code="died")
 
     async def _messages(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """The answer of one process; leaving it cancels what is not done there."""
@@ -119,13 +163,15 @@ class Forward:
                 answer.cancel()
 
 
+def unavailable() -> Refusal:
+    """Why nothing is drawn while no process is there."""
+    said = "no process that draws is there at the moment"
+    return Refusal(503, said, "server_error", code="unavailable", headers=AGAIN)
+
+
 async def _end(begun: Message, send: Send) -> None:
     """End an answer whose process died after ``begun``, its first message."""
     if "text/event-stream" not in Headers(raw=begun["headers"]).get("content-type", ""):
         raise ConnectionError("the process that answered died within its answer")  # the server closes the connection
-    await send({"type": "http.response.body", "body": frame(ERROR, BROKEN.body()).encode(), "more_body": False})
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    broken = Refusal(503, "the process that drew this request died; send it again", "server_error", code="died")
+    await send({"type": "http.response.body", "body": frame(ERROR, broken.body()).encode(), "more_body": False})

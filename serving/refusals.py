@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from segue.engine.argument_names import did_you_mean
+from segue.engine.error_text import one_line
 from segue.engine.scheduling.errors import DeadlineError, QueueFullError, SchedulerClosedError
 
 LONGEST_VALUE = 80  # characters of a value that a sentence shows
@@ -71,13 +72,13 @@ def refusal_of(error: BaseException, known: Sequence[str] = ()) -> Refusal | Non
         case RequestValidationError():
             return _of_fields(error.errors(), known)
         case QueueFullError():
-            return Refusal(429, _sentence(error), "rate_limit_error", code="queue_full", headers=again)
+            return Refusal(429, one_line(error), "rate_limit_error", code="queue_full", headers=again)
         case SchedulerClosedError():
-            return Refusal(503, "the server is shutting down", "server_error", code="shutting_down", headers=again)
+            return closed()
         case DeadlineError():
-            return Refusal(504, _sentence(error), "timeout_error", code="deadline")
+            return Refusal(504, one_line(error), "timeout_error", code="deadline")
         case FloatingPointError():
-            return Refusal(500, _sentence(error), "server_error", code="not_finite")
+            return Refusal(500, one_line(error), "server_error", code="not_finite")
         case HTTPException():
             return Refusal(error.status_code, OF_ROUTES.get(error.status_code, str(error.detail)), headers=error.headers or {})
     return None
@@ -89,17 +90,18 @@ def checking() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise Refusal(400, _sentence(error)) from error
+        raise Refusal(400, one_line(error)) from error
+
+
+def closed() -> Refusal:
+    """What a request is told that comes while the server ends."""
+    again = {"Retry-After": str(RETRY_SECONDS)}
+    return Refusal(503, "the server is shutting down", "server_error", code="shutting_down", headers=again)
 
 
 def fault() -> Refusal:
     """What a client is told of a fault of the server, whose traceback is in the log."""
     return Refusal(500, "the server failed on this request; its log says why", "server_error", code="internal")
-
-
-def _sentence(error: BaseException) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _of_fields(errors: Iterable[Any], known: Sequence[str]) -> Refusal:

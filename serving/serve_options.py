@@ -53,6 +53,9 @@ DeadlineOption = Annotated[float | None, _limit("--deadline", "none", "Seconds t
 DrainOption = Annotated[
     int | None, _limit("--drain", "any", "Seconds that accepted requests have when the server is told to stop.")
 ]
+SendOption = Annotated[
+    float | None, _limit("--send-seconds", "30", "Seconds that a client has to take 64 KiB of its answer, or the rest of it.")
+]
 BodyOption = Annotated[int | None, _limit("--max-body", "65536", "Bytes of a request.")]
 PixelsOption = Annotated[
     int | None, _limit("--max-pixels", "twice the model's own", "Pixels of a picture, width times height.")
@@ -94,6 +97,7 @@ def serve(
     rate: RateOption = None,
     deadline: DeadlineOption = None,
     drain: DrainOption = None,
+    send_seconds: SendOption = None,
     max_body: BodyOption = None,
     max_pixels: PixelsOption = None,
     max_steps: MaxStepsOption = None,
@@ -131,6 +135,7 @@ def serve(
         "queue": queue,
         "rate": rate,
         "deadline": deadline,
+        "send_seconds": send_seconds,
         "max_body": max_body,
         "max_pixels": max_pixels,
         "max_steps": max_steps,

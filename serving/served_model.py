@@ -102,7 +102,10 @@ class ServedModel:
 
     def default_rule(self, text: str | None) -> None:
         """Raise ``ValueError`` unless the rule of requests that name none runs on the model."""
-        self._planned(text or "none", None, None, None, None, None)
+        try:
+            self._planned(text or "none", None, None, None, None, None)
+        except Refusal as refusal:
+            raise ValueError(refusal.message) from None
 
     def _plan(
         self, text: str, steps: int | None, schedule: str | None, solver: str | None, height: int | None, width: int | None
@@ -113,17 +116,9 @@ class ServedModel:
 
     def _rule(self, text: str) -> ParsedRule:
         """A rule for one picture, that reads no files of the server's."""
-        for first, last in _RANGE.findall(text):
-            if max(len(first), len(last)) > len(str(LONGEST_RANGE)) or int(last) - int(first) > LONGEST_RANGE:
-                raise Refusal(400, f"a range of a rule is at most {LONGEST_RANGE} long, got {shown(f'{first}-{last}')}")
+        check_ranges(text)
         rule = parse_rule(text, self.engine.spec)
-        for part in rule.parts:
-            classifier = dict(part.options).get("classifier")
-            if classifier is not None and classifier not in CLASSIFIERS:
-                said = f"a classifier here is one of {', '.join(CLASSIFIERS)}, got {shown(classifier)}"
-                raise Refusal(400, said, param="guidance")
-        if rule.guidance.samples is not None:
-            raise Refusal(400, f"a request has one rule with one of each number, got {shown(text)}", param="guidance")
+        check_served(rule, text)
         return rule
 
     def _size(self, text: str | None) -> tuple[int | None, int | None]:
@@ -198,6 +193,37 @@ class ServedModel:
             except (ValueError, Refusal):
                 continue  # it needs numbers or networks that are not here
             yield {"name": name, "title": named.title, "formula": ENTRIES[name].formula} | plan_told(plan, rule)
+
+
+def check_ranges(text: str) -> None:
+    """Raise :class:`Refusal` for the text of a rule that takes long to read."""
+    for first, last in _RANGE.findall(text):
+        if max(len(first), len(last)) > len(str(LONGEST_RANGE)) or int(last) - int(first) > LONGEST_RANGE:
+            raise Refusal(400, f"a range of a rule is at most {LONGEST_RANGE} long, got {shown(f'{first}-{last}')}")
+
+
+def check_served(rule: ParsedRule, text: str) -> None:
+    """Raise :class:`Refusal` unless a rule is for one picture, and reads no files of the server's."""
+    for part in rule.parts:
+        classifier = dict(part.options).get("classifier")
+        if classifier is not None and classifier not in CLASSIFIERS:
+            said = f"a classifier here is one of {', '.join(CLASSIFIERS)}, got {shown(classifier)}"
+            raise Refusal(400, said, param="guidance")
+    if rule.guidance.samples is not None:
+        raise Refusal(400, f"a request has one rule with one of each number, got {shown(text)}", param="guidance")
+
+
+def check_rule(text: str | None) -> None:
+    """Raise ``ValueError`` for a default rule that no model can serve; what depends on the model, the model says."""
+    try:
+        check_ranges(text or "none")
+        try:
+            rule = parse_rule(text or "none")
+        except ValueError:
+            return
+        check_served(rule, text or "none")
+    except Refusal as refusal:
+        raise ValueError(refusal.message) from None
 
 
 def plan_told(plan: Plan, rule: ParsedRule) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from ipaddress import ip_address
 
 LOOPBACK_NAME = "localhost"
-SHORTEST_KEY = 16  # characters: a shorter key can be guessed through a limit of requests
+SHORTEST_KEY = 16  # characters: their number alone keeps keys from being guessed, wrong ones are refused at once
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,9 @@ class Settings:
     slots: samples that share a step; queue: requests that wait for one.  max_body in bytes, max_pixels of a picture (None:
     twice those of the model's own size), max_steps of the solver, max_images of a request; deadline in seconds, the longest
     that a request may take and what it has where it names none; rate in requests a minute and client; max_requests at once;
-    body_seconds until a body has arrived; heartbeat in seconds between two signs of life of a stream; warm: a picture is drawn
-    for nobody before the server is ready.  Raises ``ValueError`` with the value.
+    body_seconds until a body has arrived; send_seconds that a client has to read on, see :class:`.server.Connection`;
+    heartbeat in seconds between two signs of life of a stream; warm: a picture is drawn for nobody before the server is
+    ready.  Raises ``ValueError`` with the value.
     """
 
     name: str = "herbarium"
@@ -32,6 +33,7 @@ class Settings:
     max_requests: int = 1024
     deadline: float | None = None
     body_seconds: float = 10.0
+    send_seconds: float = 30.0
     heartbeat: float = 15.0
     warm: bool = True
 
@@ -42,6 +44,10 @@ class Settings:
                 continue
             if not (math.isfinite(value) and (value > 0 or (field.name == "queue" and value == 0))):
                 raise ValueError(f"{field.name.replace('_', '-')} must be a number above 0, got {value}")
+        from segue.engine.scheduling.scheduler import MOST_SLOTS  # needs torch, and whoever makes settings has it
+
+        if self.slots > MOST_SLOTS:
+            raise ValueError(f"slots must be at most {MOST_SLOTS}, got {self.slots}")
         if not self.name.strip():
             raise ValueError(f"the name of a model must not be empty, got {self.name!r}")
         for place, key in enumerate(self.keys, 1):

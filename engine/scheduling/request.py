@@ -4,9 +4,10 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..planning.plan import Plan
@@ -55,10 +56,11 @@ class Request(Future):
         super().__init__()
         self._settling = threading.RLock()
         self.drawing, self.previews, self.deadline = drawing, previews, deadline
-        self._events: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
+        self._unread: deque[Progress | None] = deque()  # None: the request has ended
+        self._told = threading.Condition()
         self._listeners: list[Callable[[Progress], None]] = []
         self.add_done_callback(lambda _: self._tell_waiters())
-        self.add_done_callback(lambda _: self._events.put(None))
+        self.add_done_callback(lambda _: self._keep(None))
 
     @property
     def plan(self) -> Plan:
@@ -75,20 +77,35 @@ class Request(Future):
     def events(self, timeout: float | None = None) -> Iterator[Progress]:
         """What is heard of the request until it ends, from its beginning; for one reader.
 
-        Raises ``queue.Empty`` where nothing is heard for ``timeout`` seconds.  How it ended :meth:`result` says.
+        Of the pictures that were not read yet the newest alone is kept.  Raises ``queue.Empty`` where nothing is heard for
+        ``timeout`` seconds.  How it ended :meth:`result` says.
         """
-        while (progress := self._events.get(timeout=timeout)) is not None:
+        while (progress := self._next(timeout)) is not None:
             yield progress
 
     def tell(self, progress: Progress) -> None:
         """Let the reader and the listeners hear of a call."""
-        self._events.put(progress)
+        self._keep(progress)
         for listener in list(self._listeners):
             try:
                 listener(progress)
             except Exception:
                 self._listeners.remove(listener)
                 _LOG.exception("a listener of a request failed, and hears of it no more")
+
+    def _keep(self, progress: Progress | None) -> None:
+        """For the reader: what nobody reads, as where listeners hear it, holds one picture at most."""
+        with self._told:
+            if progress is not None and progress.picture is not None:
+                self._unread = deque(replace(each, picture=None) if each else None for each in self._unread)
+            self._unread.append(progress)
+            self._told.notify()
+
+    def _next(self, timeout: float | None) -> Progress | None:
+        with self._told:
+            if not self._told.wait_for(lambda: self._unread, timeout):
+                raise queue.Empty
+            return self._unread.popleft()
 
     def _tell_waiters(self) -> None:
         """Let ``concurrent.futures.wait`` know of a request that was cancelled, which a future leaves to who runs it."""

@@ -85,11 +85,13 @@ function requestFields() {
   return fields;
 }
 
-// A seed beyond 2^53 is no number of JavaScript's: it goes into the text of the body as its digits.
+// A seed beyond 2^53 is no number of JavaScript's: it goes into the text of the body as its digits. What is no number at all
+// goes there as it is, for the server to say so.
 function bodyText(fields) {
   const seed = at("seed").value.trim();
   const text = JSON.stringify(fields);
-  return seed ? `${text.slice(0, -1)},"seed":${BigInt(seed)}}` : text;
+  const number = /^\d+$/.test(seed) ? BigInt(seed) : JSON.stringify(seed);
+  return seed ? `${text.slice(0, -1)},"seed":${number}}` : text;
 }
 
 function showCurl() {

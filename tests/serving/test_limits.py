@@ -74,11 +74,13 @@ def test_a_server_whose_scheduler_has_ended_is_not_ready(engine):
         before = await client.get("/ready")
         client.serving.scheduler._give_up(RuntimeError("a fault of the device"))
         after, health = await client.get("/ready"), await client.get("/health")
-        return before, after, health
+        return before, after, health, await client.draw()
 
-    before, after, health = run(work, engine)
+    before, after, health, refused = run(work, engine)
     assert (before.status_code, after.status_code, health.status_code) == (200, 503, 200)
     assert after.json() == {"status": "broken"}
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "broken")
+    assert "has to be started again" in refused.json()["error"]["message"] and "retry-after" not in refused.headers
 
 
 def test_without_the_right_key_only_health_and_the_page_are_open(engine):

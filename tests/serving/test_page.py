@@ -124,6 +124,19 @@ def test_a_refusal_is_shown_and_the_next_drawing_forgets_it(page):
     page.errors.clear()  # the browser's own line on a status of 400
 
 
+@needs_browser
+def test_a_seed_that_is_no_number_is_told_and_hides_no_plan(page):
+    choose(page, rule="cfg", steps=6, seed="12a")
+    page.until("document.getElementById('cost').textContent.startsWith('6 calls, 12 evaluations')")
+    assert '"seed":"12a"' in text(page, "curl")
+    page.evaluate("document.getElementById('form').noValidate = true; document.getElementById('form').requestSubmit()")
+    page.until("!document.getElementById('problem').hidden")
+    assert "seed should be a valid integer, got '12a'" in text(page, "problem")
+    page.evaluate("document.getElementById('form').noValidate = false")
+    choose(page, seed="")
+    page.errors.clear()  # the browser's own line on a status of 400
+
+
 def cancelled(url: str) -> float:
     """How many requests were given up."""
     return float(re.search(r"^segue_cancelled_total (.*)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)[1])

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -20,9 +21,15 @@ from segue.serving.batch_drawing import Drawing
 from segue.serving.batch_ray import Pool
 from segue.serving.batch_requests import Defaults, Requests
 from segue.serving.batch_table import Row
-from segue.serving.ray_app import NAME, Replicas, application
+from segue.serving.ray_app import (
+    Replicas,
+    drain_applications,
+    leave_serve,
+    run_applications,
+    serve_on_ray,
+    start_serve,
+)
 from segue.serving.ray_cluster import on_cluster
-from segue.serving.server import bound_socket
 from segue.serving.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -96,8 +103,12 @@ def test_a_pool_says_in_a_sentence_why_it_cannot_draw(tmp_path):
         draw_table(requests.settle(more), Drawing(tmp_path / "made", source, 2), Pool(1).draw)
 
 
-def slow_app():
-    """A maker of applications that take their time; it is made here because workers cannot import this file."""
+def patient_app(folder: Path):
+    """A maker of applications whose requests tell in a folder that they have begun, and end when there is a file ``go`` in it.
+
+    It is made here because workers cannot import this file.
+    """
+    place = str(folder)
 
     def make(_):
         import asyncio
@@ -109,7 +120,9 @@ def slow_app():
 
         @app.post("/draw")
         async def draw(body: dict):
-            await asyncio.sleep(body["seconds"])
+            open(os.path.join(place, f"begun-{body['number']}"), "w").close()
+            while not os.path.exists(os.path.join(place, "go")):
+                await asyncio.sleep(0.05)
             return {"number": body["number"], "process": os.getpid()}
 
         return app
@@ -117,34 +130,127 @@ def slow_app():
     return make
 
 
-def test_a_process_that_is_killed_under_load_costs_no_request(cluster):
+class Asked:
+    """Requests to ``/draw`` of a server, all at once, each in a thread; their answers are there when they are joined."""
+
+    def __init__(self, url: str, numbers: range):
+        self.url, self.answers = url, []
+        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in numbers]
+        for thread in self.threads:
+            thread.start()
+
+    def _ask(self, number: int) -> None:
+        body = json.dumps({"number": number}).encode()
+        request = urllib.request.Request(f"{self.url}/draw", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                self.answers.append(json.loads(answer.read()))
+        except OSError as error:
+            self.answers.append({"number": number, "error": str(error)})
+
+    def joined(self) -> list:
+        """The answers, or what went wrong."""
+        for thread in self.threads:
+            thread.join()
+        return self.answers
+
+
+def wait_for(condition) -> None:
+    """Until other processes have done what is waited for."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def test_a_process_that_is_killed_under_load_costs_no_request(cluster, tmp_path):
     from ray import serve
 
-    with bound_socket("127.0.0.1", 0) as bound:
-        port = bound.getsockname()[1]
-
-    def ask(number, seconds):
-        body = json.dumps({"number": number, "seconds": seconds}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/draw", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
-            return json.loads(answer.read())
-
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    (host, port), started = start_serve("127.0.0.1", 0)
     try:
-        serve.run(application(slow_app(), Settings(slots=4, queue=16), Replicas(2, 2)), name=NAME)
-        at_work = children("ServeReplica:segue:drawing")
+        assert started
+        run_applications(patient_app(tmp_path), Settings(slots=4, queue=16), Replicas(2, 2))
+        at_work = children("ServeReplica:segue-drawing:drawing")
         assert len(at_work) == 2
-        answers = [None] * REQUESTS
-        threads = [
-            threading.Thread(target=lambda place=place: answers.__setitem__(place, ask(place, 2))) for place in range(REQUESTS)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(1)  # all are under way, none has ended
+        asked = Asked(f"http://{host}:{port}", range(REQUESTS))
+        wait_for(lambda: len(list(tmp_path.glob("begun-*"))) == REQUESTS)
         os.kill(at_work[0], signal.SIGKILL)
-        for thread in threads:
-            thread.join()
-        assert [answer["number"] for answer in answers] == list(range(REQUESTS))
+        (tmp_path / "go").touch()
+        answers = asked.joined()
+        assert [answer for answer in answers if "error" in answer] == [] and len(answers) == REQUESTS
         assert at_work[0] not in {answer["process"] for answer in answers}
+    finally:
+        serve.shutdown()
+
+
+def is_full(url: str) -> bool:
+    """Whether the door has all the requests that it takes: it refuses one more before it reads what that is."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, b"{}", {"Content-Type": "text/plain"}))
+    except urllib.error.HTTPError as error:
+        return error.code == 429
+    return False
+
+
+@pytest.mark.parametrize("shared", (False, True))
+def test_a_signal_ends_what_was_accepted_and_nothing_of_others(cluster, tmp_path, shared):
+    """Of ten requests six are at work and four wait at the door when it comes."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Other:
+        def __call__(self, _):
+            return "here"
+
+    at, asked, before = ("127.0.0.1", 0), [], signal.getsignal(signal.SIGTERM)
+    if shared:
+        at, _ = start_serve(*at)
+        serve.run(Other.bind(), name="other", route_prefix="/other")
+
+    def load(url):
+        for numbers in (range(3), range(3, 6)):
+            asked.append(Asked(url, numbers))
+            wait_for(lambda end=numbers.stop: len(list(tmp_path.glob("begun-*"))) == end)
+        asked.append(Asked(url, range(6, 10)))
+        wait_for(lambda: is_full(url))
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: serve.status().applications["segue"].status == "DELETING")
+        (tmp_path / "go").touch()
+
+    threads = []
+
+    def ready(url):
+        threads.append(threading.Thread(target=load, args=(url,)))
+        threads[0].start()
+
+    settings = Settings(slots=1, queue=5, max_requests=10)
+    try:
+        serve_on_ray(patient_app(tmp_path), settings, Replicas(), *at, None, ready)
+        threads[0].join()
+        answers = [answer for some in asked for answer in some.joined()]
+        assert [answer for answer in answers if "error" in answer] == [] and len(answers) == 10
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert list(serve.status().applications) == (["other"] if shared else [])
+        if shared:
+            with urllib.request.urlopen(f"http://{at[0]}:{at[1]}/other") as answer:
+                assert answer.read() == b"here"
+            with pytest.raises(ValueError, match=f"listens at 127.0.0.1 port {at[1]}, and not at 127.0.0.1 port 9"):
+                start_serve("127.0.0.1", 9)
+            assert start_serve("127.0.0.1", 0) == (at, False)
+        else:
+            assert serve.status().proxies == {}, "Serve that was started here is shut down"
+    finally:
+        serve.shutdown()
+
+
+def test_time_that_is_over_ends_what_is_not_done(cluster, tmp_path):
+    from ray import serve
+
+    (host, port), _ = start_serve("127.0.0.1", 0)
+    try:
+        run_applications(patient_app(tmp_path), Settings(slots=1, queue=4), Replicas(), drain=1)
+        asked = Asked(f"http://{host}:{port}", range(1))
+        wait_for(lambda: list(tmp_path.glob("begun-*")))
+        drain_applications(1)
+        leave_serve(True)
+        assert ["error" in answer for answer in asked.joined()] == [True]
     finally:
         serve.shutdown()

@@ -1,9 +1,15 @@
 """The door before processes that may die: nothing that was accepted is lost without a word.  The processes are played."""
 
 import asyncio
+import gc
 import json
+import os
 import random
+import signal
+import threading
 from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,10 +21,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.types import Message
 
-from segue.serving.ray_app import Replicas, ServedProcess
+from segue.serving.ray_app import Replicas, ServedProcess, until_signal
 from segue.serving.ray_command import replicas_of
-from segue.serving.ray_door import ATTEMPTS, door_app
+from segue.serving.ray_door import ATTEMPTS, Readiness, door_app
 from segue.serving.ray_metrics import joined_page
+from segue.serving.refusals import Refusal
 from segue.serving.settings import Settings
 
 LETTERS = [b"data: %d\n\n" % number for number in range(5)]
@@ -60,12 +67,23 @@ def stand_in(lived: list[str]) -> FastAPI:
 class Handle:
     """A Ray Serve handle whose processes do as a list says: None answers, a number dies after so many messages, else raises."""
 
-    def __init__(self, *fates):
-        self.fates, self.lived, self.asked = list(fates), [], 0
+    def __init__(self, *fates, told=()):
+        self.fates, self.lived, self.asked, self.told = list(fates), [], 0, told
 
     def options(self, *, stream, method_name):
         assert stream and method_name == "answer"
         return self
+
+    def broadcast(self, method_name, *_):
+        self.asked += 1
+        return SimpleNamespace(results_async=partial(self.results, method_name))
+
+    async def results(self, method_name, timeout_s, return_exceptions):
+        assert method_name in ("state", "page") and timeout_s > 0 and return_exceptions
+        await asyncio.sleep(0)
+        if isinstance(self.told, Exception):
+            raise self.told
+        return self.told
 
     def remote(self, scope, body):
         self.asked += 1
@@ -107,7 +125,7 @@ class Answer:
         self.task = asyncio.ensure_future(self.messages.aclose())
 
 
-def asked(handle, path, body=b"{}", gone: float | None = None, settings=None, headers=()):
+def asked(handle, path, body=b"{}", gone: float | None = None, settings=None, headers=(), method="POST"):
     """The messages of the door's answer; the client goes where ``gone`` says so."""
 
     async def work() -> list[Message]:
@@ -127,7 +145,7 @@ def asked(handle, path, body=b"{}", gone: float | None = None, settings=None, he
 
         path_only, _, query = path.partition("?")
         head = [(b"content-type", b"application/json"), *headers]
-        scope = {"type": "http", "method": "POST", "path": path_only, "query_string": query.encode(), "headers": head}
+        scope = {"type": "http", "method": method, "path": path_only, "query_string": query.encode(), "headers": head}
         scope |= {"raw_path": path_only.encode(), "root_path": "", "scheme": "http", "http_version": "1.1"}
         await door_app(handle, settings or Settings())(scope | {"client": ("1.2.3.4", 5), "server": None}, receive, send)
         await asyncio.sleep(0)
@@ -212,6 +230,45 @@ def test_the_page_of_metrics_has_the_numbers_of_every_process():
     }
 
 
+def test_health_is_told_at_the_door_whatever_the_processes_do():
+    handle = Handle(BackPressureError(1, 1), told=DeploymentUnavailableError("drawing"))
+    assert asked(handle, "/health", method="GET")[:2] == (200, b'{"status":"ok"}')
+    assert handle.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "state"),
+    [
+        (["starting", "ready"], 200, "ready"),
+        (["starting", ActorDiedError()], 503, "starting"),
+        (["broken"], 503, "broken"),
+        ([ActorDiedError()], 503, "unavailable"),
+        (DeploymentUnavailableError("drawing"), 503, "unavailable"),
+        (TimeoutError(), 200, "ready"),
+    ],
+)
+def test_the_door_is_ready_where_a_process_is_or_all_have_their_hands_full(told, status, state):
+    handle = Handle(BackPressureError(1, 1), told=told)
+    found, body, _ = asked(handle, "/ready", method="GET")
+    assert (found, json.loads(body)) == (status, {"status": state})
+
+
+def test_many_that_ask_whether_the_door_is_ready_are_one_question_to_the_processes():
+    async def work():
+        handle = Handle(told=["ready"])
+        readiness = Readiness(handle)
+        states = await asyncio.gather(*(readiness.state() for _ in range(63)))
+        return states, handle.asked, await readiness.state(), handle.asked
+
+    assert asyncio.run(work()) == (["ready"] * 63, 1, "ready", 2)
+
+
+@pytest.mark.parametrize("told", (TimeoutError(), DeploymentUnavailableError("drawing")))
+def test_metrics_that_no_process_tells_are_no_fault(told):
+    status, body, headers = asked(Handle(told=told), "/metrics", method="GET")
+    assert (status, json.loads(body)["error"]["code"], headers["retry-after"]) == (503, "unavailable", "1")
+
+
 def test_replicas_are_a_number_or_a_range():
     assert (replicas_of(), replicas_of("3"), replicas_of("1-8", gpus=0.5)) == (
         Replicas(1, 1),
@@ -223,3 +280,44 @@ def test_replicas_are_a_number_or_a_range():
             replicas_of(text)
     with pytest.raises(ValueError, match="gpus of a replica must be a number from 0, got -1"):
         replicas_of("1", gpus=-1.0)
+
+
+@pytest.mark.parametrize("error", (BackPressureError(1, 1), DeploymentUnavailableError("drawing"), ActorDiedError()))
+def test_nothing_of_a_refused_request_is_kept(error):
+    """An exception that is raised again and again holds the frames of every raise, and with them every body."""
+    asked(Handle(*[error] * ATTEMPTS), "/echo", json.dumps({"a": "b" * 1000}).encode())
+    gc.collect()
+    assert [one for one in gc.get_objects() if isinstance(one, Refusal)] == []
+
+
+def test_a_second_signal_does_what_it_did_before_the_first():
+    heard = []
+    original = signal.signal(signal.SIGTERM, lambda *_: heard.append("as before"))
+    own = signal.getsignal(signal.SIGTERM)
+
+    def tell():
+        while signal.getsignal(signal.SIGTERM) is own:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        thread = threading.Thread(target=tell)
+        thread.start()
+        until_signal()
+        thread.join()
+        assert heard == []
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == ["as before"]
+    finally:
+        signal.signal(signal.SIGTERM, original)
+
+
+def test_a_process_says_of_itself_what_its_server_says():
+    async def told(app):
+        process = Played.__new__(Played)
+        await process.__init__(lambda _: app, Settings())
+        return await process.state()
+
+    serving = stand_in([])
+    serving.state.serving = SimpleNamespace(state="broken")
+    assert [asyncio.run(told(app)) for app in (stand_in([]), serving)] == ["ready", "broken"]

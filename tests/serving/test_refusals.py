@@ -2,9 +2,16 @@
 
 import asyncio
 import json
+import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from served import DRAW, counted, run
+
+from segue.engine.scheduling.errors import DeadlineError
+from segue.serving.pending import Pending
+from segue.serving.schemas import ImageRequest
 
 LONG = "x" * 5000
 DEEP = "[" * 20000
@@ -172,6 +179,26 @@ def test_a_deadline_of_the_request_or_of_the_server_ends_it_with_504(engine, set
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
     assert "was not done after" in sentence(answer)
     assert (stats.expired, stats.running) == (1, 0)
+
+
+def test_a_deadline_counts_from_the_request_and_not_from_the_thread_that_takes_it_up(engine):
+    given = []
+
+    def submit(*_, deadline, **__):
+        given.append(deadline)
+        return Future()
+
+    async def work(client):
+        order = client.serving.model.order(ImageRequest(prompt="3", deadline=50))
+        for ago in (30, 60):
+            await Pending.submit(SimpleNamespace(submit=submit), order, time.monotonic() - ago, client.serving.pool)
+
+    run(work, engine)
+    assert 0 < given[0] <= 20 and 0 < given[1] < 1e-6
+    late = Future()
+    late.set_exception(DeadlineError("the request was not done after 20 s"))
+    with pytest.raises(DeadlineError, match=r"^the request was not done after 50 s$"):
+        Pending([late], 50.0).finished(late)
 
 
 def test_a_server_that_stops_takes_no_more_requests_and_is_not_ready(engine):

@@ -1,16 +1,26 @@
 """``segue serve``: what it refuses before it loads anything, and what its options become."""
 
 import importlib.util
+import io
+import json
 import socket
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from served import DRAW, events_of, run
 from tiny_dit import tiny_dit_pipeline
 from tiny_sd3 import tiny_pipeline
 from typer.testing import CliRunner
 
 from segue.__main__ import app
-from segue.serving.command import public_name, read_keys
+from segue.engine.engine import Engine
+from segue.engine.images import RECORD_CHUNK
+from segue.serving.app import create_app
+from segue.serving.command import read_keys
+from segue.serving.encoded import public_name
+from segue.serving.settings import Settings
 
 
 def invoke(*arguments):
@@ -43,6 +53,9 @@ class Stopped:
         (("--model", "sd3.5-medium"), "is a size, which segue plan takes"),
         (("--api-keys", "missing.txt"), "missing.txt"),
         (("--guidance", "cgf", "--port", 0), "unknown guidance rule 'cgf'"),
+        (("--guidance", "slg:weight=1,layers=0-9999", "--port", 0), "a range of a rule is at most 1000 long, got '0-9999'"),
+        (("--send-seconds", 0), "send-seconds must be a number above 0, got 0"),
+        (("--ray", "--send-seconds", 9, "--port", 0), "--send-seconds 9.0 does not apply with --ray"),
         (("--solver", "heun"), "No such option: --solver"),
     ],
 )
@@ -50,6 +63,25 @@ def test_bad_options_are_one_sentence(arguments, words, started):
     result = invoke(*arguments)
     assert (result.exit_code, result.stderr.count("\n"), started) == (2, 1, [])
     assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--guidance", "cfg:scale=1,2"), "a request has one rule with one of each number, got 'cfg:scale=1,2'"),
+        (("--guidance", "gfcg:weight=1,classifier=/etc/passwd"), "a classifier here is one of"),
+        (("--slots", 300), "slots must be at most 256, got 300"),
+    ],
+)
+def test_what_no_model_can_serve_is_told_before_one_is_read(arguments, words, started):
+    result = invoke("--port", 0, "--model", "missing.safetensors", *arguments)
+    assert (result.exit_code, result.stderr.count("\n"), started) == (2, 1, [])
+    assert words in result.stderr
+
+
+def test_a_rule_that_a_model_makes_one_of_each_number_of_is_refused_in_a_sentence(engine):
+    with pytest.raises(ValueError, match="a request has one rule with one of each number, got 'sgg:scale=1,2'"):
+        create_app(engine, Settings(guidance="sgg:scale=1,2"))
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_read(started):
@@ -109,10 +141,36 @@ def test_keys_come_from_the_environment_or_a_file_and_an_empty_file_is_none(monk
 
 
 def test_the_name_of_a_model_tells_no_path_of_this_machine(tmp_path):
-    file = tmp_path / "leaves.safetensors"
+    file, folder = tmp_path / "leaves.safetensors", tmp_path / "sd3.5-medium"
     file.touch()
-    assert (public_name(str(file)), public_name(f"{tmp_path}/")) == ("leaves", tmp_path.name)
+    folder.mkdir()
+    assert (public_name(str(file)), public_name(f"{folder}/")) == ("leaves", "sd3.5-medium")
     assert (public_name("herbarium"), public_name("owner/name")) == ("herbarium", "owner/name")
+    assert public_name(str(tmp_path / "gone.safetensors")) == "gone"
+
+
+def test_no_answer_tells_a_path_of_this_machine(tmp_path):
+    tiny_dit_pipeline().save_pretrained(tmp_path / "model")
+    engine = Engine.from_pretrained(
+        tmp_path / "model", models={"weak": tmp_path / "model" / "transformer"}, vae=tmp_path / "model" / "vae", device="cpu"
+    )
+    settings = {"name": public_name(str(tmp_path / "model")), "guidance": "cfg:scale=2"}
+
+    async def work(client):
+        answers = [
+            await client.post(DRAW, json={"prompt": "1", "steps": 1} | fields, headers={"Accept": accept})
+            for fields, accept in (({}, "image/png"), ({}, "*/*"), ({"stream": True}, "*/*"), ({"guidance": "ag"}, "*/*"))
+        ]
+        return [*answers, await client.get("/v1/models")]
+
+    file, plain, streamed, *others = run(work, engine, **settings)
+    files = [file.content, *(b64decode(data["b64_json"]) for data in (plain.json()["data"][0], events_of(streamed.text)[0]))]
+    records = [json.loads(Image.open(io.BytesIO(file)).info[RECORD_CHUNK]) for file in files]
+    for data in (*files, *(answer.content for answer in (plain, streamed, *others))):
+        assert str(tmp_path).encode() not in data and tmp_path.name.encode() not in data
+    for record in records:
+        origin = {name: record["origin"][name] for name in ("source", "models", "vae", "adapter")}
+        assert origin == {"source": "model", "models": {"weak": "transformer"}, "vae": "vae", "adapter": None}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A server on a socket: shutdown, connections that close, hundreds at once."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -10,10 +11,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from served import DRAW, counted, events_of, listening
+from uvicorn.server import ServerState
+
+from segue.serving.app import create_app
+from segue.serving.server import Connection, bound_socket, make_server
+from segue.serving.settings import Settings
 
 JSON = {"prompt": "3", "steps": 4}
 
@@ -92,6 +99,100 @@ def test_a_head_without_an_end_is_not_read_for_ever(engine):
                 sent += connection.send(b"X-Header: " + b"x" * 60_000 if sent else b"GET / HTTP/1.1\r\nX: ")
         assert sent < 50 << 20
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_client_that_stops_reading_gives_its_pictures_up(engine, monkeypatch):
+    def narrow(*place):
+        """A socket whose connections the system takes little for."""
+        bound = bound_socket(*place)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return bound
+
+    monkeypatch.setattr("served.bound_socket", narrow)
+    body = json.dumps(JSON | {"steps": 200, "n": 10, "stream": True, "partial_images": 32, "progress": True}).encode()
+    with listening(engine, slots=10, send_seconds=1e-9) as (url, server), socket.socket() as connection:
+        scheduler = server.config.app.state.serving.scheduler
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()
+        connection.connect((host, int(port)))
+        head = f"POST {DRAW} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        while stats_of(server).submitted < 10:
+            pass
+        stats = counted(scheduler)
+    assert (stats.finished, stats.cancelled) == (0, 10)
+
+
+class Played:
+    """The transport and the clock of a connection; ``size`` bytes of its answer are not sent."""
+
+    def __init__(self):
+        self.size, self.aborted, self.high, self.timers = 0, False, None, []
+
+    def get_extra_info(self, _):
+        return None
+
+    def set_write_buffer_limits(self, high):
+        self.high = high
+
+    def get_write_buffer_size(self):
+        return self.size
+
+    def abort(self):
+        self.aborted = True
+
+    def call_later(self, seconds, function, *arguments):
+        timer = SimpleNamespace(seconds=seconds, function=lambda: function(*arguments), cancel=lambda: self.timers.clear())
+        self.timers.append(timer)
+        return timer
+
+    def pass_time(self):
+        """Let the next timer ring, after how many seconds it says."""
+        timer = self.timers.pop()
+        timer.function()
+        return timer.seconds
+
+
+@pytest.mark.parametrize(("reads", "kept"), [([1 << 16] * 3, True), ([1 << 20], True), ([1 << 16, 0], False), ([65535], False)])
+def test_a_connection_is_kept_while_its_client_reads_enough(engine, reads, kept):
+    played = Played()
+    config = make_server(create_app(engine, Settings(send_seconds=7))).config
+    connection = Connection(config, ServerState(), {}, played)
+    connection.connection_made(played)
+    played.size = 3 << 16 | 1
+    connection.pause_writing()
+    for read in reads:
+        played.size = max(0, played.size - read)
+        if not played.size:
+            connection.resume_writing()
+            break
+        assert played.pass_time() == 7
+    assert (played.aborted, played.high) == (not kept, 0)
+    assert len(played.timers) == (kept and played.size > 0)
+
+
+def test_a_second_ctrl_c_waits_for_no_connection(engine):
+    """From Python 3.12 on a listener is closed when its connections are; here one that never is without them plays it."""
+    with listening(engine, slots=1) as (url, server), httpx.Client(base_url=url, timeout=None) as client:
+        (listener,) = server.servers
+
+        class Late:
+            def close(self):
+                listener.close()
+
+            async def wait_closed(self):
+                while server.server_state.connections:
+                    await asyncio.sleep(0)
+
+        server.servers = [Late()]
+        with client.stream("POST", DRAW, json=JSON | {"steps": 200, "stream": True, "progress": True}) as answer:
+            lines = answer.iter_text()
+            next(lines)
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                server.handle_exit(number, None)
+            assert server.force_exit, "a later SIGTERM takes it back"
+            with pytest.raises(httpx.TransportError):
+                list(lines)
 
 
 @contextmanager

@@ -8,8 +8,19 @@ from collections import Counter
 
 import httpx
 import pytest
+from PIL import Image
 from served import DRAW, MOST_LEVELS, counted, differ, events_of, listening, picture_of
 
+from segue.engine.records.sample_run import SampleRun
+from segue.engine.scheduling.drawing import Drawing
+from segue.engine.scheduling.lane_runs import LinearRun, ProgramRun
+from segue.engine.scheduling.request import Request
+from segue.engine.scheduling.solo import SoloRun
+from segue.serving.events import Events, Inbox
+from segue.serving.pending import Pending
+from segue.serving.served_model import Order
+
+HELD = (Request, Drawing, Pending, Events, Inbox, Order, LinearRun, ProgramRun, SoloRun, SampleRun, Image.Image)
 REQUESTS, AT_ONCE, WAVES = 1000, 24, 2
 RULES = ("none", "cfg:scale=1.5", "cfg:scale=3,window=steps:1-2", "sgg:switch=0.5", "slg", "cfg:scale=2 + rescale:phi=0.7")
 BAD = ({"steps": 0}, {"size": "7x7"}, {"guidance": "cgf"}, {"prompt": "x" * 9000}, {"nonsense": 1}, {"model": "/etc/passwd"})
@@ -69,10 +80,7 @@ async def wave(url: str, seed: int) -> list[tuple[str, dict, object]]:
 def held() -> Counter:
     """Objects that a request holds, by type."""
     gc.collect()
-    names = ("Request", "Drawing", "Pending", "Events", "Order", "SharedRun", "SoloRun", "SampleRun", "Image")
-    return Counter(
-        type(one).__name__ for one in gc.get_objects() if type(one).__name__ in names and "segue" in type(one).__module__
-    )
+    return Counter(kind.__name__ for one in gc.get_objects() for kind in HELD if type(one) is kind)
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """Streams: events in their order, previews, progress, failures as events, and signs of life."""
 
 import asyncio
-from types import SimpleNamespace
+import weakref
+from concurrent.futures import Future
 
 import pytest
 from served import counted, events_of, picture_of, run
 
+from segue.engine.scheduling.request import Progress
 from segue.serving.events import ALIVE, COMPLETED, ERROR, PARTIAL, PROGRESS, Events, Inbox, previews_every
+from segue.serving.pending import Pending
 from segue.serving.schemas import ImageRequest
 
 
@@ -39,9 +42,10 @@ def test_progress_names_every_call_and_previews_come_between(engine):
     levels = [event["sigma"] for event in progress]
     assert levels == sorted(levels, reverse=True) and levels[0] == 1
     partial = [event for event in events if event["type"] == PARTIAL]
-    assert [event["partial_image_index"] for event in partial] == [0, 1, 2]
+    assert [event["partial_image_index"] for event in partial] == list(range(len(partial)))
+    assert 1 <= len(partial) <= 3, "a preview may be overtaken by the next, the last one by none"
     assert {picture_of(event).size for event in partial} == {(32, 32)}
-    assert events[-1]["type"] == COMPLETED and len(events) == 11
+    assert events[-1]["type"] == COMPLETED and len(events) == 7 + len(partial) + 1
 
 
 def test_several_pictures_of_a_stream_are_told_apart(engine):
@@ -74,16 +78,23 @@ def test_previews_are_at_most_as_many_as_wanted_and_never_of_the_last_call(calls
         assert len(made) == 1
 
 
+async def at_once(function, *arguments):
+    """What a pool would run, here."""
+    return function(*arguments)
+
+
+def ended(run) -> Future:
+    """A request that has ended with a run."""
+    request = Future()
+    request.set_result(run)
+    return request
+
+
 def test_a_stream_that_hears_nothing_gives_signs_of_life():
     async def work():
-        request = SimpleNamespace(cancelled=lambda: False, result=lambda: "run", cancel=lambda: None)
-        pending, inbox = SimpleNamespace(requests=[request]), Inbox()
-
-        async def thread(function, *arguments):
-            return function(*arguments)
-
-        events = Events(pending, inbox, {"output_format": "png"}, ImageRequest(prompt="3"), thread, lambda run: {"made": run})
-        frames = events.frames(heartbeat=1e-9)
+        request, inbox = ended("run"), Inbox()
+        made = {"output_format": "png"}, ImageRequest(prompt="3"), at_once, lambda run: {"made": run}
+        frames = Events(Pending([request]), inbox, *made).frames(heartbeat=1e-9)
         silent = [await anext(frames) for _ in range(3)]
         inbox.put(0, request)
         await asyncio.sleep(0)
@@ -110,3 +121,46 @@ def test_news_for_a_loop_that_has_ended_is_dropped():
         return Inbox()
 
     asyncio.run(inbox()).put(0, "late")
+
+
+def heard(call, picture):
+    return Progress(call, 9, call, 9, 0.5, picture)
+
+
+def test_of_each_picture_the_newest_preview_alone_waits_for_a_client_that_reads_slowly():
+    async def work():
+        inbox = Inbox()
+
+        async def read(count):
+            news = [await inbox.next(60) for _ in range(count)]
+            return [(one.place, one.said.call, one.said.picture) for one in news]
+
+        for place, call, picture in ((0, 1, "a"), (1, 1, "b"), (0, 2, None), (0, 3, "c"), (0, 4, "d"), (1, 2, None)):
+            inbox.put(place, heard(call, picture))
+        late = await read(6)
+        inbox.put(0, heard(5, "e"))
+        prompt = await read(1)
+        inbox.put(0, heard(6, "f"))
+        return late, prompt + await read(1)
+
+    late, prompt = asyncio.run(work())
+    assert late == [(0, 1, None), (1, 1, "b"), (0, 2, None), (0, 3, None), (0, 4, "d"), (1, 2, None)]
+    assert prompt == [(0, 5, "e"), (0, 6, "f")], "a client that keeps up misses none"
+
+
+def test_a_picture_that_was_answered_is_not_kept_until_the_others_are():
+    class Run:
+        pass
+
+    async def work():
+        runs, inbox = [Run(), Run()], Inbox()
+        alive, pending = [weakref.ref(run) for run in runs], Pending([ended(run) for run in runs])
+        events = Events(pending, inbox, {}, ImageRequest(prompt="3", n=2), at_once, lambda run: {"seed": 0})
+        del runs
+        inbox.put(1, pending.requests[1])
+        frames = events.frames(heartbeat=60)
+        await anext(frames)
+        pending.cancel()
+        return [run() is not None for run in alive]
+
+    assert asyncio.run(work()) == [True, False]

@@ -40,10 +40,10 @@ def chain_engine():
 
 def previews(engine: EngineCore, plan: Plan) -> tuple[list, list, list, torch.Tensor, type]:
     """Of a request: its states, what is shown of every call, the network's clean estimates, its result, the kind of its run."""
-    drawing, shown = drawing_of(engine, plan, 5), []
+    drawing, heard = drawing_of(engine, plan, 5), []
     seen = replace(drawing, pictured=lambda latents: latents.clone())
     scheduler = StepScheduler(engine, lambda what, guidance: seen, start=False)
-    request = scheduler.submit(0, previews=1)
+    request = scheduler.submit(0, previews=1, listener=heard.append)
     scheduler._admit()
     (run,) = scheduler._running
     states = []
@@ -51,8 +51,8 @@ def previews(engine: EngineCore, plan: Plan) -> tuple[list, list, list, torch.Te
         states.append(run.x.clone())
         scheduler.tick()
     result = request.result(timeout=60)
-    shown = [event.picture for event in request.events(timeout=60)][:-1]
     scheduler.close()
+    shown = [event.picture for event in heard][:-1]
     estimates = [estimate(engine, plan, drawing, call, state) for call, state in enumerate(states)][:-1]
     return states[:-1], shown, estimates, result, type(run)
 

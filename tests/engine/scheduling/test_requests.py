@@ -65,11 +65,18 @@ def test_progress_comes_in_order_with_the_pictures_that_were_asked_for(stepped, 
     request.on_progress(heard.append)
     while scheduler.tick():
         pass
-    told = list(request.events(timeout=60))
+    assert [event.call for event in heard] == [1, 2, 3, 4, 5]
+    assert [event.picture is not None for event in heard] == [False, True, False, True, False]
+    assert [event.sigma for event in heard] == request.plan.sigmas.tolist()
+    told = list(request.events(timeout=60))  # for who comes late, the newest picture alone was kept
     assert [event.call for event in told] == [1, 2, 3, 4, 5]
-    assert [event.picture is not None for event in told] == [False, True, False, True, False]
-    assert [event.sigma for event in told] == request.plan.sigmas.tolist()
-    assert heard == told
+    assert [event.picture for event in told] == [None, None, None, heard[3].picture, None]
+
+
+def test_a_reader_who_hears_nothing_for_too_long_is_told(stepped):
+    request = stepped().submit(1, seed=1, steps=5)
+    with pytest.raises(queue.Empty):
+        next(request.events(timeout=0.01))
 
 
 def test_a_listener_that_comes_with_a_request_hears_of_every_call_from_any_thread(engine):
