@@ -19,6 +19,7 @@ from ..scores.judge import Judge
 from .measured import Measured
 
 LACKING = "not scored"
+SHOWN = ("scale", "weight", "switch", "form", "gain", "lag")  # of the options of a rule
 STRIDE, SECOND = 2, 5  # of the species shown: from one genus to the next, and from the first to the second of a genus
 
 
@@ -122,9 +123,10 @@ class Demo:
 
 
 def _detail(rule: ParsedRule) -> str:
-    """The numbers of a rule, without the layers: the sheet is for those who see a rule for the first time."""
-    shown = [(part, [name for name in ("scale", "weight", "switch") if name in dict(part.options)]) for part in rule.parts]
-    return " + ".join(", ".join(f"{name} {dict(part.options)[name]:g}" for name in names) for part, names in shown)
+    """The numbers of a rule and its form, without the layers: the sheet is for those who see a rule for the first time."""
+    parts = [{name: dict(part.options)[name] for name in SHOWN if name in dict(part.options)} for part in rule.parts]
+    told = ({name: f"{value:g}" if isinstance(value, float | int) else value for name, value in part.items()} for part in parts)
+    return " + ".join(", ".join(f"{name} {value}" for name, value in part.items()) for part in told)
 
 
 def default_classes(parents: Sequence[int]) -> tuple[int, ...]:

@@ -7,13 +7,14 @@ from made_up_scores import SCORES, made_up_scores
 from tiny_models import tiny_sit
 
 from segue import Engine
-from segue.bench.pictures.demo import Demo, default_classes
+from segue.bench.pictures.demo import Demo, _detail, default_classes
 from segue.bench.pictures.measured import Measured
 from segue.bench.quality.interval import interval_of
 from segue.bench.quality.tables import interval_text
 from segue.bench.quality.trial import Trial, networks_of
 from segue.bench.scores.judge import Judge
 from segue.engine.cli.sheets import GAP, MARGIN, MARKED
+from segue.engine.rules.presets import parse_rule
 
 NAMES = ("Acer alba", "Acer nigra", "Betula alba", "Betula nigra", "Cornus alba", "Cornus nigra")
 TRIAL = Trial(samples=24, steps=3, first_seed=7)
@@ -123,6 +124,17 @@ def test_the_judgement_counts_and_not_the_search(engine, environment, rows):
     search = made_up_scores(environment, Trial(samples=12, steps=3).case(engine, "99 leaves"), JUDGE.name, shift=0.1)
     for both in (rows + search, search + rows):
         assert Measured.of(both, networks_of(engine), JUDGE.name, "").case.trial.samples == 24
+
+
+def test_a_line_tells_the_numbers_of_a_rule_and_its_form():
+    engine = Engine.from_pretrained("herbarium", device="cpu")
+    told = {
+        "sgg:scale=1.5,weight=0.6,layers=7,8,switch=0.3": "scale 1.5, weight 0.6, switch 0.3",
+        "gfcg:weight=0.6,classifier=herbarium-classifier,form=ag-swap,gain=1,lag=0": "weight 0.6, form ag-swap, gain 1, lag 0",
+        "none": "",
+    }
+    for text, detail in told.items():
+        assert _detail(parse_rule(text, engine.spec)) == detail
 
 
 def test_two_species_of_every_genus_are_shown_and_all_details():
