@@ -11,7 +11,6 @@ import torch
 
 from segue.engine.cli.options import Source
 from segue.engine.engine import Engine
-from segue.engine.error_text import one_line
 from segue.engine.planning.plan_warnings import already_told
 from segue.engine.records.begun import ASKED, check_same
 from segue.engine.records.pictures import short_prompts
@@ -21,6 +20,7 @@ from segue.models.spec import SiTSpec
 from .batch_folder import OPENED_FOR, BatchFolder
 from .batch_requests import Failure, RowRequest
 from .batch_shards import Shard
+from .error_text import one_line
 from .opening import open_served
 
 MOST_ATTEMPTS = 3  # what takes so many processes with it is the reason

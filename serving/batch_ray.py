@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from segue.engine.error_text import one_line
-
 from .batch_drawing import Drawing, Outcome
 from .batch_shards import Shard
+from .error_text import one_line
 from .ray_cluster import check_resources, gpus_of_each, on_cluster
 
 SHARD, OUTCOME, REFUSAL = "shard", "outcome", "refusal"

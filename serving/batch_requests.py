@@ -10,7 +10,6 @@ from typing import Any, cast
 from segue.engine.cli.options import PromptOptions, RuleOptions, RunOptions, Source
 from segue.engine.cli.planned_model import PlannedModel
 from segue.engine.cli.session import choose_rule, refuse_options
-from segue.engine.error_text import one_line
 from segue.engine.labels import parse_labels
 from segue.engine.numeric_input import check_seed, whole_number
 from segue.engine.planning.plan import Plan
@@ -20,6 +19,7 @@ from segue.engine.running.program_key import ProgramKey
 from segue.models.spec import SiTSpec
 
 from .batch_table import LABEL, PROMPT, Row
+from .error_text import one_line
 from .opening import check_drawing
 
 KEPT_SETTINGS = 4096  # distinct rules with their steps and sizes whose plans are looked up, not made again

@@ -11,9 +11,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Message, Scope
 
-from segue.engine.error_text import one_line
-
 from .app import READY
+from .error_text import one_line
 from .ray_cluster import check_resources, gpus_of_each, on_cluster
 from .ray_door import door_app
 from .server import bound_socket, url_at

@@ -10,8 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from segue.engine.argument_names import did_you_mean
-from segue.engine.error_text import one_line
 from segue.engine.scheduling.errors import DeadlineError, QueueFullError, SchedulerClosedError
+
+from .error_text import one_line
 
 LONGEST_VALUE = 80  # characters of a value that a sentence shows
 RETRY_SECONDS = 1
