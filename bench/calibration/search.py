@@ -105,21 +105,31 @@ class Search:
         return placement
 
     def neighbours(self, placement: Placement, wanted: Wanted) -> list[Placement]:
-        """Those with one call moved that keep to the cost, or cost no more; the least error first."""
+        """Those with one call moved, or one more, that keep to the cost, or cost no more; the least error first."""
         most = wanted.cost if wanted.cost is not None else self.placements.cost(placement) + 1e-9
-        near = [other for other in self._exchanges(placement) if self.placements.cost(other) <= most]
-        return sorted(near, key=self.predicted)
+        return sorted(self._near(placement, most), key=self.predicted)
 
     def _exchanged(self, placement: Placement, most: float, rounds: int = ROUNDS) -> Placement:
-        """After the best exchange of one call for another, again and again."""
+        """After the best exchange of one call for another, or the best call more, again and again."""
         least = self.predicted(placement)
         for _ in range(rounds):
-            near = [other for other in self._exchanges(placement) if self.placements.cost(other) <= most]
-            best = min(near, key=self.predicted, default=placement)
+            best = min(self._near(placement, most), key=self.predicted, default=placement)
             if self.predicted(best) >= least:
                 break
             placement, least = best, self.predicted(best)
         return placement
+
+    def _near(self, placement: Placement, most: float) -> list[Placement]:
+        """One exchange or one call away, at a cost of ``most``."""
+        near = [*self._exchanges(placement), *self._additions(placement)]
+        return [other for other in near if self.placements.cost(other) <= most]
+
+    def _additions(self, placement: Placement) -> Iterator[Placement]:
+        """Every placement with one call more of a branch: a cheap one may be left where no other exchange is."""
+        for k in range(len(placement.calls)):
+            for call in self.placements.free(k):
+                if call not in placement.calls[k]:
+                    yield placement.with_call(k, call)
 
     def _exchanges(self, placement: Placement) -> Iterator[Placement]:
         """Every placement with one call of a branch exchanged for another, of any branch."""

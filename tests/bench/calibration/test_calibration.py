@@ -104,6 +104,15 @@ def test_a_search_keeps_to_what_is_wanted_and_no_exchange_is_better(placements, 
     assert left_out.predicted(other) <= left_out.predicted(best) and placements.cost(other) >= placements.cost(best)
 
 
+def test_what_an_exchange_leaves_of_the_cost_is_for_one_call_more(placements):
+    """Of a branch that is cheap: no exchange of one call for one reaches it."""
+    search, fewest = Search(placements, lambda placement: -sum(map(len, placement.calls))), placements.fewest((0, 0))
+    call = placements.free(1)[0]
+    richer = fewest.with_call(1, call)
+    assert richer in search.neighbours(fewest, Wanted(cost=placements.cost(richer)))
+    assert richer not in search.neighbours(fewest, Wanted(cost=(placements.cost(fewest) + placements.cost(richer)) / 2))
+
+
 @pytest.mark.parametrize("steady", [0.12, 0.0])
 def test_a_search_for_an_error_goes_on_past_rounds_with_nothing_new(engine, monkeypatch, steady):
     """Where finished samples err a little more than was wanted: until a placement has the error, or nothing is left out."""
