@@ -18,7 +18,7 @@ define install
 	@touch $@
 endef
 
-# tests start processes by the hundred: what one has compiled of Python the next need not
+# tests start many processes: what one has compiled of Python the next need not
 unexport PYTHONDONTWRITEBYTECODE
 
 # one thread per test worker: threads of two workers on two cores would fight

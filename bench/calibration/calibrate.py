@@ -121,7 +121,7 @@ class Calibrator:
         return self._chosen(tried, wanted)
 
     def _climb(self, tried: dict[Placement, float], wanted: Wanted) -> None:
-        """Try placements with one call of the best moved, and from each that is better again, as far as the budget goes."""
+        """Try neighbours of the best, and from each that is better those of that one, as far as the budget goes."""
         best, near = None, iter(())
         while len(tried) < self.budget.tries:
             if self._chosen(tried, wanted) != best:

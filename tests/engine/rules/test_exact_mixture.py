@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from correction_texts import ON_CFG, PLAIN
 from naive_draws import NaiveDraws, waving_classifier
 from naive_sampler import branch_labels
 
@@ -18,26 +19,6 @@ CLASSES, DEPTH, STEPS = 4, 3, 8
 LABELS, SEEDS = [0, 3, 1, 2, 0], [5, 6, 7, 8, 9]
 ERROR = 2e-5  # of the fp32 state of a run; the network is fp64
 HIGH = "window=sigma:0.4,1"  # below, the class is known, and the direction to it less than the rounding of fp32
-PLAIN = "cfg:scale=2.5"  # what corrections are added to
-ON_CFG = {
-    "zero-star": "zero_steps=1",
-    "apg": "momentum=-0.5,radius=2,eta=0.3",
-    "tcfg": "",
-    "mambo": "alpha=2",
-    "power-law": "alpha=0.3",
-    "beta": "a=2,b=3,gamma=0.5",
-    "adg": "max_angle=0.6",
-    "fdg": "low=0.4,levels=2",
-    "fresca": "low=0.5,high=1.5,cutoff=0.5",
-    "fbg": "pi=0.9,start=0.4,peak=0.5,most=4",
-    "rescale": "phi=0.6",
-    "renorm": "rho=1",
-    "energy": "phi=0.7",
-    "tsr": "k=0.9,width=1.5",
-    "epsilon": "factor=1.02",
-    "higs": "weight=1,alpha=0.5,low=0.1",
-    "refine": "beta=0.4,cutoff=0.3,high=0.8",
-}
 RULES = {
     "none": parse_rule("none"),
     "cfg": parse_rule(PLAIN),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from correction_texts import ON_CFG, PLAIN
 from live_sets import engine_of, load, networks
 from step_trace import OnDevice, check_step
 
@@ -15,26 +16,6 @@ from segue.engine.running.program_key import ProgramKey
 
 META = torch.device("meta")
 STEPS, BATCH = 4, 2
-PLAIN = "cfg:scale=2.5"  # what corrections are added to
-ON_CFG = {
-    "zero-star": "zero_steps=1",
-    "apg": "momentum=-0.5,radius=2,eta=0.3",
-    "tcfg": "",
-    "mambo": "alpha=2",
-    "power-law": "alpha=0.3",
-    "beta": "a=2,b=3,gamma=0.5",
-    "adg": "max_angle=0.6",
-    "fdg": "low=0.4,levels=3",
-    "fresca": "low=0.5,high=1.5,cutoff=0.5",
-    "fbg": "pi=0.9,start=0.4,peak=0.5,most=4",
-    "rescale": "phi=0.6",
-    "renorm": "rho=1",
-    "energy": "phi=0.7",
-    "tsr": "k=0.9",
-    "epsilon": "factor=1.02",
-    "higs": "weight=1,low=0.1",
-    "refine": "beta=0.4,high=0.8",
-}
 
 
 def first_values(clean):  # without a tensor of its own, so on any device
