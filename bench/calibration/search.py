@@ -105,12 +105,16 @@ class Search:
         return placement
 
     def neighbours(self, placement: Placement, wanted: Wanted) -> list[Placement]:
-        """Those with one call moved, or one more, that keep to the cost, or cost no more; the least error first."""
+        """Those that keep to the cost, or cost no more: the same calls by another order, then one call moved or one more.
+
+        The least predicted error first, but for the orders: what a high one does where several calls in a row are left out is
+        what predictions, made of calls that are left out alone, know least about.
+        """
         most = wanted.cost if wanted.cost is not None else self.placements.cost(placement) + 1e-9
-        return sorted(self._near(placement, most), key=self.predicted)
+        return sorted(self._near(placement, most), key=lambda other: (other.calls != placement.calls, self.predicted(other)))
 
     def _exchanged(self, placement: Placement, most: float, rounds: int = ROUNDS) -> Placement:
-        """After the best exchange of one call for another, or the best call more, again and again."""
+        """After the best of these steps, again and again: a call exchanged for another, a call more, an order."""
         least = self.predicted(placement)
         for _ in range(rounds):
             best = min(self._near(placement, most), key=self.predicted, default=placement)
@@ -120,9 +124,16 @@ class Search:
         return placement
 
     def _near(self, placement: Placement, most: float) -> list[Placement]:
-        """One exchange or one call away, at a cost of ``most``."""
-        near = [*self._exchanges(placement), *self._additions(placement)]
+        """One exchange, one call or one order away, at a cost of ``most``."""
+        near = [*self._other_orders(placement), *self._exchanges(placement), *self._additions(placement)]
         return [other for other in near if self.placements.cost(other) <= most]
+
+    def _other_orders(self, placement: Placement) -> Iterator[Placement]:
+        """Every placement with the order of one branch that is one lower or higher, as far as its calls allow."""
+        for branch, order in enumerate(placement.orders):
+            for other in (order - 1, order + 1):
+                if 0 <= other <= min(ORDERS[-1], len(placement.calls[branch]) - 1):
+                    yield replace(placement, orders=(*placement.orders[:branch], other, *placement.orders[branch + 1 :]))
 
     def _additions(self, placement: Placement) -> Iterator[Placement]:
         """Every placement with one call more of a branch: a cheap one may be left where no other exchange is."""

@@ -113,6 +113,18 @@ def test_what_an_exchange_leaves_of_the_cost_is_for_one_call_more(placements):
     assert richer not in search.neighbours(fewest, Wanted(cost=(placements.cost(fewest) + placements.cost(richer)) / 2))
 
 
+def test_a_climb_begins_with_other_orders_of_the_same_calls(placements):
+    """In which predictions err most; none that the number of calls does not allow, and no exchange is lost."""
+    search = Search(placements, lambda placement: float(sum(placement.orders)))
+    few, many = placements.fewest((0, 0)), placements.all_calls(order=1)
+    wanted = Wanted(cost=placements.cost(many))
+    found = search.neighbours(many, wanted)
+    assert [other.orders for other in found[:4]] == [(0, 1), (1, 0), (2, 1), (1, 2)]
+    assert all(other.calls == many.calls for other in found[:4]) and all(other.orders == (1, 1) for other in found[4:])
+    one, others = few.with_call(0, placements.free(0)[0]), search.neighbours(few, wanted)
+    assert all(other.calls != few.calls for other in others) and one in others
+
+
 @pytest.mark.parametrize("steady", [0.12, 0.0])
 def test_a_search_for_an_error_goes_on_past_rounds_with_nothing_new(engine, monkeypatch, steady):
     """Where finished samples err a little more than was wanted: until a placement has the error, or nothing is left out."""
