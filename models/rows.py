@@ -175,9 +175,21 @@ class RowLayout:
         return tuple(i for i, source in enumerate(self.sources) if source < 0)
 
     @cached_property
+    def kinds(self) -> tuple[tuple[int, tuple[str, ...], bool], ...]:
+        """Of every row block: the layer at which it begins, its operations, and whether a second text is joined to it."""
+        pairs = zip(self.starts, self.blocks, self.texts, strict=True)
+        return tuple((start, block.operations, texts > 1) for start, block, texts in pairs)
+
+    @cached_property
+    def text_slots(self) -> tuple[tuple[int, ...], ...]:
+        """The condition slots of the texts of each row block: its own, and that of a second text where one is joined to it."""
+        joined = self.joined
+        return tuple((slot, joined[slot]) if slot in joined else (slot,) for slot in self.conditions)
+
+    @cached_property
     def texts(self) -> tuple[int, ...]:
         """How many texts each row block has: one, or two where a second is joined to it."""
-        return tuple(1 + (condition in self.joined) for condition in self.conditions)
+        return tuple(map(len, self.text_slots))
 
     def text_rows(self, start: int, stop: int, batch: int) -> slice:
         """Where the texts of row blocks ``[start, stop)`` lie: those of each block together, sample by sample."""

@@ -2,7 +2,8 @@
 
 The rows of a :class:`.rows.RowLayout` stand in blocks of as many rows as there are samples.  Runs that share a forward need
 rows of their own: here rows that do the same operations are one group, of as many rows as there are such branches among all
-runs, whatever their conditions; conditional and unconditional rows are one group.
+runs, whatever their conditions; conditional and unconditional rows are one group.  Rows whose images meet a second text, of
+normalized attention guidance, are groups of their own: each has two rows of text.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +12,28 @@ from functools import cached_property
 
 import numpy as np
 
-from .rows import FULL, SKIP, RowLayout, Segment
+from segue.kernels.normalized_attention import NEUTRAL
+
+from .rows import FULL, SKIP, RowLayout, Segment, group_rows
 
 
 @dataclass(frozen=True)
 class RowGroup:
     """``count`` rows that do the same ``operations``, one per layer that runs.
 
-    Before layer ``start`` they are copies of rows of groups before theirs; with 0 they begin as embedded states.
+    Before layer ``start`` they are copies of rows of groups before theirs; with 0 they begin as embedded states.  ``joined``:
+    their images meet a second text too, whose row is behind that of their own.
     """
 
     operations: tuple[str, ...]
     start: int
     count: int
+    joined: bool = False
+
+    @property
+    def texts(self) -> int:
+        """The rows of text of all of them."""
+        return self.count * (1 + self.joined)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,15 @@ class Tap:
 
     layer: int
     count: int
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """Rows that go through a block together, the rows of their texts, and the operations, as of :func:`.rows.group_rows`."""
+
+    rows: slice
+    texts: slice
+    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,21 @@ class SharedLayout:
         return sum(group.count for group in self.groups if group.start == 0)
 
     @cached_property
+    def texts(self) -> int:
+        """All rows of text: as many as there are rows, and one more for each that meets two."""
+        return sum(group.texts for group in self.groups)
+
+    @cached_property
+    def embedded_texts(self) -> int:
+        """The rows of text that begin as embedded prompts: the first ones."""
+        return sum(group.texts for group in self.groups if group.start == 0)
+
+    @cached_property
+    def is_joined(self) -> bool:
+        """Whether some images meet two texts."""
+        return any(group.joined for group in self.groups)
+
+    @cached_property
     def outputs(self) -> int:
         """What is read: every row at the end, and the taps."""
         return self.rows + sum(tap.count for tap in self.taps)
@@ -68,12 +102,23 @@ class SharedLayout:
     @cached_property
     def places(self) -> tuple[slice, ...]:
         """Where each group lies among the rows."""
-        ends = np.cumsum([group.count for group in self.groups]).tolist()
-        return tuple(slice(end - group.count, end) for end, group in zip(ends, self.groups, strict=True))
+        return _places([group.count for group in self.groups])
+
+    @cached_property
+    def text_places(self) -> tuple[slice, ...]:
+        """Where the texts of each group lie among the rows of text."""
+        return _places([group.texts for group in self.groups])
 
     def forks(self, layer: int) -> list[slice]:
         """The rows that begin before this layer as copies of others."""
-        pairs = zip(self.places, self.groups, strict=True)
+        return self._beginning(self.places, layer)
+
+    def text_forks(self, layer: int) -> list[slice]:
+        """The same of the rows of text."""
+        return self._beginning(self.text_places, layer)
+
+    def _beginning(self, places: Sequence[slice], layer: int) -> list[slice]:
+        pairs = zip(places, self.groups, strict=True)
         return [place for place, group in pairs if group.start == layer > 0]
 
     def tap(self, layer: int) -> slice | None:
@@ -86,48 +131,65 @@ class SharedLayout:
         return None
 
     @cached_property
-    def layers(self) -> tuple[tuple[tuple[slice, tuple[Segment, ...]], ...], ...]:
-        """For each layer, ranges of rows that run through it together, and the operations in each; none where all are full."""
+    def layers(self) -> tuple[tuple[LayerRun, ...], ...]:
+        """What runs through each layer."""
         return tuple(tuple(self._runs(layer)) for layer in range(self.depth))
 
-    def _runs(self, layer: int) -> list[tuple[slice, tuple[Segment, ...]]]:
-        found: list[list[Segment]] = []
-        for group, place in zip(self.groups, self.places, strict=True):
+    def _runs(self, layer: int) -> list[LayerRun]:
+        found: list[list[int]] = []  # groups next to each other
+        for i, group in enumerate(self.groups):
             if not group.start <= layer < len(group.operations) or group.operations[layer] == SKIP:
                 continue
-            segment = Segment(place.start, place.stop, group.operations[layer])
-            if found and found[-1][-1].stop == segment.start:
-                found[-1].append(segment)
+            if found and found[-1][-1] == i - 1:
+                found[-1].append(i)
             else:
-                found.append([segment])
+                found.append([i])
         runs = []
-        for segments in found:
-            first = segments[0].start
-            plain = all(segment.operation == FULL for segment in segments)
-            own = () if plain else tuple(Segment(s.start - first, s.stop - first, s.operation) for s in segments)
-            runs.append((slice(first, segments[-1].stop), own))
+        for members in found:
+            rows, segments = group_rows(tuple(self._segment(i, layer) for i in members), 1)
+            first, last = self.text_places[members[0]], self.text_places[members[-1]]
+            runs.append(LayerRun(rows, slice(first.start, last.stop), segments))
         return runs
+
+    def _segment(self, group: int, layer: int) -> Segment:
+        place, own = self.places[group], self.groups[group]
+        return Segment(place.start, place.stop, own.operations[layer], own.joined)
+
+
+def _places(counts: Sequence[int]) -> tuple[slice, ...]:
+    ends = np.cumsum(counts).tolist()
+    return tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))
+
+
+@dataclass(frozen=True)
+class ConditionPlace:
+    """Of one condition at a call: its row of the modulation table, and where among all conditions it is."""
+
+    entry: int
+    condition: int
 
 
 @dataclass(frozen=True)
 class RunRows:
     """What one run needs of a forward: its layout for one sample, the state that its rows begin as, and where it is.
 
-    ``entries`` is the row of the modulation table for each of its row blocks, and ``conditions`` the place of the condition.
+    ``conditions`` has for each of its row blocks that of its own, and that of a second text if one is joined to it;
+    ``normalized`` are the scale, tau and alpha of normalized attention guidance.
     """
 
     layout: RowLayout
     state: int
     scale: float
-    entries: tuple[int, ...]
-    conditions: tuple[int, ...]
+    conditions: tuple[tuple[ConditionPlace, ...], ...]
+    normalized: tuple[float, ...] = NEUTRAL
 
 
 @dataclass(frozen=True, eq=False)
 class SharedRowsOfCall:
     """The layout of a forward and its indices, all int64: what is padded begins as the state ``spare``, and nobody reads it.
 
-    state, scale [embedded]; entry, condition [R]; source [R - embedded]; tapped [outputs - R], the rows that are read early.
+    state, scale [embedded]; entry [R]; source [R - embedded]; tapped [outputs - R], the rows that are read early; of the rows
+    of text text_entry [R'], text_condition [embedded texts], text_source [R' - embedded texts]; normalized [R, 3].
     ``outputs[i]`` has for run i the place of each readout of its layout; ``used`` counts the rows that runs need.
     """
 
@@ -135,26 +197,31 @@ class SharedRowsOfCall:
     state: np.ndarray
     scale: np.ndarray
     entry: np.ndarray
-    condition: np.ndarray
     source: np.ndarray
     tapped: np.ndarray
+    text_entry: np.ndarray
+    text_condition: np.ndarray
+    text_source: np.ndarray
+    normalized: np.ndarray
     outputs: tuple[tuple[int, ...], ...]
     used: int
 
 
 def shared_rows(runs: Sequence[RunRows], depth: int, spare: int, padded: Callable[[int], int]) -> SharedRowsOfCall:
     """The rows of all ``runs`` in one forward; ``padded`` says how many rows stand for so many."""
-    members: dict[tuple[int, tuple[str, ...]], list[tuple[int, int]]] = {}  # of a group: run, and which of its row blocks
+    members: dict[tuple[int, tuple[str, ...], bool], list[tuple[int, int]]] = {}  # of a group: run, and which of its row blocks
     for i, run in enumerate(runs):
-        for block, path in enumerate(run.layout.blocks):
-            members.setdefault((run.layout.starts[block], path.operations), []).append((i, block))
-    order = sorted(members, key=lambda key: (key[0], -len(key[1]), key[1] != (FULL,) * depth))
-    groups = tuple(RowGroup(operations, start, padded(len(members[start, operations]))) for start, operations in order)
+        for block, key in enumerate(run.layout.kinds):
+            members.setdefault(key, []).append((i, block))
+    order = sorted(members, key=lambda key: (key[0], -len(key[1]), key[1] != (FULL,) * depth, key[2]))
+    groups = tuple(RowGroup(key[1], key[0], padded(len(members[key])), key[2]) for key in order)
     place: dict[tuple[int, int], int] = {}
-    first = 0
+    text: dict[tuple[int, int], int] = {}  # the row of the own text; a second one is behind it
+    first = first_text = 0
     for key, group in zip(order, groups, strict=True):
         place |= {member: first + k for k, member in enumerate(members[key])}
-        first += group.count
+        text |= {member: first_text + k * (1 + group.joined) for k, member in enumerate(members[key])}
+        first, first_text = first + group.count, first_text + group.texts
     tapped: dict[int, list[tuple[int, int]]] = {}  # by layer: run, and which of its readouts
     outputs = [[0] * len(run.layout.readouts) for run in runs]
     for i, run in enumerate(runs):
@@ -165,19 +232,29 @@ def shared_rows(runs: Sequence[RunRows], depth: int, spare: int, padded: Callabl
     taps = tuple(Tap(layer, padded(len(tapped[layer]))) for layer in sorted(tapped))
     layout = SharedLayout(groups, taps, depth)
     state, scale = np.full(layout.embedded, spare), np.ones(layout.embedded)
-    entry, condition = np.zeros((2, layout.rows), dtype=np.int64)
+    entry, text_entry = np.zeros(layout.rows, dtype=np.int64), np.zeros(layout.texts, dtype=np.int64)
+    condition = np.zeros(layout.embedded_texts, dtype=np.int64)
     source = np.zeros(layout.rows - layout.embedded, dtype=np.int64)
+    text_source = np.zeros(layout.texts - layout.embedded_texts, dtype=np.int64)
+    normalized = np.tile(NEUTRAL, (layout.rows, 1))
     for (i, block), row in place.items():
-        run = runs[i]
-        entry[row], condition[row] = run.entries[block], run.conditions[block]
-        if row < layout.embedded:
-            state[row], scale[row] = run.state, run.scale
-        else:
+        run, forked = runs[i], row >= layout.embedded
+        entry[row], normalized[row] = run.conditions[block][0].entry, run.normalized
+        if forked:
             source[row - layout.embedded] = place[i, run.layout.sources[block]]
+        else:
+            state[row], scale[row] = run.state, run.scale
+        for k, own in enumerate(run.conditions[block]):
+            at = text[i, block] + k
+            text_entry[at] = own.entry
+            if forked:
+                text_source[at - layout.embedded_texts] = text[i, run.layout.sources[block]] + k
+            else:
+                condition[at] = own.condition
     read = np.zeros(layout.outputs - layout.rows, dtype=np.int64)
     for tap in taps:
         first = layout.tap(tap.layer).start
         for number, (i, k) in enumerate(tapped[tap.layer], start=first):
             read[number - layout.rows], outputs[i][k] = outputs[i][k], number
-    made = tuple(map(tuple, outputs))
-    return SharedRowsOfCall(layout, state, scale, entry, condition, source, read, made, used=len(place))
+    indices = (state, scale, entry, source, read, text_entry, condition, text_source)
+    return SharedRowsOfCall(layout, *indices, normalized, tuple(map(tuple, outputs)), used=len(place))

@@ -41,8 +41,9 @@ class SharedRows(ABC):
         self.modulation = weight.new_zeros(rows, columns)  # [R, W]
         self.table = SharedModulation(weight, columns, runs, conditions)
         self.outputs = torch.zeros(2 * rows, spec.channels, height, width, dtype=torch.float32, device=weight.device)
-        # of a forward: state, entry, condition and source of its rows, the rows that are read early; and the states' scales
-        self.indices = torch.zeros(5 * rows, dtype=torch.int64, device=weight.device)
+        # of a forward: state, entry and source of its rows, the rows that are read early, the same of its rows of text; and the
+        # states' scales
+        self.indices = torch.zeros(6 * rows, dtype=torch.int64, device=weight.device)
         self.scale = torch.ones(rows, dtype=torch.float32, device=weight.device)
 
     @abstractmethod
@@ -67,14 +68,15 @@ class SharedRows(ABC):
 
     def put(self, rows: SharedRowsOfCall) -> None:
         """Bring the indices of a forward to the device."""
-        parts = (rows.state, rows.entry, rows.condition, rows.source, rows.tapped)
-        host = torch.from_numpy(np.concatenate(parts))
+        of_texts = rows.text_entry, rows.text_condition, rows.text_source
+        host = torch.from_numpy(np.concatenate((rows.state, rows.entry, rows.source, rows.tapped, *of_texts)))
         self.indices[: len(host)].copy_(host)
         self.scale[: len(rows.scale)].copy_(torch.from_numpy(rows.scale))
 
     def _parts(self, layout: SharedLayout) -> tuple[Tensor, ...]:
-        """State, entry, condition, source and tapped rows, as :meth:`put` left them."""
-        sizes = (layout.embedded, layout.rows, layout.rows, layout.rows - layout.embedded, layout.outputs - layout.rows)
+        """State, entry, source and tapped rows, then entry, condition and source of texts, as :meth:`put` left them."""
+        sizes = [layout.embedded, layout.rows, layout.rows - layout.embedded, layout.outputs - layout.rows]
+        sizes += [layout.texts, layout.embedded_texts, layout.texts - layout.embedded_texts]
         return self.indices[: sum(sizes)].split(sizes)
 
     def _embed(self, states: Tensor, state: Tensor, projection: nn.Conv2d, positions: Tensor) -> None:
@@ -83,13 +85,12 @@ class SharedRows(ABC):
         into = self.hidden[None, : len(state)]
         self.kernels.embed_patches(x, projection.weight, projection.bias, positions, into, self.scale[: len(state)])
 
-    def _fork(self, layer: int, layout: SharedLayout, source: Tensor, streams: Sequence[tuple[Tensor, RowCarries]]) -> None:
-        """Begin the rows of a layer as copies of rows before theirs, in every stream."""
-        for place in layout.forks(layer):
-            own = source[place.start - layout.embedded : place.stop - layout.embedded]
-            for state, carries in streams:
-                carries.settle()
-                self.kernels.gather_rows(state[: place.start].flatten(1), own, out=state[place].flatten(1))
+    def _fork(self, places: Sequence[slice], source: Tensor, embedded: int, state: Tensor, carries: RowCarries) -> None:
+        """Begin rows of a stream as copies of rows before theirs: of ``source``, which has one for each after the embedded."""
+        for place in places:
+            own = source[place.start - embedded : place.stop - embedded]
+            carries.settle()
+            self.kernels.gather_rows(state[: place.start].flatten(1), own, out=state[place].flatten(1))
 
     def _read(self, hidden: Tensor, head: Head, place: slice) -> None:
         """Project rows [N, L, D] by a head, whose modulation is [N, D], into the outputs at ``place``."""

@@ -58,7 +58,7 @@ class SharedSiT(SharedRows):
     @torch.no_grad()
     def forward(self, states: Tensor, layout: SharedLayout) -> None:
         model, depth = self.model, self.model.spec.depth
-        state, entry, _, source, tapped = self._parts(layout)
+        state, entry, source, tapped, *_ = self._parts(layout)
         modulation = self.kernels.gather_rows(self.table.rows, entry, out=self.modulation[: layout.rows])
         per_block, final, exits = model.split_modulation(modulation)
         self._embed(states, state, model.x_embedder.proj, self.positions)
@@ -69,9 +69,10 @@ class SharedSiT(SharedRows):
                 own = tapped[place.start - layout.rows : place.stop - layout.rows]
                 hidden = self.kernels.gather_rows(self.hidden.flatten(1), own).view(-1, *self.hidden.shape[1:])
                 self._read(hidden, self._head(layer, exits[layer].index_select(0, own)), place)
-            self._fork(layer, layout, source, [(self.hidden, carries)])
-            for rows, segments in runs:
-                block(self.hidden[rows], per_block[layer][rows], self.kernels, segments, carries.at(rows))
+            self._fork(layout.forks(layer), source, layout.embedded, self.hidden, carries)
+            for run in runs:
+                rows = run.rows
+                block(self.hidden[rows], per_block[layer][rows], self.kernels, run.segments, carries.at(rows))
         carries.settle()
         self._read(self.hidden[: layout.rows], self._head(depth, final), slice(layout.rows))
 

@@ -64,8 +64,7 @@ def start_texts(context: Tensor, layout: RowLayout, text: Tensor) -> None:
     """:func:`start_text` of the roots of a layout in which some have two texts; text [R', M, D]."""
     batch = context.shape[1]
     for row in layout.roots:
-        slot = layout.conditions[row]
-        slots = (slot, layout.joined[slot]) if slot in layout.joined else (slot,)
+        slots = layout.text_slots[row]
         own = text[layout.text_rows(row, row + 1, batch)].unflatten(0, (batch, len(slots)))
         for place, taken in enumerate(slots):
             own[:, place].copy_(context[taken])

@@ -16,13 +16,13 @@ from segue.kernels.record import REFERENCE, Kernels
 from segue.models.mmdit import MMDiT
 from segue.models.registry import make_shared_rows
 from segue.models.rows import FULL
-from segue.models.shared_layout import RunRows, SharedLayout, SharedRowsOfCall, shared_rows
+from segue.models.shared_layout import ConditionPlace, RunRows, SharedLayout, SharedRowsOfCall, shared_rows
 from segue.models.shared_rows import SharedRows
 from segue.models.sit import SiT
 from segue.models.weight_watch import WeightWatch
 
 from ..planning.plan import Plan
-from ..rules.branch import Exit, Perturb
+from ..rules.branch import Exit, JoinedText, Perturb
 from ..rules.drawn import Draw
 from ..running.graph import CapturedStep
 from .drawing import Drawing
@@ -33,9 +33,9 @@ from .sizes import Sizes
 
 CONDITIONS = 4  # of one run
 MOST_GRAPHS = 128  # of a lane: requests choose layers, and with them layouts
-KINDS = 4  # groups of perturbed rows in one tick; runs with others wait for the next
+KINDS = 4  # groups of rows in one tick that are perturbed or meet two texts; runs with others wait for the next
 Capture = Callable[[Callable[[], None]], CapturedStep]
-Group = tuple[str, int, tuple[str, ...]]  # of rows: network, the layer at which they begin, operations
+Group = tuple[str, int, tuple[str, ...], bool]  # of rows: network, and what :attr:`.rows.RowLayout.kinds` says of a block
 
 
 def networks_of(plan: Plan) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def why_alone(plan: Plan, models: Mapping[str, nn.Module]) -> str:
     for branch in plan.branches:
         if isinstance(branch.condition, Draw):
             return f"the labels of {branch} are drawn on the device at every call"
-        if not isinstance(branch.network, Perturb | Exit | None):
+        if not isinstance(branch.network, Perturb | Exit | JoinedText | None):
             return f"the branch {branch} needs a forward of its own kind"
     for name in networks_of(plan):
         if not isinstance(models[name], SiT | MMDiT):
@@ -199,7 +199,7 @@ class Lane:
         for run in runs:
             if isinstance(run, ProgramRun):
                 try:
-                    run.step({branch: outputs[run][branch] for branch in live[run]})
+                    run.step({branch: outputs[run][branch] for branch in run.plan.outputs(live[run])})
                 except Exception as error:  # of its own rule or solver: the others go on
                     failed[run] = error
             run.call += 1
@@ -263,8 +263,8 @@ def _groups(plan: Plan, live: tuple[int, ...]) -> "Counter[Group]":
     groups: Counter[Group] = Counter()
     for name in plan.models(live):
         layout = plan.layout(live, name)
-        groups.update((name, start, path.operations) for start, path in zip(layout.starts, layout.blocks, strict=True))
-        groups.update((name, read.layer, ()) for read in layout.readouts if read.layer < layout.depth)
+        groups.update((name, *kind) for kind in layout.kinds)
+        groups.update((name, read.layer, (), False) for read in layout.readouts if read.layer < layout.depth)
     return groups
 
 
@@ -272,21 +272,19 @@ def _fit(groups: "Counter[Group]", sizes: Sizes) -> bool:
     """Whether rows of these groups are of one forward."""
     if any(count > sizes.largest for count in groups.values()):
         return False
-    if sum(bool(set(operations) - {FULL}) for _, _, operations in groups) > KINDS:
+    if sum(joined or bool(set(operations) - {FULL}) for _, _, operations, joined in groups) > KINDS:
         return False
     rows, reads = Counter[str](), Counter[str]()
-    for (name, _, operations), count in groups.items():
-        (rows if operations else reads)[name] += sizes.padded(count)
+    for (name, _, operations, joined), count in groups.items():
+        (rows if operations else reads)[name] += sizes.padded(count) * (1 + joined)  # there is room for a text of each row
     return all(rows[name] <= sizes.rows and rows[name] + reads[name] <= 2 * sizes.rows for name in rows)
 
 
 def _run_rows(network: SharedRows, run: LaneRun, live: tuple[int, ...], name: str) -> RunRows:
-    layout = run.plan.layout(live, name)
-    table = network.table
-    return RunRows(
-        layout,
-        run.place,
-        float(run.plan.table[run.call, 0]),
-        tuple(table.entry(run.place, condition, run.call) for condition in layout.conditions),
-        tuple(run.place * table.conditions + condition for condition in layout.conditions),
-    )
+    layout, table, place, call = run.plan.layout(live, name), network.table, run.place, run.call
+
+    def of(condition: int) -> ConditionPlace:
+        return ConditionPlace(table.entry(place, condition, call), place * table.conditions + condition)
+
+    conditions = tuple(tuple(map(of, slots)) for slots in layout.text_slots)
+    return RunRows(layout, place, float(run.plan.table[call, 0]), conditions, tuple(map(float, run.plan.attention[call])))

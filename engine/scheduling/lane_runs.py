@@ -62,9 +62,9 @@ class LinearRun(LaneRun):
         return self._steps.history[own], self._steps.earlier[own]
 
     def step(self, outputs: Sequence[int]) -> LinearStep:
-        """The coming step, of the live branches that were read at ``outputs``."""
+        """The coming step, of the branches with an output that were read at ``outputs``."""
         plan, call = self.plan, self.call
-        read = dict(zip(self.live, outputs, strict=True))
+        read = dict(zip(plan.outputs(self.live), outputs, strict=True))
         return LinearStep(self.place, call, self.seed, plan.table[call, 1:], self._coefficients[call], read, plan.stochastic)
 
 

@@ -11,7 +11,7 @@ from lone_requests import alone, drawing_of
 from random_rules import made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
 from recorded_captures import Recorder
 
-from segue import CFG, SGG, Engine, Guidance, SkipLayer
+from segue import CFG, NAG, SGG, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
 from segue.engine.scheduling.drawing import Drawing
 from segue.engine.scheduling.lane import why_alone
@@ -133,6 +133,58 @@ def test_every_architecture_shares_steps(architecture):
         assert float((latents - single).abs().max() / single.abs().max()) < ERROR
     assert scheduler.stats().ticks < sum(plan.calls for plan in plans) / 3
     scheduler.close()
+
+
+@pytest.mark.parametrize("architecture", ["sd3", "sd3.5-medium", "sd3.5-large"])
+def test_requests_with_a_second_text_share_forwards_with_others(architecture):
+    """NAG at other calls, under other numbers, with weak branches that fork from its rows, and beside requests without it."""
+    engine = engine_of(architecture, device="cpu")
+    late = Window.steps(2, 4)
+    rules = [
+        NAG(3.0),
+        CFG(2.0),
+        NAG(5.0, tau=1.5, alpha=0.5, window=late) + CFG(2.0),
+        NAG(4.0) + SkipLayer(1.0, (1,)) + PerturbedLayers(0.5, (2,), kind="attention_identity"),
+        None,
+        NAG(2.0, window=late) + CFG(3.0) + Rescale(0.7),
+        NAG(3.0) + SkipLayer(2.0, (1,)).reused(2, order=1),
+    ]
+    plans = [
+        engine.plan(rule, steps=steps)
+        for rule, steps in zip(rules * 2, (2, 3, 5, 4, 6, 5, 5, 5, 4, 4, 2, 3, 6, 3), strict=True)
+    ]
+    assert not any(why_alone(plan, engine.models) for plan in plans)
+    loads = [Load(drawing_of(engine, plan, 100 + i), i // 3) for i, plan in enumerate(plans)]
+    for sizes in (None, SIZES):
+        scheduler = scheduler_of(engine, slots=6, sizes=sizes)
+        with counted_rows() as counted:
+            drawn = draw_all(scheduler, loads)
+        for load, latents in zip(loads, drawn, strict=True):
+            single = alone(engine, load.drawing)
+            assert float((latents - single).abs().max() / single.abs().max()) < ERROR, load.drawing.plan
+        stats = scheduler.stats()
+        assert stats.rows_used == sum(plan.cost.evaluations for plan in plans)
+        assert stats.ticks < sum(plan.calls for plan in plans) / 3
+        blocks = sum(plan.cost.blocks + plan.cost.text_blocks for plan in plans)  # counted by rows of text
+        assert sum(counted) >= blocks and (sizes is not None or sum(counted) == blocks)
+        scheduler.close()
+
+
+def test_a_second_text_takes_the_room_of_a_row():
+    """As many rows of text as there is room for, in a tick that is full of them."""
+    engine = engine_of("sd3", device="cpu")
+    plan = engine.plan(NAG(3.0) + SkipLayer(1.0, (1,)), steps=2)
+    loads = [Load(drawing_of(engine, plan, i), 0) for i in range(6)]
+    scheduler = scheduler_of(engine, slots=6, sizes=(1, 2, 3, 4))  # 8 rows: two requests of 2 rows with 2 texts each
+    drawn = draw_all(scheduler, loads)
+    for load, latents in zip(loads, drawn, strict=True):
+        assert torch.allclose(latents, alone(engine, load.drawing), rtol=0, atol=ERROR)
+    assert scheduler.stats().ticks == 2 * 3
+    wide = scheduler_of(engine, slots=6, sizes=(1, 2, 3, 4, 6))
+    draw_all(wide, loads)
+    assert wide.stats().ticks == 2 * 2
+    scheduler.close()
+    wide.close()
 
 
 def test_runs_of_two_sizes_are_under_way_together():
