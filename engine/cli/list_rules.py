@@ -91,7 +91,5 @@ EXAMPLES = {  # numbers of corrections, and of rules that no usual number fits
     "perp-neg": "cfg:scale=1.5,reference=1 + perp-neg",
     "rescale": "rescale:phi=0.7",
     "epsilon": "epsilon:factor=1.005",
-    "higs": "higs:weight=1",
-    "cfgpp": "cfgpp:scale=0.6",
     "gfcg": "gfcg:weight=0.5,classifier=herbarium-classifier",
 }

@@ -130,7 +130,8 @@ def _plans(
     draws = drawn_by_classifiers(branches)
     for draw in draws:
         check_classes(draw, spec, height, width)
-    references = {reference_branch(rule, branches, spec) for rule in rules}  # of one kind of correction, so the same for all
+    # of one kind of correction, so the same for all
+    references = {reference_branch(rule, rules, branches, spec) for rule in rules}
     common: dict[str, Any] = {"specs": specs, "height": height, "width": width, "branches": branches}
     kept, places = _kept(rules, branches)
     common |= {"masks": channel_masks(rules, branches, spec.channels), "kept": kept, "places": places}
@@ -342,7 +343,7 @@ def _solver_table(
     m, n = parameterization.velocity(levels)
     scale = parameterization.input_scale(levels)
     values = np.array([(row.a, row.b, row.c, row.d, row.e, row.f) for row in rows])
-    values = scaled_rows(values, levels, rule.corrections)
+    values = scaled_rows(values, levels, np.array([row.step for row in rows]) < rule.zero_steps, rule.corrections)
     a, b, c, d, e, f = values.T
     further = np.array([_padded(row.earlier, solver, earlier) for row in rows]).reshape(len(rows), earlier)
     return np.concatenate([np.stack([scale, a + b * m, b * n, c, d, e + f * m, f * n], axis=1), further], axis=1), rows

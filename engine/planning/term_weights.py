@@ -1,7 +1,7 @@
 """Terms of a rule -> what every branch weighs at every step, which channels it guides, when it is evaluated."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -101,19 +101,21 @@ def channel_masks(rules: Iterable[Guidance], branches: tuple[Branch, ...], chann
     return masks
 
 
-def reference_branch(guidance: Guidance, branches: tuple[Branch, ...], spec: ModelSpec) -> int | None:
+def reference_branch(
+    guidance: Guidance, rules: Sequence[Guidance], branches: tuple[Branch, ...], spec: ModelSpec
+) -> int | None:
     """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
 
-    Raises ``ValueError`` for a correction that does not fit the terms or the network.
+    One that some term of the ``rules`` of a batch is of, not one that a classifier alone looks at.  Raises ``ValueError`` for a
+    correction that does not fit the terms or the network.
     """
     corrections = [correction for correction in guidance.corrections if correction.needs_reference]
     if not corrections:
         return None
     correction = corrections[0]
     perpendicular = next((own for own in corrections if isinstance(own, Perpendicular)), None)
-    others = [
-        i for i, branch in enumerate(branches) if branch.condition != "cond" and branch.model == "main" and not branch.is_text
-    ]
+    guiding = {term.branch for rule in rules for term in rule.terms}
+    others = [i for i, own in enumerate(branches) if own in guiding and own.condition != "cond" and own.model == "main"]
     if perpendicular is not None:
         others = [i for i in others if branches[i] == UNCOND]
         if not others:

@@ -37,10 +37,12 @@ ENTRIES: dict[str, Entry] = {
     "ag": Entry("c + w (c - k), k of a weaker network", "2406.02507"),
     "nag": Entry("a norm(s z+ - (s - 1) z-) + (1 - a) z+ in attention", "2505.21179"),
     "gfcg": Entry("c + w (1 - p) (c - v_rival), and two swaps", "2411.15393", "reconstruction"),
-    "icg": Entry("u + s (c - u), u of a random other class", "2407.02687"),
+    "icg": Entry("u + s (c - u), u of a random class", "2407.02687", "carried over", "never the own class"),
     "sgg": Entry("cfg above a noise level, slg below", "2603.20584"),
     "sgg-exit": Entry("cfg above a noise level, exit below", "2603.20584", "carried over", "from the rule of its training"),
-    "zero-star": Entry("a u + s (c - a u), a = <c, u> / <u, u>", "2503.18886"),
+    "zero-star": Entry(
+        "a u + s (c - a u), a = <c, u> / <u, u>", "2503.18886", "published", "with zero_steps=1; 0 is usual here"
+    ),
     "apg": Entry("c + (s - 1) (D_orthogonal + eta D_parallel)", "2410.02416"),
     "tcfg": Entry("u' + s (c - u'), u' = <u, e> e", "2503.18137"),
     "mambo": Entry("c + (s - 1) exp(-alpha |D| / |u|) D", "2508.03442"),
@@ -56,7 +58,7 @@ ENTRIES: dict[str, Entry] = {
     "rescale": Entry("phi g std(c) / std(g) + (1 - phi) g", "2305.08891"),
     "renorm": Entry("g min(1, rho |c| / |g|)", "2503.21758"),
     "energy": Entry("phi g |c| / |g| + (1 - phi) g", "2412.09966", "published", "without its percentiles"),
-    "higs": Entry("x + w H(x - average), clean estimates", "2509.22300", "reconstruction", "of the smooth cut of H"),
+    "higs": Entry("x + w H(x - average), clean estimates", "2509.22300", "reconstruction", "from what others write of it"),
     "refine": Entry("high frequencies of the estimate times 1 + beta", "2512.05152", "reconstruction", "after EFDiT"),
     "tsr": Entry("noise times (n w^2 + 1) / (n w^2 / k + 1)", "2510.01184"),
     "epsilon": Entry("noise divided by a factor", "2308.15321"),

@@ -46,7 +46,7 @@ def GFCG(
     ``lag=1`` takes the choice of the call before; a run's first call is then unguided (rival), plain CFG or plain
     autoguidance.  ``lag=0`` lets the conditional rows, the classifier and the reference's rows follow one another.
     ``source`` is whose estimate is classified: that of the condition, of the weak network or without condition.  ``every``:
-    at every so manieth call a new choice; ``interval``: where choices are made, elsewhere as at a first call;
+    at every so manieth call a new choice; ``interval``: where choices act, elsewhere as at a first call;
     ``temperature`` divides the logits.  ``classes`` and ``template`` are for prompts: see :class:`.drawn.ClassPrompts`.
     """
     draw = ClassifierReference(
@@ -68,8 +68,10 @@ def ICG(
 ) -> Guidance:
     """Independent condition guidance ``v_u + s (v_c - v_u)``, ``u`` any other class: s = 1 is off.  Source: arXiv 2407.02687.
 
-    The class is drawn anew for every sample and call, from the sample's seed.  ``channels`` as in :func:`.linear_rules.CFG`,
-    ``classes`` and ``template`` as in :func:`GFCG`.
+    The class is drawn anew for every sample and step, from the sample's seed; in a loop that gives no seeds, from its place in
+    the batch.  Near ``CFG`` where labels say little, at high noise; below, a random label adds a direction of its own, on the
+    bundled model several times as long as ``v_c - v_u``, so give it a ``window``.  ``channels`` as in
+    :func:`.linear_rules.CFG`, ``classes`` and ``template`` as in :func:`GFCG`.
     """
     draw = RandomCondition(class_prompts(classes, template))
     return _by(CFG(scale, delta=delta, window=window, channels=channels), Branch(draw))

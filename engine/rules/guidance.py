@@ -109,8 +109,10 @@ class Term:
         stop = real_number(self.stop, "the cosine at which a term stops must be a number")
         if not -1 < stop < 1:
             raise ValueError(f"the cosine at which a term stops must lie between -1 and 1, got {stop:g}")
-        if self.branch.condition == "cond" or isinstance(self.branch.condition, Draw):
+        if self.branch.condition == "cond":
             raise ValueError(f"adaptive guidance stops terms with another condition, such as CFG's, not that of {self.branch}")
+        if isinstance(self.branch.condition, Draw):
+            raise ValueError(f"adaptive guidance compares a condition from call to call, and that of {self.branch} changes")
         if not self.reuse.is_exact:
             raise ValueError(f"a term stops by what each call says, and this one computes its direction {self.reuse}")
         return stop

@@ -118,8 +118,9 @@ class HistoryGuidance(Correction):
     def numbers(self, levels: CallLevels) -> dict[str, np.ndarray]:
         chosen = (levels.sigma > shared(self.low)) & (levels.sigma <= shared(self.high)) & (levels.step > 0)
         constants = {name: np.full(len(chosen), shared(getattr(self, name))) for name in ("alpha", "eta", "cutoff")}
+        rising = (levels.sigma - shared(self.low)).clip(0) / max(shared(self.high) - shared(self.low), 1e-12)
         first = (levels.step == 0).astype(np.float64)
-        return {"weight": np.where(chosen, shared(self.weight), 0.0), "first": first} | constants
+        return {"weight": np.where(chosen, shared(self.weight) * np.sqrt(rising), 0.0), "first": first} | constants
 
 
 @refuses_unknown()
@@ -131,10 +132,11 @@ def HiGS(
     eta: Numbers = 1.0,
     cutoff: float = 0.05,
 ) -> Guidance:
-    """``x + weight H(x - a)`` on the guided clean estimate ``x``, at noise levels in (low, high]; weight = 0 changes nothing.
+    """``x + weight r H(x - a)`` on the guided clean estimate ``x``, at noise levels in (low, high]; weight = 0 changes nothing.
 
-    ``a``, of the calls before: ``a <- alpha x + (1 - alpha) a``.  ``H`` keeps the frequencies of a cosine transform above
-    ``cutoff`` of the highest, smoothly, and weighs what is parallel to ``x`` by ``eta``.  No further evaluation: it may stand
-    alone.  *After* HiGS (arXiv 2509.22300): the smooth cut is a reconstruction.
+    ``a``, of the calls before: ``a <- alpha x + (1 - alpha) a`` from 0 on.  Of the difference what is parallel to ``x`` is
+    weighed by ``eta``, then ``H`` keeps the frequencies of a cosine transform above ``cutoff`` of the highest, smoothly.
+    ``r = sqrt((sigma - low) / (high - low))``.  No further evaluation: it may stand alone.  *After* HiGS (arXiv 2509.22300):
+    the paper could not be read, what a public implementation says of it could.
     """
     return correcting(HistoryGuidance(*map(as_kept, (weight, alpha, low, high, eta, cutoff))))

@@ -267,7 +267,7 @@ def _parse_one(
     values = {**default_options(model, name), **(changes or {})}
     values |= {option: parse_value(option, given[option]) for option in given}
     missing = [option for option in kind.needed if option not in values]
-    usual = _usual(missing, model, spec)
+    usual = _usual(name, missing, model, spec)
     values |= usual
     missing = [option for option in missing if option not in usual]
     if missing:
@@ -290,11 +290,11 @@ def _meant(text: str) -> str:
     return f"; {near}" if near else ""
 
 
-def _usual(missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
+def _usual(rule: str, missing: Sequence[str], model: str, spec: str | ModelSpec) -> dict[str, Any]:
     """Usual values for options that a rule lacks, where the model is known and nothing speaks against them."""
     if isinstance(spec, str):
         return {}
-    numbers = usual_numbers(spec)
+    numbers = usual_numbers(spec, rule)
     return {option: numbers[option] for option in missing if option in numbers and (model, option) not in WITHHELD}
 
 

@@ -322,14 +322,13 @@ class Feedback(Correction):
         later = after / np.maximum(1 - after, 1e-12)
         variance = (1 - q**2) * later**2
         offset = math.log((1 - pi) * REFERENCE_SCALE / (REFERENCE_SCALE - 1)) / ((1 - start) * levels.steps)
-        moment = np.interp(
-            1 - peak, np.arange(levels.steps) / levels.steps, variance[np.unique(levels.step, return_index=True)[1]]
-        )
+        begins = np.diff(levels.step, prepend=-1) > 0  # the first call of each step: later ones explain nothing anew
+        moment = np.interp((1 - peak) * levels.steps - 1, np.arange(levels.steps), variance[begins])
         temperature = abs(2 * moment * offset / 10)
-        pull = np.where(variance > 0, temperature / np.maximum(2 * variance, 1e-30), 0.0)
-        constant = {"floor": 1 - pi, "least": math.log((1 - pi) * most / (most - 1)), "offset": offset}
+        pull = np.where(begins & (variance > 0), temperature / np.maximum(2 * variance, 1e-30), 0.0)
+        constant = {"floor": 1 - pi, "least": math.log((1 - pi) * most / (most - 1))}
         found = {name: np.full(len(sigma), value) for name, value in constant.items()}
-        return found | {"q": q, "later": later, "pull": pull, "sigma": sigma}
+        return found | {"q": q, "later": later, "pull": pull, "offset": np.where(begins, offset, 0.0), "sigma": sigma}
 
 
 REFERENCE_SCALE = 3.0  # the scale that guidance has reached at ``start``, in the published parameters
@@ -337,11 +336,12 @@ REFERENCE_SCALE = 3.0  # the scale that guidance has reached at ``start``, in th
 
 @refuses_unknown()
 def FBG(pi: Numbers = 0.95, start: Numbers = 0.5, peak: Numbers = 0.4, most: Numbers = 10.0) -> Guidance:
-    """``u + l (c - u)``, ``l = p / (p - (1 - pi))`` with p the running posterior of a sample; the term's scale is not used.
+    """``u + l (c - u)``, ``l = p / (p - (1 - pi))`` with p the running posterior of a sample, instead of the term's scale.
 
-    ``log p`` starts at 0 and falls or rises by how much better ``c`` explains the step just made than ``u`` does; it is kept
-    so that ``l`` is at most ``most``.  ``start`` and ``peak`` are the shares of the run that is left, 1 at its beginning, at
-    which guidance sets in and is strongest.  *After* FBG (arXiv 2506.06085): the step that is explained is Euler's of the
-    call's own levels, whatever the solver.  Published for variance-exploding chains, to which levels are converted.
+    But for 1, which turns the term off, and with it all that corrects it.  ``log p`` starts at 0 and falls or rises by how much
+    better ``c`` explains the step just made than ``u`` does; it is kept so that ``l`` is at most ``most``.  ``start`` and
+    ``peak`` are the shares of the run that is left, 1 at its beginning, at which guidance sets in and is strongest.  *After*
+    FBG (arXiv 2506.06085): the step that is explained is Euler's of the call's own levels, whatever the solver; of a step's two
+    calls the first one's.  Published for variance-exploding chains, to which levels are converted.
     """
     return correcting(Feedback(as_kept(pi), as_kept(start), as_kept(peak), as_kept(most)))

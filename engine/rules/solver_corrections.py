@@ -86,11 +86,14 @@ def EpsilonScaling(factor: Numbers) -> Guidance:
     return correcting(NoiseScale(as_kept(factor)))
 
 
-def scaled_rows(table: np.ndarray, sigmas: np.ndarray, corrections: tuple[Correction, ...]) -> np.ndarray:
-    """Solver rows [N, 6] ``(a, b, c, d, e, f)`` of velocities at ``sigmas`` [N] that take each velocity scaled."""
+def scaled_rows(table: np.ndarray, sigmas: np.ndarray, silent: np.ndarray, corrections: tuple[Correction, ...]) -> np.ndarray:
+    """Solver rows [N, 6] ``(a, b, c, d, e, f)`` of velocities at ``sigmas`` [N] that take each velocity scaled.
+
+    But for those that are ``silent`` [N], which have none.
+    """
     for correction in corrections:
         if isinstance(correction, VelocityScale):
-            r = correction.factors(sigmas)
+            r = np.where(silent, 1.0, correction.factors(sigmas))
             q = np.where(sigmas < 1, (r - 1) / np.maximum(1 - sigmas, 1e-12), 0.0)
             a, b, c, d, e, f = table.T
             table = np.stack([a + b * q, b * r, c, d, e + f * q, f * r], axis=1)

@@ -46,7 +46,7 @@ class Guided:
     def towards(self, change: Vector) -> "Guided":
         """With the change of the clean estimate ``c`` that guidance makes as a whole."""
         # at level 0 the slope is 0 and nothing may weigh there: not divided by, so that gradients stay finite too
-        return replace(self, direction=change * (1 / torch.where(self.slope == 0, 1.0, self.slope)))
+        return replace(self, direction=change / torch.where(self.slope == 0, 1.0, self.slope))
 
 
 def optimized_scale(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[Guided, None]:
@@ -175,9 +175,9 @@ def history(kernels: Kernels, x: Tensor, average: Tensor, begun: Tensor, numbers
 
     ``begun`` [B]: 0 where the average holds nothing yet, 1 elsewhere.
     """
-    span = Span(kernels, (x, cosine_high_part(x - average, numbers["cutoff"])))
+    average = average * (begun * (1 - numbers["first"]))[:, None, None, None]
+    span = Span(kernels, (x, x - average))
     own, difference = span.unit(0), span.unit(1)
-    parallel = difference.along(own) * own
-    (change,) = span.written(begun * numbers["weight"] * (difference + (numbers["eta"] - 1) * parallel))
-    alpha = torch.maximum(numbers["alpha"], torch.maximum(numbers["first"], 1 - begun))
-    return change, torch.lerp(average, x, alpha[:, None, None, None])
+    (projected,) = span.written(difference + (numbers["eta"] - 1) * difference.along(own) * own)
+    weight, alpha = ((number[:, None, None, None]) for number in (begun * numbers["weight"], numbers["alpha"]))
+    return weight * cosine_high_part(projected, numbers["cutoff"]), torch.lerp(average, x, alpha)

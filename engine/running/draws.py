@@ -39,10 +39,10 @@ def chosen_reference(
     return torch.where(swapped, rival, plain), torch.where(swapped, 1 + gain * doubt, torch.ones_like(doubt))
 
 
-def other_classes(seed: int, calls: int, own: int, classes: int) -> np.ndarray:
-    """One of the ``classes`` but ``own`` for each of the calls, [calls], each as likely."""
-    key = torch.tensor([seed], dtype=torch.uint64, device="cpu").view(torch.int64).expand(calls)
-    words = random_words(key, torch.arange(calls, device="cpu") + OTHER_COUNTER, 1)[:, 0].numpy()
+def other_classes(seed: int, steps: int, own: int, classes: int) -> np.ndarray:
+    """One of the ``classes`` but ``own`` for each of the steps, [steps], each as likely."""
+    key = torch.tensor([seed], dtype=torch.uint64, device="cpu").view(torch.int64).expand(steps)
+    words = random_words(key, torch.arange(steps, device="cpu") + OTHER_COUNTER, 1)[:, 0].numpy()
     return (own + 1 + words % (classes - 1)) % classes
 
 
@@ -107,7 +107,7 @@ class Draws:
             if isinstance(draw, ClassifierReference):
                 self.unchosen[d] = float(draw.swaps)
                 self.numbers[0, d], self.numbers[1, d] = draw.gain, draw.temperature
-        self.random_table.fill(self._random(seeds, max(own.calls for own in samples), plan, conditions))
+        self.random_table.fill(self._random(seeds, samples, conditions))
         self.forget(torch.ones_like(self.own[0], dtype=torch.bool))
 
     def _start(self, d: int, condition: Any, cond: Any) -> None:
@@ -118,14 +118,16 @@ class Draws:
         else:
             self.plain[d].copy_(condition)
 
-    def _random(self, seeds: Sequence[int], calls: int, plan: Plan, conditions: Mapping[Any, Any]) -> list[np.ndarray]:
-        """A class other than the own one for each sample, [calls, D], by its seed and the number of the call."""
-        tables = np.zeros((len(seeds), calls, len(self.order)), dtype=np.int64)
+    def _random(self, seeds: Sequence[int], samples: Sequence[Plan], conditions: Mapping[Any, Any]) -> list[np.ndarray]:
+        """A class other than the own one for each sample, [calls, D], by its seed and the number of the step."""
+        plan, plans = samples[0], list(samples) * (len(seeds) // len(samples))
+        tables = np.zeros((len(seeds), max(own.calls for own in samples), len(self.order)), dtype=np.int64)
         for d, draw in enumerate(self.order):
             if isinstance(draw, RandomCondition):
                 classes = len(draw.classes.names) if draw.classes else getattr(plan.spec, "num_classes", 0)
                 for sample, own in enumerate(_own(conditions[draw], conditions["cond"]).tolist()):
-                    tables[sample, :, d] = other_classes(seeds[sample], calls, own, classes)
+                    steps = plans[sample].steps
+                    tables[sample, : len(steps), d] = other_classes(seeds[sample], int(steps[-1]) + 1, own, classes)[steps]
         return list(tables)
 
     def forget(self, fresh: Tensor) -> None:

@@ -62,6 +62,9 @@ class Vector:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, scalar: Tensor) -> "Vector":
+        return Vector(self.span, self.coefficients / scalar[:, None])
+
     def where(self, chosen: Tensor, other: "Vector") -> "Vector":
         """This vector for the samples that ``chosen`` [B] bool names, ``other`` for the rest."""
         return Vector(self.span, torch.where(chosen[:, None], self.coefficients, other.coefficients))

@@ -134,7 +134,8 @@ def fbg(s: Sample, correction, memory: dict) -> Sample:
     scale = math.exp(log_p) / (math.exp(log_p) - (1 - correction.pi))
     c0, u0 = s.estimate(s.c), s.estimate(s.u)
     guided = u0 + scale * (c0 - u0)
-    if s.after > 0:
+    if s.after > 0 and memory.get("explained") != s.step:  # of a step's two calls the first alone
+        memory["explained"] = s.step
         later = s.after / (1 - s.after)
         memory["posterior"] = log_p
         if s.sigma < 1:
@@ -171,15 +172,16 @@ def energy(g: Tensor, s: Sample, correction, memory: dict) -> Tensor:
 
 def higs(g: Tensor, s: Sample, correction, memory: dict) -> Tensor:
     x = s.estimate(g)
-    if "average" not in memory or s.step == 0:
-        memory["average"] = x
-    difference = x - memory["average"]
-    memory["average"] = correction.alpha * x + (1 - correction.alpha) * memory["average"] if s.step else x
-    if not (correction.low < s.sigma <= correction.high) or s.step == 0:
+    begun = s.step > 0 and "average" in memory
+    before = memory["average"] if begun else 0.0 * x
+    memory["average"] = correction.alpha * x + (1 - correction.alpha) * before
+    difference = x - before
+    if not (begun and correction.low < s.sigma <= correction.high):
         return g
-    high = cosine_high(difference, correction.cutoff)
-    parallel = dot(high, x) / dot(x, x) * x
-    return g + s.as_output(correction.weight * (high - parallel + correction.eta * parallel))
+    parallel = dot(difference, x) / dot(x, x) * x
+    high = cosine_high(difference - parallel + correction.eta * parallel, correction.cutoff)
+    rising = math.sqrt((s.sigma - correction.low) / (correction.high - correction.low))
+    return g + s.as_output(correction.weight * rising * high)
 
 
 def refine(g: Tensor, s: Sample, correction, memory: dict) -> Tensor:

@@ -244,7 +244,7 @@ class NaiveSampler:
             later = t / (1 - t)
             share = (t * (1 - s) / (s * (1 - t))) if s else 0.0
             variances.append((1 - share**2) * later**2)
-        at = (1 - peak) * count
+        at = max(0.0, (1 - peak) * count - 1)  # of the step that ends there
         first = min(int(at), count - 1)
         following = min(first + 1, count - 1)
         return variances[first] + (at - first) * (variances[following] - variances[first])

@@ -177,7 +177,7 @@ def weak_signal(objective: Objective, spec: SiTSpec) -> WeakSignal | None:
 
 
 def _skipped(objective: Objective, spec: SiTSpec) -> tuple[int, ...]:
-    layers = objective.layers or usual_numbers(spec)["layers"]
+    layers = objective.layers or usual_numbers(spec, "slg")["layers"]
     if layers[-1] >= spec.depth:
         raise ValueError(f"objective layers name block {layers[-1]}: {spec.name} has blocks 0 to {spec.depth - 1}")
     return layers

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from naive_draws import waving_classifier
 from naive_sampler import NaiveSampler
 from recorded_captures import Recorder
 from tiny_models import tiny_sit
@@ -16,14 +17,17 @@ from segue import (
     CFG,
     FBG,
     FDG,
+    GFCG,
     MAMBO,
     SGG,
     TCFG,
+    TSR,
     BetaCFG,
     CFGZeroStar,
     EarlyExit,
     EnergyPreserving,
     Engine,
+    EpsilonScaling,
     FreSca,
     Guidance,
     HiGS,
@@ -92,6 +96,37 @@ def test_a_correction_equals_that_of_the_naive_sampler(engine, name, which):
         size = expected.abs().max()
         assert (found - expected).abs().max() < 2e-5 * size
         assert (plain - expected).abs().max() > 1e-3 * size, "the correction does something"
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_step_of_two_calls_is_that_of_the_naive_sampler(engine, name):
+    double = {"main": copy.deepcopy(engine.models["main"]).double()}
+    rule = CFG(2.5) + CORRECTIONS[name][0]
+    plan = engine.plan(rule, steps=6, solver="heun")
+    noise = engine.draw_noise(plan, SEEDS)
+    found = engine.sample(LABELS, rule, steps=6, solver="heun", noise=noise).latents
+    expected = NaiveSampler(double, rule, torch.tensor(LABELS), list(plan.schedule.sigmas)).run("heun", noise, None)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("scaled", [TSR(0.9, 3.0), EpsilonScaling(1.02)], ids=["tsr", "epsilon"])
+def test_a_step_without_a_velocity_has_none_to_scale(engine, scaled):
+    seen = []
+    rule = CFG(3.0) + CFGZeroStar(zero_steps=3) + scaled
+    run = engine.sample(LABELS, rule, steps=7, seeds=SEEDS, callback=lambda info: seen.append(info.x.clone()))
+    assert torch.equal(seen[2], engine.draw_noise(run.plan, SEEDS)) and not torch.equal(seen[3], seen[2])
+
+
+@pytest.mark.parametrize("source", ["cond", "uncond", "weak"])
+def test_what_a_classifier_looks_at_is_no_term_to_correct(source):
+    """Neither is it one too many, nor one in a term's place."""
+    engine = Engine(tiny_sit(), {"weak": tiny_sit(8)}, device="cpu")
+    swap = GFCG(1.0, classifier=waving_classifier(), form="ag-swap", source=source)
+    for correction in (APG(0.0, 1.0, 0.5), PerpNeg()):
+        with pytest.raises(ValueError, match=r"has 0|has none"):
+            engine.plan(swap + correction, steps=4)
+    beside = engine.plan(CFG(2.0, condition="parent") + swap + APG(0.0, 1.0, 0.5), steps=4)
+    assert beside.branches[beside.reference].condition == "parent"
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)

@@ -81,7 +81,7 @@ def test_a_rule_equals_the_naive_sampler_over_the_mixture(engine, networks, name
         drawn,
         waving_classifier(CLASSES),
         tuple(plan.steps.tolist()),
-        [other_classes(seed, plan.calls, own, CLASSES).tolist() for seed, own in zip(SEEDS, LABELS, strict=True)],
+        [other_classes(seed, plan.calls, own, CLASSES)[plan.steps].tolist() for seed, own in zip(SEEDS, LABELS, strict=True)],
     )
     expected = naive.run(solver, noise)
     assert (found - expected).abs().max() < ERROR * expected.abs().max()

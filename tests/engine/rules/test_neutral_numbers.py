@@ -9,7 +9,7 @@ from segue import GFCG, Guidance, parse_rule
 from segue.engine.rules.rule_names import NAMES
 from segue.engine.running.sampler import run_program
 
-STEPS, BATCH = 5, 3
+STEPS, BATCH = 13, 3  # levels whose inverses round
 PLAIN = "cfg:scale=1.3"  # what corrections are added to: 1 + 0.3 and 1.3 - 1 round in fp32
 # A rule that may stop combines its branches one by one, after the projection, as corrections do; no cosine here comes near.
 APART = f"{PLAIN},stop=0.999999"

@@ -50,6 +50,12 @@ def test_the_layers_are_the_middle_ones_of_any_depth(depth, prompts):
     assert 1 <= len(layers) <= max(1, depth / 4)
 
 
+def test_the_usual_share_of_cfgpp_is_a_usual_scale_in_the_mean():
+    """Its number is a share of each step's noise: as a scale of CFG it would be several times as strong."""
+    weights = [compile_plan(name, linear(28), "euler", {"main": SPEC}).weights.mean() for name in ("cfg", "cfgpp")]
+    assert weights[1] == pytest.approx(weights[0], rel=0.2)
+
+
 def test_what_is_given_is_not_replaced_nor_named():
     rule = parse_rule("slg:layers=1", SPEC)
     assert dict(rule.parts[0].options)["layers"] == (1,) and rule.notes == (

@@ -71,7 +71,7 @@ def check_naive(pair, rule, solver="euler", steps=STEPS):
     engine, doubles = pair
     plan, noise = engine.plan(rule, steps=steps, solver=solver), drawn_noise(engine)
     rest, drawn = split(rule)
-    others = [other_classes(seed, plan.calls, own, 6).tolist() for seed, own in zip(SEEDS, LABELS, strict=True)]
+    others = [other_classes(seed, plan.calls, own, 6)[plan.steps].tolist() for seed, own in zip(SEEDS, LABELS, strict=True)]
     naive = NaiveDraws(
         doubles, rest, torch.tensor(LABELS), list(plan.schedule.sigmas), drawn, CLASSIFIER, tuple(plan.steps.tolist()), others
     )
@@ -407,7 +407,7 @@ def test_what_cannot_run_is_refused_before_any_work(engine, rule, words):
 
 
 def test_a_reference_that_changes_does_not_stop(engine):
-    with pytest.raises(ValueError, match="stops terms with another condition, such as CFG's, not that of random label"):
+    with pytest.raises(ValueError, match="compares a condition from call to call, and that of random label changes"):
         (CFG(2.0) + ICG(2.0)).adaptive(0.9)
     beside = GFCG(1.0, classifier=CLASSIFIER, form="ag-swap", lag=0)
     stopping, once = CFG(2.0).adaptive(-0.999) + beside, CFG(2.0, window=Window.steps(1, 1)) + beside

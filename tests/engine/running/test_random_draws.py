@@ -187,7 +187,9 @@ def check_case(pairs, case: int) -> None:
     with counted_rows() as rows:
         found = engine.sample(labels, drawn + plain, schedule=schedule, solver=solver, seeds=seeds, noise=noise).latents
     assert (sum(rows), sum(reads)) == (batch * plan.cost.blocks, plan.cost.evaluations)
-    others = [other_classes(seed, plan.calls, own, CLASSES).tolist() for seed, own in zip(seeds, labels, strict=True)]
+    others = [
+        other_classes(seed, plan.calls, own, CLASSES)[plan.steps].tolist() for seed, own in zip(seeds, labels, strict=True)
+    ]
     naive = CorrectedDraws(
         doubles,
         plain,
