@@ -8,7 +8,8 @@ from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = (
-    *("*.md", "LICENSE", "docs/*.md", "docs/*.png", "examples/*"),
+    *("*.md", "LICENSE", "docs/*.md", "docs/*.png", "docs/*.webp", "examples/*"),
+    *("docs/reproduction/*.md", "docs/reproduction/*.png"),
     *("models/bundled/*.md", "bench/results/*.md", "bench/results/*.svg"),
 )
 made = tempfile.TemporaryDirectory()  # gone with the process

@@ -1,5 +1,6 @@
 """``segue reproduce efdit``: larger pictures, ProbSparse attention and tiered labels, each beside what it replaces."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -248,6 +249,7 @@ def reproduce_efdit(
         echo(f"{error}; the same command goes on there")
         code = UNFINISHED
     count = 0 if study.picture is None else pictured(study.picture, study.larger_form.case)
-    content = efdit_content(list(held_rows(out).values()), study.drawn, options.variants, f"segue reproduce {COMMAND}", count)
+    command = shlex.join(["segue", "reproduce", COMMAND, "--out", str(out)])
+    content = efdit_content(list(held_rows(out).values()), study.drawn, options.variants, command, count)
     show(content, into, COMMAND, TITLE, echo)
     return code

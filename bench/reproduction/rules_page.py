@@ -1,9 +1,10 @@
 """The page on all named rules: each at the best of its strengths, and the main ones at every strength."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ..quality.rows import REAL
+from ..quality.rows import REAL, metric_by
 from ..quality.scoring import EVALUATIONS
+from ..quality.tables import interval_text
 from ..quality.tuning import UNGUIDED
 from ..rows import Row
 from ..scores.units import FRECHET
@@ -13,9 +14,10 @@ from .page import Content, Missing
 from .rule_sweep import Swept
 from .rule_times import RATIO
 from .rule_times import SUITE as TIMES
-from .scored_rules import ScoredRules, samples_of
+from .scored_rules import ScoredRules, listed, samples_of
 
 COMMAND, TITLE = "rules", "All rules on one model"
+RECALL = "recall"  # by the first judge: variety, which neither accuracy nor distance alone shows
 LACKING = ""
 
 
@@ -43,13 +45,14 @@ def rules_content(rows: Sequence[Row], rules: Sequence[Swept], case: str, comman
     parts = []
     if texts:
         own = {rule.name: rule.own for rule in rules}
-        lines = [line for name, text in texts.items() for line in _lines(scored, text, times.get(own[name]))]
-        first, cost, *others = scored.header()
-        header = [first, "evaluations", cost, "time", *others]
-        real = [_line(scored, REAL, None)] if scored.has(REAL) else []
-        parts = [f"**{case}**", markdown_table(header, [*lines, *real])]
-        beside = scored.equal_sentences([text for text in texts.values() if _equal(scored, text)])
+        shown = _shown(scored, {text: times.get(own[name]) for name, text in texts.items()})
+        parts = [f"**{case}**", shown]
+        equal = [text for text in texts.values() if _equal(scored, text)]
+        beside = scored.equal_sentences(equal)
         parts += [f"{BESIDE}:", "\n".join(beside)] if beside else []
+        alone = [text for text in texts.values() if text not in equal and scored.equal(text) is not None]
+        if beside and alone:
+            parts.append(f"Not beside it, for it was not scored there: {listed(alone)}; `{command} --beside-cfg` does.")
         parts += _swept_parts(scored, rules)
         parts += [f"![The same leaves by every rule]({picture})"] if picture else []
     counts = {row.variant: samples_of(row) for row in rows if " by " in row.metric}
@@ -61,11 +64,20 @@ def rules_content(rows: Sequence[Row], rules: Sequence[Swept], case: str, comman
     return Content(parts, missing=missing, rows=[*used, *others] if used else [])
 
 
-def _lines(scored: ScoredRules, text: str, time: Row | None) -> list[list[str]]:
-    """Of a rule, and below it of CFG at its effective scale where that was scored."""
-    equal = _equal(scored, text)
-    beside = [] if equal is None else [_line(scored, equal, None, f"&nbsp;&nbsp;{equal}")]
-    return [_line(scored, text, time), *beside]
+def _shown(scored: ScoredRules, times: Mapping[str, Row | None]) -> str:
+    """Every rule, below it CFG at its effective scale where that was scored, and real samples; times where there are any."""
+    lines = []
+    for text, time in times.items():
+        lines.append(_line(scored, text, time))
+        if (equal := _equal(scored, text)) is not None:
+            lines.append(_line(scored, equal, None, f"&nbsp;&nbsp;{equal}"))
+    lines += [_line(scored, REAL, None)] if scored.has(REAL) else []
+    first, cost, *others = scored.header()
+    header = [first, "evaluations", cost, "time", *others, RECALL]
+    held = [
+        place for place in range(len(header)) if header[place] not in (RECALL, "time") or any(line[place] for line in lines)
+    ]
+    return markdown_table([header[place] for place in held], [[line[place] for place in held] for line in lines])
 
 
 def _equal(scored: ScoredRules, text: str) -> str | None:
@@ -77,7 +89,9 @@ def _line(scored: ScoredRules, text: str, time: Row | None, name: str | None = N
     first, cost, *others = scored.line(name or (f"`{text}`" if text not in (UNGUIDED, REAL) else text), text)
     evaluations = scored.table.get(text, {}).get(EVALUATIONS)
     counted = LACKING if evaluations is None else f"{evaluations.value:g}"
-    return [first, counted, cost, LACKING if time is None else f"{time.value:.2f}x", *others]
+    recall = scored.table.get(text, {}).get(metric_by(RECALL, scored.judges[0]))
+    variety = LACKING if recall is None else interval_text(recall)
+    return [first, counted, cost, LACKING if time is None else f"{time.value:.2f}x", *others, variety]
 
 
 def _swept_parts(scored: ScoredRules, rules: Sequence[Swept]) -> list[str]:

@@ -94,7 +94,7 @@ class ScoredRules:
                 found = {rule: self.comparison(rule, self.equal(rule) or "", score, judge) for rule in rules}
                 found = {rule: how for rule, how in found.items() if how}
                 if found:
-                    parts = [f"{how} {_listed(rules_of)}" for how, rules_of in _inverted(found).items()]
+                    parts = [f"{how} {listed(rules_of)}" for how, rules_of in _inverted(found).items()]
                     sentences.append(f"- {title} by {short_name(judge)}: {'; '.join(parts)}.")
         return sentences
 
@@ -116,5 +116,6 @@ def _inverted(found: Mapping[str, str]) -> dict[str, list[str]]:
     return {how: [rule for rule, own in found.items() if own == how] for how in (BETTER, LEVEL, WORSE) if how in found.values()}
 
 
-def _listed(rules: Sequence[str]) -> str:
+def listed(rules: Sequence[str]) -> str:
+    """Rules in a sentence."""
     return ", ".join(f"`{rule}`" for rule in rules)

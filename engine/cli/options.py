@@ -159,7 +159,7 @@ DeltaOption = Annotated[
 ]
 RefreshOption = Annotated[
     str | None,
-    _option("--refresh", panel=_RULE, help="Evaluate weak branches at every N-th call only, approximately; 1 is exact."),
+    _option("--refresh", panel=_RULE, help="Evaluate guidance branches at every N-th call only, approximately; 1 is exact."),
 ]
 
 CalibrationOption = Annotated[

@@ -1,5 +1,6 @@
 """``segue reproduce rules``: which rules at which strengths, the page of rows, one sentence for bad input."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_models import tiny_sit
 
 from segue.bench.quality.judges import named_judge
 from segue.bench.quality.real_samples import leaves
-from segue.bench.quality.rows import RowForm
+from segue.bench.quality.rows import RowForm, metric_by
 from segue.bench.quality.scoring import Scorer
 from segue.bench.quality.trial import Trial
 from segue.bench.reproduction.page import LEAST
@@ -104,6 +105,29 @@ def test_cfg_at_the_effective_scale_stands_below_a_rule_where_it_was_scored(envi
     assert "cfg:scale=2" not in alone[1] and "better" not in alone[2:]
     assert beside[1].splitlines()[3].startswith("| &nbsp;&nbsp;cfg:scale=2 |  | 2.00x |")
     assert "- FD by textures: worse `slg:weight=1,layers=1`." in beside[3]
+
+
+def test_a_rule_whose_equal_was_not_scored_is_named(environment):
+    rows = made_up_scores(environment, CASE, "textures")
+    form = RowForm(environment, CASE, "float32")
+    rows += [
+        form.row(name, EFFECTIVE, "x", once(scale)) for name, scale in (("slg:weight=1,layers=1", 2.0), ("cfg:scale=3", 2.9))
+    ]
+    rules = [Swept(name, {1.0: name}) for name in ("none", "slg:weight=1,layers=1", "exit:weight=1,layer=2")]
+    rows += [replace(row, variant="exit:weight=1,layer=2") for row in rows if row.variant == "cfg:scale=3"]
+    parts = rules_content(rows, rules, CASE, "segue draw", None).parts
+    (told,) = [part for part in parts if part.startswith("Not beside it")]
+    assert "`exit:weight=1,layer=2`; `segue draw --beside-cfg` does" in told and "slg" not in told
+
+
+def test_columns_that_nothing_was_measured_for_are_left_out(environment):
+    rows = made_up_scores(environment, CASE, "textures")
+    plain = rules_content(rows, [Swept("none", {1.0: "none"})], CASE, "segue draw", None).parts[1]
+    assert "time" not in plain and "recall" not in plain
+    form = RowForm(environment, CASE, "float32")
+    rows.append(form.row("none", metric_by("recall", "textures"), "share", once(0.9)))
+    shown = rules_content(rows, [Swept("none", {1.0: "none"})], CASE, "segue draw", None).parts[1].splitlines()
+    assert shown[0].endswith("| recall |") and shown[2].count("(") == 3 and "time" not in shown[0]
 
 
 def test_cfg_is_drawn_at_the_effective_scale_of_every_rule_on_demand(rules, tmp_path):
