@@ -9,7 +9,7 @@ from live_sets import engine_of
 from lone_requests import drawing_of
 from tiny_models import tiny_sit
 
-from segue import CFG, NAG, CFGZeroStar, Engine, Rescale
+from segue import CFG, NAG, S2, CFGZeroStar, Engine, Rescale
 from segue.engine.adapters.scheduler_solver import SchedulerSolver, scheduler_run
 from segue.engine.core import EngineCore
 from segue.engine.planning.plan import Plan
@@ -107,11 +107,12 @@ def test_a_preview_of_steps_that_a_scheduler_of_diffusers_makes(kind):
     check(found, states, estimates)
 
 
-def test_a_preview_of_a_run_alone():
+@pytest.mark.parametrize(("rule", "kind"), [(NAG(3.0), LinearRun), (CFG(2.0) + S2(0.5), SoloRun)], ids=["nag", "s2"])
+def test_a_preview_of_a_run_with_a_second_text_and_of_one_alone(rule, kind):
     engine = engine_of("sd3", device="cpu")
-    plan = engine.plan(NAG(3.0), schedule=LEVELS, solver="dpm++2m")
+    plan = engine.plan(rule, schedule=LEVELS, solver="dpm++2m")
     states, found, estimates, _, run = previews(engine, plan)
-    assert run is SoloRun
+    assert run is kind
     check(found, states, estimates)
 
 
