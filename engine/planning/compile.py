@@ -159,7 +159,7 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     table, rows = _solver_table(solver, sigmas, parameterization, common["earlier"], rule)
     steps = np.array([row.step for row in rows])
     weights, warnings = resolve_weights(rule, branches, sigmas[:-1], sigmas[1:])
-    _check_above_zero(rule, sigmas[:-1], weights if reference is None else weights[:, [reference - 1]])
+    _check_levels(rule, sigmas, weights if reference is None else weights[:, [reference - 1]])
     weights[: rule.zero_steps] = 0.0
     if rule.calibration is not None:
         rule.calibration.check_run(schedule.sigmas, solver.name, common["height"], common["width"])
@@ -291,11 +291,16 @@ def _check_branch(branch: Branch, specs: Mapping[str, ModelSpec]) -> None:
         raise ValueError(f"{spec.name} has no early-exit head after layer {branch.network.layer}; it has: {known}")
 
 
-def _check_above_zero(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
-    """Raise ``ValueError`` for a correction of clean estimates that weighs something at level 0.  weights [steps, ...]."""
-    at_zero = sigmas == 0
-    weighs = bool((weights[at_zero] != 0).any())
+def _check_levels(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -> None:
+    """Raise ``ValueError`` for a correction that does not fit the levels of a run.  sigmas [steps + 1], weights [steps, ...].
+
+    One of clean estimates that weighs something at level 0, and one that is for falling levels where they rise.
+    """
+    at_zero = sigmas[:-1] == 0
+    weighs, rises = bool((weights[at_zero] != 0).any()), bool((np.diff(sigmas) > 0).any())
     for correction in guidance.corrections:
+        if correction.falling and rises:
+            raise ValueError(f"{correction} explains steps to lower noise levels, and the levels of this run rise")
         if correction.space == "x0" and at_zero.any() and (weighs or correction.alone):
             above = "begin the levels above" if correction.alone else "give its term Window.sigma(0, 1), which begins above"
             raise ValueError(

@@ -46,7 +46,8 @@ class Correction:
 
     ``name``: of the rule whose text it is, with the fields as options.  ``place``: its turn among others.  ``space``: of the
     predictions it looks at; ``output`` is the network's own.  ``memory``: what it keeps from call to call, a state or a number
-    for each sample.  ``alone``: it acts on an unguided prediction too.  ``zero_steps``: the first steps have no velocity.
+    for each sample.  ``alone``: it acts on an unguided prediction too.  ``falling``: it explains steps to lower noise levels.
+    ``zero_steps``: the first steps have no velocity.
     """
 
     name: ClassVar[str] = ""
@@ -54,6 +55,7 @@ class Correction:
     space: ClassVar[Space] = "output"
     memory: ClassVar[Literal["", "state", "number"]] = ""
     alone: ClassVar[bool] = False
+    falling: ClassVar[bool] = False
     zero_steps = cast("int | tuple[int, ...]", 0)
 
     def __str__(self) -> str:

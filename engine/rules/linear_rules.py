@@ -1,7 +1,7 @@
 """Rules that are sums of terms: classifier-free and weak-network guidance, and their segments.
 
 Where a scale, a weight or a delta is asked for, a list, a tuple, a 1-D array or tensor gives one to each sample of the batch:
-``CFG([2.0, 4.0])``.
+``CFG([2.0, 4.0])``.  The share of CFG++ is one for all.
 """
 
 from typing import Literal
@@ -53,8 +53,9 @@ def CFGPlusPlus(scale: float, *, window: Window | str | None = None, condition: 
     """CFG++: the clean estimate guided by the share ``scale`` between reference and condition, the noise that of the reference.
 
     As classifier-free guidance with the scale ``scale sigma (1 - next_sigma) / (sigma - next_sigma)`` of each step, which is
-    the same where the step is Euler's or DDIM's; other solvers follow the velocity of that scale.  Usual shares are 0.2 to 1;
-    none leaves a step unguided.  Source: arXiv 2406.08070, carried over to rectified flow.
+    the same where the step is Euler's or DDIM's; other solvers follow the velocity of that scale.  Usual shares are 0.2 to 1:
+    0.3 is a scale of 1.6 in the mean of 28 even steps.  None leaves a step unguided.  Source: arXiv 2406.08070, carried over to
+    rectified flow.
     """
     if not 0 < real_number(scale, "the share of CFG++ must be a number") <= 10:
         raise ValueError(f"the share of CFG++ must lie between 0 and 10, above 0, got {scale}")

@@ -221,7 +221,8 @@ def PerpNeg() -> Guidance:
 
     ``CFG(s) + CFG(1 + w, condition=n) + PerpNeg()`` is ``u + s (D - v perp(n - u))`` with ``w = s v``: away from the label
     ``n``, but not from what it shares with the condition.  Where the term of ``uncond`` weighs nothing there is no ``D`` to be
-    perpendicular to, and the other terms are added whole.  On the network's own output.  SD3 has one negative prompt, which is
+    perpendicular to, and the other terms are added whole.  On the network's own output, whatever corrections before it did to
+    ``D``.  SD3 has one negative prompt, which is
     ``uncond``: the published use is for labels.  Source: Perp-Neg (arXiv 2304.04968).
     """
     return correcting(Perpendicular())
@@ -303,6 +304,7 @@ class Feedback(Correction):
     name = "fbg"
     space = "x0"
     memory = "number"
+    falling = True
 
     def __post_init__(self):
         set_numbers(self, pi=(0.0, 1.0), start=(0.0, 1.0), peak=(0.0, 1.0), most=(1.0, 1e6))

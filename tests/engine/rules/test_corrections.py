@@ -252,6 +252,11 @@ def test_what_does_not_fit_is_refused(engine, case):
         engine.plan(make(), steps=4)
 
 
+def test_feedback_is_for_levels_that_fall(engine):
+    with pytest.raises(ValueError, match="explains steps to lower noise levels, and the levels of this run rise"):
+        engine.plan(CFG(2.0) + FBG(), schedule=(0.1, 0.3, 0.7))
+
+
 def test_the_fit_is_for_velocities():
     noisy = Engine(tiny_sit(prediction="epsilon", time="discrete", out_channels=8), device="cpu")
     with pytest.raises(ValueError, match="acts on velocities, and tiny predicts noise"):
