@@ -5,7 +5,7 @@ share their common prefix of operations, so the layout is a trie; a path that is
 conditional branch) costs no rows at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -70,6 +70,17 @@ class Segment:
     def texts(self) -> int:
         """Texts beside each image."""
         return 1 + self.joined
+
+
+def merged(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Adjacent segments with those that do the same as one."""
+    found: list[Segment] = []
+    for segment in segments:
+        if found and (found[-1].operation, found[-1].joined) == (segment.operation, segment.joined):
+            found[-1] = replace(found[-1], stop=segment.stop)
+        else:
+            found.append(segment)
+    return tuple(found)
 
 
 def group_rows(group: tuple[Segment, ...], batch: int) -> tuple[slice, tuple[Segment, ...]]:
@@ -211,14 +222,11 @@ class RowLayout:
                 continue
             operation = FULL if block.operations[layer] == GATED else block.operations[layer]
             segment = Segment(i, i + 1, operation, block.condition in self.joined)
-            last = groups[-1][-1] if groups else None
-            if last is None or last.stop != i:
-                groups.append([segment])
-            elif (last.operation, last.joined) == (segment.operation, segment.joined):
-                groups[-1][-1] = replace(last, stop=i + 1)
-            else:
+            if groups and groups[-1][-1].stop == i:
                 groups[-1].append(segment)
-        return LayerRows(forks, tuple(tuple(group) for group in groups))
+            else:
+                groups.append([segment])
+        return LayerRows(forks, tuple(map(merged, groups)))
 
     @cached_property
     def block_rows(self) -> int:

@@ -6,7 +6,7 @@ runs, whatever their conditions; conditional and unconditional rows are one grou
 normalized attention guidance, are groups of their own: each has two rows of text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from segue.kernels.normalized_attention import NEUTRAL
 
-from .rows import FULL, SKIP, RowLayout, Segment, group_rows
+from .rows import FULL, SKIP, RowLayout, Segment, group_rows, merged
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class LayerRun:
+class BlockRows:
     """Rows that go through a block together, the rows of their texts, and the operations, as of :func:`.rows.group_rows`."""
 
     rows: slice
@@ -131,11 +131,11 @@ class SharedLayout:
         return None
 
     @cached_property
-    def layers(self) -> tuple[tuple[LayerRun, ...], ...]:
+    def layers(self) -> tuple[tuple[BlockRows, ...], ...]:
         """What runs through each layer."""
-        return tuple(tuple(self._runs(layer)) for layer in range(self.depth))
+        return tuple(tuple(self._block_rows(layer)) for layer in range(self.depth))
 
-    def _runs(self, layer: int) -> list[LayerRun]:
+    def _block_rows(self, layer: int) -> list[BlockRows]:
         found: list[list[int]] = []  # groups next to each other
         for i, group in enumerate(self.groups):
             if not group.start <= layer < len(group.operations) or group.operations[layer] == SKIP:
@@ -144,21 +144,16 @@ class SharedLayout:
                 found[-1].append(i)
             else:
                 found.append([i])
-        runs = []
+        made = []
         for members in found:
-            rows, segments = group_rows(tuple(self._segment(i, layer) for i in members), 1)
+            rows, segments = group_rows(merged(self._segment(i, layer) for i in members), 1)
             first, last = self.text_places[members[0]], self.text_places[members[-1]]
-            runs.append(LayerRun(rows, slice(first.start, last.stop), segments))
-        return runs
+            made.append(BlockRows(rows, slice(first.start, last.stop), segments))
+        return made
 
     def _segment(self, group: int, layer: int) -> Segment:
         place, own = self.places[group], self.groups[group]
         return Segment(place.start, place.stop, own.operations[layer], own.joined)
-
-
-def _places(counts: Sequence[int]) -> tuple[slice, ...]:
-    ends = np.cumsum(counts).tolist()
-    return tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -209,19 +204,7 @@ class SharedRowsOfCall:
 
 def shared_rows(runs: Sequence[RunRows], depth: int, spare: int, padded: Callable[[int], int]) -> SharedRowsOfCall:
     """The rows of all ``runs`` in one forward; ``padded`` says how many rows stand for so many."""
-    members: dict[tuple[int, tuple[str, ...], bool], list[tuple[int, int]]] = {}  # of a group: run, and which of its row blocks
-    for i, run in enumerate(runs):
-        for block, key in enumerate(run.layout.kinds):
-            members.setdefault(key, []).append((i, block))
-    order = sorted(members, key=lambda key: (key[0], -len(key[1]), key[1] != (FULL,) * depth, key[2]))
-    groups = tuple(RowGroup(key[1], key[0], padded(len(members[key])), key[2]) for key in order)
-    place: dict[tuple[int, int], int] = {}
-    text: dict[tuple[int, int], int] = {}  # the row of the own text; a second one is behind it
-    first = first_text = 0
-    for key, group in zip(order, groups, strict=True):
-        place |= {member: first + k for k, member in enumerate(members[key])}
-        text |= {member: first_text + k * (1 + group.joined) for k, member in enumerate(members[key])}
-        first, first_text = first + group.count, first_text + group.texts
+    groups, place, text = _grouped(runs, depth, padded)
     tapped: dict[int, list[tuple[int, int]]] = {}  # by layer: run, and which of its readouts
     outputs = [[0] * len(run.layout.readouts) for run in runs]
     for i, run in enumerate(runs):
@@ -231,12 +214,51 @@ def shared_rows(runs: Sequence[RunRows], depth: int, spare: int, padded: Callabl
                 tapped.setdefault(readout.layer, []).append((i, k))
     taps = tuple(Tap(layer, padded(len(tapped[layer]))) for layer in sorted(tapped))
     layout = SharedLayout(groups, taps, depth)
+    read = np.zeros(layout.outputs - layout.rows, dtype=np.int64)
+    for tap in taps:
+        first = layout.tap(tap.layer).start
+        for number, (i, k) in enumerate(tapped[tap.layer], start=first):
+            read[number - layout.rows], outputs[i][k] = outputs[i][k], number
+    indices = _indices(runs, layout, place, text, spare)
+    return SharedRowsOfCall(layout, tapped=read, outputs=tuple(map(tuple, outputs)), used=len(place), **indices)
+
+
+Member = tuple[int, int]  # a run, and which of its row blocks
+
+
+def _grouped(
+    runs: Sequence[RunRows], depth: int, padded: Callable[[int], int]
+) -> tuple[tuple[RowGroup, ...], dict[Member, int], dict[Member, int]]:
+    """The groups of rows, the row of every row block, and the row of its own text, behind which a second one is."""
+    members: dict[tuple[int, tuple[str, ...], bool], list[Member]] = {}
+    for i, run in enumerate(runs):
+        for block, kind in enumerate(run.layout.kinds):
+            members.setdefault(kind, []).append((i, block))
+    order = sorted(members, key=lambda kind: (kind[0], -len(kind[1]), kind[1] != (FULL,) * depth, kind[2]))
+    groups, place, text = [], {}, {}
+    first = first_text = 0
+    for start, operations, joined in order:
+        own = members[start, operations, joined]
+        group = RowGroup(operations, start, padded(len(own)), joined)
+        place |= {member: first + k for k, member in enumerate(own)}
+        text |= {member: first_text + k * (1 + joined) for k, member in enumerate(own)}
+        first, first_text = first + group.count, first_text + group.texts
+        groups.append(group)
+    return tuple(groups), place, text
+
+
+def _indices(
+    runs: Sequence[RunRows], layout: SharedLayout, place: Mapping[Member, int], text: Mapping[Member, int], spare: int
+) -> dict[str, np.ndarray]:
+    """What the rows and their texts begin from, and what belongs to each of them."""
+
+    def zeros(count: int) -> np.ndarray:
+        return np.zeros(count, dtype=np.int64)
+
     state, scale = np.full(layout.embedded, spare), np.ones(layout.embedded)
-    entry, text_entry = np.zeros(layout.rows, dtype=np.int64), np.zeros(layout.texts, dtype=np.int64)
-    condition = np.zeros(layout.embedded_texts, dtype=np.int64)
-    source = np.zeros(layout.rows - layout.embedded, dtype=np.int64)
-    text_source = np.zeros(layout.texts - layout.embedded_texts, dtype=np.int64)
-    normalized = np.tile(NEUTRAL, (layout.rows, 1))
+    entry, source = zeros(layout.rows), zeros(layout.rows - layout.embedded)
+    text_entry, text_condition = zeros(layout.texts), zeros(layout.embedded_texts)
+    text_source, normalized = zeros(layout.texts - layout.embedded_texts), np.tile(NEUTRAL, (layout.rows, 1))
     for (i, block), row in place.items():
         run, forked = runs[i], row >= layout.embedded
         entry[row], normalized[row] = run.conditions[block][0].entry, run.normalized
@@ -250,11 +272,11 @@ def shared_rows(runs: Sequence[RunRows], depth: int, spare: int, padded: Callabl
             if forked:
                 text_source[at - layout.embedded_texts] = text[i, run.layout.sources[block]] + k
             else:
-                condition[at] = own.condition
-    read = np.zeros(layout.outputs - layout.rows, dtype=np.int64)
-    for tap in taps:
-        first = layout.tap(tap.layer).start
-        for number, (i, k) in enumerate(tapped[tap.layer], start=first):
-            read[number - layout.rows], outputs[i][k] = outputs[i][k], number
-    indices = (state, scale, entry, source, read, text_entry, condition, text_source)
-    return SharedRowsOfCall(layout, *indices, normalized, tuple(map(tuple, outputs)), used=len(place))
+                text_condition[at] = own.condition
+    own = {"state": state, "scale": scale, "entry": entry, "source": source, "normalized": normalized}
+    return own | {"text_entry": text_entry, "text_condition": text_condition, "text_source": text_source}
+
+
+def _places(counts: Sequence[int]) -> tuple[slice, ...]:
+    ends = np.cumsum(counts).tolist()
+    return tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))

@@ -41,8 +41,9 @@ class SharedRows(ABC):
         self.modulation = weight.new_zeros(rows, columns)  # [R, W]
         self.table = SharedModulation(weight, columns, runs, conditions)
         self.outputs = torch.zeros(2 * rows, spec.channels, height, width, dtype=torch.float32, device=weight.device)
-        # of a forward: state, entry and source of its rows, the rows that are read early, the same of its rows of text; and the
-        # states' scales
+        # of a forward: state, entry and source of its rows, the rows that are read early, entry, condition and source of its
+        # rows of text: 2 rows + taps + 2 texts, where texts and taps are up to twice as many as there is room for, rows no
+        # more than texts; and the states' scales
         self.indices = torch.zeros(6 * rows, dtype=torch.int64, device=weight.device)
         self.scale = torch.ones(rows, dtype=torch.float32, device=weight.device)
 

@@ -107,8 +107,8 @@ class Search:
     def neighbours(self, placement: Placement, wanted: Wanted) -> list[Placement]:
         """Those that keep to the cost, or cost no more: the same calls by another order, then one call moved or one more.
 
-        The least predicted error first, but for the orders: what a high one does where several calls in a row are left out is
-        what predictions, made of calls that are left out alone, know least about.
+        Each of these the least predicted error first.  Orders come before all: a prediction is made of calls that are left out
+        alone, and what a high order does where several in a row are it does not see.
         """
         most = wanted.cost if wanted.cost is not None else self.placements.cost(placement) + 1e-9
         return sorted(self._near(placement, most), key=lambda other: (other.calls != placement.calls, self.predicted(other)))

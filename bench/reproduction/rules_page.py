@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ..quality.rows import REAL, metric_by
 from ..quality.scoring import EVALUATIONS
-from ..quality.tables import interval_text
+from ..quality.tables import interval_text, metric_title
 from ..quality.tuning import UNGUIDED
 from ..rows import Row
 from ..scores.units import FRECHET
@@ -17,7 +17,7 @@ from .rule_times import SUITE as TIMES
 from .scored_rules import ScoredRules, listed, samples_of
 
 COMMAND, TITLE = "rules", "All rules on one model"
-RECALL = "recall"  # by the first judge: variety, which neither accuracy nor distance alone shows
+TIME, RECALL = "time", "recall"  # recall by the first judge: variety, which neither accuracy nor distance alone shows
 LACKING = ""
 
 
@@ -47,12 +47,12 @@ def rules_content(rows: Sequence[Row], rules: Sequence[Swept], case: str, comman
         own = {rule.name: rule.own for rule in rules}
         shown = _shown(scored, {text: times.get(own[name]) for name, text in texts.items()})
         parts = [f"**{case}**", shown]
-        equal = [text for text in texts.values() if _equal(scored, text)]
-        beside = scored.equal_sentences(equal)
+        compared = [text for text in texts.values() if _equal(scored, text)]
+        beside = scored.equal_sentences(compared)
         parts += [f"{BESIDE}:", "\n".join(beside)] if beside else []
-        alone = [text for text in texts.values() if text not in equal and scored.equal(text) is not None]
-        if beside and alone:
-            parts.append(f"Not beside it, for it was not scored there: {listed(alone)}; `{command} --beside-cfg` does.")
+        alone = [text for text in texts.values() if text not in compared and scored.equal(text) is not None]
+        if alone:
+            parts.append(f"Without CFG at their effective scale: {listed(alone)}; `{command} --beside-cfg` scores it.")
         parts += _swept_parts(scored, rules)
         parts += [f"![The same leaves by every rule]({picture})"] if picture else []
     counts = {row.variant: samples_of(row) for row in rows if " by " in row.metric}
@@ -73,10 +73,9 @@ def _shown(scored: ScoredRules, times: Mapping[str, Row | None]) -> str:
             lines.append(_line(scored, equal, None, f"&nbsp;&nbsp;{equal}"))
     lines += [_line(scored, REAL, None)] if scored.has(REAL) else []
     first, cost, *others = scored.header()
-    header = [first, "evaluations", cost, "time", *others, RECALL]
-    held = [
-        place for place in range(len(header)) if header[place] not in (RECALL, "time") or any(line[place] for line in lines)
-    ]
+    recall = metric_title(metric_by(RECALL, scored.judges[0]))
+    header = [first, "evaluations", cost, TIME, *others, recall]
+    held = [place for place, title in enumerate(header) if title not in (TIME, recall) or any(line[place] for line in lines)]
     return markdown_table([header[place] for place in held], [[line[place] for place in held] for line in lines])
 
 

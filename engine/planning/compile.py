@@ -300,7 +300,9 @@ def _check_levels(guidance: Guidance, sigmas: np.ndarray, weights: np.ndarray) -
     weighs, rises = bool((weights[at_zero] != 0).any()), bool((np.diff(sigmas) > 0).any())
     for correction in guidance.corrections:
         if correction.falling and rises:
-            raise ValueError(f"{correction} explains steps to lower noise levels, and the levels of this run rise")
+            first = int(np.flatnonzero(np.diff(sigmas) > 0)[0])
+            rise = f"from {sigmas[first]:.4g} to {sigmas[first + 1]:.4g}"
+            raise ValueError(f"{correction} is for noise levels that fall, and those of this run rise {rise}")
         if correction.space == "x0" and at_zero.any() and (weighs or correction.alone):
             above = "begin the levels above" if correction.alone else "give its term Window.sigma(0, 1), which begins above"
             raise ValueError(

@@ -106,8 +106,8 @@ def reference_branch(
 ) -> int | None:
     """The index of the branch that the rule's correction acts on; None where it acts on the whole or there is none.
 
-    One that some term of the ``rules`` of a batch is of, not one that a classifier alone looks at.  Raises ``ValueError`` for a
-    correction that does not fit the terms or the network.
+    It is the branch of a term of some rule of the batch; a branch that only a classifier looks at is none.  Raises
+    ``ValueError`` for a correction that does not fit the terms or the network.
     """
     corrections = [correction for correction in guidance.corrections if correction.needs_reference]
     if not corrections:

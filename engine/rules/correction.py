@@ -46,7 +46,7 @@ class Correction:
 
     ``name``: of the rule whose text it is, with the fields as options.  ``place``: its turn among others.  ``space``: of the
     predictions it looks at; ``output`` is the network's own.  ``memory``: what it keeps from call to call, a state or a number
-    for each sample.  ``alone``: it acts on an unguided prediction too.  ``falling``: it explains steps to lower noise levels.
+    for each sample.  ``alone``: it acts on an unguided prediction too.  ``falling``: it is for runs whose levels fall.
     ``zero_steps``: the first steps have no velocity.
     """
 

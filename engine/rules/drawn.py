@@ -48,7 +48,7 @@ class ClassPrompts:
 
 @dataclass(frozen=True)
 class Draw:
-    """A condition that is another for every sample and call.  ``classes`` are those of a model that takes prompts."""
+    """A condition that is another for every sample and step or call.  ``classes`` are those of a model that takes prompts."""
 
     classes: ClassPrompts | None = None
 
@@ -68,13 +68,13 @@ class Draw:
 
 @dataclass(frozen=True)
 class RandomCondition(Draw):
-    """Any label but the sample's own, by the sample's seed and the number of the call."""
+    """Any label but the sample's own, by the sample's seed and the number of the step."""
 
     def __str__(self) -> str:
         return "random label"
 
     def needs_schedule(self) -> str:
-        return "a label that is drawn anew at every call"
+        return "a label that is drawn anew at every step"
 
 
 @dataclass(frozen=True)

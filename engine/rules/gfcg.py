@@ -69,9 +69,8 @@ def ICG(
     """Independent condition guidance ``v_u + s (v_c - v_u)``, ``u`` any other class: s = 1 is off.  Source: arXiv 2407.02687.
 
     The class is drawn anew for every sample and step, from the sample's seed; in a loop that gives no seeds, from its place in
-    the batch.  Near ``CFG`` where labels say little, at high noise; below, a random label adds a direction of its own, on the
-    bundled model several times as long as ``v_c - v_u``, so give it a ``window``.  ``channels`` as in
-    :func:`.linear_rules.CFG`, ``classes`` and ``template`` as in :func:`GFCG`.
+    the batch.  Near ``CFG`` at high noise, where a label says little; below, a random label adds a direction of its own, which
+    a ``window`` leaves out.  ``channels`` as in :func:`.linear_rules.CFG`, ``classes`` and ``template`` as in :func:`GFCG`.
     """
     draw = RandomCondition(class_prompts(classes, template))
     return _by(CFG(scale, delta=delta, window=window, channels=channels), Branch(draw))

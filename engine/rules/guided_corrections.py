@@ -136,7 +136,7 @@ def HiGS(
 
     ``a``, of the calls before: ``a <- alpha x + (1 - alpha) a`` from 0 on.  Of the difference what is parallel to ``x`` is
     weighed by ``eta``, then ``H`` keeps the frequencies of a cosine transform above ``cutoff`` of the highest, smoothly.
-    ``r = sqrt((sigma - low) / (high - low))``.  No further evaluation: it may stand alone.  *After* HiGS (arXiv 2509.22300):
-    the paper could not be read, what a public implementation says of it could.
+    ``r = sqrt((sigma - low) / (high - low))``.  No further evaluation: it may stand alone.  *After* HiGS (arXiv 2509.22300),
+    from what public implementations have of it; the paper was not read.
     """
     return correcting(HistoryGuidance(*map(as_kept, (weight, alpha, low, high, eta, cutoff))))

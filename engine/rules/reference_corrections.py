@@ -221,9 +221,9 @@ def PerpNeg() -> Guidance:
 
     ``CFG(s) + CFG(1 + w, condition=n) + PerpNeg()`` is ``u + s (D - v perp(n - u))`` with ``w = s v``: away from the label
     ``n``, but not from what it shares with the condition.  Where the term of ``uncond`` weighs nothing there is no ``D`` to be
-    perpendicular to, and the other terms are added whole.  On the network's own output, whatever corrections before it did to
-    ``D``.  SD3 has one negative prompt, which is
-    ``uncond``: the published use is for labels.  Source: Perp-Neg (arXiv 2304.04968).
+    perpendicular to, and the other terms are added whole.  On the network's own output: of ``D`` as that gives it, not as other
+    corrections change it.  SD3 has one negative prompt, which is ``uncond``: the published use is for labels.  Source: Perp-Neg
+    (arXiv 2304.04968).
     """
     return correcting(Perpendicular())
 
@@ -343,7 +343,7 @@ def FBG(pi: Numbers = 0.95, start: Numbers = 0.5, peak: Numbers = 0.4, most: Num
     But for 1, which turns the term off, and with it all that corrects it.  ``log p`` starts at 0 and falls or rises by how much
     better ``c`` explains the step just made than ``u`` does; it is kept so that ``l`` is at most ``most``.  ``start`` and
     ``peak`` are the shares of the run that is left, 1 at its beginning, at which guidance sets in and is strongest.  *After*
-    FBG (arXiv 2506.06085): the step that is explained is Euler's of the call's own levels, whatever the solver; of a step's two
-    calls the first one's.  Published for variance-exploding chains, to which levels are converted.
+    FBG (arXiv 2506.06085): the step that is explained is Euler's of the call's own levels, whatever the solver; of a step's
+    calls the first one's.  Published for variance-exploding chains, to which levels are converted.  Levels that rise raise.
     """
     return correcting(Feedback(as_kept(pi), as_kept(start), as_kept(peak), as_kept(most)))

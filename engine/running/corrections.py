@@ -45,7 +45,8 @@ class Guided:
 
     def towards(self, change: Vector) -> "Guided":
         """With the change of the clean estimate ``c`` that guidance makes as a whole."""
-        # at level 0 the slope is 0 and nothing may weigh there: not divided by, so that gradients stay finite too
+        # Divided, as a product with the inverse rounds, and neutral numbers must change nothing to the bit.  At level 0 the
+        # slope is 0 and nothing may weigh there: not divided by, so that gradients stay finite too.
         return replace(self, direction=change / torch.where(self.slope == 0, 1.0, self.slope))
 
 
@@ -179,5 +180,5 @@ def history(kernels: Kernels, x: Tensor, average: Tensor, begun: Tensor, numbers
     span = Span(kernels, (x, x - average))
     own, difference = span.unit(0), span.unit(1)
     (projected,) = span.written(difference + (numbers["eta"] - 1) * difference.along(own) * own)
-    weight, alpha = ((number[:, None, None, None]) for number in (begun * numbers["weight"], numbers["alpha"]))
+    weight, alpha = (number[:, None, None, None] for number in (begun * numbers["weight"], numbers["alpha"]))
     return weight * cosine_high_part(projected, numbers["cutoff"]), torch.lerp(average, x, alpha)

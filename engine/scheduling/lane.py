@@ -33,9 +33,9 @@ from .sizes import Sizes
 
 CONDITIONS = 4  # of one run
 MOST_GRAPHS = 128  # of a lane: requests choose layers, and with them layouts
-KINDS = 4  # groups of rows in one tick that are perturbed or meet two texts; runs with others wait for the next
+MOST_KINDS = 4  # groups of rows in one tick that are perturbed or meet two texts; runs with others wait for the next
 Capture = Callable[[Callable[[], None]], CapturedStep]
-Group = tuple[str, int, tuple[str, ...], bool]  # of rows: network, and what :attr:`.rows.RowLayout.kinds` says of a block
+Group = tuple[str, int, tuple[str, ...], bool]  # of rows: network, and the kind of a row block, see RowLayout.kinds
 
 
 def networks_of(plan: Plan) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class Lane:
             network = models[name]
             total += bytes_of(partial(make_lane_rows, network, places, sizes, plan))
             element = next(network.parameters()).element_size()
-            total += passed_on(network.spec, sizes.rows * network.spec.tokens(height, width), element)
+            total += passed_on(network.spec, sizes.rows * (network.spec.tokens(height, width) + plan.spec.text_tokens), element)
         return total
 
     # --- runs come and go ----------------------------------------------------------------------------------------------
@@ -171,12 +171,12 @@ class Lane:
     # --- ticks ---------------------------------------------------------------------------------------------------------
 
     def choose(self, runs: Sequence[LaneRun]) -> list[LaneRun]:
-        """Those of ``runs``, the first ones first, whose rows fit into one tick; the others wait."""
+        """Those of ``runs``, the first ones first, whose rows and steps fit into one tick; the others wait."""
         chosen: list[LaneRun] = []
         together: Counter[Group] = Counter()
         for run in runs:
             trial = together + _groups(run.plan, run.live)
-            if _fit(trial, self.sizes):
+            if len(chosen) < self.sizes.largest and _fit(trial, self.sizes):
                 chosen.append(run)
                 together = trial
         return chosen
@@ -272,7 +272,7 @@ def _fit(groups: "Counter[Group]", sizes: Sizes) -> bool:
     """Whether rows of these groups are of one forward."""
     if any(count > sizes.largest for count in groups.values()):
         return False
-    if sum(joined or bool(set(operations) - {FULL}) for _, _, operations, joined in groups) > KINDS:
+    if sum(joined or bool(set(operations) - {FULL}) for _, _, operations, joined in groups) > MOST_KINDS:
         return False
     rows, reads = Counter[str](), Counter[str]()
     for (name, _, operations, joined), count in groups.items():

@@ -145,7 +145,7 @@ def test_the_plan_says_that_its_cost_is_the_most(engine):
     [
         (lambda e: CFG(3.0).adaptive(1.0), "must lie between -1 and 1, got 1"),
         (lambda e: SkipLayer(3.0, (1,)).adaptive(0.9), "stops terms with another condition"),
-        (lambda e: ICG(3.0).adaptive(0.9), "stops terms with another condition"),
+        (lambda e: ICG(3.0).adaptive(0.9), "compares a condition from call to call, and that of random label changes"),
         (lambda e: CFG(3.0).reused(2).adaptive(0.9), "computes its direction every 2 calls"),
         (lambda e: e.plan(CFG(3.0).adaptive(0.9) + APG(0.0, 1.0, 0.0)), "needs uncond at every call, and the rule stops it"),
         (lambda e: e.plan(CFG(3.0).adaptive(0.9) + CFG(2.0)), "stop at cosines 0.9 and None"),

@@ -116,8 +116,8 @@ def test_a_rule_whose_equal_was_not_scored_is_named(environment):
     rules = [Swept(name, {1.0: name}) for name in ("none", "slg:weight=1,layers=1", "exit:weight=1,layer=2")]
     rows += [replace(row, variant="exit:weight=1,layer=2") for row in rows if row.variant == "cfg:scale=3"]
     parts = rules_content(rows, rules, CASE, "segue draw", None).parts
-    (told,) = [part for part in parts if part.startswith("Not beside it")]
-    assert "`exit:weight=1,layer=2`; `segue draw --beside-cfg` does" in told and "slg" not in told
+    (told,) = [part for part in parts if part.startswith("Without CFG")]
+    assert "`exit:weight=1,layer=2`; `segue draw --beside-cfg` scores it" in told and "slg" not in told
 
 
 def test_columns_that_nothing_was_measured_for_are_left_out(environment):
@@ -127,7 +127,7 @@ def test_columns_that_nothing_was_measured_for_are_left_out(environment):
     form = RowForm(environment, CASE, "float32")
     rows.append(form.row("none", metric_by("recall", "textures"), "share", once(0.9)))
     shown = rules_content(rows, [Swept("none", {1.0: "none"})], CASE, "segue draw", None).parts[1].splitlines()
-    assert shown[0].endswith("| recall |") and shown[2].count("(") == 3 and "time" not in shown[0]
+    assert shown[0].endswith("| recall by textures |") and shown[2].count("(") == 3 and "time" not in shown[0]
 
 
 def test_cfg_is_drawn_at_the_effective_scale_of_every_rule_on_demand(rules, tmp_path):

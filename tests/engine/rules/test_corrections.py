@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused(engine, case):
 
 
 def test_feedback_is_for_levels_that_fall(engine):
-    with pytest.raises(ValueError, match="explains steps to lower noise levels, and the levels of this run rise"):
+    with pytest.raises(ValueError, match=r"is for noise levels that fall, and those of this run rise from 0\.1 to 0\.3"):
         engine.plan(CFG(2.0) + FBG(), schedule=(0.1, 0.3, 0.7))
 
 

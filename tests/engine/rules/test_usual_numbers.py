@@ -52,8 +52,14 @@ def test_the_layers_are_the_middle_ones_of_any_depth(depth, prompts):
 
 def test_the_usual_share_of_cfgpp_is_a_usual_scale_in_the_mean():
     """Its number is a share of each step's noise: as a scale of CFG it would be several times as strong."""
-    weights = [compile_plan(name, linear(28), "euler", {"main": SPEC}).weights.mean() for name in ("cfg", "cfgpp")]
-    assert weights[1] == pytest.approx(weights[0], rel=0.2)
+    for spec in (SPEC, replace(sd3_spec("sd3-medium"), name="tiny", depth=5)):
+        weights = [compile_plan(name, linear(28), "euler", {"main": spec}).weights.mean() for name in ("cfg", "cfgpp")]
+        assert weights[1] == pytest.approx(weights[0], rel=0.2)
+
+
+def test_a_correction_has_a_usual_number_of_its_own():
+    rule = parse_rule("cfg + higs", SPEC)
+    assert rule.parts[1].text == "higs:weight=1" and rule.notes[1] == "no tuned numbers of higs for tiny, using weight=1"
 
 
 def test_what_is_given_is_not_replaced_nor_named():

@@ -350,7 +350,7 @@ def test_a_denoiser_of_known_levels_is_the_same_run(engine, rule):
 
 
 def test_levels_as_they_come_have_no_call_before(engine):
-    for rule, what in ((GFCG(1.0, classifier=CLASSIFIER), "the call before"), (ICG(2.0), "drawn anew at every call")):
+    for rule, what in ((GFCG(1.0, classifier=CLASSIFIER), "the call before"), (ICG(2.0), "drawn anew at every step")):
         with pytest.raises(ValueError, match=f"{what}.*needs the schedule"):
             engine.denoiser(rule, LABELS)
     rule = GFCG(1.0, classifier=CLASSIFIER, lag=0)

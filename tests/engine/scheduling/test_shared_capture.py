@@ -8,7 +8,7 @@ from lone_requests import alone, drawing_of
 from recorded_captures import Recorder
 from step_trace import check_repeats
 
-from segue import CFG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, SkipLayer
+from segue import CFG, NAG, AutoGuidance, EarlyExit, Engine, PerturbedLayers, SkipLayer
 from segue.engine.core import EngineCore
 from segue.engine.scheduling import lane as lane_module
 from segue.engine.scheduling.drawing import Drawing
@@ -30,7 +30,7 @@ def lane_of(engine: EngineCore, drawing: Drawing) -> Lane:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_forwards_of_one_layout_do_the_same_on_the_same_storages(architecture, dtype):
     engine = engine_of(architecture, device="cpu", dtype=dtype)
-    rules = [*KINDS, *([] if engine.spec.text_tokens else [EarlyExit(1.0, 2)])]
+    rules = [*KINDS, *([NAG(3.0), NAG(4.0) + SkipLayer(1.0, (1,))] if engine.spec.text_tokens else [EarlyExit(1.0, 2)])]
     drawings = [drawing_of(engine, engine.plan(rule, steps=6), i) for i, rule in enumerate(rules)]
     lane = lane_of(engine, drawings[0])
     runs = [lane.join(drawing) for drawing in drawings]
@@ -62,8 +62,8 @@ def test_requests_of_other_numbers_replay_what_was_captured():
     scheduler = StepScheduler(engine, lambda drawing, guidance: drawing, start=False)
 
     def draw(scale: float, steps: int, seed: int) -> int:
-        """Draw three requests; how many forwards are captured by then."""
-        plans = [engine.plan(rule, steps=steps) for rule in (CFG(scale), None, SkipLayer(scale, (1,)))]
+        """Draw four requests; how many forwards are captured by then."""
+        plans = [engine.plan(rule, steps=steps) for rule in (CFG(scale), None, SkipLayer(scale, (1,)), NAG(scale, tau=scale))]
         drawings = [drawing_of(engine, plan, seed + i) for i, plan in enumerate(plans)]
         requests = [scheduler.submit(drawing) for drawing in drawings]
         while scheduler.tick():

@@ -187,6 +187,18 @@ def test_a_second_text_takes_the_room_of_a_row():
     wide.close()
 
 
+def test_more_runs_than_a_tick_has_steps_for_wait():
+    """Rows with one text and with two are groups of their own: together there is room for more of them than for steps."""
+    engine = engine_of("sd3", device="cpu")
+    plans = [engine.plan(rule, steps=2) for rule in [None] * 4 + [NAG(3.0)] * 2]
+    loads = [Load(drawing_of(engine, plan, i), 0) for i, plan in enumerate(plans)]
+    scheduler = scheduler_of(engine, slots=6, sizes=(1, 2, 3, 4))
+    for load, latents in zip(loads, draw_all(scheduler, loads), strict=True):
+        assert torch.allclose(latents, alone(engine, load.drawing), rtol=0, atol=ERROR)
+    assert scheduler.stats().ticks >= 3
+    scheduler.close()
+
+
 def test_runs_of_two_sizes_are_under_way_together():
     engine = engine_of("sit", device="cpu")
     plans = [engine.plan(CFG(2.0), steps=4), engine.plan(CFG(2.0), steps=3, height=4, width=4)]
