@@ -126,13 +126,13 @@ def _detail(rule: ParsedRule) -> str:
     """The numbers of a rule and its form, without the layers: the sheet is for those who see a rule for the first time."""
     parts = [{name: dict(part.options)[name] for name in SHOWN if name in dict(part.options)} for part in rule.parts]
     told = ({name: f"{value:g}" if isinstance(value, float | int) else value for name, value in part.items()} for part in parts)
-    return " + ".join(", ".join(f"{name} {value}" for name, value in part.items()) for part in told)
+    return " + ".join(", ".join(f"{name} {value}" for name, value in part.items()) for part in told if part)
 
 
-def default_classes(parents: Sequence[int]) -> tuple[int, ...]:
-    """Two classes of every superclass, other ones of each, so that all kinds of detail are seen."""
+def default_classes(parents: Sequence[int], each: int = 2) -> tuple[int, ...]:
+    """One or two classes of every superclass, other ones of each, so that all kinds of detail are seen."""
     chosen = []
     for place, parent in enumerate(dict.fromkeys(parents)):
         members = [label for label, own in enumerate(parents) if own == parent]
-        chosen += sorted({members[(STRIDE * place + step) % len(members)] for step in (0, SECOND)})
+        chosen += sorted({members[(STRIDE * place + step) % len(members)] for step in (0, SECOND)[:each]})
     return tuple(chosen)

@@ -116,7 +116,8 @@ def draw_rules(path: Path, engine: Engine, scorer: Scorer, texts: Sequence[str],
         return None
     rows = [row for row in read_rows(scorer.path) if (row.case, row.dtype) == (scorer.form.case, scorer.form.dtype)]
     measured = Measured.of(rows, networks_of(engine), judge.name, scorer.path)
-    demo = Demo(engine, judge, scored_leaves, scorer.trial, default_classes(engine.spec.parents), measured)
+    classes = default_classes(engine.spec.parents, each=1)  # as there are rows by the dozen
+    demo = Demo(engine, judge, scored_leaves, scorer.trial, classes, measured)
     lines = [demo.real_line(), *map(demo.line, texts)]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(demo.sheet(lines), path, demo.title(), {"rules": list(texts), "labels": list(demo.labels)})

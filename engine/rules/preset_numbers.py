@@ -49,10 +49,8 @@ RECIPES: dict[str, dict[str, dict[str, dict[str, Any]]]] = dict.fromkeys(SD3_SIZ
 # scores chose for the herbarium or less.
 _USUAL_OF_PROMPTS = {"scale": 4.5, "weight": 2.8, "switch": Window.fraction(0.0, 0.5)}
 _USUAL_OF_CLASSES = {"scale": 1.5, "weight": 0.2, "switch": 0.5}
-# Rules whose number is of another kind: the share of CFG++ is a scale of 5 times as much in the mean of 28 even steps, and what
-# history is weighed by is of a difference that fades as a sample settles.
-_USUAL_OF_RULES_OF_PROMPTS = {"cfgpp": {"scale": 0.9}, "higs": {"weight": 1.0}}
-_USUAL_OF_RULES_OF_CLASSES = {"cfgpp": {"scale": 0.3}, "higs": {"weight": 1.0}}
+SCALE_OF_A_SHARE = 5.0  # of CFG++, in the mean of 28 even steps
+HISTORY_WEIGHT = 1.0  # of HiGS: a weight of another kind than that of a weak branch
 GUIDES = "-classifier"  # of a bundled model's two classifiers the one that chooses; the other judges
 LAYERS_PER_SKIPPED = 8  # one layer in so many is perturbed: 7, 8 and 9 of the 24 of SD3-medium
 
@@ -62,16 +60,15 @@ def usual_numbers(spec: ModelSpec, rule: str) -> dict[str, Any]:
 
     An early-exit rule has a layer where the model has a head.
     """
-    prompts = isinstance(spec, MMDiTSpec)
-    usual: dict[str, Any] = dict(_USUAL_OF_PROMPTS if prompts else _USUAL_OF_CLASSES)
+    usual: dict[str, Any] = dict(_USUAL_OF_PROMPTS if isinstance(spec, MMDiTSpec) else _USUAL_OF_CLASSES)
+    own = {"cfgpp": {"scale": usual["scale"] / SCALE_OF_A_SHARE}, "higs": {"weight": HISTORY_WEIGHT}}
     count = max(1, round(spec.depth / LAYERS_PER_SKIPPED))
     first = (spec.depth - count) // 2
     usual["layers"] = tuple(range(first, first + count))
     guides = [name for name, model in CLASSIFIERS.items() if model == spec.name and name.endswith(GUIDES)]
     usual |= {"classifier": guides[0]} if guides else {}
     exits = getattr(spec, "exits", ())
-    usual |= {"layer": exits[0]} if exits else {}
-    return usual | (_USUAL_OF_RULES_OF_PROMPTS if prompts else _USUAL_OF_RULES_OF_CLASSES).get(rule, {})
+    return usual | ({"layer": exits[0]} if exits else {}) | own.get(rule, {})
 
 
 def preset_name(model: str | ModelSpec) -> str:

@@ -344,6 +344,6 @@ def FBG(pi: Numbers = 0.95, start: Numbers = 0.5, peak: Numbers = 0.4, most: Num
     better ``c`` explains the step just made than ``u`` does; it is kept so that ``l`` is at most ``most``.  ``start`` and
     ``peak`` are the shares of the run that is left, 1 at its beginning, at which guidance sets in and is strongest.  *After*
     FBG (arXiv 2506.06085): the step that is explained is Euler's of the call's own levels, whatever the solver; of a step's
-    calls the first one's.  Published for variance-exploding chains, to which levels are converted.  Levels that rise raise.
+    calls the first one's.  Published for variance-exploding chains, to which levels are converted.  Not for levels that rise.
     """
     return correcting(Feedback(as_kept(pi), as_kept(start), as_kept(peak), as_kept(most)))

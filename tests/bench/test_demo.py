@@ -132,6 +132,8 @@ def test_a_line_tells_the_numbers_of_a_rule_and_its_form():
         "sgg:scale=1.5,weight=0.6,layers=7,8,switch=0.3": "scale 1.5, weight 0.6, switch 0.3",
         "gfcg:weight=0.6,classifier=herbarium-classifier,form=ag-swap,gain=1,lag=0": "weight 0.6, form ag-swap, gain 1, lag 0",
         "none": "",
+        "cfg:scale=2 + zero-star": "scale 2",
+        "none + epsilon:factor=1.005": "",
     }
     for text, detail in told.items():
         assert _detail(parse_rule(text, engine.spec)) == detail
@@ -144,3 +146,4 @@ def test_two_species_of_every_genus_are_shown_and_all_details():
     assert [PARENTS[label] for label in chosen] == [genus for genus in range(6) for _ in range(2)]
     assert {SPECIES[label].split()[1] for label in chosen} == {name.split()[1] for name in SPECIES}
     assert default_classes((0, 0, 1)) == (0, 1, 2)
+    assert [PARENTS[label] for label in default_classes(PARENTS, each=1)] == list(range(6))
