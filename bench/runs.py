@@ -1,5 +1,6 @@
 """From options to a session: the one place where suites are started."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from .timing import timer_for
 
 
 def command_line() -> str:
-    """The command as the user typed it, without the path of the program."""
-    return " ".join(["segue", *sys.argv[1:]])
+    """The command as the user typed it, without the path of the program: a shell takes it as it is."""
+    return shlex.join(["segue", *sys.argv[1:]])
 
 
 def open_session(settings: Settings, out: Path | None, resume: bool, keep_memory: bool = True) -> Session:

@@ -1,5 +1,6 @@
 """What is read off the machine, and what is said where there is nothing to read."""
 
+import shlex
 import subprocess
 import sys
 import types
@@ -9,6 +10,7 @@ import torch
 
 from segue.bench import telemetry as telemetry_module
 from segue.bench.allocator import DEFAULT
+from segue.bench.runs import command_line
 from segue.bench.telemetry import (
     PeakMemory,
     Telemetry,
@@ -182,3 +184,9 @@ def test_the_kernel_module_tells_the_driver_where_nvml_does_not(monkeypatch, tmp
 def test_a_row_names_the_machine_and_the_packages():
     assert "cores" in device_name(CPU)
     assert {"python", "torch"} <= set(package_versions())
+
+
+def test_a_recorded_command_is_one_that_a_shell_takes(monkeypatch):
+    words = ["segue", "score", "-g", "cfg + rescale:phi=0.7", "--out", "my rows.jsonl"]
+    monkeypatch.setattr(sys, "argv", ["/some/where/segue", *words[1:]])
+    assert shlex.split(command_line()) == words
