@@ -235,7 +235,9 @@ def _grouped(
         for block, kind in enumerate(run.layout.kinds):
             members.setdefault(kind, []).append((i, block))
     order = sorted(members, key=lambda kind: (kind[0], -len(kind[1]), kind[1] != (FULL,) * depth, kind[2]))
-    groups, place, text = [], {}, {}
+    groups: list[RowGroup] = []
+    place: dict[Member, int] = {}
+    text: dict[Member, int] = {}
     first = first_text = 0
     for start, operations, joined in order:
         own = members[start, operations, joined]
