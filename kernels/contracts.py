@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from .compiled import FUNCTIONS as FUSED
 from .dispatch import WITHOUT_TRITON
 from .judgement import BIAS, FACTOR, FLOOR
@@ -154,6 +157,13 @@ def shared_dimensions(operation: str | None, dimensions: int) -> int:
     return dimensions - 1 if promised and promised.by_sample else 1
 
 
+def magnitude_of_summands(operation: str, arguments: object) -> float:
+    """Of what an operation averages over whole samples; 0 for one that does not.  See :func:`.judgement.error_bound`."""
+    if not contract(operation).by_sample:
+        return 0.0
+    return max(float(x.abs().mean()) for x in tree_leaves(arguments) if isinstance(x, Tensor))
+
+
 def page() -> str:
     """The contracts as docs/numerics.md."""
     own = {operation: COMMON[:1] if operation in WITHOUT_TRITON else COMMON for operation in CONTRACTS}
@@ -178,7 +188,8 @@ Printed by `python -m segue.kernels.contracts` from the table that the tests jud
 - **bit-exact**: the same bits as the reference function, on every device.
 - **within rounding**: against fp64, at most {factor} times the error that PyTorch makes in the same precision, plus {floor}
   roundings of the output; and no bias: the mean error, upward or away from zero, is at most {bias} of the errors' root mean
-  square, beyond what chance explains. An error is averaged away over the calls of a run, a bias adds up.
+  square, beyond what chance explains. An error is averaged away over the calls of a run, a bias adds up. A mean of large
+  numbers may be small, and is allowed the rounding of what it is of.
 - **approximate**: off unless asked for, with an error of its own. Of quantised rows it is relative to each value that is a
   normal number of the format; of sums, relative to the largest magnitude.
 

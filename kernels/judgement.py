@@ -42,9 +42,12 @@ class Bias:
         return f"bias {self.ratio:.2f} of the error's root mean square, bound {self.bound:.2f}"
 
 
-def error_bound(eager: Tensor, truth: Tensor) -> Tensor:
-    """The largest deviation that a kernel may show from ``truth`` (fp64) when ``eager``, in its dtype, shows its own."""
-    largest = truth.double().abs().max()
+def error_bound(eager: Tensor, truth: Tensor, summands: float = 0.0) -> Tensor:
+    """The largest deviation that a kernel may show from ``truth`` (fp64) when ``eager``, in its dtype, shows its own.
+
+    ``summands``: the magnitude of what a mean is of.  A mean of large numbers may be small, and rounds as they do.
+    """
+    largest = truth.double().abs().max().clamp(min=summands)
     return FACTOR * (eager.double() - truth.double()).abs().max() + FLOOR * torch.finfo(eager.dtype).eps * largest
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .catalogue import Case, Factory
+from .contracts import magnitude_of_summands
 from .judgement import error_bound
 
 CACHE_BYTES = 256 * 2**20  # well past the last cache of any card
@@ -33,7 +34,9 @@ class Trial:
         case = self.case
         truths = _outputs(case.reference, tree_map(_doubled, case.arguments(self.make)))
         eagers = _outputs(case.reference, case.arguments(self.make))
-        return [(truth.double(), float(error_bound(eager, truth))) for truth, eager in zip(truths, eagers, strict=True)]
+        summands = magnitude_of_summands(case.operation, case.arguments(self.make))
+        pairs = zip(truths, eagers, strict=True)
+        return [(truth.double(), float(error_bound(eager, truth, summands))) for truth, eager in pairs]
 
     def agrees(self, function: Callable) -> bool:
         """It errs against fp64 at most twice as much as the reference does, plus two roundings of its own output."""

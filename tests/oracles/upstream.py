@@ -8,6 +8,8 @@ import pytest
 import torch
 from packaging.version import Version
 
+pytest.importorskip("diffusers")
+
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 offloads_groups = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from segue.kernels import judgement
-from segue.kernels.contracts import contract, shared_dimensions
+from segue.kernels.contracts import contract, magnitude_of_summands, shared_dimensions
 from segue.kernels.triton_runtime import interpreting
 
 # the interpreter computes in numpy, which has no bf16; on a GPU it is the dtype that matters
@@ -100,12 +100,13 @@ def judge():
         oracle = as_tuple((exact or reference)(*clones(doubled)))
         ours, eager = as_tuple(kernel(*ours_in)), as_tuple(reference(*eager_in))
         assert len(ours) == len(eager) == len(oracle)
+        summands = magnitude_of_summands(operation, arguments) if operation else 0.0
         for mine, theirs, truth in zip(ours, eager, oracle, strict=True):
             assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
             assert not mine.isnan().any(), "an element was not written"
             if operation and contract(operation).kind == "bit-exact":
                 assert torch.equal(mine, theirs), "not the bits of the reference"
-            error, bound = (mine.double() - truth.double()).abs().max(), judgement.error_bound(theirs, truth)
+            error, bound = (mine.double() - truth.double()).abs().max(), judgement.error_bound(theirs, truth, summands)
             assert error <= bound, f"error {error:.2e} against fp64; {bound:.2e} is twice that of eager and two roundings"
             if truth.dtype == torch.float64:  # not where the reference has no such precision: noise, quantised rows
                 bias = judgement.bias(mine, truth, shared_dimensions(operation, mine.dim()))
