@@ -98,6 +98,34 @@ def count_call(p_call, sample, call_step):
         tl.store(p_call + sample * call_step, tl.load(p_call + sample * call_step) + 1)
 
 
+@jit()
+def update_block(
+    p_x, p_history, p_noise, p_earlier, p_row, b_o, m_x, elements, row_column, NOISE: tl.constexpr, EARLIER: tl.constexpr
+):  # fmt: skip
+    """The solver update of a block of elements whose output is ``b_o``.  The pointers are those of its elements, in
+    ``p_earlier`` of the first earlier row, which is ``elements`` before the next, and ``p_row`` that of the sample's row.
+
+    In a small block several threads hold the same element, and each reads it for itself.  So no thread may write what another
+    has still to read: all wait for each other in between.
+    """
+    b_x = tl.load(p_x, mask=m_x)
+    b_h = tl.load(p_history, mask=m_x)
+    b_new = tl.load(p_row).to(tl.float32) * b_x + tl.load(p_row + row_column).to(tl.float32) * b_o
+    b_new += tl.load(p_row + 2 * row_column).to(tl.float32) * b_h
+    if NOISE:
+        b_new += tl.load(p_row + 3 * row_column).to(tl.float32) * tl.load(p_noise, mask=m_x)
+    for k in tl.static_range(EARLIER):
+        b_before = tl.load(p_earlier + k * elements, mask=m_x)
+        b_new += tl.load(p_row + (6 + k) * row_column).to(tl.float32) * b_before
+        tl.debug_barrier()
+        tl.store(p_earlier + k * elements, b_h, mask=m_x)
+        b_h = b_before
+    b_kept = tl.load(p_row + 4 * row_column).to(tl.float32) * b_x + tl.load(p_row + 5 * row_column).to(tl.float32) * b_o
+    tl.debug_barrier()
+    tl.store(p_history, b_kept, mask=m_x)
+    tl.store(p_x, b_new, mask=m_x)
+
+
 @jit(do_not_specialize=["elements"])
 def solver_kernel(
     p_x, p_output, p_history, p_noise, p_earlier, p_row, p_call, elements, row_sample, row_column, call_step,
@@ -112,26 +140,10 @@ def solver_kernel(
     m_x = o_x < elements
     p_earlier += sample * (EARLIER * elements) + o_x
     o_x = sample * elements + o_x
-    p_row += sample * row_sample
-    a = tl.load(p_row).to(tl.float32)
-    b = tl.load(p_row + row_column).to(tl.float32)
-    c = tl.load(p_row + 2 * row_column).to(tl.float32)
-    e = tl.load(p_row + 4 * row_column).to(tl.float32)
-    f = tl.load(p_row + 5 * row_column).to(tl.float32)
-    b_x = tl.load(p_x + o_x, mask=m_x)
-    b_o = tl.load(p_output + o_x, mask=m_x)
-    b_h = tl.load(p_history + o_x, mask=m_x)
-    b_new = a * b_x + b * b_o + c * b_h
-    if NOISE:
-        d = tl.load(p_row + 3 * row_column).to(tl.float32)
-        b_new += d * tl.load(p_noise + o_x, mask=m_x)
-    for k in tl.static_range(EARLIER):
-        b_before = tl.load(p_earlier + k * elements, mask=m_x)
-        b_new += tl.load(p_row + (6 + k) * row_column).to(tl.float32) * b_before
-        tl.store(p_earlier + k * elements, b_h, mask=m_x)
-        b_h = b_before
-    tl.store(p_history + o_x, e * b_x + f * b_o, mask=m_x)
-    tl.store(p_x + o_x, b_new, mask=m_x)
+    update_block(
+        p_x + o_x, p_history + o_x, p_noise + o_x, p_earlier, p_row + sample * row_sample,
+        tl.load(p_output + o_x, mask=m_x), m_x, elements, row_column, NOISE, EARLIER,
+    )  # fmt: skip
 
 
 def check_memory(x: Tensor, history: Tensor, earlier: Tensor | None) -> None:

@@ -105,9 +105,13 @@ def matmul_tile(
         p_y += o_n[None, :]
     if EPILOGUE == 1:
         # y / 2 (1 + tanh(z)) = y sigmoid(2 z) = y / (1 + 2^(-2 z log2 e)) with z = sqrt(2 / pi) (y + 0.044715 y^3); the square
-        # of a reciprocal root is two instructions, a division eight
-        b_root = tl.rsqrt(1.0 + tl.exp2(b_y * (-2.302208198144325 - 0.1029432395800235 * b_y * b_y)))
-        b_y = b_y * b_root * b_root
+        # of a reciprocal root is two instructions, a division eight; in fp32 its four ulp would show
+        b_divisor = 1.0 + tl.exp2(b_y * (-2.302208198144325 - 0.1029432395800235 * b_y * b_y))
+        if p_out.dtype.element_ty == tl.float32:
+            b_y = tl.div_rn(b_y, b_divisor)
+        else:
+            b_root = tl.rsqrt(b_divisor)
+            b_y = b_y * b_root * b_root
     elif EPILOGUE == 2:
         b_gate = tl.load(p_gate + (out * gate_row)[:, None] + o_n[None, :], mask=m_y, other=0.0)
         b_y = tl.load(p_y, mask=m_y, other=0.0).to(tl.float32) + b_gate.to(tl.float32) * b_y

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaln import modulated_norm
-from .combine import check_memory, count_call, further_rows, packed, solver_update, unpatchify
+from .combine import check_memory, count_call, further_rows, packed, solver_update, unpatchify, update_block
 from .compensated import add_product
 from .launch import ReadoutLaunch
 from .launch_lookup import launch_config
@@ -15,6 +15,7 @@ from .shape_class import readout_class
 from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
+LONGEST_SUM = 128  # products in fp32 that are added before what the sum lost is: see compensated.py
 
 
 def combine_then_project(
@@ -85,23 +86,11 @@ def update_patches(
     o_y = (o_t // columns * PATCH)[:, None] + (o_o // (PATCH * CHANNELS))[None, :]
     o_x = (o_t % columns * PATCH)[:, None] + (o_o // CHANNELS % PATCH)[None, :]
     o_pixel = sample * (CHANNELS * height * width) + (o_c[None, :] * height + o_y) * width + o_x
-    p_row += sample * row_sample
-    b_x = tl.load(p_x + o_pixel, mask=m_y)
-    b_new = tl.load(p_row).to(tl.float32) * b_x + tl.load(p_row + row_column).to(tl.float32) * b_y
-    b_h = tl.load(p_history + o_pixel, mask=m_y)
-    b_new += tl.load(p_row + 2 * row_column).to(tl.float32) * b_h
-    if NOISE:
-        b_new += tl.load(p_row + 3 * row_column).to(tl.float32) * tl.load(p_noise + o_pixel, mask=m_y)
     elements = CHANNELS * height * width
-    p_earlier += sample * ((EARLIER - 1) * elements) + o_pixel
-    for k in tl.static_range(EARLIER):
-        b_before = tl.load(p_earlier + k * elements, mask=m_y)
-        b_new += tl.load(p_row + (6 + k) * row_column).to(tl.float32) * b_before
-        tl.store(p_earlier + k * elements, b_h, mask=m_y)
-        b_h = b_before
-    b_kept = tl.load(p_row + 4 * row_column).to(tl.float32) * b_x + tl.load(p_row + 5 * row_column).to(tl.float32) * b_y
-    tl.store(p_history + o_pixel, b_kept, mask=m_y)
-    tl.store(p_x + o_pixel, b_new, mask=m_y)
+    update_block(
+        p_x + o_pixel, p_history + o_pixel, p_noise + o_pixel, p_earlier + sample * ((EARLIER - 1) * elements) + o_pixel,
+        p_row + sample * row_sample, b_y, m_y, elements, row_column, NOISE, EARLIER,
+    )  # fmt: skip
 
 
 @jit(do_not_specialize=["tokens", "height", "width", "coefficient_branch"])
@@ -182,6 +171,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
         raise ValueError(f"the readout kernel takes patches of at most {MAX_OUTPUTS} numbers, got {len(weight)}")
     h, shift, scale = dense(h), dense(shift), dense(scale)
     config = _config(h, weight)
+    width = min(config.width, LONGEST_SUM) if weight.dtype == torch.float32 else config.width
     arguments = {"p_h": h, "p_shift": shift, "p_scale": scale, "p_coefficients": h, "p_weight": weight.contiguous()}
     arguments |= {"p_bias": bias.contiguous(), "p_out": h, "p_x": h, "p_history": h, "p_noise": h, "p_row": h}
     arguments |= {"p_earlier": h, "EARLIER": 0, "p_call": h, "call_step": 0, "COUNT": False}
@@ -190,7 +180,7 @@ def _arguments(h: Tensor, shift: Tensor, scale: Tensor, rows: tuple[int, ...], w
     arguments |= {"scale_sample": scale.stride(1), "coefficient_sample": 0, "coefficient_branch": 0, "row_sample": 0}
     arguments |= {"row_column": 0, "height": 0, "width": 0, "eps": 1e-6, "D": h.shape[3], "OUTPUTS": len(weight)}
     arguments |= {"ROWS": constant, "BRANCHES": len(rows), "PATCH": 1}
-    arguments |= {"COMBINE": False, "UPDATE": False, "NOISE": False, "TOKENS": config.tokens, "WIDTH": config.width}
+    arguments |= {"COMBINE": False, "UPDATE": False, "NOISE": False, "TOKENS": config.tokens, "WIDTH": width}
     return arguments | {"BLOCK_J": next_power_of_two(len(rows)), "BLOCK_O": max(16, next_power_of_two(len(weight)))}
 
 
