@@ -25,10 +25,12 @@ ALONE = (
     "cfg + cfg:scale=1.2,reference=parent + perp-neg",
     "none + epsilon:factor=1.005",
     "none + tsr",
+    "cfg:scale=1.053 + power-law",  # whose scale goes with the norm of the direction: about that of plain guidance in effect
+    "cfg:scale=35 + beta",
     *(
         f"cfg + {name}"
         for name, rule in NAMES.items()
-        if rule.correction and not rule.needed and name not in ("perp-neg", "tsr")
+        if rule.correction and not rule.needed and name not in ("perp-neg", "tsr", "power-law", "beta")
     ),
 )
 

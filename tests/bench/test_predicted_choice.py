@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from segue.bench import predict
 from segue.bench.cards import CARDS
 from segue.bench.cases import BenchModel
 from segue.bench.census import take_census
-from segue.bench.predicted_choice import LEAST_GAIN, TABLE_FILE, table_source
+from segue.bench.predicted_choice import LEAST_GAIN, TABLE_FILE, predicted_choices, table_source
 from segue.kernels import dispatch
 from segue.kernels.predicted_table import PREDICTED
 
@@ -26,8 +27,15 @@ def test_the_committed_table_is_what_the_model_predicts_now(measured, monkeypatc
     assert all(gain >= LEAST_GAIN for _, gain in before.values())
 
 
-def test_what_is_predicted_is_faster_by_the_same_model():
-    """Of a whole step too: with the predictions it takes less time than without."""
+def test_what_is_predicted_is_faster_by_the_same_model(monkeypatch):
+    """Of a whole step too: with the predictions it takes less time than without.
+
+    They are those of a faster product than the card's: of that none is predicted.
+    """
+    monkeypatch.setattr(predict, "OWN_PRODUCT_SHARE", 0.9)
+    found = predicted_choices("sm_90")
+    assert found and all(gain >= LEAST_GAIN for _, gain in found.values())
+    monkeypatch.setitem(PREDICTED, "sm_90", found)
     model = BenchModel.parse("sd3.5-medium")
     with_them = take_census(model, H100, "none").steps[0].total()
     without = take_census(model, H100, "none", kernels="auto,project_heads=reference,project_joint_heads=reference")
