@@ -25,11 +25,9 @@ ATTENTION_SHARE = {
     "flash attention": 346 / 798,
     "efficient attention": 173 / 798,
 }
-# Our product's rate beside the vendor's with the same tiles: with pointers .71 to .82 were measured on an H100 (the rows of
-# `segue bench kernels`).  By descriptors, in tiles twice as wide, .85 was assumed, and `auto` chose it for two products of
-# every block of SD3.5-medium: the rows of `segue bench e2e` at 25e0638 are 7 to 8 % slower than those without it, at 3181697;
-# what the model leaves for these products in those runs is .49 to .54.
-OWN_PRODUCT_SHARE = 0.52
+# Our product's rate beside that of a large product: .38 to .47 by descriptors on an H200 (rows of `segue bench kernels` at
+# SD3.5-medium 1024, c39b9fb; .36 where K is 4 D), where pointers in narrower tiles reached .71 to .82 on an H100 (3181697).
+OWN_PRODUCT_SHARE = 0.45
 OWN_PRODUCT = linear_kernel.__name__
 ATTENTION_TILE = 128  # queries of one program
 

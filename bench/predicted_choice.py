@@ -24,7 +24,7 @@ from .cards import CARDS, Card
 from .census import CUDA, META, recorded_kernels
 from .predict import kernel_seconds
 
-LEAST_GAIN = 0.1  # below it the model is not trusted: of the first choice by prediction it missed the step's time by 8 %
+LEAST_GAIN = 0.1  # below it the model is not trusted: what it chose first made steps 8 % longer
 TABLE_FILE = Path(predicted_table.__file__)
 LINE = '        ("{}", "{}"): ("{}", {:.3f}),\n'
 

@@ -26,14 +26,15 @@ def readme_block(rows: list[Row]) -> str:
 
 
 def seconds_block(rows: list[Row]) -> str:
-    """Seconds of a batch for each case that a card was timed on: a line per rule, a column per program.
+    """Seconds of a batch for each case of the card that was timed last: a line per rule, a column per program.
 
     Raises as :func:`readme_block`.
     """
     check_committed(rows)
-    timed = filter(on_card, select(rows, "e2e", "latency of a batch"))
+    timed = by_device(list(filter(on_card, select(rows, "e2e", "latency of a batch"))))
+    last = sorted(timed.items(), key=lambda item: max(row.date for row in item[1]))[-1:]
     parts = []
-    for (device, dtype), here in by_device(list(timed)).items():
+    for (device, dtype), here in last:
         for case in dict.fromkeys(row.case.rpartition(", ")[0] for row in here):
             lines: dict[str, dict[str, str]] = {}
             for row in here:

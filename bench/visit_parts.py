@@ -73,9 +73,9 @@ def parts(out: Path) -> dict[str, Part]:
     models = [option for model in MODELS for option in ("--model", model)]
     sizes = [option for size in SIZES for option in ("--model", size)]
     return {
-        "kernel-tests": _tests(110, kernel_cases(), "not slow"),
+        "kernel-tests": _tests(130, kernel_cases(), "not slow"),
         "e2e": _suite("e2e", 135, results, *sd3, *peers),
-        "step": _suite("step", 180, results, *models, "--case-seconds", "12"),
+        "step": _suite("step", 165, results, *models, "--case-seconds", "12"),
         "cost": _suite("cost", 25, results, "--model", MODELS[0], "--case-seconds", "6"),
         "rules": _suite(
             "cost", 65, results, *sd3, *(option for rule in RULES for option in ("--rule", rule)), "--case-seconds", "6"

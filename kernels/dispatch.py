@@ -131,7 +131,7 @@ class Selection:
     def _start(self) -> list[str]:
         if self.launch == PLAIN:
             return []
-        return [f"launches {self.launch} (requested, not measured): kernels of this project start while the one before ends"]
+        return [f"launches {self.launch} (requested): kernels of this project start while the one before ends"]
 
     def _why(self, operation: str, shape_class: str) -> str:
         gain = self.predicted.get((operation, shape_class))

@@ -138,7 +138,7 @@ def test_it_is_chosen_by_name(hopper, monkeypatch):
     assert asked.kernels.modulated_norm == by_environment.kernels.modulated_norm == Dependent(TRITON.modulated_norm)
     assert asked.kernels.linear_gated_residual is None
     assert asked.chosen == plain.chosen and asked.classes == plain.classes and set(asked.chosen) == set(OPERATIONS)
-    said = "launches dependent (requested, not measured): kernels of this project start while the one before ends"
+    said = "launches dependent (requested): kernels of this project start while the one before ends"
     assert asked.explain() == [*plain.explain(), said] and said in by_environment.explain()
     with pytest.raises(ValueError, match="unknown launch 'early'; known: plain, dependent"):
         select_kernels(CUDA, torch.bfloat16, overrides={"launch": "early"})

@@ -40,7 +40,7 @@ def full_forward(
 ) -> Tensor:
     """One branch at a step, all layers, all output channels: [B, C_out, H, W]."""
     spec, batch = model.spec, x.shape[0]
-    modulation = model.modulation(torch.full((batch,), time, dtype=torch.float64), labels)
+    modulation = model.modulation(torch.full((batch,), time, dtype=torch.float64, device=x.device), labels)
     per_block, final, exits = model.split_modulation(modulation)
     h = model.embed(x)
     for layer, block in enumerate(model.blocks):
@@ -59,7 +59,7 @@ def full_forward(
 
 def patches_to_image(patches: Tensor, spec, x: Tensor) -> Tensor:
     """[B, L, P P C_out] -> [B, C_out, H, W], written with loops over the patch grid."""
-    out = torch.empty(x.shape[0], spec.out_channels, *x.shape[2:], dtype=patches.dtype)
+    out = torch.empty(x.shape[0], spec.out_channels, *x.shape[2:], dtype=patches.dtype, device=x.device)
     p, columns = spec.patch, x.shape[3] // spec.patch
     for index in range(patches.shape[1]):
         i, j = index // columns, index % columns

@@ -16,7 +16,7 @@ def run(architecture: str, dtype: torch.dtype, calls: int) -> None:
     with observe_launches() as launches:
         states = by_engine(architecture, start(SAMPLES), dtype, DEVICE, calls, kernels="triton")
     assert sum(launch.name == "readout_kernel" for launch in launches) == calls
-    check(states, architecture, SAMPLES, dtype)
+    check(states, architecture, SAMPLES, dtype, DEVICE)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
