@@ -72,8 +72,8 @@ def matmul_tile(
         p_xt = p_x + row.to(tl.int64) * x_row + (tl.minimum(o_l, tokens - 1).to(tl.int64) * x_token)[:, None] + o_k[None, :]
         p_wt = p_weight + (tl.minimum(o_n, N - 1).to(tl.int64) * K)[None, :] + o_k[:, None]
     m_n = o_n < N
-    b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + b_bias[None, :]
+    # from zero: a sum that begins with the bias ties the loads of a tile to the products of the one before (Triton 3.6)
+    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_lost = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
         if DESCRIPTORS:
@@ -86,6 +86,7 @@ def matmul_tile(
             b_x = tl.load(p_xt + k, mask=(o_k < K - k)[None, :], other=0.0)
             b_w = tl.load(p_wt + k, mask=(o_k < K - k)[:, None], other=0.0)
         b_y, b_lost = add_product(b_x, b_w, b_y, b_lost)
+    b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     out, at = (row + o_l // length).to(tl.int64), (o_l % length).to(tl.int64)
     m_y = (o_l < tokens)[:, None] & m_n[None, :]
     p_y = p_out + (out * out_row + at * out_token)[:, None]
