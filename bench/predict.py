@@ -25,8 +25,8 @@ ATTENTION_SHARE = {
     "flash attention": 346 / 798,
     "efficient attention": 173 / 798,
 }
-# Our product's rate beside that of a large product: .38 to .47 by descriptors on an H200 (rows of `segue bench kernels` at
-# SD3.5-medium 1024, c39b9fb; .36 where K is 4 D), where pointers in narrower tiles reached .71 to .82 on an H100 (3181697).
+# Our product's rate beside that of a large product.  By descriptors, before they were pipelined, .39 to .47 on an H200 (rows of
+# `segue bench kernels`, c39b9fb; .30 and .38 where K is 4 D); with pointers .67 to .81 on an H100 (3181697).
 OWN_PRODUCT_SHARE = 0.45
 OWN_PRODUCT = linear_kernel.__name__
 ATTENTION_TILE = 128  # queries of one program

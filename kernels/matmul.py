@@ -72,7 +72,7 @@ def matmul_tile(
         p_xt = p_x + row.to(tl.int64) * x_row + (tl.minimum(o_l, tokens - 1).to(tl.int64) * x_token)[:, None] + o_k[None, :]
         p_wt = p_weight + (tl.minimum(o_n, N - 1).to(tl.int64) * K)[None, :] + o_k[:, None]
     m_n = o_n < N
-    # from zero: a sum that begins with the bias ties the loads of a tile to the products of the one before (Triton 3.6)
+    # from zero: in a flattened loop a sum that begins with the bias ties the loads of a tile to the products of the one before
     b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_lost = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
@@ -106,7 +106,7 @@ def matmul_tile(
         p_y += o_n[None, :]
     if EPILOGUE == 1:
         # y / 2 (1 + tanh(z)) = y sigmoid(2 z) = y / (1 + 2^(-2 z log2 e)) with z = sqrt(2 / pi) (y + 0.044715 y^3); the square
-        # of a reciprocal root is two instructions, a division eight; in fp32 its four ulp would show
+        # of a reciprocal root is two instructions, a division eight; in fp32 the root's four ulp would show
         b_divisor = 1.0 + tl.exp2(b_y * (-2.302208198144325 - 0.1029432395800235 * b_y * b_y))
         if p_out.dtype.element_ty == tl.float32:
             b_y = tl.div_rn(b_y, b_divisor)

@@ -15,7 +15,7 @@ from .shape_class import readout_class
 from .triton_runtime import architecture, await_previous, dense, jit, launch, next_power_of_two, tl
 
 MAX_OUTPUTS = 256  # numbers in a patch: one tile of the product
-LONGEST_SUM = 128  # products in fp32 that are added before what the sum lost is: see compensated.py
+LONGEST_SUM = 128  # products in fp32 that one part of a compensated sum adds up
 
 
 def combine_then_project(

@@ -1,6 +1,6 @@
 """Products whose operands come by descriptors: the tiles of further steps are on their way while one is multiplied.
 
-A compiler says nothing where it cannot arrange that; on an H200 such a kernel took 1.4 to 2.7 times as long.
+A compiler says nothing where it cannot arrange that, and the kernel takes about twice as long.
 """
 
 import re
@@ -26,7 +26,7 @@ def launch_of(name: str) -> Launch:
 @pytest.mark.skipif(triton is None or interpreting(), reason="needs Triton's compiler")
 @pytest.mark.parametrize("name", NAMES)
 def test_tiles_are_asked_for_ahead(name):
-    """Each operand once for every stage of the pipeline, of which all but one stand before the loop."""
+    """Each operand once for every stage of the pipeline: without one, once."""
     launch = launch_of(name)
     text = forms(Specialisation.of(launch, ARCHITECTURE), launch).asm["ptx"]
     assert launch.arguments["DESCRIPTORS"] and launch.stages > 2
