@@ -25,7 +25,7 @@ ALONE = (
     "cfg + cfg:scale=1.2,reference=parent + perp-neg",
     "none + epsilon:factor=1.005",
     "none + tsr",
-    "cfg:scale=1.053 + power-law",  # whose scale goes with the norm of the direction: about that of plain guidance in effect
+    "cfg:scale=1.053 + power-law",  # whose scale goes with the norm of the direction: guessed, as that of beta is
     "cfg:scale=35 + beta",
     *(
         f"cfg + {name}"

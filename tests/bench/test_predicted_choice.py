@@ -24,7 +24,6 @@ def test_the_committed_table_is_what_the_model_predicts_now(measured, monkeypatc
     before = dict(PREDICTED["sm_90"])
     assert table_source() == TABLE_FILE.read_text(encoding="utf-8")
     assert PREDICTED["sm_90"] == before and dispatch.PREFERRED["sm_90"] == measured
-    assert all(gain >= LEAST_GAIN for _, gain in before.values())
 
 
 def test_what_is_predicted_is_faster_by_the_same_model(monkeypatch):

@@ -145,8 +145,8 @@ def exact(architecture: str, batch: int) -> Tensor:
 def eager(architecture: str, batch: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
     """:func:`by_formula` with networks in ``dtype``: the differentiable kernels, one branch at a time, on ``device``.
 
-    A GPU's exponential differs from a CPU's by a rounding, in the frequencies of the time too, and that is most of the error of
-    fp32: at 1000 times the noise level a phase moves by 1e-4.
+    Devices differ in the last bit of an exponential, in the frequencies of the time too, where at 1000 times the noise level a
+    phase moves by 1e-4: on a CPU, frequencies a bit off make a run in fp32 err eight times as much.
     """
     return by_formula(architecture, start(batch).to(device), dtype).cpu()
 
