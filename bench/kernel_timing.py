@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from segue.kernels.contracts import OF_BACKENDS, shared_dimensions
+from segue.kernels.contracts import OF_BACKENDS, judges_bias, shared_dimensions
 from segue.kernels.judgement import bias
 
 from .correctness import HALF_FACTOR, Gate, full_single, relative_error
@@ -42,7 +42,7 @@ def kernel_gate(
     backend: str = "triton",
 ) -> Gate:
     """A kernel against the reference in fp64: at most twice the error that the reference makes in the same precision, and
-    no bias beyond chance.
+    no bias beyond chance and beyond that of tensor cores.
 
     Where the contract of ``operation`` and ``backend`` is approximate sums, it states the bound, and a bias is part of it;
     where the reference has no fp64 (noise, quantised rows), none can be told.
@@ -59,7 +59,8 @@ def kernel_gate(
         promised = OF_BACKENDS.get((operation or "", backend))
         approximate = promised is not None and promised.bound is not None
         gate = Gate(relative_error(value, wanted), max(bound, promised.bound) if approximate else bound, name)
-        if gate.passed and not approximate and wanted.dtype == torch.float64:
+        leaning_counts = not approximate and wanted.dtype == torch.float64 and judges_bias(operation, value, arguments)
+        if gate.passed and leaning_counts:
             leaning = bias(value, wanted, shared_dimensions(operation, value.dim()))
             if not leaning.passed:
                 gate = Gate(leaning.ratio, leaning.bound, f"bias of {name}")

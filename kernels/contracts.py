@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -27,12 +28,15 @@ class Contract:
 
     ``bound``, of approximate operations: the largest error, relative to the value where rows are quantised, else to the
     largest magnitude.  ``by_sample``: one statistic serves a whole sample, so an error in it is shared there.
+    ``truncated``: of halves on CUDA the output in fp32 is what tensor cores sum; they drop the bits that do not fit instead of
+    rounding them (PeerJ CS 7:e330; arXiv 2512.07004), so it leans toward zero by up to the whole error, in every kernel.
     """
 
     kind: Kind
     argument: str
     bound: float | None = None
     by_sample: bool = False
+    truncated: bool = False
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -50,9 +54,9 @@ def exact(argument: str) -> Contract:
     return Contract("bit-exact", argument)
 
 
-def rounding(argument: str, by_sample: bool = False) -> Contract:
-    """At most the error of rounding, and no bias."""
-    return Contract("within rounding", argument, by_sample=by_sample)
+def rounding(argument: str, by_sample: bool = False, truncated: bool = False) -> Contract:
+    """At most the error of rounding, and no bias but that of tensor cores."""
+    return Contract("within rounding", argument, by_sample=by_sample, truncated=truncated)
 
 
 # e4m3 keeps three mantissa bits: rounding to nearest errs by at most 2^-4 of a value, and fp32 rounds that value first
@@ -91,12 +95,12 @@ CONTRACTS: dict[str, Contract] = {
         "identity and skip to the bit; the blur is attention of the mean query, itself rounded; image identity: scores and "
         "softmax in fp32, probabilities rounded to meet v"
     ),
-    "query_spread": rounding("scores in fp32, of products summed there; their maximum less their mean"),
+    "query_spread": rounding("scores in fp32, of products summed there; their maximum less their mean", truncated=True),
     "sparse_attention": rounding(
         "of the queries that are chosen attention, of the others the mean of v in fp32; queries whose spreads differ by a "
         "rounding may change places"
     ),
-    "attention_lse": rounding("attention of the same backend; maximum and logarithm of the sum in fp32"),
+    "attention_lse": rounding("attention of the same backend; maximum and logarithm of the sum in fp32", truncated=True),
     "merge_normalized": rounding("shares of the parts, extrapolation and norms in fp32, one rounding of the result"),
     "normalized_attention": rounding(
         "attentions over parts of the keys, rounded before they are joined, then merge_normalized"
@@ -157,6 +161,13 @@ def shared_dimensions(operation: str | None, dimensions: int) -> int:
     return dimensions - 1 if promised and promised.by_sample else 1
 
 
+def judges_bias(operation: str | None, output: Tensor, arguments: object) -> bool:
+    """Whether the errors of an output may not lean: all but those in fp32 that tensor cores sum."""
+    promised = CONTRACTS.get(operation or "")
+    halves = any(isinstance(x, Tensor) and x.is_floating_point() and x.itemsize == 2 for x in tree_leaves(arguments))
+    return not (promised and promised.truncated and halves and output.is_cuda and output.dtype == torch.float32)
+
+
 def magnitude_of_summands(operation: str, arguments: object) -> float:
     """Of what an operation averages over whole samples; 0 for one that does not.  See :func:`.judgement.error_bound`."""
     if not contract(operation).by_sample:
@@ -174,7 +185,9 @@ def page() -> str:
         f"| `{name}` | {backends} | {promised.kind} | {promised.argument}{_bound(promised)} |"
         for name, backends, promised in rows
     ]
-    return PAGE.format(table="\n".join(lines), factor=f"{FACTOR:g}", floor=f"{FLOOR:g}", bias=f"{BIAS:g}")
+    truncated = " and ".join(f"`{operation}`" for operation, promised in CONTRACTS.items() if promised.truncated)
+    bounds = {"factor": f"{FACTOR:g}", "floor": f"{FLOOR:g}", "bias": f"{BIAS:g}"}
+    return PAGE.format(table="\n".join(lines), truncated=truncated, **bounds)
 
 
 def _bound(promised: Contract) -> str:
@@ -189,7 +202,9 @@ Printed by `python -m segue.kernels.contracts` from the table that the tests jud
 - **within rounding**: against fp64, at most {factor} times the error that PyTorch makes in the same precision, plus {floor}
   roundings of the output; and no bias: the mean error, upward or away from zero, is at most {bias} of the errors' root mean
   square, beyond what chance explains. An error is averaged away over the calls of a run, a bias adds up. A mean of large
-  numbers may be small, and is allowed the rounding of what it is of.
+  numbers may be small, and is allowed the rounding of what it is of. Of halves on CUDA the bias of {truncated}
+  is not judged where it is in fp32: tensor cores sum, and they drop the bits that do not fit instead of rounding them (PeerJ CS
+  7:e330).
 - **approximate**: off unless asked for, with an error of its own. Of quantised rows it is relative to each value that is a
   normal number of the format; of sums, relative to the largest magnitude.
 

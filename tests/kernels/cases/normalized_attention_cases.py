@@ -43,7 +43,7 @@ def test_log_sum_exp(shape, dtype, normal, judge):
     q = normal(rows, heads, queries, head_dim, dtype=dtype) * 2
     k, v = normal(2, rows, heads, keys, head_dim, dtype=dtype)
     with observe_launches() as launches:
-        judge(attention_lse_triton, attention_lse, q, k, v)
+        judge(attention_lse_triton, attention_lse, q, k, v, operation="attention_lse")
     assert [launch.name for launch in launches] == ["attention_kernel"]
     assert torch.equal(attention_lse_triton(q, k, v)[0], attention_triton(q, k, v))
 
@@ -51,7 +51,7 @@ def test_log_sum_exp(shape, dtype, normal, judge):
 def test_large_scores_and_strided_operands(dtype, normal, judge):
     q = normal(4, 2, 31, 64, dtype=dtype)[:2, ..., ::2] * 30
     k, v = normal(2, 4, 2, 45, 32, dtype=dtype)[:, 1:3]
-    judge(attention_lse_triton, attention_lse, q, k, v)
+    judge(attention_lse_triton, attention_lse, q, k, v, operation="attention_lse")
 
 
 @pytest.mark.parametrize("tokens", [33, 333])

@@ -18,12 +18,13 @@ SHAPES = [(2, 2, 1, 1, 16), (1, 2, 63, 25, 32), (1, 1, 199, 30, 72), (1, 1, 65, 
 def test_the_spread_against_fp64(shape, dtype, normal, judge):
     rows, heads, tokens, count, head_dim = shape
     q, k = normal(2, rows, heads, tokens, head_dim, dtype=dtype)
-    judge(lambda *qk: query_spread_triton(*qk, count), lambda *qk: query_spread(*qk, count), q, k)
+    judge(lambda *qk: query_spread_triton(*qk, count), lambda *qk: query_spread(*qk, count), q, k, operation="query_spread")
 
 
 def test_views_of_a_fused_projection_and_a_row_prefix(dtype, normal, judge):
     q, k, _ = normal(3, 33, 3, 2, 72, dtype=dtype)[:2].unbind(2)
-    judge(lambda *qk: query_spread_triton(*qk, 20), lambda *qk: query_spread(*qk, 20), q.transpose(1, 2), k.transpose(1, 2))
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    judge(lambda *qk: query_spread_triton(*qk, 20), lambda *qk: query_spread(*qk, 20), q, k, operation="query_spread")
 
 
 def test_the_chosen_queries_attend_and_the_others_get_the_mean(device, normal):
