@@ -23,12 +23,16 @@ def updates() -> dict[str, Launch]:
     for case in (case for size in SIZES for case in cases(size) if case.operation in ("solver_update", "readout_update")):
         for launch in case_launches(case, ARCHITECTURE):
             uncounted = replace(launch, arguments=launch.arguments | {"COUNT": False})  # one program counts, and reads first
-            found.setdefault(f"{launch.name} {launch.arguments['EARLIER']}", uncounted)
+            for earlier in {launch.arguments["EARLIER"], 2}:  # as many as a lane of the engine keeps
+                more = replace(uncounted, arguments=uncounted.arguments | {"EARLIER": earlier})
+                found.setdefault(f"{launch.name} {earlier}", more)
     return found
 
 
 @pytest.mark.skipif(triton is None or interpreting(), reason="needs Triton's compiler")
-@pytest.mark.parametrize("name", ["solver_kernel 0", "solver_kernel 1", "readout_kernel 0", "readout_kernel 1"])
+@pytest.mark.parametrize(
+    "name", [f"{kernel} {earlier}" for kernel in ("solver_kernel", "readout_kernel") for earlier in range(3)]
+)
 def test_threads_wait_between_reading_and_writing(name):
     launch = updates()[name]
     text = forms(Specialisation.of(launch, ARCHITECTURE), launch).asm["ptx"]
