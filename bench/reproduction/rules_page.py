@@ -90,7 +90,8 @@ def _line(scored: ScoredRules, text: str, time: Row | None, name: str | None = N
     counted = LACKING if evaluations is None else f"{evaluations.value:g}"
     recall = scored.table.get(text, {}).get(metric_by(RECALL, scored.judges[0]))
     variety = LACKING if recall is None else interval_text(recall)
-    return [first, counted, cost, LACKING if time is None else f"{time.value:.2f}x", *others, variety]
+    taken = LACKING if time is None else f"{time.value:.2f}x ({time.p20:.2f} to {time.p80:.2f})"
+    return [first, counted, cost, taken, *others, variety]
 
 
 def _swept_parts(scored: ScoredRules, rules: Sequence[Swept]) -> list[str]:

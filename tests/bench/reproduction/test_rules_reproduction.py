@@ -21,7 +21,7 @@ from segue.bench.reproduction.rules import draw_rules
 from segue.bench.reproduction.rules_page import best_texts, rules_content
 from segue.bench.rows import append_rows, make_row, read_rows
 from segue.bench.scores.units import EFFECTIVE
-from segue.bench.timing import once
+from segue.bench.timing import Statistic, once
 from segue.engine.engine import Engine
 from segue.engine.rules.presets import parse_rule
 from segue.engine.rules.rule_names import NAMES
@@ -84,12 +84,12 @@ def test_what_is_missing_is_drawn_once_and_all_rules_stand_on_the_page(rules, tm
 
 def test_a_page_shows_each_rule_at_its_best_strength(environment):
     rows = made_up_scores(environment, CASE, "textures")
-    rows.append(make_row(environment, TIMES, "tiny", "cfg:scale=2", RATIO, "x", once(1.9), "float32"))
+    rows.append(make_row(environment, TIMES, "tiny", "cfg:scale=2", RATIO, "x", Statistic(1.9, 1.82, 2.0, 5), "float32"))
     rules = [Swept("none", {1.0: "none"}), Swept("cfg", {1.0: "cfg:scale=2", 2.0: "cfg:scale=3", 4.0: "cfg:scale=5"})]
     assert best_texts(rows, rules) == ["none", "cfg:scale=3"]
     content = rules_content(rows, rules, CASE, "segue draw", "rules.png")
     table, sweep = content.parts[1], content.parts[3]
-    assert "| `cfg:scale=3` |" in table and "| 1.90x |" in table and "cfg:scale=2`" not in table
+    assert "| `cfg:scale=3` |" in table and "| 1.90x (1.82 to 2.00) |" in table and "cfg:scale=2`" not in table
     assert "| **`cfg:scale=3`** |" in sweep and "| `cfg:scale=2` |" in sweep and "none" not in sweep
     assert "![The same leaves by every rule](rules.png)" in content.parts
     assert [(each.what, each.command) for each in content.missing] == [("cfg:scale=5", 'segue draw -g "cfg:scale=5"')]
