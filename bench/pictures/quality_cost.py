@@ -32,13 +32,17 @@ COLOURS = {"none": GREY, "cfg": "#2f6fb5", "sgg": "#14532d", "sgg-exit": "#14532
 WEAK_COLOUR = "#c07f12"  # of those that a weak branch guides
 SIDES = {ACCURACY: ("accuracy \u2191", 1), FRECHET: ("Frechet distance \u2193", -1)}  # which way is better, and its sign
 DIAMONDS = "\nDiamonds: networks made of the model, the first seed of each, sampled unguided; dashed: the model itself."
-FILLED = "Filled: on the front, where no rule is better and costs no more.  Small: the same rules by other numbers, and others."
+FILLED = (
+    "Filled: on the front of the named rules, none of which is better there and costs no more.  "
+    "Small: the same rules by other numbers, and others."
+)
+VIEW = 0.7  # of what the named rules span is seen above and below them; small dots may lie further out
 SIZE, DPI = (10.2, 4.7), 150
 LINE = 0.24  # inches of a network made of the model
 # where a name may stand, in points from its dot: beside it, above, below, and further away
-PLACES = [
-    (x * far, y * far) for far in (9, 16, 26, 40) for x, y in ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
-]
+DIRECTIONS = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1), (0.5, 1.4), (-0.5, 1.4), (0.5, -1.4), (-0.5, -1.4))
+BESIDE, *FURTHER = ([(x * far, y * far) for x, y in DIRECTIONS] for far in (9, 16, 26, 40, 60))
+PLACES = [place for ring in (BESIDE, *FURTHER) for place in ring]
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ def draw_quality_cost(path: Path, seen: Sequence[Measured], spec: ModelSpec) -> 
 def draw_panel(axes: Any, measured: Measured, score: str, every: Sequence[Point]) -> list[Any]:
     """One score by one judge; returns the names that were written, as texts of matplotlib.
 
-    Rules with a name have an interval, and the front is theirs; others are small dots, unless no rule has a name.
+    Rules with a name have an interval, and the front is theirs; others are small dots, unless no rule has a name.  Dots far
+    from the named rules are not shown, and counted.
     """
     title, sign = SIDES[score]
     points = [point for point in every if point.name != point.rule] or list(every)
@@ -128,16 +133,30 @@ def draw_panel(axes: Any, measured: Measured, score: str, every: Sequence[Point]
         axes.annotate("real leaves", (1, real.value), (-2, 3), ("axes fraction", "data"), "offset points", ha="right",
                       fontsize=9, color=GREY)  # fmt: skip
     axes.step([costs[i] for i in best], [values[i] for i in best], where="post", color="#9fb7a6", linewidth=2.2, zorder=2)
-    for point in every:
-        if point not in points:
-            axes.plot(point.cost, point.score.value, "o", markersize=4, color=_colour(point.rule), alpha=0.4, zorder=2)
+    small = [point for point in every if point not in points]
+    for point in small:
+        axes.plot(point.cost, point.score.value, "o", markersize=4, color=_colour(point.rule), alpha=0.4, zorder=2)
     for index, point in enumerate(points):
         colour = _colour(point.rule)
         axes.errorbar(point.cost, point.score.value, _bars(point.score), color=colour, capsize=3, linewidth=1.3, zorder=3)
         face = colour if index in best else "white"
         axes.plot(point.cost, point.score.value, "o", markersize=8, color=colour, markerfacecolor=face, zorder=4)
-    axes.margins(x=0.16, y=0.12)
-    return _write_names(axes, points)
+    axes.margins(x=0.16)
+    _look_at(axes, points, small, [] if real is None else [real.value])
+    return _write_names(axes, points, small)
+
+
+def _look_at(axes: Any, points: Sequence[Point], small: Sequence[Point], lines: Sequence[float]) -> None:
+    """Show all ``points``, what lies around them and ``lines``, and say how many of the ``small`` ones lie outside."""
+    ends = [end for point in points for end in (point.score.low, point.score.high)]
+    margin = VIEW * (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - margin, max(ends) + margin
+    low, high = min([low, *(line - margin / 4 for line in lines)]), max([high, *(line + margin / 4 for line in lines)])
+    axes.set_ylim(low, high)
+    outside = sum(not low <= point.score.value <= high for point in small)
+    if outside:
+        said = f"{outside} small dot{'s lie' if outside > 1 else ' lies'} outside"
+        axes.annotate(said, (1, 0), (-2, 3), "axes fraction", "offset points", ha="right", va="bottom", fontsize=8, color=GREY)
 
 
 def draw_made(axes: Any, measured: Measured, score: str, made: Sequence[Point]) -> None:
@@ -171,22 +190,31 @@ def _colour(rule: str) -> str:
     return COLOURS.get(rule.partition(":")[0], WEAK_COLOUR)
 
 
-def _write_names(axes: Any, points: Sequence[Point]) -> list[Any]:
-    """Each name at the first of its places that is free of dots, intervals and other names, or the least covered one."""
+def _write_names(axes: Any, points: Sequence[Point], small: Sequence[Point]) -> list[Any]:
+    """Each name at the first of its places that is free of dots, intervals and other names, or the least covered one.
+
+    A thin line leads from a name further away to its dot, as another one may be nearer.
+    """
     figure = axes.figure
     figure.draw_without_rendering()  # the places are in pixels of the final layout
-    taken = [_box(axes, point) for point in points]
+    taken = [_box(axes, point.cost, (point.score.low, point.score.high), 7) for point in points]
+    taken += [_box(axes, point.cost, (point.score.value,), 3) for point in small]
     inside, texts = axes.get_window_extent(), []
     for point in points:
+        colour = _colour(point.rule)
         text = axes.annotate(point.name, (point.cost, point.score.value), PLACES[0], textcoords="offset points", fontsize=9.5,
-                             color=_colour(point.rule), zorder=5, va="center")  # fmt: skip
+                             color=colour, zorder=5, va="center")  # fmt: skip
         covered = []
         for place in PLACES:
             _move(text, place)
             box = text.get_window_extent()
             outside = _area(box) - _overlap(box, inside)
             covered.append(sum(_overlap(box, other) for other in taken) + outside)
-        _move(text, PLACES[int(np.argmin(np.round(covered, 3)))])
+        place = PLACES[int(np.argmin(np.round(covered, 3)))]
+        _move(text, place)
+        if place not in BESIDE:
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 5}
+            axes.annotate("", (point.cost, point.score.value), place, textcoords="offset points", arrowprops=line, zorder=3)
         taken.append(text.get_window_extent())
         texts.append(text)
     return texts
@@ -197,12 +225,12 @@ def _move(text: Any, place: tuple[float, float]) -> None:
     text.set_horizontalalignment("left" if place[0] > 0 else "right" if place[0] < 0 else "center")
 
 
-def _box(axes: Any, point: Point) -> Any:
-    """Where a dot and its interval are, in pixels."""
+def _box(axes: Any, cost: float, values: Sequence[float], pixels: float) -> Any:
+    """Where a dot and its interval are, in pixels, ``pixels`` around it."""
     from matplotlib.transforms import Bbox
 
-    ends = [axes.transData.transform((point.cost, value)) for value in (point.score.low, point.score.high)]
-    return Bbox([np.min(ends, axis=0) - 7, np.max(ends, axis=0) + 7])
+    ends = [axes.transData.transform((cost, value)) for value in values]
+    return Bbox([np.min(ends, axis=0) - pixels, np.max(ends, axis=0) + pixels])
 
 
 def _overlap(first: Any, second: Any) -> float:

@@ -154,7 +154,7 @@ class SegueSegmentedGuidance:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """Names, types and defaults of the inputs: the published recipe, whose switch lies at sigma 0.74 at shift 3."""
+        """Names, types and defaults of the inputs: the published recipe, whose switch lies at sigma 0.75 at shift 3."""
         scale = {"min": 0.0, "max": 100.0, "step": 0.1}
         return {
             "required": {
@@ -163,7 +163,7 @@ class SegueSegmentedGuidance:
                 "weight": ("FLOAT", {"default": 3.0, **scale, "tooltip": "weight of the skip-layer branch; 0 is off"}),
                 "layers": ("STRING", {"default": AUTO, "tooltip": "blocks to skip, such as 7, 8, 9; auto for 24 blocks"}),
                 "switch_by": (["sigma", "percent"], {"tooltip": "percent is ComfyUI's, from 0 at pure noise to 1"}),
-                "switch": ("FLOAT", {"default": 0.74, "min": 0.0, "max": 1.0, "step": 0.001}),
+                "switch": ("FLOAT", {"default": 0.75, "min": 0.0, "max": 1.0, "step": 0.001}),
             }
         }
 

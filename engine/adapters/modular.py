@@ -4,7 +4,7 @@
 
     from segue import SegmentedGuidance
 
-    pipe.update_components(guider=SegmentedGuidance(SGG(CFG(4.5), SkipLayer(3.0, (7, 8, 9)), switch=0.74)))
+    pipe.update_components(guider=SegmentedGuidance(SGG(CFG(4.5), SkipLayer(3.0, (7, 8, 9)), switch=0.75)))
 
 The pipeline keeps its own loop and calls the transformer once per live branch, never batched.  Skipped blocks go through
 ``skip_layers``, the argument of ``SD3Transformer2DModel`` itself, so both streams bypass them and nothing is patched.

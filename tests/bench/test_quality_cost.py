@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from segue.bench.pictures.measured import Measured
-from segue.bench.pictures.quality_cost import Point, draw_made, draw_panel, front, points_of
+from segue.bench.pictures.quality_cost import BESIDE, Point, draw_made, draw_panel, front, points_of
 from segue.bench.quality.rows import REAL, RowForm
 from segue.bench.scores.intervals import Interval
 
@@ -70,6 +70,29 @@ def test_rules_by_other_numbers_are_small_dots_without_a_name(measured):
     assert len(sizes) == len(SCORES) and sizes[:-1] == [4] * (len(SCORES) - 1) and sizes[-1] == 8
     texts = draw_panel(bare, measured, "accuracy", points_of(measured, "accuracy", {}))
     assert [text.get_text() for text in texts] == list(SCORES)
+
+
+def test_dots_far_from_the_named_rules_are_counted_and_do_not_set_the_scale(measured):
+    axes = Figure(figsize=(5, 4.5), layout="constrained").subplots()
+    points = points_of(measured, "Frechet distance per feature", {"none": "unguided", "cfg:scale=2": "cfg"})
+    far = [Point(f"cfg:scale={scale}", f"cfg:scale={scale}", 2.0, Interval(scale, scale, scale)) for scale in (7.0, 9.0)]
+    draw_panel(axes, measured, "Frechet distance per feature", [*points, far[0]])
+    assert "1 small dot lies outside" in [text.get_text() for text in axes.texts]
+    low, high = axes.get_ylim()
+    named = [end for point in points if point.name != point.rule for end in (point.score.low, point.score.high, 0.05)]
+    assert low < min(named) and max(named) < high < 1
+    other = Figure(figsize=(5, 4.5), layout="constrained").subplots()
+    draw_panel(other, measured, "Frechet distance per feature", [*points, *far])
+    assert "2 small dots lie outside" in [text.get_text() for text in other.texts]
+
+
+def test_a_line_leads_to_the_dot_of_a_name_that_had_to_move_away(measured):
+    axes = Figure(figsize=(5, 4.5), layout="constrained").subplots()
+    close = [Point(f"rule {k}", "none", 1 + k / 50, Interval(0.5, 0.49, 0.51)) for k in range(6)]
+    names = draw_panel(axes, measured, "accuracy", close)
+    lines = [text for text in axes.texts if text.arrow_patch is not None]
+    moved = [name for name in names if name.xyann not in BESIDE]
+    assert moved and [(*line.xy, *line.xyann) for line in lines] == [(*name.xy, *name.xyann) for name in moved]
 
 
 def test_networks_with_guidance_in_the_weights_have_a_line_each_beside_the_unguided_model(measured):

@@ -60,7 +60,7 @@ def test_random_recipes(pipe, sampler, seed, heun, path):
 
 
 def test_published_recipe_in_steps_and_as_a_switch(pipe, sampler):
-    """28 steps at shift 3: CFG 4.5 on 1-14, skip-layer 3.0 on 15-28; the same rule with a switch at sigma 0.74."""
+    """28 steps at shift 3: CFG 4.5 on 1-14, skip-layer 3.0 on 15-28; the same rule with a switch at sigma 0.75."""
     pipe.scheduler = scheduler(heun=False)
     recipe = Recipe(28, 4.5, 0.0, (1, 14), 3.0, 0.0, (15, 28), (2, 3))
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -68,6 +68,6 @@ def test_published_recipe_in_steps_and_as_a_switch(pipe, sampler):
     run = draw_attached(pipe, recipe.rule, **call)
     assert relative_error(run.latents, sampler.run(recipe, noise, levels(pipe), False)) < ATTACHED_RUN
     assert sum(run.rows) == 2 * (14 * 2 * 6 + 14 * (6 + 2))
-    assert run.plan.sigmas[13] > 0.74 > run.plan.sigmas[14]
-    switched = draw_attached(pipe, SGG(CFG(4.5), SkipLayer(3.0, (2, 3)), switch=0.74), **call)
+    assert run.plan.sigmas[13] > 0.75 > run.plan.sigmas[14]
+    switched = draw_attached(pipe, SGG(CFG(4.5), SkipLayer(3.0, (2, 3)), switch=0.75), **call)
     assert torch.equal(switched.latents, run.latents)
