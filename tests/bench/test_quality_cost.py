@@ -88,10 +88,10 @@ def test_dots_far_from_the_named_rules_are_counted_and_do_not_set_the_scale(meas
 
 def test_a_line_leads_to_the_dot_of_a_name_that_had_to_move_away(measured):
     axes = Figure(figsize=(5, 4.5), layout="constrained").subplots()
-    close = [Point(f"rule {k}", "none", 1 + k / 50, Interval(0.5, 0.49, 0.51)) for k in range(6)]
+    close = [Point(f"rule {k}", "none", 1 + k / 50, Interval(0.5, 0.49, 0.51)) for k in (*range(8), 50)]
     names = draw_panel(axes, measured, "accuracy", close)
     lines = [text for text in axes.texts if text.arrow_patch is not None]
-    moved = [name for name in names if name.xyann not in BESIDE]
+    moved = [name for name in names if tuple(name.xyann) not in BESIDE]
     assert moved and [(*line.xy, *line.xyann) for line in lines] == [(*name.xy, *name.xyann) for name in moved]
 
 
