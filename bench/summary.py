@@ -15,8 +15,8 @@ _BESIDE_COLUMNS = {
     ("speed-up over", "none"): "unguided, speed-up",
     ("speed-up over", "cfg"): "CFG, speed-up",
     ("speed-up over", "sgg"): "SGG, speed-up",
-    ("time relative to", "cfg"): "SGG / its CFG, time",
-    ("time relative to", "none"): "SGG / its unguided, time",
+    ("time relative to", "cfg"): "SGG here / peer's CFG, time",
+    ("time relative to", "none"): "SGG here / peer's unguided, time",
 }
 
 

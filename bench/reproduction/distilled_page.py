@@ -81,5 +81,5 @@ def distance_claims(distances: dict[str, Row], adapted: str) -> list[Claim]:
         return []
     own, unguided = distances[adapted].value, distances[UNGUIDED].value
     verdict = AGREES if own <= MOST * unguided else DIFFERS if own >= unguided else OPEN
-    measured = f"median distance {own:.3f}, unguided {unguided:.3f}: {own / unguided:.2f} of it"
+    measured = f"median distance {own:.3f}, unguided {unguided:.3f}: {1 - own / unguided:.0%} of the way"
     return [Claim("finished samples", f"the adapter takes at least {MOST:.0%} of the way to the exact rule", measured, verdict)]

@@ -147,7 +147,7 @@ def SGG(strong: Guidance, weak: Guidance, switch: float | Window | str) -> Guida
 
     ``switch`` may also be the first segment as a window, ``Window.fraction(0, 0.5)``, or the text of either.  At 0 and 1 one
     rule is everywhere and the other left out, but for a correction of the whole.  Source: arXiv 2603.20584.  The published
-    SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma about 0.74.
+    SD3 recipe, 14 + 14 of 28 steps at shift 3, switches at sigma 0.75.
     """
     for name, rule in (("strong", strong), ("weak", weak)):
         if not isinstance(rule, Guidance):

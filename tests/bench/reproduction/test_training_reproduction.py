@@ -211,7 +211,7 @@ def test_the_page_of_an_adapter_judges_scores_and_distances(environment):
         rows.append(make_row(environment, "distilled", "far", name, "distance", "relative", statistic, "float32"))
     content = distilled_content(rows, BASE, adapted, exact, TAIL, "far", "segue reproduce distilled")
     assert [claim.verdict for claim in content.claims] == [AGREES, AGREES]
-    assert "0.25 of it" in content.claims[1].measured
+    assert "75% of the way" in content.claims[1].measured
     text = content.text()
     assert "| its adapter, unguided | 1.00x |" in text and "0.040 (0.040 to 0.040)" in text and "missing" not in text
     less = distilled_content(rows[:-1], BASE, adapted, exact, TAIL, "far", "segue reproduce distilled")
