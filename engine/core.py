@@ -30,6 +30,7 @@ from .numeric_input import check_seed, counting_number, scalar, whole_number
 from .planning.compile import compile_plan, plan_part, with_decoder_flops
 from .planning.merged_adapter import MergedAdapter
 from .planning.plan import Plan, checked_size
+from .planning.plan_warnings import warn_caller
 from .planning.schedule import Schedule, resolve_schedule
 from .planning.solver_rows import Solver
 from .planning.solvers import get_solver
@@ -158,12 +159,16 @@ class EngineCore:
             raise TypeError(f"{name} must be a tensor of shape {shape}, got a {type(noise).__name__}")
         if tuple(noise.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(noise.shape)}")
+        if noise.is_complex() or not torch.isfinite(noise).all():
+            raise ValueError(f"{name} must be real and finite, and some values of this {noise.dtype} tensor are not")
         return noise
 
     def noised_start(self, plan: Plan, noise: Tensor, latents: Tensor) -> Tensor:
         """A clean start [B, C, H, W] at the plan's first noise level, fp32, in flow coordinates."""
         sigma = plan.solver.first_level(float(plan.sigmas[0]))
         latents = self.check_noise(plan, latents, len(noise), "latents")
+        if sigma >= 1:
+            warn_caller("the run begins at level 1, pure noise, where the latents given do not count: begin at a lower level")
         return sigma * noise.float() + (1 - sigma) * latents.float().to(noise.device)
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import IO
 
+import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
@@ -19,9 +20,22 @@ def check_pixels(channels: int) -> None:
         )
 
 
+def check_finite(latents: Tensor) -> None:
+    """Raise ``FloatingPointError`` with the samples [B, ...] that hold what no picture can show."""
+    finite = torch.isfinite(latents).flatten(1).all(dim=1)
+    if not finite.all():
+        wrong = ", ".join(str(index) for index in torch.nonzero(~finite).flatten().tolist())
+        where = "check_finite (--check-finite) names the call and the branch where that began"
+        raise FloatingPointError(f"the numbers of sample {wrong} are not all finite: {where}")
+
+
 def latents_to_images(latents: Tensor) -> list[Image.Image]:
-    """[B, 3, H, W] in [-1, 1] -> B RGB images.  Raises ``ValueError`` for latents that are not pixels."""
+    """[B, 3, H, W] in [-1, 1] -> B RGB images.
+
+    Raises ``ValueError`` for latents that are not pixels, ``FloatingPointError`` where they are not finite.
+    """
     check_pixels(latents.shape[1])
+    check_finite(latents)
     pixels = ((latents.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
 

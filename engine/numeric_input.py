@@ -1,5 +1,6 @@
 """Numbers as callers give them: Python's, NumPy's and what 0-d tensors and arrays hold; truth values never."""
 
+import math
 import operator
 from collections.abc import Callable
 from numbers import Real
@@ -44,6 +45,19 @@ def real_number(value: Any, requirement: str) -> float:
         return float(number)
     except OverflowError:
         raise ValueError(f"{requirement}, got {value}") from None
+
+
+LARGEST = float(np.finfo(np.float32).max)  # of what tables on the device hold
+
+
+def table_number(value: Any, name: str) -> float:
+    """``value`` as a float that fp32 holds, finite.  Raises as :func:`real_number`, and ``ValueError`` for another."""
+    number = real_number(value, f"{name} must be a finite number")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:.3g}, the largest number of fp32, got {number:g}")
+    return number
 
 
 def number_or_each(value: Any, check: Callable[[Any], float]) -> float | tuple[float, ...]:

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .attention_kind import FULL_ATTENTION
+
 VALUES_PER_TENSOR = 64
 
 
 def rounded_fingerprint(models: Mapping[str, nn.Module]) -> str:
-    """As :func:`fingerprint`, of values rounded to bf16, so that weights in fp32 and in bf16 are the same."""
+    """As :func:`fingerprint`, of values rounded to bf16, so that weights in fp32 and in bf16 are the same.
+
+    What the tensors do not show is told apart too: whether the blocks attend fully.
+    """
     return _digest(models, torch.bfloat16)
 
 
@@ -22,6 +27,9 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
 def _digest(models: Mapping[str, nn.Module], rounded: torch.dtype | None) -> str:
     digest = hashlib.sha256()
     for network, model in models.items():
+        attention = getattr(getattr(model, "spec", None), "attention", FULL_ATTENTION)
+        if rounded is not None and attention != FULL_ATTENTION:
+            digest.update(f"{network} {attention}".encode())
         for name, tensor in model.state_dict().items():
             dtype = tensor.dtype if rounded is None or not tensor.is_floating_point() else "floating"
             digest.update(f"{network} {name} {tuple(tensor.shape)} {dtype}".encode())

@@ -14,6 +14,8 @@ from segue.models.enhancer import Enhancer, load_enhancer
 from segue.models.fingerprint import fingerprint
 from segue.models.spectrum import back_projected
 
+from ..images import check_finite
+
 AT_ONCE = 64  # pictures: those of a large run are not held at every width of the network
 KNOWN = "a factor for which the model has an enhancer, the name or file of one, or a function of pictures"
 
@@ -39,6 +41,7 @@ class Upscaler:
     def _enlarged(self, x: Tensor) -> Tensor:
         if isinstance(self.enhancer, nn.Module):
             self.enhancer.to(x.device)
+        check_finite(x)
         y = self.enhancer(x)
         count, channels, height, width = x.shape
         factor = y.shape[-1] // width if isinstance(y, Tensor) and y.dim() == 4 else 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from segue.models.checkpoint_files import read_json
 from segue.models.spec import positive_integer
 
+from ..images import check_finite
 from ..numeric_input import counting_number
 from ..saved_files import MODEL_CONFIG, component_weights
 from .live_transformer import execution_device
@@ -111,7 +112,8 @@ class Decoder:
         return decoded(self.vae, self._without_statistics(latents))
 
     def pictures(self, latents: Tensor, max_batch: int | None = None) -> list:
-        """Latents [B, C, H, W] of the network -> B PIL images, ``max_batch`` at a time."""
+        """Latents [B, C, H, W] of the network -> B PIL images, ``max_batch`` at a time; as :func:`.images.check_finite`."""
+        check_finite(latents)
         from diffusers.image_processor import VaeImageProcessor
 
         return decode_latents(self.vae, VaeImageProcessor(), self._without_statistics(latents), max_batch)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import NewFiles
-from ..images import RECORD_CHUNK
+from ..images import RECORD_CHUNK, check_finite
 from ..prompts.vae import OUTPUTS
 from ..records.provenance import Record
 from .options import Output
@@ -29,7 +29,8 @@ def wants_pictures(output: Output) -> bool:
 
 
 def write_latents(latents: Tensor, record: Record, names: list[str], folder: Path, new: NewFiles) -> list[Path]:
-    """Write latents [B, C, H, W], each under the name of its picture; returns the files."""
+    """Write latents [B, C, H, W], each under the name of its picture; returns the files.  As :func:`.images.check_finite`."""
+    check_finite(latents)
     return [
         new.write((folder / name).with_suffix(".safetensors"), partial(_save_latent, latent, record.part(index)))
         for index, (name, latent) in enumerate(zip(names, latents, strict=True))

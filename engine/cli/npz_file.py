@@ -19,18 +19,10 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from ..files import locked
-from ..images import latents_to_images
 from ..records.begun import begin_or_go_on
 
 COPY_BYTES = 1 << 24
 LABEL_BYTES = 8
-
-
-def to_pixels(pictures: Tensor) -> np.ndarray:
-    """Pictures [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3], the same as in PNG files; ``ValueError`` for NaN or infinity."""
-    if not torch.isfinite(pictures).all():
-        raise ValueError("pictures must be finite, and some values are not")
-    return np.stack([np.asarray(image) for image in latents_to_images(pictures)])
 
 
 @dataclass(frozen=True)
@@ -130,6 +122,13 @@ class NpzFile:
                 file.flush()
                 os.fsync(file.fileno())
         self.written += len(pixels)
+
+    def give_up(self) -> None:
+        """Leave nothing of a file that holds no sample yet, so that the next command is free; others' shards stay."""
+        if self.written == 0 and self.shard.world == 1 and not self.finished:
+            if self._lock is not None:
+                self._lock.close()
+            remove_samples(self.path)
 
     def finish(self) -> Path | None:
         """Make the archive, whole or not at all, and remove the raw files; None while other shards are not written.

@@ -17,7 +17,7 @@ from ..planning.plan_warnings import already_told
 from ..records.provenance import Origin
 from ..running.progress import Counting, progress_bar
 from .jobs import refuse_prompts
-from .npz_file import NpzFile, Shard, remove_samples, to_pixels
+from .npz_file import NpzFile, Shard, remove_samples
 from .options import Output, PromptOptions, RuleOptions, RunOptions, Source
 from .session import (
     check_batch,
@@ -72,20 +72,12 @@ class Stream:
                 indices = todo[first : first + batch]
                 labels = [self.labels[index % len(self.labels)] for index in indices]
                 run = self._sample(labels, [self.first_seed + index for index in indices], Counting(None, advance))
-                file.append(_pixels(run), torch.tensor(labels))
+                file.append(np.stack([np.asarray(image) for image in run.images]), torch.tensor(labels))
 
     def _sample(self, labels: list[int], seeds: list[int], callback) -> SampleRun:
         plan = self.plan
         options = {"schedule": plan.schedule, "solver": plan.solver, "callback": callback, "check_finite": self.check_finite}
         return self.engine.sample(labels, plan.guidance, seeds=seeds, **options)
-
-
-def _pixels(run: SampleRun) -> np.ndarray:
-    if run.decoder is None:
-        return to_pixels(run.latents)
-    if not torch.isfinite(run.latents).all():
-        raise ValueError("samples must be finite, and some values are not")
-    return np.stack([np.asarray(image) for image in run.images])
 
 
 def write_samples(
@@ -122,7 +114,11 @@ def write_samples(
     file = NpzFile(path, Shard(count, batch, *shards), *size, stream.made_by(origin, parsed.text))
     print_warnings(plan, parsed)
     before, began = file.written, time.perf_counter()
-    stream.draw(file, engine.spec.name)
+    try:
+        stream.draw(file, engine.spec.name)
+    except BaseException:
+        file.give_up()
+        raise
     _report(file, parsed.text, before, time.perf_counter() - began, file.finish(), output.json)
 
 

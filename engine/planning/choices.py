@@ -82,6 +82,24 @@ def choices_of(plan: "Plan", draw: Draw) -> Choices:
     return choices(draw, (plan.weights[:, members] != 0).any(axis=1), draw.interval.select(levels)[plan.steps], plan.silent)
 
 
+def choice_warnings(
+    branches: tuple[Branch, ...], weights: np.ndarray, plan_levels: np.ndarray, steps: np.ndarray, silent: np.ndarray
+) -> list[str]:
+    """Rivals that no call of a run follows, though their terms weigh something there; weights [N, K] of its calls."""
+    warnings = []
+    for draw in drawn_by_classifiers(branches):
+        members = [i - 1 for i, branch in enumerate(branches) if branch.condition == draw]
+        weighs, inside = (weights[:, members] != 0).any(axis=1), draw.interval.select(plan_levels)[steps]
+        if not (weighs & ~silent).any() or choices(draw, weighs, inside, silent).follows.any():
+            continue
+        if not (weighs & inside & ~silent).any():
+            why = f"the interval {draw.interval} of the {draw} selects none of {len(steps)} calls"
+        else:
+            why = f"the {draw} is chosen at the call before (lag=1), and none comes before one that would use it"
+        warnings.append(f"{why}: no label is chosen")
+    return warnings
+
+
 def without_unchosen(
     weights: np.ndarray, branches: tuple[Branch, ...], levels: np.ndarray, steps: np.ndarray, silent: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

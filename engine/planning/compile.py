@@ -15,13 +15,14 @@ from segue.models.spec import ModelSpec, tier_of
 from ..argument_names import refuses_unknown
 from ..rules.batch import Rules, RulesLike, as_rules, is_shared, plain_rules, rules_and_notes
 from ..rules.branch import NEGATIVE_TEXT, Branch, Exit
+from ..rules.correction import CallLevels
 from ..rules.drawn import Draw, RandomCondition
 from ..rules.dropped_blocks import DropBlocks
 from ..rules.guidance import Guidance
 from ..rules.normalized_attention import attention_numbers
 from ..rules.presets import RuleLike
 from ..rules.solver_corrections import scaled_rows
-from .choices import check_sources, drawn_by_classifiers, without_unchosen
+from .choices import check_sources, choice_warnings, drawn_by_classifiers, without_unchosen
 from .classifiers import check_classes, classifier_flops, needs_decoder, resolved_classifier, traced
 from .plan import ALPHA, Plan, checked_size
 from .reuse import branch_reuse, branch_stops, evaluated_calls, reuse_warnings
@@ -164,9 +165,11 @@ def _plan(rule: Guidance, schedule: Schedule, solver: Solver, common: Mapping[st
     if rule.calibration is not None:
         rule.calibration.check_run(schedule.sigmas, solver.name, common["height"], common["width"])
     silent = steps < rule.zero_steps
+    levels = CallLevels(np.array([row.sigma for row in rows]), sigmas[1:][steps], steps, schedule.steps)
     of_calls, for_choices = without_unchosen(weights[steps], branches, sigmas[:-1], steps, silent)
     attention, oddities = attention_numbers(rule.attention, sigmas[:-1])
-    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, schedule.steps) + oddities
+    warnings += choice_warnings(branches, weights[steps], sigmas[:-1], steps, silent)
+    warnings += coverage_warnings(rule, sigmas[:-1]) + correction_warnings(rule, branches, levels) + oddities
     reuse = branch_reuse(rule, branches)
     warnings += reuse_warnings(reuse, branches, len(rows))
     evaluated = evaluated_calls(of_calls, reuse) | for_choices

@@ -8,6 +8,7 @@ import numpy as np
 from segue.models.spec import ModelSpec
 
 from ..rules.branch import COND, NEGATIVE_TEXT, UNCOND, Branch
+from ..rules.correction import CallLevels
 from ..rules.drawn import ClassifierReference
 from ..rules.guidance import Guidance, Term
 from ..rules.normalized_attention import NormalizedAttention
@@ -71,14 +72,20 @@ def coverage_warnings(guidance: Guidance, step_sigmas: np.ndarray) -> list[str]:
     return warnings
 
 
-def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], steps: int) -> list[str]:
+def correction_warnings(guidance: Guidance, branches: tuple[Branch, ...], levels: CallLevels) -> list[str]:
     """Corrections that have nothing to correct, and one that leaves no step with a velocity."""
+    steps = levels.steps
     warnings = [
         f"{correction} corrects what terms add, and the rule has none that add: it changes nothing"
         for correction in guidance.corrections
         if all(branch.is_text for branch in branches[1:]) and not correction.alone
     ]
+    directions = [term for term in guidance.terms if term.branch.condition != "cond" and term.branch.model == "main"]
     for correction in guidance.corrections:
+        if why := correction.idle(levels):
+            warnings.append(f"{correction} changes nothing: {why}")
+        if correction.needs_reference and not directions:  # of a batch in which another rule has one
+            warnings.append(f"{correction} corrects a term with another condition, and the rule has none: it changes nothing")
         if isinstance(correction, Perpendicular) and {term.branch for term in guidance.terms} <= {UNCOND}:
             warnings.append(f"{correction} is about terms beside that of uncond, and the rule has none: it changes nothing")
     if guidance.zero_steps >= steps:

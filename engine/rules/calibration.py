@@ -5,6 +5,7 @@ for.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -111,6 +112,10 @@ class Calibration:
             value, kinds = getattr(self, field.name), KINDS.get(field.type)
             if kinds is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
                 raise ValueError(f"its {field.name} is {value!r}")
+            if field.type is float and not 0 <= value < math.inf:
+                raise ValueError(f"its {field.name} is {value!r}")
+        if not self.low <= self.error <= self.high:
+            raise ValueError(f"its error {self.error:g} is not between {self.low:g} and {self.high:g}")
         if len(self.sigmas) < 2:
             raise ValueError(f"its sigmas are {list(self.sigmas)!r}")
 
@@ -134,6 +139,6 @@ def read_calibration(source: "str | Path | Calibration") -> Calibration:
         raise FileNotFoundError(f"no calibration {str(source)!r}: neither a file nor one of {', '.join(calibration_names())}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no calibration: {error}") from None
     return Calibration.from_dict(record, str(path))

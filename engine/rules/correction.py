@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
-from ..numeric_input import number_or_each, real_number
+from ..numeric_input import LARGEST, number_or_each, real_number
 from .per_sample import samples_of, shown
 
 Space = Literal["output", "velocity", "x0"]
@@ -96,6 +96,10 @@ class Correction:
         """The same without first steps that have no velocity."""
         return self
 
+    def idle(self, levels: CallLevels) -> str:
+        """Why it changes nothing at any call of a run, though its numbers are not neutral; empty where it acts."""
+        return ""
+
     def numbers(self, levels: CallLevels) -> dict[str, np.ndarray]:
         """What the formula reads at each call, [N] each, for numbers that all samples share: by default the fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.constants}
@@ -109,6 +113,8 @@ def within(name: str, low: float, high: float, finite: bool = True) -> Callable[
         value = real_number(value, f"{name} must be a number")
         if not low <= value <= high or (finite and not math.isfinite(value)):
             raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+        if math.isfinite(value) and abs(value) > LARGEST:
+            raise ValueError(f"{name} must be at most {LARGEST:.3g}, the largest number of fp32, got {value:g}")
         return value
 
     return check

@@ -4,12 +4,11 @@ A :class:`Draw` stands where a branch has its condition; the labels themselves l
 :mod:`segue.engine.running.draws`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from ..numeric_input import counting_number, real_number
+from ..numeric_input import counting_number, table_number
 from .window import EVERYWHERE, Window, as_window
 
 Form = Literal["rival", "cfg-swap", "ag-swap"]
@@ -77,6 +76,9 @@ class RandomCondition(Draw):
         return "a label that is drawn anew at every step"
 
 
+COLDEST = 1e-6  # temperature: the likeliest label alone is left long before
+
+
 @dataclass(frozen=True)
 class ClassifierReference(Draw):
     """The label that a classifier takes a sample for instead of its own; a reconstruction, see :func:`.gfcg.GFCG`.
@@ -106,9 +108,7 @@ class ClassifierReference(Draw):
             raise ValueError(
                 f"gain is of the form ag-swap, whose weight it raises where labels are swapped, got form {self.form}"
             )
-        temperature = _finite("temperature", self.temperature, 0.0)
-        if not temperature:
-            raise ValueError("temperature must be above 0, got 0")
+        temperature = _finite("temperature", self.temperature, COLDEST)
         object.__setattr__(self, "temperature", temperature)
         object.__setattr__(self, "every", counting_number(self.every, "every"))
         object.__setattr__(self, "interval", as_window(self.interval))
@@ -167,7 +167,7 @@ def class_prompts(names: Sequence[str] | str | None, template: str | None) -> Cl
 
 
 def _finite(name: str, value: Any, low: float) -> float:
-    value = real_number(value, f"{name} must be a finite number")
-    if not math.isfinite(value) or value < low:
+    value = table_number(value, name)
+    if value < low:
         raise ValueError(f"{name} must be finite and at least {low:g}, got {value:g}")
     return value

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ..numeric_input import counting_number, number_or_each, real_number
+from ..numeric_input import LARGEST, counting_number, number_or_each, real_number, table_number
 from .branch import Branch
 from .calibration import Calibration, read_calibration
 from .call_scale import CallScale
@@ -52,10 +52,7 @@ class Weight:
 
     @staticmethod
     def _finite(value: float) -> float:
-        value = real_number(value, "a weight must be a finite number")
-        if not math.isfinite(value):
-            raise ValueError(f"a weight must be finite, got {value}")
-        return value
+        return table_number(value, "a weight")
 
     def __call__(self, sigma: float, position: float, next_sigma: float = math.nan) -> float:
         """The weight at noise level ``sigma`` and position ``p`` in the window; zero where only its rounding is left.
@@ -65,11 +62,11 @@ class Weight:
         """
         if self.function is None:
             base, delta = shared(self.base), shared(self.delta)
-            value = base + delta * (1 - 2 * position)
+            value = table_number(base + delta * (1 - 2 * position), "a weight with its delta")
             return value if abs(value) > ROUNDING * (1 + abs(base) + abs(delta)) else 0.0
         levels = (sigma, next_sigma) if isinstance(self.function, StepWeight) else (sigma,)
         value = real_number(self.function(*levels), RETURNED)
-        if not math.isfinite(value):
+        if not abs(value) <= LARGEST:
             raise ValueError(f"the weight function returned {value} at sigma {sigma:.4g}")
         return value
 
@@ -273,6 +270,8 @@ class Guidance:
         """
         found = read_calibration(calibration)
         found.check_rule(rule_text(self))
+        if len(found.reuse) != len(self.terms):
+            raise ValueError(f"the calibration is for {len(found.reuse)} terms, and its rule has {len(self.terms)}")
         terms = tuple(replace(term, reuse=reuse) for term, reuse in zip(self.terms, found.reuse, strict=True))
         return replace(self, terms=terms, calibration=found)
 

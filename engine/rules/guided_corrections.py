@@ -110,13 +110,24 @@ class HistoryGuidance(Correction):
     def __post_init__(self):
         unit = (0.0, 1.0)
         set_numbers(self, weight=(-math.inf, math.inf), alpha=unit, low=unit, high=unit, eta=(-math.inf, math.inf), cutoff=unit)
+        for low, high in np.broadcast(self.low, self.high):
+            if low >= high:
+                raise ValueError(f"HiGS acts at noise levels in (low, high], and low {low:g} is not below high {high:g}")
 
     @classmethod
     def neutral(cls) -> Self:
         return cls(0.0, 0.75, 0.4, 0.95, 1.0, 0.05)
 
+    def _chosen(self, levels: CallLevels) -> np.ndarray:
+        return (levels.sigma > shared(self.low)) & (levels.sigma <= shared(self.high)) & (levels.step > 0)
+
+    def idle(self, levels: CallLevels) -> str:
+        if not shared(self.weight) or self._chosen(levels).any():
+            return ""
+        return f"no call after the first step has a noise level in ({shared(self.low):g}, {shared(self.high):g}]"
+
     def numbers(self, levels: CallLevels) -> dict[str, np.ndarray]:
-        chosen = (levels.sigma > shared(self.low)) & (levels.sigma <= shared(self.high)) & (levels.step > 0)
+        chosen = self._chosen(levels)
         constants = {name: np.full(len(chosen), shared(getattr(self, name))) for name in ("alpha", "eta", "cutoff")}
         rising = (levels.sigma - shared(self.low)).clip(0) / max(shared(self.high) - shared(self.low), 1e-12)
         first = (levels.step == 0).astype(np.float64)

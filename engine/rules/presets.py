@@ -105,6 +105,8 @@ class NamedRule:
     def guidance(self) -> Guidance:
         options = dict(self.options)
         reuse = {option: options.pop(option) for option in REUSE if option in options}
+        if set(reuse) == {"order"} and reuse["order"]:
+            raise ValueError(f"order {reuse['order']} of {self.name} is of directions between calls: give refresh or calls too")
         stop = options.pop("stop", None)
         rule = KINDS[self.name].build(**options).reused(**reuse)
         return rule if stop is None else rule.adaptive(stop)
@@ -207,7 +209,7 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
     A spec without numbers of its own has the usual ones, as the rule's ``notes`` say; a mere name has not.  ``options`` are
     further ``option: value`` texts for a single rule, as command-line flags give them.  A name alone may be a sum of the
     model's makers, as ``slg`` is on SD3; with a colon it is always the one rule.  Raises ``ValueError`` with the known names
-    or options.
+    or options, and for a value of the wrong kind.
     """
     texts, spec, model = re.split(r"\+(?=\s*[A-Za-z])", text), model, preset_name(model)
     if options and len(texts) > 1:
@@ -218,7 +220,10 @@ def parse_rule(text: str, model: str | ModelSpec = "", options: Mapping[str, str
         rule = _parse_recipe(text.strip(), recipe, model, dict(options or {}))
     else:
         rule = ParsedRule(tuple(_parse_one(part.strip(), model, dict(options or {}), spec=spec) for part in texts))
-    _ = rule.guidance  # values out of range raise here
+    try:
+        _ = rule.guidance  # values out of range raise here
+    except TypeError as error:  # of a text a value of the wrong kind is one that does not fit
+        raise ValueError(str(error)) from None
     return rule
 
 

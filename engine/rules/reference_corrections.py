@@ -160,7 +160,7 @@ class NormalizedBeta(Correction):
     name = "beta"
 
     def __post_init__(self):
-        set_numbers(self, a=(1.0, math.inf), b=(1.0, math.inf), gamma=UNBOUNDED)
+        set_numbers(self, a=(1.0, MOST_PEAKED), b=(1.0, MOST_PEAKED), gamma=UNBOUNDED)
 
     @classmethod
     def neutral(cls) -> Self:
@@ -172,8 +172,19 @@ class NormalizedBeta(Correction):
 
     def numbers(self, levels: CallLevels) -> dict[str, np.ndarray]:
         a, b, p = shared(self.a), shared(self.b), levels.position
-        norm = math.exp(math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
-        return {"density": p ** (a - 1) * (1 - p) ** (b - 1) / norm, "gamma": np.full(len(p), shared(self.gamma))}
+        # by logarithms: of large a and b neither the powers nor the norm are numbers that fp64 holds
+        norm = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        density = np.exp(_logarithm_of_power(p, a - 1) + _logarithm_of_power(1 - p, b - 1) - norm)
+        return {"density": density, "gamma": np.full(len(p), shared(self.gamma))}
+
+
+MOST_PEAKED = 1e6  # of a and b: a peak as high as 1000
+
+
+def _logarithm_of_power(base: np.ndarray, exponent: float) -> np.ndarray:
+    """That of ``base ** exponent``, for bases from 0 to 1."""
+    with np.errstate(divide="ignore"):
+        return exponent * np.log(base) if exponent else np.zeros_like(base)
 
 
 @refuses_unknown()

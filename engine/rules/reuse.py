@@ -16,7 +16,8 @@ class Reuse:
 
     ``order``: 0 holds the last direction, p is the polynomial in the noise level through the last p + 1 of them, up to
     :data:`HIGHEST_ORDER`; while fewer are there, of lower order.  ``calls`` are those of the run, counted from 1, as a plan
-    prints them.  The first call of a segment computes its direction in any case: nothing is kept from before a pause.
+    prints them.  Where every call computes its direction the order is 0.  The first call of a segment computes its direction in
+    any case: nothing is kept from before a pause.
     """
 
     refresh: int = 1
@@ -28,7 +29,7 @@ class Reuse:
         order = whole_number(self.order, "order must be a whole number")
         if not 0 <= order <= HIGHEST_ORDER:
             raise ValueError(f"order must lie between 0 and {HIGHEST_ORDER}, got {order}")
-        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "order", 0 if self.is_exact else order)  # nothing is extrapolated there
         if self.calls is None:
             return
         if self.refresh > 1:

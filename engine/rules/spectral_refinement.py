@@ -32,6 +32,11 @@ class SpectralRefinement(Correction):
     def neutral(cls) -> Self:
         return cls(0.0, 0.5, 0.3)
 
+    def idle(self, levels: CallLevels) -> str:
+        if not shared(self.beta) or (levels.sigma <= shared(self.high)).any():
+            return ""
+        return f"no call has a noise level of at most {shared(self.high):g}"
+
     def numbers(self, levels: CallLevels) -> dict[str, np.ndarray]:
         acts = levels.sigma <= shared(self.high)
         return {"beta": np.where(acts, shared(self.beta), 0.0), "cutoff": np.full(len(acts), shared(self.cutoff))}

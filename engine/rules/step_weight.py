@@ -4,6 +4,10 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..numeric_input import real_number
+
+RETURNED = "a function of sigma and next_sigma must return a number"
+
 
 @dataclass(frozen=True)
 class StepWeight:
@@ -13,7 +17,7 @@ class StepWeight:
     offset: float = 0.0
 
     def __call__(self, sigma: float, next_sigma: float) -> float:
-        return float(self.function(sigma, next_sigma)) - self.offset
+        return real_number(self.function(sigma, next_sigma), RETURNED) - self.offset
 
 
 @dataclass(frozen=True)

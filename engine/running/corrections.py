@@ -116,7 +116,7 @@ def scaled_frequencies(guided: Guided, numbers: Numbers, _memory: Any) -> tuple[
 
 def feedback(guided: Guided, numbers: Numbers, posterior: Tensor) -> tuple[Guided, Tensor]:
     """``posterior`` [B] is the logarithm of how likely the condition is, as the steps before have it."""
-    p = posterior.exp()
+    p = torch.maximum(posterior, numbers["least"]).exp()  # at the first call too
     scale = p / (p - numbers["floor"])
     q, later, sigma = numbers["q"], numbers["later"], numbers["sigma"]
     c, away = guided.estimate(guided.conditional), guided.slope * guided.direction
@@ -127,8 +127,7 @@ def feedback(guided: Guided, numbers: Numbers, posterior: Tensor) -> tuple[Guide
     from_u = noise + (1 - q) * step - (1 - q * q) * u
     gained = (from_c - from_u).dot(from_c + from_u)  # |from_c|^2 - |from_u|^2
     posterior = posterior - numbers["pull"] * gained + numbers["offset"]
-    posterior = torch.minimum(torch.maximum(posterior, numbers["least"]), torch.full_like(posterior, MOST_LIKELY))
-    return replace(guided, weight=scale - 1), posterior
+    return replace(guided, weight=scale - 1), torch.maximum(posterior.clamp(max=MOST_LIKELY), numbers["least"])
 
 
 def perpendicular(others: Vector, direction: Vector) -> Vector:

@@ -42,6 +42,13 @@ def test_latents_become_the_nearest_pixels():
     assert latents_to_images(red)[0].getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_numbers_that_are_not_finite_are_no_black_picture():
+    latents = torch.zeros(4, 3, 2, 2)
+    latents[1, 0, 0, 0], latents[3, 2, 1, 1] = float("nan"), float("inf")
+    with pytest.raises(FloatingPointError, match="the numbers of sample 1, 3 are not all finite"):
+        latents_to_images(latents)
+
+
 def test_latents_of_a_vae_are_no_pixels():
     with pytest.raises(ValueError, match="4 channels are not pixels"):
         latents_to_images(torch.zeros(1, 4, 8, 8))

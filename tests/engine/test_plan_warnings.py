@@ -1,15 +1,19 @@
 """What is odd about a plan is a Python warning of the line that asked for the run, once; the command line says it itself."""
 
+import re
 import warnings
 
 import pytest
+import torch
+from naive_draws import waving_classifier
 from tiny_checkpoint import save_tiny
 from tiny_models import tiny_sit
 from tiny_sd3 import tiny_pipeline
 from typer.testing import CliRunner
 
-from segue import CFG, Engine, PlanWarning, SkipLayer, Window
+from segue import CFG, GFCG, Engine, FreSca, HiGS, PlanWarning, SkipLayer, SpectralRefine, Window
 from segue.__main__ import app
+from segue.engine.planning.plan_warnings import already_told
 
 ODD = CFG(3.0, window=Window.steps(1, 2)) + SkipLayer(2.0, (1,), window=Window.steps(3, 4))  # a recipe for four steps
 
@@ -60,6 +64,45 @@ def test_a_plan_alone_is_silent_and_the_command_line_says_it_once(tmp_path):
         result = CliRunner().invoke(app, ["sample", "--model", str(model), *options])
     assert result.stderr.count("steps 3 to 4 come after the last window") == 1
     assert [item for item in caught if item.category is PlanWarning] == []
+
+
+RIVAL = GFCG(2.0, classifier=waving_classifier())
+IDLE = {  # a rule that acts at no call, what is said of it, and one that acts
+    "interval": (
+        GFCG(2.0, classifier=waving_classifier(), interval="steps:90,99"),
+        "steps 90-99 of the rival label selects none",
+        RIVAL,
+    ),
+    "lag": (RIVAL.within(Window.steps(1, 1)), "chosen at the call before .* none comes before one", RIVAL),
+    "higs": (HiGS(2.0, low=0.98, high=0.99), r"no call after the first step has a noise level in \(0.98, 0.99\]", HiGS(2.0)),
+    "refine": (SpectralRefine(2.0, high=0.05), "no call has a noise level of at most 0.05", SpectralRefine(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_what_acts_at_no_call_is_told(name):
+    """By the noise levels of the run; of a rule that acts nothing is said."""
+    idle, told, acting = IDLE[name]
+    engine = Engine(tiny_sit(), device="cpu")
+    with already_told():
+        found, plain = (engine.sample([1], rule, steps=4, seeds=[0]) for rule in (idle, None))
+    assert torch.equal(found.latents, plain.latents)
+    assert [text for text in found.plan.warnings if re.search(told, text)] and not engine.plan(acting, steps=4).warnings
+
+
+def test_a_correction_that_another_samples_term_lets_through_is_told():
+    rules = [CFG(2.0) + FreSca(1.0, 2.0), SkipLayer(0.5, (1,)) + FreSca(1.0, 2.0)]
+    (warning,) = Engine(tiny_sit(), device="cpu").plan(rules, steps=4).warnings
+    assert "corrects a term with another condition, and the rule has none: it changes nothing (sample 1)" in warning
+
+
+def test_latents_that_pure_noise_hides_are_told():
+    engine, start = Engine(tiny_sit(), device="cpu"), torch.rand(1, 4, 6, 10)
+    with pytest.warns(PlanWarning, match="begins at level 1, pure noise, where the latents given do not count"):
+        engine.sample([0], steps=2, seeds=[0], latents=start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.sample([0], schedule=[0.9, 0.0], seeds=[0], latents=start)
 
 
 def test_a_denoiser_tells_what_is_odd_when_it_is_made():

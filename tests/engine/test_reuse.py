@@ -6,8 +6,9 @@ import torch
 from recorded_captures import Recorder
 from tiny_models import tiny_sit
 
-from segue import CFG, SGG, Engine, SkipLayer, Window
+from segue import CFG, GFCG, ICG, SGG, Engine, SkipLayer, Window, parse_rule
 from segue.engine.planning.reuse import reuse_tables
+from segue.engine.rules.rule_text import rule_text
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 RULE = SGG(CFG(3.0), SkipLayer(2.0, (1, 3)), 0.5)
@@ -46,7 +47,7 @@ def test_the_error_is_that_of_the_old_direction(engine):
 def test_a_new_run_does_not_see_the_directions_of_the_last(engine):
     rule = RULE.reused(3)
     first = engine.sample(LABELS, rule, steps=6, seeds=SEEDS).latents
-    engine.sample(LABELS, rule, steps=6, seeds=SEEDS, noise=torch.full((3, 4, 6, 10), torch.nan))
+    engine.sample(LABELS, rule, steps=6, seeds=SEEDS, noise=torch.full((3, 4, 6, 10), 3e38))  # leaves NaN everywhere
     assert torch.equal(engine.sample(LABELS, rule, steps=6, seeds=SEEDS).latents, first)
 
 
@@ -195,6 +196,12 @@ def test_orders_and_calls_out_of_range_are_refused(options, message):
 def test_a_refresh_that_is_no_count_is_refused(refresh, error):
     with pytest.raises(error, match=f"got {refresh}"):
         RULE.reused(refresh)
+
+
+def test_an_order_without_calls_between_is_none():
+    """So a sweep may begin at ``refresh=1``, and what it draws has a text."""
+    for rule in (ICG(2.0), GFCG(1.0, classifier="herbarium-classifier", form="ag-swap"), CFG(2.0)):
+        assert rule.reused(1, order=1) == rule and parse_rule(rule_text(rule.reused(1, order=1))).guidance == rule
 
 
 def test_two_terms_on_a_branch_must_agree(engine):

@@ -22,6 +22,7 @@ from segue.bench.quality.draw import Draw
 from segue.bench.rows import read_rows
 from segue.engine.rules.calibration import Calibration, read_calibration
 from segue.engine.rules.rule_text import rule_text
+from segue.models.fingerprint import rounded_fingerprint
 
 RULE = SGG(CFG(2.0), SkipLayer(1.0, (1, 3)), 0.5)
 STEPS = 10
@@ -232,6 +233,10 @@ def test_a_calibration_is_refused_beside_anything_else(engine, calibrated):
     [
         ({"format": 2}, "its format is 2, not 1"),
         ({"error": "small"}, "its error is 'small'"),
+        ({"error": float("nan")}, "its error is nan"),
+        ({"error": -1}, "its error is -1"),
+        ({"cost": float("inf")}, "its cost is inf"),
+        ({"error": 0.5, "low": 0.6, "high": 0.7}, "its error 0.5 is not between 0.6 and 0.7"),
         ({"reuse": [{"refresh": 1, "order": 9, "calls": None}]}, "order must lie between 0 and 3, got 9"),
         ({"sigmas": [1.0]}, r"its sigmas are \[1\.0\]"),
         ({"solver": None}, "its solver is None"),
@@ -245,9 +250,24 @@ def test_a_damaged_file_is_refused(calibrated, tmp_path, change, words):
     del record["low"]
     with pytest.raises(ValueError, match="it lacks 'low'"):
         Calibration.from_dict(record, "own.json")
-    (tmp_path / "own.json").write_text("{")
-    with pytest.raises(ValueError, match=r"own\.json holds no calibration"):
-        read_calibration(tmp_path / "own.json")
+    for text in ("{", 100_000 * "["):
+        (tmp_path / "own.json").write_text(text)
+        with pytest.raises(ValueError, match=r"own\.json holds no calibration"):
+            read_calibration(tmp_path / "own.json")
+    short = replace(calibrated[1], reuse=calibrated[1].reuse[:1])
+    with pytest.raises(ValueError, match="the calibration is for 1 terms, and its rule has 2"):
+        RULE.calibrated(short)
+
+
+def test_a_calibration_is_of_one_kind_of_attention(calibrated, tmp_path):
+    """Which is in no tensor, and changes what every call gives."""
+    model = save_tiny(tmp_path / "tiny.safetensors")
+    own = replace(calibrated[1], weights=rounded_fingerprint(Engine.from_pretrained(model, device="cpu").models))
+    rule = RULE.calibrated(own)
+    assert Engine.from_pretrained(model, device="cpu").plan(rule, steps=STEPS).calibration == own
+    sparse = Engine.from_pretrained(model, device="cpu", attention="probsparse:queries=1,keys=1")
+    with pytest.raises(ValueError, match="the calibration was made for tiny with weights"):
+        sparse.plan(rule, steps=STEPS)
 
 
 def test_the_same_weights_in_half_precision_are_the_same_model(calibrated):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from segue.engine.cli.npz_file import NpzFile, Shard, to_pixels
+from segue.engine.cli.npz_file import NpzFile, Shard
 from segue.engine.images import latents_to_images
 
 MADE_BY = {"model": "herbarium", "rule": "cfg:scale=1.5", "first_seed": 0}
@@ -33,7 +33,7 @@ def test_numpy_reads_what_was_drawn(tmp_path, seed):
     drawn, labels = pictures(seed, 10), torch.arange(10) * 3
     file = opened(tmp_path)
     for part in (slice(0, 4), slice(4, 5), slice(5, 10)):
-        file.append(to_pixels(drawn[part]), labels[part])
+        file.append(expected(drawn[part]), labels[part])
     path = file.finish()
     with np.load(path) as found:
         assert found.files == ["arr_0", "arr_1"]
@@ -66,11 +66,11 @@ def leave_half_an_archive(folder):
 )
 def test_a_run_goes_on_where_it_stopped(tmp_path, seed, interrupt, kept):
     drawn, labels = pictures(seed, 10), torch.arange(10)
-    opened(tmp_path).append(to_pixels(drawn[:8]), labels[:8])
+    opened(tmp_path).append(expected(drawn[:8]), labels[:8])
     interrupt(tmp_path)
     file = opened(tmp_path)
     assert file.written == kept and not file.finished
-    file.append(to_pixels(drawn[kept:]), labels[kept:])
+    file.append(expected(drawn[kept:]), labels[kept:])
     with np.load(file.finish()) as found:
         assert np.array_equal(found["arr_0"], expected(drawn)) and np.array_equal(found["arr_1"], labels.numpy())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["samples.npz", "samples.npz.json"]
@@ -78,7 +78,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, seed, interrupt, kept):
 
 def test_raw_files_that_outlived_the_archive_are_removed(tmp_path, seed, monkeypatch):
     file = opened(tmp_path, 2)
-    file.append(to_pixels(pictures(seed, 2)), torch.tensor([1, 2]))
+    file.append(expected(pictures(seed, 2)), torch.tensor([1, 2]))
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -92,7 +92,7 @@ def test_the_archive_is_made_without_holding_the_samples(tmp_path, monkeypatch):
     count, batch = 8000, 1000
     file = opened(tmp_path, count)
     for _ in range(count // batch):
-        file.append(to_pixels(torch.zeros(batch, 3, 5, 7)), torch.zeros(batch, dtype=torch.int64))
+        file.append(expected(torch.zeros(batch, 3, 5, 7)), torch.zeros(batch, dtype=torch.int64))
     tracemalloc.start()
     try:
         path = file.finish()
@@ -104,7 +104,7 @@ def test_the_archive_is_made_without_holding_the_samples(tmp_path, monkeypatch):
 
 
 def test_a_file_of_another_run_is_refused(tmp_path, seed):
-    opened(tmp_path).append(to_pixels(pictures(seed, 3)), torch.zeros(3, dtype=torch.int64))
+    opened(tmp_path).append(expected(pictures(seed, 3)), torch.zeros(3, dtype=torch.int64))
     made_by = (({"rule": "none"}, "rule 'cfg:scale=1.5'"), ({"first_seed": 5}, "first_seed 0"), ({"more": 1}, "more None"))
     for changes, said in made_by:
         with pytest.raises(ValueError, match=rf"was begun with {said}, and cannot go on with {next(iter(changes.values()))!r}"):
@@ -136,12 +136,12 @@ def test_shards_are_all_samples_once_in_whole_batches(count, batch, world):
 def test_the_shard_that_ends_last_makes_the_archive_of_all(tmp_path, seed, order):
     drawn, labels = pictures(seed, 11), torch.arange(11)
     whole = NpzFile(tmp_path / "whole.npz", Shard(11), 5, 7, MADE_BY)
-    whole.append(to_pixels(drawn), labels)
+    whole.append(expected(drawn), labels)
     made = []
     for rank in order:
         file = opened(tmp_path, 11, 2, rank, 3)
         part = list(file.shard.samples())
-        file.append(to_pixels(drawn[part]), labels[part])
+        file.append(expected(drawn[part]), labels[part])
         made.append(file.finish())
         assert len(file.missing()) == 2 - order.index(rank) or made[-1]
     assert made[:2] == [None, None] and made[2].read_bytes() == whole.finish().read_bytes()
@@ -150,7 +150,7 @@ def test_the_shard_that_ends_last_makes_the_archive_of_all(tmp_path, seed, order
 
 
 def test_a_part_of_a_batch_is_drawn_again_but_the_last_batch_may_be_short(tmp_path, seed):
-    drawn, labels = to_pixels(pictures(seed, 10)), torch.arange(10)
+    drawn, labels = expected(pictures(seed, 10)), torch.arange(10)
     opened(tmp_path, batch=4).append(drawn[:6], labels[:6])
     file = opened(tmp_path, batch=4)
     assert file.written == 4
@@ -166,8 +166,8 @@ def test_a_part_of_a_batch_is_drawn_again_but_the_last_batch_may_be_short(tmp_pa
         (lambda file: file.append(black(2), torch.zeros(3)), "a label each, got uint8 of shape"),
         (lambda file: file.append(black(2).swapaxes(1, 2), torch.zeros(2)), r"pictures of \(5, 7\)"),
         (lambda file: file.append(black(2).astype(float), torch.zeros(2)), "expected uint8 pictures .* got float64"),
-        (lambda file: to_pixels(torch.zeros(2, 4, 5, 7)), "4 channels are not pixels"),
-        (lambda file: to_pixels(torch.full((1, 3, 5, 7), torch.nan)), "must be finite"),
+        (lambda file: expected(torch.zeros(2, 4, 5, 7)), "4 channels are not pixels"),
+        (lambda file: expected(torch.full((1, 3, 5, 7), torch.nan)), "must be finite"),
         (lambda file: file.finish(), "needs 10 samples, and 0 are written"),
         (lambda file: NpzFile(file.path.with_suffix(".zip"), Shard(1), 5, 7, {}), r"must end in \.npz, got .*\.zip"),
         (lambda file: Shard(0), "at least one sample, got 0"),

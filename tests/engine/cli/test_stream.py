@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from segue import Engine, parse_rule
 from segue.__main__ import app
-from segue.engine.cli.npz_file import to_pixels
+from segue.engine.images import latents_to_images
 
 RUN = ("-g", "cfg:scale=2", "--steps", "2", "--seeds", "40", "--max-batch", "4", "--count", "11")
 # kills itself as an operating system would, at the third time that it asks for data to be on the disk: a batch's pictures are
@@ -73,7 +73,10 @@ def test_the_file_holds_what_the_engine_draws_of_the_classes_in_turn(segue, mode
     rule = parse_rule("cfg:scale=2", engine.spec).guidance
     latents = engine.sample(labels, rule, steps=2, seeds=40, schedule="native", max_batch=4).latents
     with np.load(tmp_path / "made.npz") as found:
-        assert np.array_equal(found["arr_0"], to_pixels(latents)) and found["arr_1"].tolist() == labels
+        assert (
+            np.array_equal(found["arr_0"], np.stack([np.asarray(one) for one in latents_to_images(latents)]))
+            and found["arr_1"].tolist() == labels
+        )
     assert (summary["whole"], summary["drawn"], summary["rule"], summary["first_seed"]) == (True, 11, "cfg:scale=2", 40)
     assert summary["weights"] and "11 samples in made.npz" in segue(*RUN, "--classes", "0,3,4", "--out", "made.npz").stdout
 
@@ -190,4 +193,7 @@ def test_samples_that_are_not_finite_are_refused(segue, tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(Engine, "sample", broken)
-    assert "pictures must be finite" in segue(*RUN, "--out", "made.npz", code=2).stderr
+    assert "the numbers of sample 0 are not all finite" in segue(*RUN, "--out", "made.npz", code=1).stderr
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith("made")], "nothing of it is in the way of the next"
+    monkeypatch.setattr(Engine, "sample", sample)
+    segue("-g", "none", *RUN[2:], "--out", "made.npz")

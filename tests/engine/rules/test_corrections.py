@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from naive_draws import waving_classifier
@@ -39,6 +40,7 @@ from segue import (
     SpectralRefine,
     Window,
 )
+from segue.engine.rules.correction import CallLevels
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 # each with other numbers of the same kind
@@ -115,6 +117,14 @@ def test_a_step_without_a_velocity_has_none_to_scale(engine, scaled):
     rule = CFG(3.0) + CFGZeroStar(zero_steps=3) + scaled
     run = engine.sample(LABELS, rule, steps=7, seeds=SEEDS, callback=lambda info: seen.append(info.x.clone()))
     assert torch.equal(seen[2], engine.draw_noise(run.plan, SEEDS)) and not torch.equal(seen[3], seen[2])
+
+
+@pytest.mark.parametrize(("pi", "most"), [(0.5, 1.1), (0.95, 1.01), (0.95, 10.0)])
+def test_the_scale_of_feedback_is_never_above_the_most(engine, pi, most):
+    """Nor at the first call, where the posterior is 1 and ``1 / pi`` would be the scale."""
+    rules = CFG(3.0) + FBG(pi=pi, most=most), CFG(min(most, 1 / pi))
+    first, plain = (engine.sample(LABELS, rule, steps=1, seeds=SEEDS).latents for rule in rules)
+    assert torch.allclose(first, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["cond", "uncond", "weak"])
@@ -228,7 +238,7 @@ REFUSED = {
     "rho": (lambda: Renorm(0.5), "rho must lie between 1 and inf, got 0.5"),
     "levels": (lambda: FDG(0.5, 1), "levels must lie between 2 and 8, got 1"),
     "pi": (lambda: FBG(1.0), "pi must lie between 0.5 and 1, below 1, got 1.0"),
-    "a": (lambda: BetaCFG(0.5), "a must lie between 1 and inf, got 0.5"),
+    "a": (lambda: BetaCFG(0.5), "a must lie between 1 and 1e.06, got 0.5"),
     "not a correction": (lambda: Guidance(corrections=(1,)), "a correction is made by functions such as"),
     "phi": (lambda: Rescale(1.5), "phi must lie between 0 and 1, got 1.5"),
     "steps": (lambda: CFGZeroStar(-1), "got -1"),
@@ -250,6 +260,19 @@ def test_what_does_not_fit_is_refused(engine, case):
     make, message = REFUSED[case]
     with pytest.raises((ValueError, TypeError), match=message):
         engine.plan(make(), steps=4)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (1, 3.5), (2, 1), (2, 3.5), (600, 3.5), (1, 600), (600, 600), (1e6, 1e6)])
+def test_the_density_of_beta_adds_up_to_one_whatever_its_numbers(a, b):
+    """And is finite at both ends; of small numbers it is the formula."""
+    count = 200_001
+    levels = CallLevels(np.zeros(count), np.zeros(count), np.arange(count), count)
+    density = BetaCFG(a, b, 0.0).corrections[0].numbers(levels)["density"]
+    assert np.isfinite(density).all() and np.trapezoid(density, dx=1 / (count - 1)) == pytest.approx(1, rel=1e-3)
+    if max(a, b) < 10:
+        p = levels.position
+        direct = p ** (a - 1) * (1 - p) ** (b - 1) / (math.gamma(a) * math.gamma(b) / math.gamma(a + b))
+        assert np.allclose(density, direct, rtol=1e-12)
 
 
 def test_feedback_is_for_levels_that_fall(engine):

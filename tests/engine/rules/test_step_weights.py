@@ -44,6 +44,12 @@ def test_the_weight_is_the_formula_of_both_levels(engine):
     assert np.array_equal(same.weights, plan.weights)
 
 
+@pytest.mark.parametrize("wrong", [None, "3", True])
+def test_a_function_of_both_levels_returns_a_number(engine, wrong):
+    with pytest.raises(TypeError, match="a function of sigma and next_sigma must return a number, got"):
+        engine.plan(CFG(lambda sigma, next_sigma: wrong), steps=2)
+
+
 def test_its_text_makes_it_again():
     rule = CFGPlusPlus(0.6, condition="parent")
     assert rule_text(rule) == "cfgpp:scale=0.6,reference=parent"
