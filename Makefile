@@ -63,7 +63,7 @@ bundled: $(VENV)/.bundled
 	$(call valid,adapter_file('herbarium'$(comma) 'sgg')) || { $(BIN)/segue distill herbarium -g sgg --out runs/herbarium-sgg $$(test ! -d runs/herbarium-sgg || echo --resume) && cp runs/herbarium-sgg/model.safetensors $(BUNDLED)/herbarium-sgg.safetensors; }
 	$(BIN)/segue score $(JUDGES) --out $(SCORES) --beside-cfg
 	$(BIN)/segue score $(JUDGES) --out $(SCORES) --adapter sgg
-	$(BIN)/segue score --report --out $(SCORES) --model herbarium --samples 960 --into $(BUNDLED)/MODEL_CARD.md
+	$(BIN)/segue score --report --out $(SCORES) --model herbarium --samples 960 $(addprefix -g ,none cfg slg exit ag sgg sgg-exit) --into $(BUNDLED)/MODEL_CARD.md
 	$(BIN)/segue bench demo --out docs/demo.png --force
 	$(BIN)/segue bench quality --out docs/quality-cost.png --force
 	$(BIN)/segue bench calls --out docs/live-branches.webp --force

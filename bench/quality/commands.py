@@ -89,7 +89,7 @@ def score(
     limit_minutes: LimitOption = None,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Score nothing; tables of the rows in the file, by --model, --samples and --seed."),
+        typer.Option("--report", help="Score nothing; tables of the rows in the file, by --model, -g, --samples and --seed."),
     ] = False,
     into: Annotated[
         Path | None, typer.Option(help="With --report: a file whose marked block is replaced by the tables.")
@@ -130,7 +130,7 @@ def score(
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
-    of_drawing = {"guidance": guidance, "limit_minutes": limit_minutes, "beside_cfg": beside_cfg or None}
+    of_drawing = {"limit_minutes": limit_minutes, "beside_cfg": beside_cfg or None}
     of_drawing |= {"no_effective_scale": None if effective_scale else True, "calibration": calibration}
     of_model = {"dtype": dtype, "linears": linears} | how
     if report:
@@ -141,9 +141,10 @@ def score(
         _refuse(refused, "--report shows rows that are there")
         if model is None:
             _refuse({"device": device} | of_model, "--report reads weights of a --model alone")
-        write_report(out, source if model else None, samples, seed, into)
+            _refuse({"guidance": guidance}, "--report knows the numbers of rules by a --model")
+        write_report(out, source if model else None, samples, seed, into, guidance)
     elif pictures is not None:
-        _refuse({"model": model} | of_drawing | of_model | drawing, f"{pictures} was drawn already")
+        _refuse({"model": model, "guidance": guidance} | of_drawing | of_model | drawing, f"{pictures} was drawn already")
         score_pictures(pictures, panel, device, out, shown)
     else:
         trial = {"samples": JUDGED, "first_seed": JUDGED_FROM} | drawing

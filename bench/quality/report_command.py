@@ -6,23 +6,39 @@ from pathlib import Path
 from segue.engine.cli.options import Source
 from segue.engine.cli.session import open_engine
 from segue.engine.files import whole_file
+from segue.engine.rules.presets import parse_rule
 
 from ..readme_block import check_committed, update_block
 from ..rows import Row, read_rows
+from .rows import REAL
 from .tables import quality_tables
 from .trial import networks_of, parse_case
 
 BLOCK = "quality"  # the markers of a document that the tables stand between
 
 
-def write_report(out: Path, source: Source | None, samples: int | None, seed: int | None, into: Path | None) -> None:
+def write_report(
+    out: Path,
+    source: Source | None,
+    samples: int | None,
+    seed: int | None,
+    into: Path | None,
+    rules: Sequence[str] | None = None,
+) -> None:
     """The tables of the rows that a file holds: of one model, of so many samples, from one seed, where these are given.
 
-    Raises ``ValueError`` where there are none, and for rows of uncommitted code that would go into a document.
+    ``rules``: of those alone, by the numbers of the model, and of real samples.  Raises ``ValueError`` where there are none,
+    and for rows of uncommitted code that would go into a document.
     """
     if not out.is_file():
         raise FileNotFoundError(f"there is no result file {out}: segue score makes it, or name another by --out")
-    rows = chosen_rows(read_rows(out), None if source is None else networks_of(open_engine(source)), samples, seed)
+    engine = None if source is None else open_engine(source)
+    rows = chosen_rows(read_rows(out), None if engine is None else networks_of(engine), samples, seed)
+    if rules is not None and engine is not None:
+        texts = {parse_rule(rule, engine.spec).text for rule in rules}
+        rows = [row for row in rows if row.variant in {*texts, REAL}]
+        if lacking := texts - {row.variant for row in rows}:
+            raise ValueError(f"{out} holds no rows of {', '.join(sorted(lacking))}")
     text = quality_tables(rows)
     if not text:
         wanted = {"of the weights of": source and source.name, "of samples:": samples, "from seed": seed}

@@ -157,6 +157,10 @@ def test_a_report_is_of_the_rows_that_are_asked_for(segue, model, tmp_path):
     first, second = (segue(*report, *chosen).stdout for chosen in (("--samples", "10"), ("--seed", "3")))
     assert "| none |" in first and "| cfg:scale=2 |" not in first and "| cfg:scale=2 |" in second and "| none |" not in second
     assert both.rstrip("\n") == first.rstrip("\n") + "\n\n" + second.rstrip("\n")
+    chosen = segue(*report, "-g", "cfg:scale=2").stdout
+    assert "| cfg:scale=2 |" in chosen and "| none |" not in chosen
+    assert "rows.jsonl holds no rows of cfg:scale=9" in segue(*report, "-g", "cfg:scale=9", code=2).stderr
+    assert "--report knows the numbers of rules by a --model" in segue(*report, "-g", "cfg", own=False, code=2).stderr
     said = segue(*report, "--samples", "12", code=2).stderr
     assert f"rows.jsonl holds no rows of quality of the weights of {model} of samples: 12" in said
 
@@ -232,10 +236,6 @@ def test_numbers_are_searched_judged_by_others_and_printed(segue, tmp_path):
         (("score", "real.npz", "--out", "rows.jsonl", *PANEL), "real.npz was drawn already: leave --model"),
         (("score", *SMALL, *PANEL, "--beside-cfg", "--no-effective-scale"), "--beside-cfg goes by effective scales"),
         (("score", *SMALL, *PANEL, "--into", "card.md"), "--into card.md goes with --report"),
-        (
-            ("score", "--report", "--out", "rows.jsonl", "-g", "cfg"),
-            "--report shows rows that are there: leave --guidance cfg out",
-        ),
         (("score", "--report", "--out", "rows.jsonl"), "there is no result file rows.jsonl"),
         (("score", "--report", "--json"), "--report shows rows that are there: leave --json out"),
         (("score", "--report", "--limit-minutes", "5"), "--report shows rows that are there: leave --limit-minutes 5.0 out"),
