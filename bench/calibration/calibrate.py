@@ -30,7 +30,7 @@ from .placement import Placement, Placements
 from .search import Search, Wanted
 
 MEASURED = 2  # each call is left out on one in so many of the samples that placements are tried on
-FIRST_TRIED = 3  # placements that the search found; those after them are neighbours of the best
+FIRST_TRIED = 5  # placements that the search found; those after them are neighbours of the best
 
 
 @dataclass(frozen=True)

@@ -50,39 +50,48 @@ class Search:
     predicted: Callable[[Placement], float]
 
     def best(self, wanted: Wanted) -> list[Placement]:
-        """Some, the best first: of least error at the cost, or of least cost at the error."""
+        """Some, the best first: of least error at the cost, or of least cost at the error.
+
+        For a cost the first is followed by the best of each order alone: what a prediction says of one order beside another is
+        what it errs in most.
+        """
         found = list(dict.fromkeys(map(_lowest, self._joined(wanted))))
         if wanted.cost is not None:
             polished = [self._exchanged(placement, wanted.cost) for placement in found[:POLISHED]]
-            return sorted(dict.fromkeys([*map(_lowest, polished), *found]), key=self.predicted)
+            first, *others = sorted(dict.fromkeys([*map(_lowest, polished), *found]), key=self.predicted)
+            alone = [_lowest(self._joined(wanted, (order,))[0]) for order in ORDERS]
+            return list(dict.fromkeys([first, *sorted(alone, key=self.predicted), *others]))
         return sorted(found, key=lambda placement: (round(self.placements.cost(placement), 6), self.predicted(placement)))
 
-    def _joined(self, wanted: Wanted) -> list[Placement]:
+    def _joined(self, wanted: Wanted, orders: tuple[int, ...] = ORDERS) -> list[Placement]:
         """Placements of all branches, of those that are best for each alone; for a cost the best first."""
         made = []
-        for choice in product(*self._of_branches):
-            calls, orders = zip(*choice, strict=True)
-            made.append(Placement(calls, orders))
+        for choice in product(*(self._of_branch(branch, orders) for branch in range(len(self.placements.weighed)))):
+            made.append(Placement(*zip(*choice, strict=True)))
         if wanted.cost is not None:
             return sorted((own for own in made if self.placements.cost(own) <= wanted.cost), key=self.predicted)
         return [own for own in made if self.predicted(own) <= wanted.error]  # at least that of all calls, which has none
 
     @cached_property
-    def _of_branches(self) -> list[list[tuple[tuple[int, ...], int]]]:
-        return list(map(self._of_branch, range(len(self.placements.weighed))))
+    def _known(self) -> dict[tuple[int, tuple[int, ...]], list[tuple[tuple[int, ...], int]]]:
+        return {}
 
-    def _of_branch(self, branch: int) -> list[tuple[tuple[int, ...], int]]:
-        """Calls and order of one branch that are best for each number of calls while all others are exact."""
+    def _of_branch(self, branch: int, orders: tuple[int, ...]) -> list[tuple[tuple[int, ...], int]]:
+        """Calls and order of one branch that are best for each number of calls while all others are exact; of ``orders``."""
+        if (branch, orders) not in self._known:
+            self._known[branch, orders] = self._best_of_branch(branch, orders)
+        return self._known[branch, orders]
+
+    def _best_of_branch(self, branch: int, orders: tuple[int, ...]) -> list[tuple[tuple[int, ...], int]]:
         everything, needed = self.placements.all_calls(), self.placements.needed[branch]
         free = self.placements.free(branch)
         found: list[tuple[tuple[int, ...], int]] = []
         for count in range(len(free) + 1):
             tried = []
-            for order in ORDERS:
+            for order in orders:
                 for start in _spaced(free, count):
                     own = everything.with_calls(branch, tuple(sorted({*needed, *start})))
-                    orders = (*own.orders[:branch], order, *own.orders[branch + 1 :])
-                    tried.append(replace(own, orders=orders))
+                    tried.append(replace(own, orders=(*own.orders[:branch], order, *own.orders[branch + 1 :])))
             starts = sorted(tried, key=self.predicted)[:STARTS]
             best = min((self._moved_calls(start, branch) for start in starts), key=self.predicted)
             found.append((best.calls[branch], best.orders[branch]))

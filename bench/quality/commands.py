@@ -130,7 +130,7 @@ def score(
     source = o.Source(model, device=device, dtype=dtype or DTYPE, linears=linears, **how)
     if into is not None and not report:
         raise ValueError(f"--into {into} goes with --report")
-    of_drawing = {"limit_minutes": limit_minutes, "beside_cfg": beside_cfg or None}
+    of_drawing: dict[str, object] = {"limit_minutes": limit_minutes, "beside_cfg": beside_cfg or None}
     of_drawing |= {"no_effective_scale": None if effective_scale else True, "calibration": calibration}
     of_model = {"dtype": dtype, "linears": linears} | how
     if report:

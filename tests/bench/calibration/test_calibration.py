@@ -105,6 +105,20 @@ def test_a_search_keeps_to_what_is_wanted_and_no_exchange_is_better(placements, 
     assert left_out.predicted(other) <= left_out.predicted(best) and placements.cost(other) >= placements.cost(best)
 
 
+def test_the_best_of_each_order_is_tried_early(placements, left_out):
+    """Of one order everywhere, as low as its calls allow; after what is best of all."""
+    search, wanted = Search(placements, left_out.predicted), Wanted(cost=1.4)
+    found = search.best(wanted)
+    assert len(set(found)) == len(found) and left_out.predicted(found[0]) == min(map(left_out.predicted, found))
+    for order in (0, 1, 2, 3):
+        pure = [
+            own
+            for own in found[:5]
+            if all(mine in (order, len(calls) - 1) for mine, calls in zip(own.orders, own.calls, strict=True))
+        ]
+        assert pure and placements.cost(pure[0]) <= 1.4
+
+
 def test_what_an_exchange_leaves_of_the_cost_is_for_one_call_more(placements):
     """Of a branch that is cheap: no exchange of one call for one reaches it."""
     search, fewest = Search(placements, lambda placement: -sum(map(len, placement.calls))), placements.fewest((0, 0))
@@ -262,9 +276,10 @@ def test_a_damaged_file_is_refused(calibrated, tmp_path, change, words):
 def test_a_calibration_is_of_one_kind_of_attention(calibrated, tmp_path):
     """Which is in no tensor, and changes what every call gives."""
     model = save_tiny(tmp_path / "tiny.safetensors")
-    own = replace(calibrated[1], weights=rounded_fingerprint(Engine.from_pretrained(model, device="cpu").models))
+    whole = Engine.from_pretrained(model, device="cpu")
+    own = replace(calibrated[1], weights=rounded_fingerprint(whole.models), height=8, width=12)
     rule = RULE.calibrated(own)
-    assert Engine.from_pretrained(model, device="cpu").plan(rule, steps=STEPS).calibration == own
+    assert whole.plan(rule, steps=STEPS).calibration == own
     sparse = Engine.from_pretrained(model, device="cpu", attention="probsparse:queries=1,keys=1")
     with pytest.raises(ValueError, match="the calibration was made for tiny with weights"):
         sparse.plan(rule, steps=STEPS)
