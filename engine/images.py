@@ -40,16 +40,16 @@ def latents_to_images(latents: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
 
 
-def save_png(image: Image.Image, file: Path | IO[bytes], parameters: str, record: dict) -> None:
+def save_png(image: Image.Image, file: Path | IO[bytes], parameters: str, record: dict, smallest: bool = False) -> None:
     """Write a PNG with the ``parameters`` text chunk other tools read and a ``segue`` JSON chunk, over what is there.
 
-    ``file``: where it is, or an open one.  The same picture and record are the same bytes.  Commands write by
-    :class:`.files.NewFiles`.
+    ``file``: where it is, or an open one; ``smallest``: in twice the time.  The same picture and record are the same bytes.
+    Commands write by :class:`.files.NewFiles`.
     """
     info = PngImagePlugin.PngInfo()
     info.add_text(PARAMETERS_CHUNK, parameters)
     info.add_text(RECORD_CHUNK, json.dumps(record))
-    image.save(file, format="PNG", pnginfo=info)
+    image.save(file, format="PNG", pnginfo=info, optimize=smallest)
 
 
 def read_png(path: Path) -> tuple[Image.Image, dict]:

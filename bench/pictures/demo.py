@@ -19,7 +19,7 @@ from ..scores.judge import Judge
 from .measured import Measured
 
 LACKING = "not scored"
-SHOWN = ("scale", "weight", "switch", "form", "gain", "lag")  # of the options of a rule
+SHOWN = ("scale", "weight", "switch", "window", "form", "gain", "lag")  # of the options of a rule
 STRIDE, SECOND = 2, 5  # of the species shown: from one genus to the next, and from the first to the second of a genus
 
 

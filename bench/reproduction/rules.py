@@ -120,5 +120,5 @@ def draw_rules(path: Path, engine: Engine, scorer: Scorer, texts: Sequence[str],
     demo = Demo(engine, judge, scored_leaves, scorer.trial, classes, measured)
     lines = [demo.real_line(), *map(demo.line, texts)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(demo.sheet(lines), path, demo.title(), {"rules": list(texts), "labels": list(demo.labels)})
+    save_png(demo.sheet(lines), path, demo.title(), {"rules": list(texts), "labels": list(demo.labels)}, smallest=True)
     return path.name
