@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations, product, zip_longest
 
 from segue.engine.numeric_input import real_number
 
@@ -117,10 +117,17 @@ class Search:
         """Those that keep to the cost, or cost no more: the same calls by another order, then one call moved or one more.
 
         Each of these the least predicted error first.  Orders come before all: a prediction is made of calls that are left out
-        alone, and what a high order does where several in a row are it does not see.
+        alone, and what a high order does where several in a row are it does not see.  Calls are then moved in each branch in
+        turn: those of one alone may all be predicted to be better than any of another, and be worse.
         """
         most = wanted.cost if wanted.cost is not None else self.placements.cost(placement) + 1e-9
-        return sorted(self._near(placement, most), key=lambda other: (other.calls != placement.calls, self.predicted(other)))
+        moved: dict[tuple[bool, ...], list[Placement]] = {}
+        for other in sorted(self._near(placement, most), key=self.predicted):
+            where = tuple(mine != own for mine, own in zip(other.calls, placement.calls, strict=True))
+            moved.setdefault(where, []).append(other)
+        orders = moved.pop((False,) * len(placement.calls), [])
+        turns = (other for turn in zip_longest(*moved.values()) for other in turn if other is not None)
+        return [*orders, *turns]
 
     def _exchanged(self, placement: Placement, most: float, rounds: int = ROUNDS) -> Placement:
         """After the best of these steps, again and again: a call exchanged for another, a call more, an order."""

@@ -140,6 +140,20 @@ def test_a_climb_begins_with_other_orders_of_the_same_calls(placements):
     assert all(other.calls != few.calls for other in others) and one in others
 
 
+def test_a_climb_moves_calls_of_every_branch_in_turn(placements, left_out):
+    """Each in the order of the predictions; nothing is lost."""
+    search, wanted = Search(placements, left_out.predicted), Wanted(cost=1.4)
+    best = search.best(wanted)[0]
+    found = [other for other in search.neighbours(best, wanted) if other.calls != best.calls]
+    moved = [tuple(mine != own for mine, own in zip(other.calls, best.calls, strict=True)) for other in found]
+    kinds = len(set(moved))
+    assert kinds > 1 and len(set(moved[:kinds])) == kinds
+    assert set(found) >= {other for other in search._exchanges(best) if placements.cost(other) <= 1.4}
+    for kind in set(moved):
+        errors = [left_out.predicted(other) for other, own in zip(found, moved, strict=True) if own == kind]
+        assert errors == sorted(errors)
+
+
 @pytest.mark.parametrize("steady", [0.12, 0.0])
 def test_a_search_for_an_error_goes_on_past_rounds_with_nothing_new(engine, monkeypatch, steady):
     """Where finished samples err a little more than was wanted: until a placement has the error, or nothing is left out."""
