@@ -136,7 +136,10 @@ VALUES = {
     "template": st.sampled_from(["{}", "a leaf of {}, in autumn"]),
 }
 NEEDS = {"gain": "form", "template": "classes"}  # options that mean nothing without another
-OF_ONE_RULE = {("nag", "scale"): st.floats(1, 1e6), ("cfgpp", "scale"): st.floats(0.01, 10)}
+OF_ONE_RULE = {
+    ("nag", "scale"): st.floats(1, 1e6), ("cfgpp", "scale"): st.floats(0.01, 10),
+    ("higs", "low"): st.floats(0, 0.35), ("higs", "high"): st.floats(0.5, 1),
+}  # fmt: skip
 
 
 @st.composite
@@ -149,6 +152,8 @@ def named_rules(draw):
         chosen = [option for option in chosen if option not in ("calls", "refresh", "order")]
     if "calls" in chosen and "refresh" in chosen:
         chosen.remove(draw(st.sampled_from(["calls", "refresh"])))
+    if "order" in chosen and not {"calls", "refresh"} & set(chosen):  # it is of directions between calls
+        chosen.remove("order")
     return NamedRule(name, tuple((option, draw(OF_ONE_RULE.get((name, option), VALUES[option]))) for option in chosen))
 
 
