@@ -131,19 +131,35 @@ class JointBlock(nn.Module):
         else:
             h, n, n2 = residual_norm2(h, Carry.taken(carries[0]), (shift_a, scale_a, *image[6:8]), qkv, kernels)
         c, m = self._text_norm(c, Carry.taken(carries[1]), text, kernels)
-        o, o_text, o2 = self._attend(n, m, n2, kernels, segments, joined)
-        (y, y_bias), (z, z_bias) = self._project(o, o_text, m.shape, kernels, segments)
+        (y, y_bias), (z, z_bias), y2 = self._attended(n, m, n2, kernels, segments, joined)
         attended, after = Residual(y, gate_a, y_bias), (shift_m, scale_m, self.x_block.mlp.fc1, kernels)
-        if second is None:
+        if y2 is None:
             h, n = residual_norm(h, attended, *after)
         else:
-            y2 = zero_skipped(apply_linear(o2, second.proj, kernels), image_segments(segments))
             h, n = residual2_norm(h, attended, Residual(y2, image[8]), *after)
+        del n2, y2  # kept through the MLPs they would add to the most that is alive
         if z is None:
             return self.x_block.mlp(h, n, gate_m, kernels, carries[0]), c
         c, m = residual_norm(c, Residual(z, text[2], z_bias), text[3], text[4], self.context_block.mlp.fc1, kernels)
         of_text = MlpInput(self.context_block.mlp, c, m, text[5], carries[1])
         return two_mlps(MlpInput(self.x_block.mlp, h, n, gate_m, carries[0]), of_text, kernels)
+
+    def _attended(
+        self,
+        n: Tensor | Fp8Rows,
+        m: Tensor | Fp8Rows,
+        n2: Tensor | Fp8Rows | None,
+        kernels: Kernels,
+        segments: tuple[Segment, ...],
+        joined: JoinedTexts | None,
+    ) -> tuple[Projected, Projected | tuple[None, None], Tensor | None]:
+        """The joint attention projected, that of the image and of the text as :meth:`_project`, and the second attention."""
+        o, o_text, o2 = self._attend(n, m, n2, kernels, segments, joined)
+        of_image, of_text = self._project(o, o_text, m.shape, kernels, segments)
+        second = self.x_block.attn2
+        if second is None:
+            return of_image, of_text, None
+        return of_image, of_text, zero_skipped(apply_linear(o2, second.proj, kernels), image_segments(segments))
 
     def _text_norm(
         self, c: Tensor, before: Residual | None, text: tuple[Tensor, ...], kernels: Kernels
