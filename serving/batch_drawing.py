@@ -129,7 +129,8 @@ class Drawer:
 
     def _draw(self, shard: Shard, retried: int) -> Outcome:
         run = self._sample(shard.requests)
-        finite = torch.isfinite(run.latents).flatten(1).all(dim=1).tolist()
+        finite = torch.isfinite(run.latents).flatten(1).all(dim=1)
+        run.latents[~finite] = 0.0  # a picture is made in every place of the batch, and those of these are not kept
         record, images, drawn, failures = run.record(), run.images, [], []
         for place, request in enumerate(shard.requests):
             if request.id not in shard.wanted:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from segue.models.spec import SiTSpec
@@ -63,5 +64,5 @@ class SampleRun(Run):
 
     def _pictures_at_hand(self) -> list:
         if self.decoder is None:
-            return self.images if self.latents.shape[1] == PIXEL_CHANNELS else []
+            return self.images if self.latents.shape[1] == PIXEL_CHANNELS and torch.isfinite(self.latents).all() else []
         return vars(self).get("images", [])
