@@ -103,7 +103,7 @@ VALUES = {
     "phi": st.floats(0, 1),
     "zero_steps": st.integers(0, 50),
     "momentum": st.floats(-1, 1),
-    "radius": st.floats(0, exclude_min=True) | st.just(float("inf")),
+    "radius": st.floats(0, 1e38, exclude_min=True) | st.just(float("inf")),
     "eta": numbers,
     "tau": st.floats(1, 1e6),
     "alpha": st.floats(0, 1),
