@@ -55,8 +55,13 @@ def table_number(value: Any, name: str) -> float:
     number = real_number(value, f"{name} must be a finite number")
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
-    if abs(number) > LARGEST:
-        raise ValueError(f"{name} must be at most {LARGEST:.3g}, the largest number of fp32, got {number:g}")
+    return held_in_fp32(number, name)
+
+
+def held_in_fp32(number: float, name: str) -> float:
+    """``number`` unless it is finite and no longer so in fp32: ``ValueError``."""
+    if LARGEST < abs(number) < math.inf:
+        raise ValueError(f"{name} must lie within {LARGEST:.3g} of zero, as far as fp32 reaches, got {number:g}")
     return number
 
 

@@ -131,7 +131,7 @@ class JointBlock(nn.Module):
         else:
             h, n, n2 = residual_norm2(h, Carry.taken(carries[0]), (shift_a, scale_a, *image[6:8]), qkv, kernels)
         c, m = self._text_norm(c, Carry.taken(carries[1]), text, kernels)
-        (y, y_bias), (z, z_bias), y2 = self._attended(n, m, n2, kernels, segments, joined)
+        (y, y_bias), (z, z_bias), y2 = self._attend(n, m, n2, kernels, segments, joined)
         attended, after = Residual(y, gate_a, y_bias), (shift_m, scale_m, self.x_block.mlp.fc1, kernels)
         if y2 is None:
             h, n = residual_norm(h, attended, *after)
@@ -143,23 +143,6 @@ class JointBlock(nn.Module):
         c, m = residual_norm(c, Residual(z, text[2], z_bias), text[3], text[4], self.context_block.mlp.fc1, kernels)
         of_text = MlpInput(self.context_block.mlp, c, m, text[5], carries[1])
         return two_mlps(MlpInput(self.x_block.mlp, h, n, gate_m, carries[0]), of_text, kernels)
-
-    def _attended(
-        self,
-        n: Tensor | Fp8Rows,
-        m: Tensor | Fp8Rows,
-        n2: Tensor | Fp8Rows | None,
-        kernels: Kernels,
-        segments: tuple[Segment, ...],
-        joined: JoinedTexts | None,
-    ) -> tuple[Projected, Projected | tuple[None, None], Tensor | None]:
-        """The joint attention projected, that of the image and of the text as :meth:`_project`, and the second attention."""
-        o, o_text, o2 = self._attend(n, m, n2, kernels, segments, joined)
-        of_image, of_text = self._project(o, o_text, m.shape, kernels, segments)
-        second = self.x_block.attn2
-        if second is None:
-            return of_image, of_text, None
-        return of_image, of_text, zero_skipped(apply_linear(o2, second.proj, kernels), image_segments(segments))
 
     def _text_norm(
         self, c: Tensor, before: Residual | None, text: tuple[Tensor, ...], kernels: Kernels
@@ -177,16 +160,19 @@ class JointBlock(nn.Module):
         kernels: Kernels,
         segments: tuple[Segment, ...],
         joined: JoinedTexts | None,
-    ) -> list[Tensor | Fp8Rows | None]:
-        """n, n2 [R, L, D] and m [R, M, D] -> what the out-projections take: the image's, the text's, the second attention's.
+    ) -> tuple[Projected, Projected | tuple[None, None], Tensor | None]:
+        """n, n2 [R, L, D] and m [R, M, D] -> the joint attention as :meth:`_project`, and the second one, None without.
 
-        None for the text where its stream ends, and for a second attention that the block has not.
+        What the attentions leave is alive in here alone.
         """
         image, text, second = self.x_block.attn, self.context_block.attn, self.x_block.attn2
         streams = Stream(n, image.qkv, image.norm_weights), Stream(m, text.qkv, text.norm_weights)
         o, o_text = attend_rows(*streams, self.heads, kernels, segments, None if joined is None else joined.numbers)
         o2 = None if second is None else self._image_attention(second, n2, kernels, image_segments(segments))
-        return linear_inputs(image.proj, kernels, o, None if text.proj is None else o_text, o2)
+        o, o_text, o2 = linear_inputs(image.proj, kernels, o, None if text.proj is None else o_text, o2)
+        of_image, of_text = self._project(o, o_text, m.shape, kernels, segments)
+        y2 = None if second is None else zero_skipped(apply_linear(o2, second.proj, kernels), image_segments(segments))
+        return of_image, of_text, y2
 
     def _image_attention(
         self, attn: StreamAttention, n: Tensor | Fp8Rows, kernels: Kernels, segments: tuple[Segment, ...]

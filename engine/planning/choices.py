@@ -82,14 +82,19 @@ def choices_of(plan: "Plan", draw: Draw) -> Choices:
     return choices(draw, (plan.weights[:, members] != 0).any(axis=1), draw.interval.select(levels)[plan.steps], plan.silent)
 
 
+def _members(branches: tuple[Branch, ...]) -> list[tuple[ClassifierReference, list[int]]]:
+    """Each draw of a classifier, and the columns of weights of the branches whose labels it chooses."""
+    draws = drawn_by_classifiers(branches)
+    return [(draw, [i - 1 for i, branch in enumerate(branches) if branch.condition == draw]) for draw in draws]
+
+
 def choice_warnings(
-    branches: tuple[Branch, ...], weights: np.ndarray, plan_levels: np.ndarray, steps: np.ndarray, silent: np.ndarray
+    branches: tuple[Branch, ...], weights: np.ndarray, levels: np.ndarray, steps: np.ndarray, silent: np.ndarray
 ) -> list[str]:
     """Rivals that no call of a run follows, though their terms weigh something there; weights [N, K] of its calls."""
     warnings = []
-    for draw in drawn_by_classifiers(branches):
-        members = [i - 1 for i, branch in enumerate(branches) if branch.condition == draw]
-        weighs, inside = (weights[:, members] != 0).any(axis=1), draw.interval.select(plan_levels)[steps]
+    for draw, members in _members(branches):
+        weighs, inside = (weights[:, members] != 0).any(axis=1), draw.interval.select(levels)[steps]
         if not (weighs & ~silent).any() or choices(draw, weighs, inside, silent).follows.any():
             continue
         if not (weighs & inside & ~silent).any():
@@ -105,8 +110,7 @@ def without_unchosen(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weights [N, K] without rivals that nothing has chosen, and which branches [N, K] run for choices alone."""
     weights, extra = weights.copy(), np.zeros(weights.shape, dtype=bool)
-    for draw in drawn_by_classifiers(branches):
-        members = [i - 1 for i, branch in enumerate(branches) if branch.condition == draw]
+    for draw, members in _members(branches):
         made = choices(draw, (weights[:, members] != 0).any(axis=1), draw.interval.select(levels)[steps], silent)
         if not draw.swaps:
             weights[np.ix_(~made.follows, np.array(members))] = 0.0

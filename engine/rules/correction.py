@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
-from ..numeric_input import LARGEST, number_or_each, real_number
+from ..numeric_input import held_in_fp32, number_or_each, real_number
 from .per_sample import samples_of, shown
 
 Space = Literal["output", "velocity", "x0"]
@@ -113,9 +113,7 @@ def within(name: str, low: float, high: float, finite: bool = True) -> Callable[
         value = real_number(value, f"{name} must be a number")
         if not low <= value <= high or (finite and not math.isfinite(value)):
             raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value}")
-        if math.isfinite(value) and abs(value) > LARGEST:
-            raise ValueError(f"{name} must be at most {LARGEST:.3g}, the largest number of fp32, got {value:g}")
-        return value
+        return held_in_fp32(value, name)
 
     return check
 

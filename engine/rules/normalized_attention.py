@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.kernels.normalized_attention import NEUTRAL
 
-from ..numeric_input import number_or_each, real_number
+from ..numeric_input import held_in_fp32, number_or_each, real_number
 from .per_sample import Number, samples_of, shared
 from .window import EVERYWHERE, Window, as_window
 
@@ -59,7 +59,7 @@ def _number(name: str, value: float, low: float, high: float) -> float:
     if not (low <= value <= high and math.isfinite(value)):
         accepted = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a finite number of at least {low:g}"
         raise ValueError(f"{name} of NAG must be {accepted}, got {value:g}")
-    return value
+    return held_in_fp32(value, f"{name} of NAG")
 
 
 def attention_numbers(parts: Sequence[NormalizedAttention], step_sigmas: np.ndarray) -> tuple[np.ndarray, list[str]]:

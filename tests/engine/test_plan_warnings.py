@@ -98,7 +98,7 @@ def test_a_correction_that_another_samples_term_lets_through_is_told():
 
 def test_latents_that_pure_noise_hides_are_told():
     engine, start = Engine(tiny_sit(), device="cpu"), torch.rand(1, 4, 6, 10)
-    with pytest.warns(PlanWarning, match="begins at level 1, pure noise, where the latents given do not count"):
+    with pytest.warns(PlanWarning, match="begins at level 1, pure noise, where what it starts from does not count"):
         engine.sample([0], steps=2, seeds=[0], latents=start)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
