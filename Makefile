@@ -33,7 +33,7 @@ help:
 	@echo "make test      the tests that fit into 15 minutes on two cores"
 	@echo "make test-all  those, and the slow sweeps"
 	@echo "make test-oldest  the tests of diffusers' neighbourhood beside the oldest diffusers that pyproject.toml allows"
-	@echo "make lint      style, format and types"
+	@echo "make lint      style, format, types, and that every test can be collected"
 	@echo "make docs      the documents and the API reference as a site, out/site/index.html"
 	@echo "make bench     measure for 12 minutes, beside other implementations, into out/bench; again: go on where it stopped"
 	@echo "make gpu       one visit to a GPU, 10 minutes at most, into out/gpu; again: go on where it stopped"
@@ -87,11 +87,13 @@ test-oldest:
 	sed -e 's/^diffusers==.*/diffusers==$(OLDEST)/' -e 's/^huggingface_hub==.*/huggingface_hub==1.33.0/' constraints.txt > out/oldest.txt
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=out/oldest.txt PYTEST_ARGS="$(or $(PYTEST_ARGS),$(OLDEST_TESTS))"
 
+# a test that cannot be imported is found in seconds here, in the tests after all the others
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python bench/links.py out/links > /dev/null
 	cd out/links && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+	$(BIN)/pytest --collect-only -qq --disable-warnings
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

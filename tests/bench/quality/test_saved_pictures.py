@@ -13,7 +13,7 @@ from segue.bench.quality.saved_scores import score_saved
 from segue.bench.rows import read_rows
 from segue.bench.scores.extractors import colour_statistics
 from segue.bench.scores.judge import Judge
-from segue.engine.cli.npz_file import NpzFile, Shard, to_pixels
+from segue.engine.cli.npz_file import NpzFile, Shard
 from segue.engine.images import latents_to_images, save_png
 from segue.training.data.herbarium import Herbarium
 from segue.training.data.species import SPECIES
@@ -29,6 +29,10 @@ JUDGE = Judge("colours", colour_statistics, logits)
 def drawn(seed: int, count: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, 6, 10, generator=generator) * 2 - 1, torch.randint(0, 3, (count,), generator=generator)
+
+
+def to_pixels(pictures: torch.Tensor) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in latents_to_images(pictures)])
 
 
 def as_read(pictures: torch.Tensor) -> torch.Tensor:
