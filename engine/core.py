@@ -168,9 +168,7 @@ class EngineCore:
         sigma = plan.solver.first_level(float(plan.sigmas[0]))
         latents = self.check_noise(plan, latents, len(noise), "latents")
         if sigma >= 1:
-            warn_caller(
-                "the run begins at level 1, pure noise, where what it starts from does not count: begin lower"
-            )
+            warn_caller("the run begins at level 1, pure noise, where what it starts from does not count: begin lower")
         return sigma * noise.float() + (1 - sigma) * latents.float().to(noise.device)
 
     def prepare(self, plan: Plan, conditions: Mapping[str | int, Any], seeds: Sequence[int], state: Tensor) -> Program:

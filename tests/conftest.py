@@ -20,9 +20,9 @@ hypothesis.settings.load_profile("segue")
 def pytest_configure():
     """Processes of their own interpret kernels: without what the interpreter does again and again."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        from quick_interpreter import replace_once
+        from quick_interpreter import make_quick
 
-        replace_once()
+        make_quick()
 
 
 def pytest_runtest_logreport(report):

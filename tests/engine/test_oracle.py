@@ -9,6 +9,7 @@ import pytest
 import torch
 from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows, path_of
 from random_rules import SOLVERS, made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
+from sweeps import first_fast
 
 from segue import Engine, Guidance
 from segue.engine.planning.compile import Request, compile_batch
@@ -93,7 +94,7 @@ def check_counts(engine: Engine, plan, counters: dict, batch: int, labels, seeds
     return program.x.clone()
 
 
-@pytest.mark.parametrize("chunk", range(10))
+@pytest.mark.parametrize("chunk", first_fast(range(10), 3))
 def test_random_plans_equal_the_naive_sampler(engines, chunk):
     check_random_plans(engines, range(chunk * CASES // 10, (chunk + 1) * CASES // 10))
 
@@ -183,7 +184,7 @@ def random_batch(rng: random.Random, spec, steps: int, batch: int):
     return [one + rng.choice([Guidance(), corrections][missing:]) for one in rules]
 
 
-@pytest.mark.parametrize("chunk", range(3))
+@pytest.mark.parametrize("chunk", first_fast(range(3)))
 def test_random_rules_of_the_samples_of_one_batch(engines, chunk):
     """Each sample is what the naive sampler makes of its own rule alone; the work done is the work planned."""
     for case in range(chunk * BATCH_CASES // 3, (chunk + 1) * BATCH_CASES // 3):
@@ -221,7 +222,7 @@ def random_requests(rng: random.Random, engine: Engine, batch: int) -> list[Requ
     return requests
 
 
-@pytest.mark.parametrize("chunk", range(3))
+@pytest.mark.parametrize("chunk", first_fast(range(3)))
 def test_requests_that_come_and_go_in_one_batch(engines, chunk):
     """Samples of other rules, solvers and step counts share the steps, each from its own beginning to its own end."""
     for case in range(chunk * BATCH_CASES // 3, (chunk + 1) * BATCH_CASES // 3):

@@ -75,7 +75,15 @@ def packed_pipeline():
     return tiny_pipeline(seed=21, **SMALL)
 
 
-@pytest.mark.parametrize(("make", "runs"), [(lora_pipeline, RUNS), (offloaded_pipeline, 5), (packed_pipeline, 5)])
+@pytest.mark.parametrize(
+    ("make", "runs"),
+    [
+        (lora_pipeline, 5),
+        pytest.param(lora_pipeline, RUNS, marks=pytest.mark.slow),
+        (offloaded_pipeline, 5),
+        (packed_pipeline, 5),
+    ],
+)
 def test_runs_side_by_side_equal_those_drawn_alone(make, runs):
     pipe = make()
     forward = vars(pipe.transformer).get("forward")

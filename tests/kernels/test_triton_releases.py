@@ -55,7 +55,7 @@ def test_an_interpreter_that_would_fail_is_not_available(monkeypatch):
 def test_interpreted_cases_skip_with_the_reason(monkeypatch):
     monkeypatch.setattr(fresh_process, "interpreter_obstacle", lambda triton, numpy: "no loops")
     with pytest.raises(pytest.skip.Exception, match="no loops"):
-        fresh_process.run_cases(Path("missing_cases.py"), interpret=True)
+        fresh_process.run_cases([Path("missing_cases.py")], interpret=True)
 
 
 def test_doctor_says_it(monkeypatch):
