@@ -1,5 +1,6 @@
 """The bench reports what fp8 changes, and names it where it cannot run."""
 
+import pytest
 import torch
 from tiny_models import tiny_sit
 
@@ -10,6 +11,7 @@ from segue.engine.core import EngineCore
 from segue.kernels.contracts import FP8_STEP
 
 
+@pytest.mark.slow
 def test_the_step_suite_reports_the_error(make_session, flop_timer):
     session = make_session(flop_timer, models=("sit-s/2@64:64",))
     run_suite("step", session)

@@ -62,6 +62,7 @@ def test_a_peer_that_fails_or_draws_something_else_is_left_out(monkeypatch, sit,
     assert said in lines[0]
 
 
+@pytest.mark.slow
 def test_half_precision_does_not_reject_a_peer_for_its_rounding():
     """A trained model in bfloat16: four guided calls with a state in half precision end in another picture."""
     pytest.importorskip("diffusers")

@@ -95,6 +95,7 @@ def test_a_gate_runs_every_branch_that_is_timed():
     assert gate_plan(workload, model.rule("sgg"), 28).calls == 4
 
 
+@pytest.mark.slow
 def test_half_precision_stages_are_judged_against_single(make_session, flop_timer):
     session = make_session(flop_timer, models=("sit-s/2@64:64",), repetitions=1, dtype="bfloat16", steps=4)
     run_suite("step", session)
@@ -325,6 +326,7 @@ def test_the_kernels_of_the_engine_are_a_stage_on_the_cpu_too(monkeypatch, fused
     assert any(line.startswith("stage fused kernels: not run, ") for line in lines) is not fused
 
 
+@pytest.mark.slow
 def test_the_step_suite_shows_what_reused_directions_save_and_their_error(make_session, flop_timer):
     """Time is arithmetic: after the other stages and alone beside the exact engine, reuse gains what its plan saves."""
     session = make_session(flop_timer, models=("sit-s/2@64:64",), steps=4, repetitions=1)
@@ -342,6 +344,7 @@ def test_the_step_suite_shows_what_reused_directions_save_and_their_error(make_s
     assert 0 < errors[REUSE_ALONE] < 1
 
 
+@pytest.mark.slow
 def test_the_scaling_suite_finds_the_exponents_of_the_work(monkeypatch, make_session, flop_timer):
     """FLOPs grow with batch and calls to the power 1, and with tokens slightly more than that."""
     monkeypatch.setattr(scaling, "BATCHES", (1, 3))

@@ -17,6 +17,7 @@ from segue.engine.rules.correction import Correction
 from segue.engine.rules.guidance import Term, Weight
 from segue.kernels.philox import normal_noise
 
+pytestmark = pytest.mark.filterwarnings("ignore::segue.PlanWarning")  # random rules have windows without a step
 CASES, BATCH_CASES, COSINE_CASES = 300, 36, 14
 # fp32 against fp64, relative to the largest value: up to 60 calls of a network, rounding 6e-8, guidance gains up to 5
 RELATIVE_ERROR = 2e-5

@@ -91,11 +91,6 @@ def test_every_operation_has_operands_here():
     assert set(OPERANDS) == set(compiled.FUNCTIONS)
 
 
-@pytest.mark.usefixtures("compiler")
-def test_the_residual_norm_equals_the_reference_and_writes_into_the_state(normal):
-    check("residual_modulated_norm", OPERANDS["residual_modulated_norm"](normal))
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", OPERANDS)

@@ -99,6 +99,7 @@ def test_rows_that_are_held_get_their_picture_and_it_is_drawn_once(environment, 
     assert link not in efdit_content(held, drawn, options.variants, "segue reproduce efdit").text()
 
 
+@pytest.mark.slow
 def test_networks_that_are_trained_are_drawn_by_the_numbers_of_the_base(tmp_path):
     """Also those without a head; in the rows as they were drawn.  Full attention is trained as long as ProbSparse."""
     options, said = EFDiTOptions(20, 1, 1, "sgg-exit", tuning=1, training=1, seeds=1, parts=("attention", "tiers")), []

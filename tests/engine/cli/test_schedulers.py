@@ -5,6 +5,7 @@ import json
 import diffusers
 import pytest
 from PIL import Image, ImageChops
+from sweeps import first_fast
 from tiny_sd3 import tiny_pipeline
 from typer.testing import CliRunner
 
@@ -53,7 +54,7 @@ def identical(first: Image.Image, second: Image.Image) -> bool:
     return first.size == second.size and ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox() is None
 
 
-@pytest.mark.parametrize("name", ["sde", "stochastic", "inverted"])
+@pytest.mark.parametrize("name", first_fast(["sde", "stochastic", "inverted"]))
 def test_pictures_are_those_of_generate_and_are_drawn_again(segue, folder, tmp_path, name):
     """By the scheduler of then, whatever the pipeline has by now."""
     summary = json.loads(segue(name, "sample", *DRAW, "--json").stdout)
