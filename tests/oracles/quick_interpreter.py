@@ -7,6 +7,7 @@ the language.  What is computed and what is refused stays as it is.
 
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from operator import add, mul, sub
 from typing import Any
 
@@ -66,7 +67,7 @@ def numpy_types_kept() -> Callable[[Any], np.dtype]:
 
 @cache
 def shape_and_size(shape: tuple[int, ...]) -> tuple[core.tuple, core.constexpr]:
-    return core.tuple([core.constexpr(length) for length in shape]), core.constexpr(int(np.prod(shape)))
+    return core.tuple([core.constexpr(length) for length in shape]), core.constexpr(prod(shape))
 
 
 def tensor(self, handle, type) -> None:
