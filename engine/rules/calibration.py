@@ -78,7 +78,8 @@ class Calibration:
         """Raise ``ValueError`` for other networks; ``weights`` as :func:`segue.models.fingerprint.rounded_fingerprint`."""
         if weights != self.weights:
             raise ValueError(
-                f"the calibration was made for {self.model} with weights {self.weights}, and this is {model} with {weights}"
+                f"the calibration was made for {self.model} with weights and attention {self.weights}, "
+                f"and this is {model} with {weights}"
             )
 
     def to_dict(self) -> dict[str, Any]:

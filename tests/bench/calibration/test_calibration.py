@@ -214,7 +214,7 @@ def refusals(engine, made):
     other = Engine(tiny_sit(9), device="cpu")
     rule = RULE.calibrated(made)
     return {
-        "model": (lambda: other.plan(rule, steps=STEPS), f"made for tiny with weights {made.weights}, and this is tiny with"),
+        "model": (lambda: other.plan(rule, steps=STEPS), f"tiny with weights and attention {made.weights}, and this is tiny"),
         "rule": (lambda: CFG(2.0).calibrated(made), "made for the rule sgg:.*, and this one is cfg:scale=2"),
         "steps": (
             lambda: engine.plan(rule, steps=STEPS + 1),
