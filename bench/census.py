@@ -23,6 +23,7 @@ from segue.kernels.launch_cost import MEMORY, launch_cost
 from segue.kernels.triton_runtime import Chip, Launch, trace_launches
 from segue.models.registry import make_network
 from segue.models.spec import ModelSpec
+from segue.models.unallocated import unallocated
 
 from .aten_kernels import aten_kernels, attention_kernels, dtype_text
 from .cards import Card
@@ -133,7 +134,7 @@ def take_census(
 
 def meta_network(spec: ModelSpec, dtype: torch.dtype, linears: str = "native") -> nn.Module:
     """A network without weights, its block linears as ``linears`` says."""
-    with META:
+    with unallocated():
         network = make_network(spec)
     return with_linears(network.to(dtype).eval().requires_grad_(False), linears)
 

@@ -15,6 +15,7 @@ from segue.models.mmdit_spec import MMDiTSpec
 from segue.models.parameterization import Parameterization
 from segue.models.registry import make_network
 from segue.models.spec import ModelSpec, SiTSpec
+from segue.models.unallocated import unallocated
 
 from .cases import SCALE, SGG_LAYERS, WEIGHT, BenchModel
 from .ceilings import Ceilings, dtype_name
@@ -111,7 +112,7 @@ def cost_table(names: tuple[str, ...] = TABLE) -> str:
 
 def block_parameters(spec: ModelSpec) -> int:
     """Parameters that every forward reads: all of the network but embedding tables and modulation."""
-    with torch.device("meta"):
+    with unallocated():
         model = make_network(spec)
     modulation = [m for name, m in model.named_modules() if name.endswith("adaLN_modulation")]
     left_out = [*modulation, *(m for m in model.modules() if isinstance(m, nn.Embedding))]

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from .sit import SiT
 from .spec import SiTSpec, positive_integer
+from .unallocated import unallocated
 
 # target -> where it is inside a block
 BLOCK_TARGETS = {
@@ -122,7 +123,7 @@ def merge_adapters(network: nn.Module) -> nn.Module:
     """
     for name, layer, _ in list(adapters(network)):
         owner, _, last = name.rpartition(".")
-        with torch.device("meta"):
+        with unallocated():
             plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         plain.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         plain.bias = layer.bias

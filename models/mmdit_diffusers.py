@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .checkpoint_files import model_name
 from .mmdit import MMDiT
 from .mmdit_spec import MMDiTSpec
+from .unallocated import unallocated
 
 # attribute of a hook that acts on one call of one thread, as a guider puts one there: to all others it is not there
 OF_ONE_CALL = "_segue_of_one_call"
@@ -180,7 +181,7 @@ def diffusers_spec(module: nn.Module) -> MMDiTSpec:
 
 def _empty(module: nn.Module) -> MMDiT:
     """Our network for the module's configuration, on the meta device."""
-    with torch.device("meta"):
+    with unallocated():
         return MMDiT(diffusers_spec(module))
 
 

@@ -24,6 +24,7 @@ from .projectors import TRAINING_ONLY, projector_keys
 from .registry import make_network, read_layout
 from .sit import SiT
 from .spec import SiTSpec
+from .unallocated import unallocated
 
 log = logging.getLogger(__name__)
 SPEC_KEY = "spec"  # entry of the safetensors header that holds the spec as JSON
@@ -131,7 +132,7 @@ def build_network(checkpoint: Checkpoint, layout: Layout) -> tuple[SiT | MMDiT, 
     """The network of a layout, its parameters taken from the checkpoint without initialising or copying them first."""
     if layout.spec.depth > len(checkpoint.tensors):
         raise ValueError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for {layout.spec.depth} blocks")
-    with torch.device("meta"):
+    with unallocated():
         model = make_network(layout.spec)
     tensors, report = _gather(checkpoint, layout, model)
     report.check()
