@@ -1,6 +1,7 @@
 """``segue score``: from options to rows, and the tables of them."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,8 +123,14 @@ def possible(names: Iterable[str], engine: Engine, say: Callable[[str], None]) -
 def equal_cfg(rows: Sequence[Row]) -> list[str]:
     """CFG at the effective scale of every rule that is another: what it must beat to be more than a stronger guidance."""
     scales = {row.variant: row.value for row in rows if row.metric == EFFECTIVE}
-    others = [scale for rule, scale in scales.items() if rule != UNGUIDED and not rule.startswith("cfg:scale=")]
+    others = [scale for rule, scale in scales.items() if rule != UNGUIDED and plain_scale(rule) is None]
     return list(dict.fromkeys(f"cfg:scale={scale:.2f}".rstrip("0").rstrip(".") for scale in others if scale > 1.005))
+
+
+def plain_scale(rule: str) -> float | None:
+    """The scale of a rule that is CFG and nothing else; None where it has a window, another term or a correction."""
+    found = re.fullmatch(r"cfg:scale=([\d.]+)", rule)
+    return None if found is None else float(found[1])
 
 
 def default_batch(engine: Engine) -> int:

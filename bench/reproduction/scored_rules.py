@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..quality.interval import interval_of
 from ..quality.judges import short_name
 from ..quality.rows import metric_by
-from ..quality.score_command import equal_cfg
+from ..quality.score_command import equal_cfg, plain_scale
 from ..quality.tables import TITLES, interval_text, judged_metrics, metric_title, values_by_rule
 from ..quality.trial import parse_case
 from ..rows import Row
@@ -16,6 +16,7 @@ from ..tables import GUIDED, markdown_table
 from .page import LEAST
 
 SIGNS = {ACCURACY: 1, FRECHET: -1}  # which way is better
+NEAR = 0.01  # of effective scales: far below what 960 samples tell apart
 BETTER, WORSE, LEVEL = "better", "worse", "not apart"
 
 
@@ -51,9 +52,17 @@ class ScoredRules:
         return None if row is None else interval_of(row)
 
     def equal(self, rule: str) -> str | None:
-        """CFG at the effective scale of a rule; None where that is its own, or none above 1."""
+        """CFG at the effective scale of a rule, or one that was scored within :data:`NEAR` of it.
+
+        None where that is its own, or none above 1.
+        """
         row = self.table.get(rule, {}).get(EFFECTIVE)
-        return None if row is None else next(iter(equal_cfg([row])), None)
+        wanted = None if row is None else next(iter(equal_cfg([row])), None)
+        if row is None or wanted is None or self.has(wanted):
+            return wanted
+        scales = {other: scale for other in self.table if self.has(other) and (scale := plain_scale(other)) is not None}
+        near = {other: away for other, scale in scales.items() if (away := abs(scale - row.value)) <= NEAR}
+        return min(near, key=lambda other: near[other], default=wanted)
 
     def line(self, name: str, rule: str) -> list[str]:
         """The cells of a rule: cost, effective scale, the scores."""

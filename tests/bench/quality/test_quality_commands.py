@@ -122,8 +122,10 @@ def test_a_weaker_network_of_its_own_file_guides_and_usual_numbers_are_named(seg
 def test_cfg_at_the_effective_scale_of_a_rule_is_scored_beside_it(segue, tmp_path, monkeypatch, environment):
     form = RowForm(environment, "a model", "float32")
     scales = {"none": 1.0, "cfg:scale=3": 3.0, "sgg": 1.4967, "exit": 1.3, "ag": 0.9, "slg": 1.302}
+    scales |= {"cfg:scale=1.77 + tcfg": 1.394, "cfg:scale=2.7,window=sigma:0.44,0.8": 1.61}  # which are not CFG at that number
     rows = [form.row(rule, "effective scale", "scale", once(scale)) for rule, scale in scales.items()]
-    assert equal_cfg(rows) == ["cfg:scale=1.5", "cfg:scale=1.3"]  # of equal ones one, and none below unguided
+    # of equal ones one, and none below unguided
+    assert equal_cfg(rows) == ["cfg:scale=1.5", "cfg:scale=1.3", "cfg:scale=1.39", "cfg:scale=1.61"]
     monkeypatch.setattr("segue.bench.quality.score_command.equal_cfg", lambda rows: ["cfg:scale=1.7"])
     segue("score", "-g", "none", "-g", "exit:weight=0.8,layer=4", "--beside-cfg", *SMALL, *PANEL)
     found = {row.variant for row in read_rows(tmp_path / "rows.jsonl")}

@@ -97,14 +97,23 @@ def test_a_page_shows_each_rule_at_its_best_strength(environment):
     assert not best_texts(made_up_scores(environment, few, "textures"), rules)
 
 
-def test_cfg_at_the_effective_scale_stands_below_a_rule_where_it_was_scored(environment):
+@pytest.mark.parametrize("effective", [2.0, 1.991, 2.009])
+def test_cfg_at_the_effective_scale_stands_below_a_rule_where_it_was_scored(environment, effective):
+    """At a hundredth of it as well."""
     rows = made_up_scores(environment, CASE, "textures")
-    scale = RowForm(environment, CASE, "float32").row("slg:weight=1,layers=1", EFFECTIVE, "x", once(2.0))
+    scale = RowForm(environment, CASE, "float32").row("slg:weight=1,layers=1", EFFECTIVE, "x", once(effective))
     slg = [Swept("slg", {1.0: "slg:weight=1,layers=1"})]
     alone, beside = (rules_content(found, slg, CASE, "segue draw", None).parts for found in (rows, [*rows, scale]))
     assert "cfg:scale=2" not in alone[1] and "better" not in alone[2:]
     assert beside[1].splitlines()[3].startswith("| &nbsp;&nbsp;cfg:scale=2 |  | 2.00x |")
     assert "- FD by textures: worse `slg:weight=1,layers=1`." in beside[3]
+
+
+def test_cfg_at_another_scale_is_none_of_a_rule(environment):
+    rows = made_up_scores(environment, CASE, "textures")
+    rows.append(RowForm(environment, CASE, "float32").row("slg:weight=1,layers=1", EFFECTIVE, "x", once(2.016)))
+    parts = rules_content(rows, [Swept("slg", {1.0: "slg:weight=1,layers=1"})], CASE, "segue draw", None).parts
+    assert "cfg:scale=2" not in parts[1] and any(part.startswith("Without CFG") for part in parts)
 
 
 def test_a_rule_whose_equal_was_not_scored_is_named(environment):
