@@ -106,7 +106,7 @@ def _published(h: float, nodes: Sequence[float], midpoint: bool) -> np.ndarray:
 
     That of the authors' code, diffusers and k-diffusion alike: the error falls as one of second order, from a smaller constant.
     """
-    if len(nodes) < 3:
+    if len(nodes) < 3 or math.isinf(h):
         return _weights(h, nodes, saturating if midpoint else None)
     _, first, second = nodes
     products = np.array([first * second, first * (first - second), second * (second - first)])

@@ -151,7 +151,7 @@ def PowerLawCFG(alpha: Numbers = 0.9) -> Guidance:
 
 @dataclass(frozen=True)
 class NormalizedBeta(Correction):
-    """beta-CFG: the direction divided by a power of its norm, the scale along the steps by a beta density."""
+    """beta-CFG: the scale divided by a power of the direction's norm, and along the steps by a beta density."""
 
     a: Number
     b: Number

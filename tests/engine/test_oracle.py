@@ -7,18 +7,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from correction_texts import ON_CFG, PLAIN
 from naive_sampler import NaiveSampler, distinct_evaluations, executed_rows, path_of
-from random_rules import SOLVERS, made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
+from random_rules import SOLVERS, made_engines, random_channels, random_corrections, random_plan, random_solver, random_terms
 from sweeps import first_fast
 
-from segue import Engine, Guidance
+from segue import Engine, Guidance, parse_rule
 from segue.engine.planning.compile import Request, compile_batch
 from segue.engine.rules.correction import Correction
 from segue.engine.rules.guidance import Term, Weight
 from segue.kernels.philox import normal_noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::segue.PlanWarning")  # random rules have windows without a step
-CASES, BATCH_CASES, COSINE_CASES = 300, 36, 14
+CASES, FAST_CHUNKS, BATCH_CASES, COSINE_CASES = 300, 4, 36, 14
 # fp32 against fp64, relative to the largest value: up to 60 calls of a network, rounding 6e-8, guidance gains up to 5
 RELATIVE_ERROR = 2e-5
 
@@ -95,13 +96,39 @@ def check_counts(engine: Engine, plan, counters: dict, batch: int, labels, seeds
     return program.x.clone()
 
 
-@pytest.mark.parametrize("chunk", first_fast(range(10), 3))
+@pytest.mark.parametrize("chunk", first_fast(range(10), FAST_CHUNKS))
 def test_random_plans_equal_the_naive_sampler(engines, chunk):
     check_random_plans(engines, range(chunk * CASES // 10, (chunk + 1) * CASES // 10))
 
 
+def test_the_first_cases_have_every_correction_where_it_acts(engines):
+    """Those of a reference where that is live; new ones must be drawn too."""
+    acting: set[type] = set()
+    for case in range(FAST_CHUNKS * CASES // 10):
+        guidance, plan = random_run(random.Random(case), engines[case % len(engines)][0], case)
+        references = {i for i, branch in enumerate(plan.branches) if branch.condition != "cond"}
+        live = any(references & {*own} for own in plan.live)
+        acting |= {type(correction) for correction in guidance.corrections if live or not correction.needs_reference}
+    numbers = ON_CFG | {"perp-neg": ""}
+    named = (parse_rule(f"{PLAIN} + {name}:{numbers[name]}" if numbers[name] else f"{PLAIN} + {name}") for name in numbers)
+    assert acting == {type(rule.guidance.corrections[-1]) for rule in named}
+
+
 def test_random_plans_on_the_cosine_path(cosine_engines):
     check_random_plans(cosine_engines, range(COSINE_CASES))
+
+
+def random_run(rng: random.Random, engine: Engine, case: int):
+    """The rule and the plan of a case; every tenth may have 60 steps."""
+    spec, solver = engine.spec, rng.choice(SOLVERS)
+    steps = rng.choice((1, 1, 2, 3, 5, 8, 13, 60 if case % 10 == 0 else 4))
+    guidance = random_terms(rng, spec, steps, random_channels(rng))
+    guidance += random_corrections(rng, guidance, spec)
+    if spec.prediction == "epsilon" and rng.random() < 0.3 and not guidance.zero_steps:
+        solver = "ddpm"
+    if spec.prediction == "epsilon" and solver == "dpm++sde":
+        solver = "lcm"  # the other calls between the levels of a chain
+    return guidance, random_plan(rng, engine, guidance, steps, solver)
 
 
 def check_random_plans(engines, cases: range) -> None:
@@ -109,19 +136,9 @@ def check_random_plans(engines, cases: range) -> None:
     for case in cases:
         rng = random.Random(case)
         engine, doubles = engines[case % len(engines)]
-        spec = engine.spec
-        steps = rng.choice((1, 1, 2, 3, 5, 8, 13, 60 if case % 10 == 0 else 4))
-        solver, batch = rng.choice(SOLVERS), rng.randint(1, 5)
-        channels = rng.choice((None, None, None, 2))  # one choice per case: terms on one branch must agree
-        guidance = sum((random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3))), Guidance())
-        guidance = random_reuse(rng, guidance, steps)
-        guidance += random_corrections(rng, guidance, spec)
-        if spec.prediction == "epsilon" and rng.random() < 0.3 and not guidance.zero_steps:
-            solver = "ddpm"
-        if spec.prediction == "epsilon" and solver == "dpm++sde":
-            solver = "lcm"  # the other calls between the levels of a chain
-        plan = random_plan(rng, engine, guidance, steps, solver)
-        schedule = plan.schedule
+        spec, batch = engine.spec, rng.randint(1, 5)
+        guidance, plan = random_run(rng, engine, case)
+        schedule, solver, steps = plan.schedule, plan.solver.name, len(plan.schedule.sigmas) - 1
         labels = [rng.randrange(spec.num_classes) for _ in range(batch)]
         seeds = [rng.randrange(2**40) for _ in range(batch)]
         noise = torch.randn(batch, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(case))
@@ -169,16 +186,11 @@ def random_numbers(rng: random.Random, guidance: Guidance, batch: int) -> Guidan
 
 def random_batch(rng: random.Random, spec, steps: int, batch: int):
     """A rule with numbers for every sample, or a rule for every sample, with corrections of one kind where they fit."""
-    channels = rng.choice((None, None, None, 2))
-
-    def rule() -> Guidance:
-        terms = (random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3)))
-        return random_reuse(rng, sum(terms, Guidance()), steps)
-
+    channels = random_channels(rng)
     if rng.random() < 0.5:
-        one = rule()
+        one = random_terms(rng, spec, steps, channels)
         return random_numbers(rng, one + random_corrections(rng, one, spec), batch)
-    rules = [rule() for _ in range(batch)]
+    rules = [random_terms(rng, spec, steps, channels) for _ in range(batch)]
     corrections = random_corrections(rng, sum(rules, Guidance()), spec)
     # which every rule with a reference must have, where none of a kind changes nothing
     missing = any(type(correction).neutral() is None for correction in corrections.corrections)

@@ -1,5 +1,7 @@
 """Reused guidance directions.  That the numbers and the counted work are those of the plan, the random-plan oracle shows."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,29 @@ def test_coefficients_are_those_of_the_polynomial_through_the_last_directions(or
             np.testing.assert_allclose(found[nodes], expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
             assert np.isclose(used.sum(), 1.0) and tables.oldest[call, 0] == nodes[0]
             assert tables.place[call, 0] == tables.place[kept[-1], 0]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_the_coefficients_of_a_plan_on_a_random_schedule_are_lagranges(engine, order, seed):
+    """Read from the plan's own table, against products of differences in fp64."""
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        steps = int(rng.integers(order + 2, 16))
+        sigmas = (1.0, *np.sort(rng.uniform(0.02, 0.98, steps - 1))[::-1].tolist(), 0.0)
+        calls = tuple(sorted({1, *(rng.choice(steps, size=steps // 2, replace=False) + 1).tolist()}))
+        reuse = engine.plan(CFG(3.0).reused(calls=calls, order=order), schedule=sigmas).reuse
+        place, kept = {}, []  # of a call's direction, while it is there; the calls behind, latest last
+        for call in range(steps):
+            if call + 1 in calls:
+                place = {at: node for at, node in place.items() if at != reuse.place[call, 0]} | {reuse.place[call, 0]: call}
+                kept = [*kept, call][-order - 1 :]
+                continue
+            expected = {
+                node: math.prod((sigmas[call] - sigmas[o]) / (sigmas[node] - sigmas[o]) for o in kept if o != node)
+                for node in kept
+            }
+            found = {place[at]: value for at, value in enumerate(reuse.coefficients[call, 0]) if value}
+            assert found == pytest.approx({node: value for node, value in expected.items() if value}, rel=1e-9)
 
 
 def test_a_direction_that_is_a_line_in_the_level_is_reused_without_error(seed):

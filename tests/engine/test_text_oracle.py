@@ -12,7 +12,7 @@ from sweeps import first_fast
 from tiny_models import randomize
 from torch import Tensor
 
-from segue import CFG, NAG, S2, Guidance, PerturbedLayers, Window, flow_shift
+from segue import APG, CFG, MAMBO, NAG, S2, Guidance, HiGS, PerturbedLayers, Rescale, Window, flow_shift
 from segue.engine.core import EngineCore
 from segue.engine.planning.compile import compile_plan
 from segue.engine.rules.branch import Branch
@@ -74,7 +74,7 @@ def random_nag(rng: random.Random, steps: int, batch: int) -> Guidance:
     """One over the run or a part of it, or two, before and after a step; numbers for each sample or for all."""
 
     def numbers(low: float, high: float):
-        drawn = [rng.choice((low, round(rng.uniform(low, high), 2))) for _ in range(batch)]
+        drawn = [low if rng.random() < 0.15 else round(rng.uniform(low, high), 2) for _ in range(batch)]
         return drawn if rng.random() < 0.5 else drawn[0]
 
     def one(window: Window | None) -> Guidance:
@@ -140,6 +140,40 @@ def check_counts(engine: EngineCore, plan, prompts, x: Tensor) -> Tensor:
     result = program.x.clone()
     engine.release(program)
     return result
+
+
+BESIDE_NAG = {
+    **{kind: PerturbedLayers(1.0, (1, 2), kind=kind) for kind in PERTURBATIONS},
+    "skip": PerturbedLayers(1.0, (1,), kind="skip"),
+    "s2": S2(1.0, share=0.4, seed=3, protected=()),
+    "rescale": Rescale(0.7),
+    "chain": MAMBO(1.0) + APG(-0.5, 2.0, 0.3) + HiGS(1.0, low=0.1),
+}
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)))
+@pytest.mark.parametrize("beside", BESIDE_NAG)
+def test_every_kind_of_branch_and_correction_beside_nag(engines, beside, number):
+    """Perturbed copies of the guided network are guided too."""
+    engine, double = engines[number]
+    rule = NAG(4.0, alpha=0.5, tau=2.0) + CFG(2.0) + BESIDE_NAG[beside]
+    spec, plan = engine.spec, compile_plan(rule, flow_shift(4), "euler", engine.specs)
+    generator = torch.Generator().manual_seed(number)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x = draw(2, spec.channels, spec.height, spec.width)
+    prompts = {
+        name: TextCondition(draw(2, spec.text_tokens, spec.text_dim), draw(2, spec.pooled_dim)) for name in ("cond", "uncond")
+    }
+    found, _ = engine.run(plan, prompts, [0, 0], x)
+    doubles = {name: TextCondition(prompt.context.double(), prompt.pooled.double()) for name, prompt in prompts.items()}
+    for i in range(2):
+        own = {name: TextCondition(prompt.context[i : i + 1], prompt.pooled[i : i + 1]) for name, prompt in doubles.items()}
+        naive = NaiveTextSampler({"main": double}, rule, torch.zeros(1), list(plan.schedule.sigmas), own)
+        expected = naive.run("euler", x[i : i + 1])
+        assert (found[i] - expected[0]).abs().max() < RELATIVE_ERROR * expected.abs().max()
 
 
 @pytest.mark.parametrize("chunk", first_fast(range(3)))

@@ -75,7 +75,7 @@ def outputs(rows, inputs: Inputs, layout: RowLayout, numbers=NUMBERS) -> torch.T
 
 
 # [height, width] of the latent, samples, text tokens: odd token counts, the text shorter and longer than the image
-SIZES = [((6, 10), 1, 13), ((14, 10), 2, 3), ((2, 6), 3, 7), ((6, 6), 2, 1)]
+SIZES = [((6, 10), 1, 13), ((14, 10), 2, 3), ((2, 6), 3, 7), ((6, 6), 2, 1), ((18, 14), 3, 154), ((18, 14), 2, 333)]
 
 
 @pytest.mark.parametrize("kernels", [ON_CPU, REFERENCE], ids=["by parts", "two attentions"])

@@ -79,8 +79,8 @@ def beta(s: Sample, correction, memory: dict) -> Sample:
     p = s.step / (s.steps - 1) if s.steps > 1 else 0.0
     a, b = correction.a, correction.b
     density = p ** (a - 1) * (1 - p) ** (b - 1) * math.gamma(a + b) / (math.gamma(a) * math.gamma(b))
-    guided = s.u + (1 + s.w) * density * s.d / length(s.d) ** correction.gamma
-    return replace(s, d=guided - s.c, w=1.0)
+    # u + (1 + w) f d is c + ((1 + w) f - 1) d: another weight of the same direction
+    return replace(s, w=(1 + s.w) * density / length(s.d) ** correction.gamma - 1)
 
 
 def adg(s: Sample, correction, memory: dict) -> Sample:

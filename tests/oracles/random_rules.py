@@ -42,8 +42,11 @@ from segue import (
 from segue.engine.planning.schedule import Schedule
 from segue.engine.rules.branch import UNCOND
 from segue.engine.rules.correction import FREQUENCIES
+from segue.kernels.attention import PERTURBATIONS
 
 SOLVERS = ("euler", "heun", "dpm++2m", "ab2", "euler-maruyama", "ddim", *textbook_solvers.SOLVERS)
+WEAK = ("skip", "skip", "skip", "perturb", "drop", "exit", "weak")
+KINDS = ("cfg", "cfg", "parent", "label", *WEAK)
 
 
 def made_engines(*specs: dict) -> list[tuple[Engine, dict]]:
@@ -67,11 +70,25 @@ def random_window(rng: random.Random, steps: int) -> Window | None:
     return (Window.sigma if kind == "sigma" else Window.fraction)(low / 100, high / 100)
 
 
-def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> Guidance:
+def random_channels(rng: random.Random) -> int | None:
+    """How many channels a rule guides, mostly all: terms on one branch must agree, also those of other samples."""
+    return rng.choice((None, None, None, 2))
+
+
+def random_terms(rng: random.Random, spec, steps: int, channels: int | None) -> Guidance:
+    """Up to three terms, some with reused directions; often such as corrections of a reference may follow."""
+    if channels is None and rng.random() < 0.75:
+        guided = CFG(round(rng.uniform(1.2, 3.0), 2), window=rng.choice((None, None, random_window(rng, steps))))
+        return sum((random_term(rng, spec, steps, None, WEAK) for _ in range(rng.randint(0, 2))), guided)
+    terms = (random_term(rng, spec, steps, channels) for _ in range(rng.randint(0, 3)))
+    return random_reuse(rng, sum(terms, Guidance()), steps)
+
+
+def random_term(rng: random.Random, spec, steps: int, channels: int | None, kinds: tuple[str, ...] = KINDS) -> Guidance:
     window = random_window(rng, steps)
     weight = rng.choice((0.0, round(rng.uniform(-0.5, 2.0), 2), lambda sigma: 1.5 * sigma * (1 - sigma)))
     delta = 0.0 if callable(weight) or weight == 0.0 else rng.choice((0.0, 0.5, -0.3))
-    kind = rng.choice(("cfg", "cfg", "parent", "label", "skip", "skip", "skip", "perturb", "drop", "exit", "weak"))
+    kind = rng.choice(kinds)
     if kind in ("cfg", "parent", "label"):
         condition = {"cfg": "uncond", "parent": "parent", "label": rng.randrange(spec.num_classes)}[kind]
         if kind == "cfg" and rng.random() < 0.2:
@@ -88,10 +105,7 @@ def random_term(rng: random.Random, spec, steps: int, channels: int | None) -> G
     layers = tuple(rng.sample(range(spec.depth), rng.choice((0, 1, 1, 2, 2, 3, spec.depth))))
     if kind == "skip":
         return SkipLayer(weight, layers, delta=delta, window=window)
-    perturbation = rng.choice(
-        ("attention_identity", "attention_identity_image", "attention_skip", "attention_blur", "attention_shuffle")
-    )
-    return PerturbedLayers(weight, layers, kind=perturbation, delta=delta, window=window)
+    return PerturbedLayers(weight, layers, kind=rng.choice(PERTURBATIONS), delta=delta, window=window)
 
 
 def random_reuse(rng: random.Random, guidance: Guidance, steps: int) -> Guidance:
@@ -107,7 +121,7 @@ def random_reuse(rng: random.Random, guidance: Guidance, steps: int) -> Guidance
 
 def random_corrections(rng: random.Random, guidance: Guidance, spec) -> Guidance:
     """None, or some that the terms and the network allow; reused directions rule out those that act on a term."""
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         return Guidance()
     others = {term.branch for term in guidance.terms if term.branch.condition != "cond"}
     exact = all(term.channels is None and term.reuse.is_exact for term in guidance.terms)

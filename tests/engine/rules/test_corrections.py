@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from correction_texts import ON_CFG, PLAIN
 from naive_draws import waving_classifier
 from naive_sampler import NaiveSampler
 from recorded_captures import Recorder
@@ -39,8 +40,10 @@ from segue import (
     SkipLayer,
     SpectralRefine,
     Window,
+    parse_rule,
 )
 from segue.engine.rules.correction import CallLevels
+from segue.engine.rules.rule_names import NAMES
 
 LABELS, SEEDS = [0, 3, 5], [7, 8, 9]
 # each with other numbers of the same kind
@@ -60,6 +63,12 @@ CORRECTIONS = {
     "energy": (EnergyPreserving(1.0), EnergyPreserving(0.3)),
     "refine": (SpectralRefine(0.4, 0.3, 0.8), SpectralRefine(0.1, 0.5, 0.6)),
     "higs": (HiGS(1.5, 0.5, 0.1, 0.9, 0.5, 0.1), HiGS(0.5, 0.75, 0.2, 0.95, 1.0, 0.3)),
+    "tsr": (TSR(0.9, 1.5), TSR(1.05, 2.0)),
+    "epsilon": (EpsilonScaling(1.02), EpsilonScaling(0.98)),
+    "chain": (
+        FDG(0.4, 2) + MAMBO(2.0) + BetaCFG(2.0, 2.0, 0.3) + APG(-0.5, 2.0, 0.3) + ADG(0.6),
+        FDG(0.8, 2) + MAMBO(4.0) + BetaCFG(1.0, 2.0, 0.1) + APG(0.3, 1.0, 0.0) + ADG(0.9),
+    ),
     "four": (
         FreSca(0.5, 1.5, 0.3) + TCFG() + Rescale(0.5) + HiGS(1.0, low=0.1),
         FreSca(0.9, 1.1, 0.5) + TCFG() + Rescale(0.1) + HiGS(0.2, low=0.3),
@@ -98,6 +107,27 @@ def test_a_correction_equals_that_of_the_naive_sampler(engine, name, which):
         size = expected.abs().max()
         assert (found - expected).abs().max() < 2e-5 * size
         assert (plain - expected).abs().max() > 1e-3 * size, "the correction does something"
+
+
+@pytest.mark.parametrize("weak", ["slg:weight=0.7,layers=1,3", "exit:weight=0.5,layer=2"], ids=["slg", "exit"])
+@pytest.mark.parametrize("name", ON_CFG)
+def test_a_weak_branch_beside_a_correction_equals_that_of_the_naive_sampler(engine, name, weak):
+    """What a correction of the reference makes of its direction leaves the other terms as they are."""
+    double = {"main": copy.deepcopy(engine.models["main"]).double()}
+    correction = f"{name}:{ON_CFG[name]}" if ON_CFG[name] else name
+    rule, alone = (parse_rule(" + ".join(terms)).guidance for terms in ((PLAIN, weak, correction), (PLAIN, correction)))
+    plan = engine.plan(rule, steps=6)
+    noise = engine.draw_noise(plan, SEEDS)
+    found, without = (engine.sample(LABELS, own, steps=6, noise=noise).latents for own in (rule, alone))
+    expected = NaiveSampler(double, rule, torch.tensor(LABELS), list(plan.schedule.sigmas)).run("euler", noise, None)
+    size = expected.abs().max()
+    assert (found - expected).abs().max() < 2e-5 * size
+    assert (without - expected).abs().max() > 1e-3 * size, "the weak branch does something"
+
+
+def test_no_correction_is_left_out():
+    several = {"four", "chain"}
+    assert CORRECTIONS.keys() - several == ON_CFG.keys() == {name for name in NAMES if NAMES[name].correction} - {"perp-neg"}
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)

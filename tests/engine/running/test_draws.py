@@ -172,7 +172,13 @@ def test_a_classifier_that_is_sure_of_the_class_leaves_the_plain_rule(engine, la
         torch.testing.assert_close(found, sample(plain), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("rule", [GFCG(0.0, classifier=SURE), GFCG(0.0, classifier=SURE, form="ag-swap", lag=0), ICG(1.0)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *(GFCG(0.0, classifier=SURE, form=form, lag=lag) for form in ("rival", "cfg-swap", "ag-swap") for lag in (0, 1)),
+        ICG(1.0),
+    ],
+)
 def test_a_weight_of_nothing_is_unguided_to_the_bit(engine, rule):
     plain = engine.sample(LABELS, steps=4, seeds=SEEDS).latents
     assert torch.equal(engine.sample(LABELS, rule, steps=4, seeds=SEEDS).latents, plain)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_corrections import cosine_high, pyramid_low
 
 from segue.engine.running.filters import cosine_high_part, fourier_part, pyramid_part, raised_part
 from segue.kernels.attention import token_order
@@ -24,6 +25,20 @@ def test_refinement_raises_each_frequency_by_its_gain(size, seed):
         expected = torch.fft.ifft2(torch.fft.fft2(x[own]) * gain).real
         assert torch.allclose(x[own] + change[own], expected, atol=1e-6)  # cutoff and beta are fp32
     assert torch.allclose(change.mean((2, 3)), torch.zeros(3, 2, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", ((8, 8), (7, 9), (6, 5), (1, 3)), ids=str)
+def test_low_and_high_parts_are_those_of_the_published_transforms(size, seed):
+    """Of odd and of even sizes: a pyramid of images, the whole Fourier transform, a cosine transform written as its sum."""
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for levels in (2, 3):
+        assert torch.allclose(pyramid_part(x, levels), pyramid_low(x, levels), atol=1e-6)  # matrices in fp32
+    shares = [torch.fft.fftfreq(length, dtype=torch.float64).abs() * 2 for length in size]
+    fourier, cosine = fourier_part(x, CUTOFF.double()), cosine_high_part(x, CUTOFF.double())
+    for own, cutoff in enumerate(CUTOFF.tolist()):
+        kept = (shares[0] <= cutoff)[:, None] & (shares[1] <= cutoff)[None]
+        assert torch.allclose(fourier[own], torch.fft.ifft2(torch.fft.fft2(x[own]) * kept).real, atol=1e-9)
+        assert torch.allclose(cosine[own], cosine_high(x[own], cutoff), atol=1e-9)
 
 
 @pytest.mark.parametrize("made", (pyramid_part, fourier_part, cosine_high_part, raised_part), ids=lambda made: made.__name__)

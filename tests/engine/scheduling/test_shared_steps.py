@@ -8,11 +8,11 @@ import torch
 from counted_rows import counted_rows
 from live_sets import engine_of
 from lone_requests import alone, drawing_of
-from random_rules import made_engines, random_corrections, random_plan, random_reuse, random_solver, random_term
+from random_rules import made_engines, random_channels, random_corrections, random_plan, random_solver, random_terms
 from recorded_captures import Recorder
 from sweeps import first_fast
 
-from segue import CFG, NAG, SGG, Engine, Guidance, PerturbedLayers, Rescale, SkipLayer, Window
+from segue import CFG, NAG, SGG, Engine, PerturbedLayers, Rescale, SkipLayer, Window
 from segue.engine.core import EngineCore
 from segue.engine.scheduling.drawing import Drawing
 from segue.engine.scheduling.lane import why_alone
@@ -46,9 +46,8 @@ def engines():
 
 def random_request(rng: random.Random, engine: Engine) -> Drawing:
     """Any rule and solver, up to eight steps."""
-    steps, channels = rng.choice((1, 2, 3, 5, 8)), rng.choice((None, None, None, 2))
-    terms = (random_term(rng, engine.spec, steps, channels) for _ in range(rng.randint(0, 3)))
-    rule = random_reuse(rng, sum(terms, Guidance()), steps)
+    steps = rng.choice((1, 2, 3, 5, 8))
+    rule = random_terms(rng, engine.spec, steps, random_channels(rng))
     rule += random_corrections(rng, rule, engine.spec)
     plan = random_plan(rng, engine, rule, steps, random_solver(rng, engine))
     return drawing_of(engine, plan, rng.randrange(2**40))
