@@ -9,16 +9,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves what ``torch.nn.init`` would fill as it is.
+    """Leaves tensors of the meta device that ``torch.nn.init`` would fill as they are.
 
-    On the meta device there is nothing to fill, and drawing normal numbers there loads PyTorch's compiler: a second at the
-    start of every command.
+    There is nothing to fill, and drawing normal numbers there loads PyTorch's compiler: a second at the start of every command.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
         options = options or {}
         if getattr(function, "__module__", None) == torch.nn.init.__name__:
-            return options.get("tensor", *arguments[:1])
+            tensor = options.get("tensor", *arguments[:1])
+            if tensor.is_meta:
+                return tensor
         return function(*arguments, **options)
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sweeps import first_fast
 from trajectories import ARCHITECTURES, KERNELS, by_engine, check, drift, eager, errors, exact, start
 
 from segue.engine import core
@@ -22,7 +21,7 @@ SLOW = {"compiled": pytest.mark.slow}
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", first_fast(DTYPES), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_branch_at_a_time_on_differentiable_kernels(architecture, dtype):
     """What the others are compared with, itself bounded."""
@@ -31,7 +30,7 @@ def test_one_branch_at_a_time_on_differentiable_kernels(architecture, dtype):
     assert drift(states, truth).passed
 
 
-@pytest.mark.parametrize("dtype", first_fast(DTYPES), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernels", [pytest.param(name, marks=SLOW.get(name, ())) for name in KERNELS])
 def test_the_engine_on_each_kernel_set(kernels, architecture, dtype):

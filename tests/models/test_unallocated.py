@@ -43,5 +43,7 @@ def test_shapes_and_tables_are_those_of_a_network_with_weights(kind, request):
 def test_elsewhere_weights_are_drawn_as_ever():
     with unallocated():
         nn.Embedding(3, 4)
+        table = nn.init.ones_(torch.zeros(3, device="cpu"))
+    assert table.eq(1).all()
     with torch.device("meta"), pytest.raises(AssertionError, match="a weight was drawn"):
         nn.Embedding(3, 4)
